@@ -1,0 +1,69 @@
+"""Files that are either whole or absent: write beside the goal, then rename.
+
+A killed process leaves at most a hidden temporary file, never half an output. Renaming within a
+folder is atomic on POSIX file systems, so several jobs may write the same idempotent file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+__all__ = ["atomic_path", "write_text", "write_json", "read_json", "sha256_of"]
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    The temporary name is hidden and keeps every suffix of the goal (`.nii.gz`), because writers
+    choose the format by it. Missing parent folders are made.
+    """
+    goal = Path(path)
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    temporary = goal.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{goal.name}")
+    try:
+        yield temporary
+        os.replace(temporary, goal)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 text atomically and return the path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[Any]) -> Path:
+    """Write JSON atomically: two spaces, UTF-8, a final newline; NaN is refused by the encoder."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read JSON; a file that is missing or broken is an `InputError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check that it exists.") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}). Repair or remove it.") from error
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

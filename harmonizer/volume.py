@@ -1,0 +1,225 @@
+"""A `Volume` is what flows through the house: intensities, where they lie, and what is brain.
+
+It is the only reader and writer of NIfTI here. Geometry never leaves its side: every function that
+changes intensities returns `volume.with_data(...)`, so affine and mask are the very same objects.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from .errors import InputError
+from .files import atomic_path
+
+__all__ = ["Volume", "read_volume", "write_volume", "write_mask", "write_labels", "load_nifti"]
+
+AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no voxel corner moves by more than this
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One 3D image on one grid.
+
+    Attributes
+    ----------
+    data : (I, J, K) float32, read-only; scanner units unless said otherwise
+    affine : (4, 4) float64, read-only; voxel indices -> world, mm, RAS+
+    mask : (I, J, K) bool, read-only, or None; True inside the brain. Given, never inferred here.
+
+    Raises
+    ------
+    InputError
+        If `data` is not 3D, the affine is not an invertible (4, 4), or the mask has another shape.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    mask: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _frozen(self.data, np.float32))
+        object.__setattr__(self, "affine", _frozen(self.affine, np.float64))
+        if self.data.ndim != 3:
+            raise InputError(f"expected a 3D volume, got shape {self.data.shape}. Give one 3D image.")
+        if self.affine.shape != (4, 4) or abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
+            raise InputError("expected an invertible (4, 4) affine. Repair the image's header.")
+        if self.mask is not None:
+            object.__setattr__(self, "mask", _frozen(self.mask, np.bool_))
+            if self.mask.shape != self.data.shape:
+                raise InputError(
+                    f"mask of shape {self.mask.shape} does not fit the image of shape "
+                    f"{self.data.shape}. Resample the mask to the image's grid."
+                )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        return self.data.shape  # type: ignore[return-value]
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(3,) voxel size in mm."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+
+    def in_mask(self) -> np.ndarray:
+        """(n,) float32 intensities inside the mask; without a mask that is an `InputError`."""
+        if self.mask is None:
+            raise InputError("this step needs a brain mask and the volume has none. Give a mask.")
+        return self.data[self.mask]
+
+    def with_data(self, data: np.ndarray) -> Volume:
+        """The same grid and mask with other intensities (I, J, K)."""
+        return replace(self, data=data)
+
+    def with_mask(self, mask: np.ndarray | None) -> Volume:
+        """The same intensities with another mask (I, J, K) or none."""
+        return replace(self, mask=mask)
+
+    def same_grid(self, other: Volume) -> bool:
+        """Whether both lie on one grid: equal shape, no corner apart by more than 0.001 mm."""
+        return same_grid(self.shape, self.affine, other.shape, other.affine)
+
+
+def same_grid(
+    shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray
+) -> bool:
+    """Whether two grids agree: equal shape and every corner within 0.001 mm."""
+    if tuple(shape) != tuple(other_shape):
+        return False
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    return float(np.abs((affine - other) @ corners).max()) <= AFFINE_TOLERANCE_MM
+
+
+def _frozen(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """A read-only view in `dtype`; the caller's own array stays writeable."""
+    view = np.asarray(array, dtype=dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def load_nifti(path: str | os.PathLike[str]) -> Any:
+    """Open an image with nibabel; what cannot be opened is an `InputError` that names the file."""
+    try:
+        return nib.load(os.fspath(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. Check the path.") from error
+    except Exception as error:  # nibabel raises many kinds for broken files
+        raise InputError(
+            f"{path}: cannot be opened as an image ({_first_line(error)}). "
+            "Expected NIfTI (.nii or .nii.gz); convert or re-export it."
+        ) from error
+
+
+def read_volume(
+    path: str | os.PathLike[str], mask: str | os.PathLike[str] | None = None
+) -> Volume:
+    """Read an image, and its mask where a path is given.
+
+    Accepts (I, J, K) and (I, J, K, 1). Data are scaled by the header's slope and intercept.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, is not 3D, is empty, or holds NaN or infinity, or if the mask
+        lies on another grid.
+    """
+    image = load_nifti(path)
+    data = _read_data(image, path)
+    volume = Volume(data, image.affine)
+    return volume if mask is None else volume.with_mask(_read_mask(mask, volume))
+
+
+def _read_data(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
+    """(I, J, K) float32 data of an image, with what a stranger's file may get wrong refused."""
+    shape = image.shape[:3] if image.shape[3:] in ((1,), (1, 1)) else image.shape
+    if len(shape) != 3 or min(shape, default=0) < 2:
+        raise InputError(f"{path}: expected one 3D image, got shape {image.shape}. Split or drop it.")
+    try:
+        data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(shape)
+    except Exception as error:  # truncated gzip, short file, odd dtype
+        raise InputError(
+            f"{path}: its voxels cannot be read ({_first_line(error)}). "
+            "The file is probably truncated; copy it again."
+        ) from error
+    if not np.isfinite(data).all():
+        count = int((~np.isfinite(data)).sum())
+        raise InputError(f"{path}: holds {count} NaN or infinite voxels. Repair or exclude the image.")
+    return data
+
+
+def _read_mask(path: str | os.PathLike[str], volume: Volume) -> np.ndarray:
+    image = load_nifti(path)
+    data = _read_data(image, path)
+    if not same_grid(data.shape, image.affine, volume.shape, volume.affine):
+        raise InputError(
+            f"{path}: the mask's grid (shape {data.shape}) is not the image's (shape "
+            f"{volume.shape}, or another affine). Resample the mask to the image."
+        )
+    return data > 0.5
+
+
+def write_volume(
+    path: str | os.PathLike[str], volume: Volume, *, header: Any = None, code: int | None = None
+) -> Path:
+    """Write float32 intensities atomically; bytes depend on the content alone (gzip time 0).
+
+    `header` lends units, qform and sform codes and description of the source image; `code` sets
+    both codes instead (4 = MNI152). The affine is written to the sform, and to the qform as far
+    as a qform can hold it (no shear).
+    """
+    return _write(path, volume.data, volume.affine, header, code)
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    mask: np.ndarray,
+    affine: np.ndarray,
+    *,
+    header: Any = None,
+    code: int | None = None,
+) -> Path:
+    """Write a (I, J, K) mask as uint8 zeros and ones, atomically."""
+    return _write(path, np.asarray(mask, dtype=np.bool_).astype(np.uint8), affine, header, code)
+
+
+def write_labels(
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    affine: np.ndarray,
+    *,
+    header: Any = None,
+    code: int | None = None,
+) -> Path:
+    """Write (I, J, K) integer labels 0..255 as uint8, atomically."""
+    return _write(path, np.asarray(labels).astype(np.uint8), affine, header, code)
+
+
+def _write(
+    path: str | os.PathLike[str], data: np.ndarray, affine: np.ndarray, header: Any, code: int | None
+) -> Path:
+    image = nib.Nifti1Image(np.ascontiguousarray(data), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    q_code, s_code = _codes(header) if code is None else (code, code)
+    image.set_sform(affine, s_code)
+    image.set_qform(affine, q_code, strip_shears=True)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+    return Path(path)
+
+
+def _codes(header: Any) -> tuple[int, int]:
+    """(qform, sform) codes of a source header; an sform code of 0 becomes 1, as we write one."""
+    if header is None:
+        return 1, 1
+    return int(header["qform_code"]) or 1, int(header["sform_code"]) or 1
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
