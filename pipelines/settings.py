@@ -1,0 +1,488 @@
+"""Every choice of a run in one frozen value that can be printed, saved and loaded again.
+
+    defaults  <  configuration file (TOML)  <  command line
+
+`Settings` checks what can be checked without touching the disk; whether folders, labels and devices
+exist is asked in `pipelines.cli`. Relative paths mean the same in a file as on the command line:
+relative to the folder where the app was started; they are kept as absolute paths.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from harmonizer.errors import UsageError, did_you_mean
+
+__all__ = [
+    "LEVELS",
+    "MODALITIES",
+    "SCANNER_FREE",
+    "STAGES",
+    "Settings",
+    "available_cpus",
+    "load_toml",
+    "parse_memory",
+]
+
+STAGES = {  # stage -> the analysis level that it belongs to, in the order of execution
+    "preprocess": "participant",
+    "fit": "group",
+    "harmonize": "participant",
+    "evaluate": "group",
+}
+LEVELS = ("participant", "group")
+MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
+SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
+SKULL_STRIP = ("auto", "force", "skip")
+SCANNER_FREE = "scanner-free"
+RESERVED_DESCS = ("preproc", "brain")
+IMAGE_SUFFIXES = (".nii", ".nii.gz")
+CARD_SUFFIX = ".safetensors"
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use: those that a scheduler left it, not those of the box."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options of one run, validated; a wrong value is a `UsageError` that says what to give.
+
+    Values are converted first, so text paths and TOML arrays may be passed: `Settings("/bids",
+    "/out", ["group"])`.
+    """
+
+    bids_dir: Path
+    """Folder of the raw BIDS dataset; read, never written."""
+    output_dir: Path
+    """Folder of the derivative dataset; jobs of several participants may share it."""
+    levels: tuple[str, ...]
+    """Analysis levels to run: 'participant', 'group' or both."""
+
+    participant_label: tuple[str, ...] = ()
+    """Participants to process, without 'sub-'; empty means all."""
+    session_label: tuple[str, ...] = ()
+    """Sessions to process, without 'ses-'; empty means all."""
+    modalities: tuple[str, ...] = ("T1w",)
+    """Image types to process, each harmonized within itself."""
+    bids_filter_file: Path | None = None
+    """JSON file that narrows the images by entities, per modality."""
+    bids_database_dir: Path | None = None
+    """Folder of a pybids index, made if absent and otherwise opened as it is."""
+    skip_bids_validation: bool = False
+    """Leave out the BIDS validator."""
+    derivatives: dict[str, Path] = field(default_factory=dict, hash=False)
+    """Named folders of precomputed masks and preprocessed images, searched in this order."""
+
+    site_from: str = "auto"
+    """Where a scan's site is read: auto, participants, sessions, ses or sidecar."""
+    site_column: str = "site"
+    """Column of participants.tsv and sessions.tsv that names the site."""
+    site: str | None = None
+    """One site for all scans, whatever the dataset says."""
+
+    stages: tuple[str, ...] = ()
+    """Stages asked for by name; empty means all of the levels (see `planned_stages`)."""
+    backend: str = "histogram_matching"
+    """Name of the harmonization method."""
+    target: tuple[str, ...] = ()
+    """What to aim at: site label, reference images, site card, 'scanner-free'; empty: default."""
+    model: Path | None = None
+    """Folder of a fitted model to apply instead of fitting one."""
+    fit_participants: tuple[str, ...] = ()
+    """Who is used to fit: labels without 'sub-', or column=value; empty means everybody."""
+    skull_strip: str = "auto"
+    """auto: recognise brain-only input; force: always extract; skip: input is brain only."""
+    desc: str = "harmonized"
+    """Value of the desc entity in the names of the harmonized images."""
+    device: str = "auto"
+    """Where networks run: auto, cpu, cuda or cuda:N."""
+    random_seed: int = 1
+    """The one seed of ANTs, numpy and torch, 1 to 2147483647."""
+    sloppy: bool = False
+    """Fast and coarse, for tests only."""
+
+    work_dir: Path = Path("work")
+    """Folder for intermediate results; with it a stopped run resumes."""
+    nprocs: int = field(default_factory=available_cpus)
+    """CPU threads over all processes."""
+    omp_nthreads: int = 1
+    """CPU threads of one process; scans side by side are faster than threads inside one."""
+    mem_gb: float | None = None
+    """Memory limit in GB (1e9 bytes); None means 90 % of the machine's."""
+    use_plugin: Path | None = None
+    """YAML file with Nipype's keys plugin and plugin_args."""
+    stop_on_first_crash: bool = False
+    """Stop at the first failed step instead of finishing the other scans."""
+    dry_run: bool = False
+    """Build the workflows and say what would be done, run nothing."""
+    write_graph: bool = False
+    """Write the workflow's graph under the output's logs folder."""
+    notrack: bool = False
+    """Accepted for habit's sake; nothing is ever sent."""
+    verbose: int = 0
+    """0: progress and warnings; 1: more; 2: everything."""
+    config_file: Path | None = None
+    """The configuration file that these settings were read from."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = _convert(item.name, item.type, getattr(self, item.name))
+            tidy = _TIDY.get(item.name, _unchanged)
+            object.__setattr__(self, item.name, tidy(value))
+        for check in _CHECKS:
+            check(self)
+
+    @property
+    def planned_stages(self) -> tuple[str, ...]:
+        """The stages of this run in order of execution; a given model takes the place of fit."""
+        asked = self.stages or tuple(s for s, level in STAGES.items() if level in self.levels)
+        skipped = {"fit"} if self.model else set()
+        return tuple(stage for stage in STAGES if stage in asked and stage not in skipped)
+
+    @property
+    def target_kind(self) -> str:
+        """'default', 'site', 'images', 'card' or 'scanner-free'; mixtures are a `UsageError`."""
+        kinds = {_target_kind(entry) for entry in self.target} or {"default"}
+        if len(kinds) > 1 or (len(self.target) > 1 and kinds != {"images"}):
+            raise UsageError(
+                f"--target {' '.join(self.target)}: expected one site label, one site card "
+                f"({CARD_SUFFIX}), '{SCANNER_FREE}', or one or more reference images "
+                "(.nii, .nii.gz). Give one kind."
+            )
+        return kinds.pop()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for TOML or JSON: paths as text, tuples as lists, unset options left out."""
+        return {name: _plain(value) for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], origin: str = "settings") -> Settings:
+        """Settings from plain values; an unknown key is a `UsageError` that names `origin`."""
+        _refuse_unknown(values, origin)
+        missing = [name for name in ("bids_dir", "output_dir", "levels") if name not in values]
+        if missing:
+            raise UsageError(f"{origin}: {', '.join(missing)} not given. Add them.")
+        return cls(**values)
+
+    def to_toml(self) -> str:
+        """The settings as TOML text that `--config-file` reads back."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Settings:
+        """Settings from a complete TOML file, such as OUT/logs/settings_*.toml."""
+        return cls.from_dict(load_toml(path), origin=str(path))
+
+
+def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options in a TOML file, hyphens in keys read as underscores.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, is not TOML, or has a key that is not an option.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # pragma: no cover (Python 3.10)
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: is not valid TOML ({error}). Repair it.") from error
+    values = {key.replace("-", "_"): value for key, value in content.items()}
+    _refuse_unknown(values, str(path))
+    return values
+
+
+_UNITS_GB = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
+MEMORY_RANGE_GB = (0.5, 2000.0)  # outside it, the unit was meant to be another one
+
+
+def parse_memory(text: str, default_unit: str = "G") -> float:
+    """Gigabytes (1e9 bytes) from text such as '16', '16G', '16GB', '16000M'; decimal units.
+
+    >>> parse_memory("16000M")
+    16.0
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"memory {text!r}: expected a number and K, M, G or T, such as 16G.")
+    number, unit = match.groups()
+    return float(number) * _UNITS_GB[unit.upper() or default_unit]
+
+
+def _refuse_unknown(values: Mapping[str, Any], origin: str) -> None:
+    known = {item.name for item in fields(Settings)}
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{origin}: unknown option {key!r}. {did_you_mean(key, known)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+# Conversion: one function for each annotation that occurs above.
+
+
+def _as_path(value: Any) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(_as_text(value))))
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise TypeError("text")
+    return os.fspath(value)
+
+
+def _as_texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError("a list of texts")
+    return tuple(dict.fromkeys(_as_text(item) for item in value))
+
+
+def _as_paths(value: Any) -> dict[str, Path]:
+    if not isinstance(value, Mapping):
+        raise TypeError("a table of names and folders")
+    return {str(name): _as_path(path) for name, path in value.items()}
+
+
+def _exactly(kind: type, word: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if type(value) is not kind:  # bool is an int to isinstance, and must not pass as one
+            raise TypeError(word)
+        return value
+
+    return check
+
+
+def _as_number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError("a number")
+    return float(value)
+
+
+def _or_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "Path": _as_path,
+    "Path | None": _or_none(_as_path),
+    "str": _as_text,
+    "str | None": _or_none(_as_text),
+    "tuple[str, ...]": _as_texts,
+    "dict[str, Path]": _as_paths,
+    "int": _exactly(int, "a whole number"),
+    "bool": _exactly(bool, "true or false"),
+    "float | None": _or_none(_as_number),
+}
+
+
+def _convert(name: str, annotation: Any, value: Any) -> Any:
+    try:
+        return _CONVERTERS[annotation](value)
+    except TypeError as error:
+        raise UsageError(f"{name}: expected {error}, got {value!r}.") from error
+
+
+# Tidying: what may be written in several ways is kept in one.
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _labels(prefix: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """Split at spaces and commas, strip the prefix, drop repetitions."""
+
+    def tidy(entries: tuple[str, ...]) -> tuple[str, ...]:
+        words = (word for entry in entries for word in re.split(r"[\s,]+", entry) if word)
+        return tuple(dict.fromkeys(word.removeprefix(prefix) for word in words))
+
+    return tidy
+
+
+def _strip_sub(entries: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.removeprefix("sub-") for entry in entries))
+
+
+def _absolute_targets(entries: tuple[str, ...]) -> tuple[str, ...]:
+    files = ("images", "card")
+    return tuple(str(_as_path(e)) if _target_kind(e) in files else e for e in entries)
+
+
+_TIDY: dict[str, Callable[[Any], Any]] = {
+    "participant_label": _labels("sub-"),
+    "session_label": _labels("ses-"),
+    "fit_participants": _strip_sub,
+    "target": _absolute_targets,
+}
+
+
+# Checks: each looks at one thing and says what to give instead.
+
+
+def _check_levels(settings: Settings) -> None:
+    _each_of("analysis level", settings.levels, LEVELS)
+    if not settings.levels:
+        raise UsageError("no analysis level given. Give participant, group, or both.")
+
+
+def _check_stages(settings: Settings) -> None:
+    _each_of("--stages", settings.stages, tuple(STAGES))
+    for stage in settings.stages:
+        if STAGES[stage] not in settings.levels:
+            raise UsageError(
+                f"--stages {stage} belongs to the analysis level {STAGES[stage]!r}, and the level "
+                f"given is {' '.join(settings.levels)!r}. Add {STAGES[stage]!r} or drop the stage."
+            )
+    if settings.model and "fit" in settings.stages:
+        raise UsageError("--model brings a fitted model, --stages fit makes one. Drop one of them.")
+
+
+def _check_choices(settings: Settings) -> None:
+    _each_of("--modalities", settings.modalities, MODALITIES)
+    _each_of("--site-from", (settings.site_from,), SITE_SOURCES)
+    _each_of("--skull-strip", (settings.skull_strip,), SKULL_STRIP)
+    if not settings.modalities:
+        raise UsageError(f"--modalities: give one or more of {', '.join(MODALITIES)}.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+        raise UsageError(f"--device {settings.device}: expected auto, cpu, cuda or cuda:N.")
+
+
+def _check_labels(settings: Settings) -> None:
+    for flag, prefix, labels in (
+        ("--participant-label", "sub-", settings.participant_label),
+        ("--session-label", "ses-", settings.session_label),
+    ):
+        for label in labels:
+            if not re.fullmatch(r"[0-9A-Za-z+]+", label):
+                raise UsageError(
+                    f"{flag} {label!r}: a BIDS label has letters and digits only "
+                    f"(give it with or without {prefix!r})."
+                )
+
+
+def _check_desc(settings: Settings) -> None:
+    if not re.fullmatch(r"[0-9A-Za-z]+", settings.desc):
+        raise UsageError(f"--desc {settings.desc!r}: expected letters and digits only.")
+    if settings.desc in RESERVED_DESCS:
+        raise UsageError(
+            f"--desc {settings.desc!r} names our own preprocessed images and masks. Give another."
+        )
+
+
+def _check_site(settings: Settings) -> None:
+    if settings.site and settings.site_from != "auto":
+        raise UsageError("--site forces one site for all, --site-from reads it. Drop one of them.")
+
+
+def _check_target(settings: Settings) -> None:
+    settings.target_kind
+
+
+def _check_fit_participants(settings: Settings) -> None:
+    for entry in settings.fit_participants:
+        if not re.fullmatch(r"[^=]+=.+|[0-9A-Za-z+]+", entry):
+            raise UsageError(
+                f"--fit-participants {entry!r}: expected a participant label, or column=value "
+                "such as group=HC."
+            )
+
+
+def _check_numbers(settings: Settings) -> None:
+    _within("--nprocs", settings.nprocs, 1, 100_000)
+    _within("--omp-nthreads", settings.omp_nthreads, 1, 100_000)
+    _within("--random-seed", settings.random_seed, 1, 2**31 - 1)
+    _within("-v", settings.verbose, 0, 10)
+    if settings.omp_nthreads > settings.nprocs:
+        raise UsageError(
+            f"--omp-nthreads {settings.omp_nthreads} is more than --nprocs {settings.nprocs}: one "
+            "process may not use more threads than all together. Lower it."
+        )
+    low, high = MEMORY_RANGE_GB
+    if settings.mem_gb is not None and not low <= settings.mem_gb <= high:
+        raise UsageError(
+            f"memory of {settings.mem_gb:g} GB: expected {low:g} to {high:g} GB. State the unit: "
+            "--mem 16G, --mem 16000M (without one, --mem and --mem-gb are GB, --mem-mb is MB)."
+        )
+
+
+def _check_folders(settings: Settings) -> None:
+    bids, out, work = (
+        Path(os.path.realpath(path))
+        for path in (settings.bids_dir, settings.output_dir, settings.work_dir)
+    )
+    if out == bids:
+        raise UsageError(
+            f"output folder {out} is the input folder. Give another, such as "
+            f"{bids / 'derivatives' / 'harmonizer'}."
+        )
+    if work == bids or bids in work.parents:
+        raise UsageError(
+            f"work folder {work} lies inside the input folder {bids}, which is never written. "
+            "Give another with -w."
+        )
+    if out in bids.parents:
+        raise UsageError(f"input folder {bids} lies inside the output folder {out}. Give another.")
+
+
+_CHECKS = (
+    _check_levels,
+    _check_stages,
+    _check_choices,
+    _check_labels,
+    _check_desc,
+    _check_site,
+    _check_target,
+    _check_fit_participants,
+    _check_numbers,
+    _check_folders,
+)
+
+
+def _each_of(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for word in given:
+        if word not in known:
+            raise UsageError(f"{what}: {word!r} is not known. {did_you_mean(word, known)}")
+
+
+def _within(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{flag} {value}: expected a whole number from {low} to {high}.")
+
+
+def _target_kind(entry: str) -> str:
+    if entry == SCANNER_FREE:
+        return "scanner-free"
+    if entry.lower().endswith(IMAGE_SUFFIXES):
+        return "images"
+    if entry.endswith(CARD_SUFFIX):
+        return "card"
+    if "/" in entry:
+        raise UsageError(
+            f"--target {entry}: looks like a path, but is neither an image (.nii, .nii.gz) nor a "
+            f"site card ({CARD_SUFFIX}). A site label has no slash."
+        )
+    return "site"
