@@ -1,0 +1,240 @@
+"""Before and after, scan by scan: from two cohorts of images to one table of numbers.
+
+Only one pair of volumes is in memory at a time; a scan leaves behind its quantile functions and a
+handful of numbers, and everything between sites is computed from those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..cohort import Cohort, Scan
+from ..errors import InputError
+from ..volume import Volume
+from . import distribution as dist
+from . import image as near
+from .distribution import QuantileRow, QuantileTable
+from .table import MEASURES, Metric, Metrics
+
+__all__ = ["Evaluation", "evaluate_cohort", "label_tissues", "tissue_values", "scan_features"]
+
+TISSUE_CODES = {"CSF": 1, "GM": 2, "WM": 3}
+CERTAIN = 0.5  # least prior probability of a voxel that speaks for its tissue
+FEATURES = ("mean", "sd", "median", "p05", "p95", "mean_csf", "mean_gm", "mean_wm",
+            "gm_wm_ratio", "csf_wm_ratio")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation leaves behind: the two tables, and the scans without an ``after``."""
+
+    metrics: Metrics
+    quantiles: QuantileTable
+    missing: tuple[str, ...] = ()
+
+
+def evaluate_cohort(
+    before: Cohort,
+    after: Cohort,
+    target: str,
+    *,
+    backend: str = "",
+    priors: Mapping[str, np.ndarray] | None = None,
+    target_quantiles: Mapping[str, np.ndarray] | None = None,
+) -> Evaluation:
+    """Measure every scan before and after harmonization, and the sites against each other.
+
+    Parameters
+    ----------
+    before : preprocessed scans on the template grid.
+    after : the same scans with ``image`` naming the harmonized image (same grid), matched by
+        ``scan_id``; a scan that is not there is measured before only and named in ``missing``.
+    target : the site harmonized to, or another name (reference images, "scanner-free").
+    backend : name of the method, for the table.
+    priors : "GM", "WM", "CSF" probabilities (I, J, K) on the template grid, or None.
+    target_quantiles : modality -> the target's quantile function (200,), needed to measure
+        distances where ``target`` is no site of ``before``. Else the mean over the site's scans.
+
+    Each modality is measured within itself. Raises InputError for unreadable or misfitting images.
+    """
+    parts = []
+    for modality in dict.fromkeys(scan.modality for scan in before):
+        parts.append(_evaluate_modality(
+            before.of_modality(modality), after.of_modality(modality), target, priors,
+            (target_quantiles or {}).get(modality)))
+    metrics = Metrics(tuple(replace(row, backend=backend, target=target)
+                            for part in parts for row in part.metrics))
+    quantiles = QuantileTable(tuple(row for part in parts for row in part.quantiles.rows))
+    return Evaluation(metrics, quantiles, tuple(n for part in parts for n in part.missing))
+
+
+def label_tissues(priors: Mapping[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """(I, J, K) uint8: the likeliest of 1 CSF, 2 GM, 3 WM inside the mask, 0 where none is likely.
+
+    ``priors``: probabilities 0 to 1 by tissue name, on the mask's grid.
+    """
+    misfits = [name for name in TISSUE_CODES if priors[name].shape != mask.shape]
+    if misfits:
+        raise InputError(f"expected tissue priors on the image's grid {mask.shape}, got "
+                         f"{priors[misfits[0]].shape}. Load the priors of the same resolution.")
+    stack = np.stack([priors[name] for name in TISSUE_CODES])
+    labels = (stack.argmax(axis=0) + 1).astype(np.uint8)
+    labels[(stack.max(axis=0) < CERTAIN) | ~mask] = 0
+    return labels
+
+
+def tissue_values(volume: Volume, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    """In-mask intensities, 1D, by tissue: "brain" always, "CSF", "GM", "WM" where labelled."""
+    values = {"brain": volume.in_mask()}
+    if labels is not None:
+        for name, code in TISSUE_CODES.items():
+            chosen = volume.data[labels == code]
+            if chosen.size:
+                values[name] = chosen
+    return values
+
+
+def scan_features(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Simple features of one scan from :func:`tissue_values`; names and meaning as in MEASURES."""
+    brain = np.asarray(values["brain"], dtype=np.float64)
+    features = {"mean": brain.mean(), "sd": brain.std(), "median": np.median(brain),
+                "p05": np.percentile(brain, 5), "p95": np.percentile(brain, 95)}
+    for name in TISSUE_CODES:
+        if name in values:
+            features[f"mean_{name.lower()}"] = np.mean(values[name], dtype=np.float64)
+    white = features.get("mean_wm", 0.0)
+    for name in ("gm", "csf"):
+        if f"mean_{name}" in features and white != 0:
+            features[f"{name}_wm_ratio"] = features[f"mean_{name}"] / white
+    return {name: float(number) for name, number in features.items()}
+
+
+def _evaluate_modality(
+    before: Cohort,
+    after: Cohort,
+    target: str,
+    priors: Mapping[str, np.ndarray] | None,
+    target_quantiles: np.ndarray | None,
+) -> Evaluation:
+    """One modality: two passes over the images, one volume or one pair in memory."""
+    harmonized = {scan.scan_id: scan for scan in after}
+    rows: list[Metric] = []
+    table: list[QuantileRow] = []
+    for scan in before:
+        _add_scan(scan, scan.read(), "before", priors, rows, table)
+    ruler = _ruler(QuantileTable(tuple(table)), target, target_quantiles)
+    scale = dist.intensity_range(ruler)
+    if not scale > 0:
+        raise InputError(f"expected the target '{target}' to have a range of intensities, got "
+                         f"{scale}. Check the target's images.")
+    for scan in before:
+        if scan.scan_id in harmonized:
+            source, result = scan.read(), harmonized[scan.scan_id].read()
+            _add_scan(scan, result, "after", priors, rows, table)
+            rows += _change_rows(scan, source, result)
+    quantiles = QuantileTable(tuple(table))
+    modality = before.scans[0].modality
+    rows.append(Metric("intensity_range", scale, "intensity", modality=modality))
+    rows += _between_rows(quantiles, ruler, scale, target) + _eta_rows(rows, modality)
+    missing = tuple(scan.scan_id for scan in before if scan.scan_id not in harmonized)
+    return Evaluation(Metrics(tuple(rows)), quantiles, missing)
+
+
+def _ruler(quantiles: QuantileTable, target: str, given: np.ndarray | None) -> np.ndarray:
+    """The target's quantile function: given, or the target site's mean, or the cohort's mean."""
+    if given is not None:
+        return np.asarray(given, dtype=np.float64)
+    brain = quantiles.select(tissue="brain")
+    of_target = brain.select(site=target)
+    return (of_target if len(of_target) else brain).matrix().mean(axis=0)
+
+
+def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = "") -> Metric:
+    return Metric(measure, value, MEASURES[measure].unit, stage, scan.subject, scan.session or "",
+                  scan.scan_id, scan.modality, scan.site, reference)
+
+
+def _add_scan(
+    scan: Scan,
+    volume: Volume,
+    stage: str,
+    priors: Mapping[str, np.ndarray] | None,
+    rows: list[Metric],
+    table: list[QuantileRow],
+) -> None:
+    """Append the scan's features to ``rows`` and its quantile functions to ``table``."""
+    labels = None if priors is None else label_tissues(priors, volume.mask)
+    values = tissue_values(volume, labels)
+    rows += [_row(scan, name, number, stage) for name, number in scan_features(values).items()]
+    table += [QuantileRow(scan.scan_id, scan.subject, scan.site, scan.modality, stage, tissue,
+                          dist.quantile_function(inside)) for tissue, inside in values.items()]
+
+
+def _change_rows(scan: Scan, source: Volume, result: Volume) -> list[Metric]:
+    """What harmonization did to the anatomy of one scan; both images on one grid."""
+    if not source.same_grid(result):
+        raise InputError(f"{scan.scan_id}: expected the harmonized image on the grid of the "
+                         f"preprocessed one {source.shape}, got {result.shape}. "
+                         "Run the harmonize stage again.")
+    ranges = [dist.intensity_range(dist.quantile_function(v.data[source.mask]))
+              for v in (source, result)]
+    structure = (near.ssim_structure(source.data, result.data, source.mask, *ranges)
+                 if min(ranges) > 0 else float("nan"))
+    edges = near.gradient_agreement(source.data, result.data, source.mask, tuple(source.spacing))
+    return [_row(scan, "ssim_structure", structure, "change"),
+            _row(scan, "gradient_agreement", edges, "change")]
+
+
+def _between_rows(quantiles: QuantileTable, ruler: np.ndarray, scale: float, target: str
+                  ) -> list[Metric]:
+    """Distances between sites and to the target, before, after one linear map, and after."""
+    brain = quantiles.select(tissue="brain")
+    stages = {"before": brain.select(stage="before"), "rescaled": brain.select(stage="before"),
+              "after": brain.select(stage="after")}
+    rows: list[Metric] = []
+    for stage, part in stages.items():
+        matrix = part.matrix()
+        if stage == "rescaled":
+            matrix = dist.match_moments(matrix, ruler)
+        if len(part):
+            rows += _pair_rows(part, matrix, stage, scale)
+            rows += _target_rows(part, matrix, stage, scale, ruler, target)
+    return rows
+
+
+def _pair_rows(part: QuantileTable, matrix: np.ndarray, stage: str, scale: float) -> list[Metric]:
+    """One row per unordered pair of sites."""
+    sites, distances = dist.site_distances(matrix, part.column("site"))
+    modality = part.rows[0].modality
+    return [Metric("wasserstein_between_sites", float(distances[i, j]) / scale, "R", stage,
+                   modality=modality, site=sites[i], reference=sites[j])
+            for i in range(len(sites)) for j in range(i + 1, len(sites))]
+
+
+def _target_rows(part: QuantileTable, matrix: np.ndarray, stage: str, scale: float,
+                 ruler: np.ndarray, target: str) -> list[Metric]:
+    """One row per scan and one per site (of its mean quantile function)."""
+    modality = part.rows[0].modality
+    scans = [Metric("wasserstein_to_target", float(distance) / scale, "R", stage,
+                    subject=row.subject, scan=row.scan, modality=modality, site=row.site,
+                    reference=target)
+             for row, distance in zip(part.rows, dist.distances_to(ruler, matrix))]
+    means = dist.site_means(matrix, part.column("site"))
+    return scans + [Metric("wasserstein_to_target", dist.wasserstein(mean, ruler) / scale, "R",
+                           stage, modality=modality, site=site, reference=target)
+                    for site, mean in means.items()]
+
+
+def _eta_rows(rows: list[Metric], modality: str) -> list[Metric]:
+    """Site eta squared of every feature, before and after; ``reference`` names the feature."""
+    found: dict[tuple[str, str], list[Metric]] = {}
+    for row in rows:
+        if row.measure in FEATURES and row.scan:
+            found.setdefault((row.stage, row.measure), []).append(row)
+    return [Metric("site_eta_squared",
+                   dist.eta_squared(Metrics(tuple(part)).values(), [row.site for row in part]),
+                   "1", stage, modality=modality, reference=feature)
+            for (stage, feature), part in found.items()]
