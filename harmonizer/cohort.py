@@ -101,7 +101,7 @@ class Cohort:
     def of_site(self, site: str) -> Cohort:
         """Scans of one site; an unknown label is an `InputError` that lists the known ones."""
         if site not in self.sites:
-            raise InputError(f"site {site!r} is not in this cohort. {did_you_mean(site, self.sites)}")
+            raise InputError(f"site {site!r} is not known here. {did_you_mean(site, self.sites)}")
         return self.where(lambda scan: scan.site == site)
 
     def of_modality(self, modality: str) -> Cohort:

@@ -55,7 +55,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Check that it exists.") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}). Repair or remove it.") from error
 

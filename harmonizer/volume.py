@@ -46,7 +46,7 @@ class Volume:
         object.__setattr__(self, "data", _frozen(self.data, np.float32))
         object.__setattr__(self, "affine", _frozen(self.affine, np.float64))
         if self.data.ndim != 3:
-            raise InputError(f"expected a 3D volume, got shape {self.data.shape}. Give one 3D image.")
+            raise InputError(f"expected a 3D volume, got {self.data.shape}. Give one 3D image.")
         if self.affine.shape != (4, 4) or abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
             raise InputError("expected an invertible (4, 4) affine. Repair the image's header.")
         if self.mask is not None:
@@ -98,7 +98,9 @@ def same_grid(
 
 
 def _frozen(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """A read-only view in `dtype`; the caller's own array stays writeable."""
+    """A read-only view in `dtype` (the array itself if it is one); the caller's stays writeable."""
+    if isinstance(array, np.ndarray) and array.dtype == dtype and not array.flags.writeable:
+        return array
     view = np.asarray(array, dtype=dtype).view()
     view.flags.writeable = False
     return view
@@ -140,7 +142,7 @@ def _read_data(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
     """(I, J, K) float32 data of an image, with what a stranger's file may get wrong refused."""
     shape = image.shape[:3] if image.shape[3:] in ((1,), (1, 1)) else image.shape
     if len(shape) != 3 or min(shape, default=0) < 2:
-        raise InputError(f"{path}: expected one 3D image, got shape {image.shape}. Split or drop it.")
+        raise InputError(f"{path}: expected one 3D image, got {image.shape}. Split or drop it.")
     try:
         data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(shape)
     except Exception as error:  # truncated gzip, short file, odd dtype
@@ -150,7 +152,7 @@ def _read_data(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
         ) from error
     if not np.isfinite(data).all():
         count = int((~np.isfinite(data)).sum())
-        raise InputError(f"{path}: holds {count} NaN or infinite voxels. Repair or exclude the image.")
+        raise InputError(f"{path}: holds {count} NaN or infinite voxels. Repair or drop it.")
     return data
 
 
@@ -202,7 +204,8 @@ def write_labels(
 
 
 def _write(
-    path: str | os.PathLike[str], data: np.ndarray, affine: np.ndarray, header: Any, code: int | None
+    path: str | os.PathLike[str], data: np.ndarray, affine: np.ndarray, header: Any,
+    code: int | None,
 ) -> Path:
     image = nib.Nifti1Image(np.ascontiguousarray(data), affine)
     image.header.set_xyzt_units("mm", "sec")

@@ -1,0 +1,364 @@
+"""The backend contract: four public verbs written once, a few blanks for each method.
+
+``fit(cohort)`` learns what scanners look like, ``harmonize(volume, target)`` gives one image the
+look of a target, ``save(folder)`` and ``load(folder)`` keep what was learned; ``enroll(scans)``
+makes a target of scans that were not in the fit. What must hold for every method is checked here
+and cannot be forgotten by one: finite input with a mask, background untouched, geometry the very
+same objects, no negative or NaN voxel that the input did not have, same seed same bits.
+
+A method fills in: `Config`, `_fit`, `_enroll`, `_harmonize`, `_state`, `_set_state`. Those that
+describe a scanner by a few numbers derive from `StatisticsBackend` and fill in three blanks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from ..cohort import Cohort, Scan
+from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
+from ..intensity_map import IntensityMap
+from ..volume import Volume
+from . import model_folder
+from .target import Target
+
+__all__ = ["Capabilities", "Backend", "StatisticsBackend", "SCANNER_FREE"]
+
+SCANNER_FREE = "scanner-free"
+MAX_ENROLLED = 20  # scans a site card is made of; more belongs into a fit
+
+Progress = Callable[[int, int], None]
+Self = TypeVar("Self", bound="Backend")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do; callers ask this, never the class. Tests hold it to every claim.
+
+    Attributes
+    ----------
+    unseen_source : harmonizes scans of sites that were not in the fit
+    reference_target : can `enroll` reference scans as a target
+    scanner_free : has a target that is no scanner
+    intensity_map : its change is an `IntensityMap`, which also serves the subject's own grid
+    fixed_grid : works only on the grid that it was fitted on
+    stochastic : the answer depends on the seed
+    trained : fit trains a network (minutes to days, wants a GPU)
+    """
+
+    unseen_source: bool = True
+    reference_target: bool = True
+    scanner_free: bool = False
+    intensity_map: bool = False
+    fixed_grid: bool = False
+    stochastic: bool = False
+    trained: bool = False
+
+
+class Backend(ABC):
+    """One harmonization method. `__init__` stores its config and computes nothing."""
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    reference: ClassVar[str]
+    """Citation of the method: authors, year, DOI."""
+    summary: ClassVar[str]
+    """One sentence for the methods text, in the past tense."""
+    capabilities: ClassVar[Capabilities]
+    Config: ClassVar[type]
+    """Frozen dataclass; every field has a default."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+        self.modality_: str | None = None
+        self.sites_: dict[str, int] = {}
+        self.cohort_: dict[str, Any] = {}
+
+    # The four verbs, and enroll -------------------------------------------------------------
+
+    def fit(self: Self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:
+        """Learn what the scanners of a cohort look like.
+
+        Parameters
+        ----------
+        cohort : preprocessed scans of one modality, template grid, with masks
+        seed : of everything that is drawn
+        progress : called with (done, total)
+
+        Raises
+        ------
+        InputError
+            If the cohort is empty, holds several modalities, or a scan cannot be used.
+        """
+        modalities = sorted({scan.modality for scan in cohort})
+        if len(modalities) != 1:
+            raise InputError(
+                f"fit expects scans of one modality, got {', '.join(modalities) or 'no scans'}. "
+                "Harmonize each modality within itself."
+            )
+        self._fit(cohort, seed, progress or (lambda done, total: None))
+        self.modality_, self.sites_ = modalities[0], cohort.sites
+        self.cohort_ = model_folder.describe_cohort(cohort)
+        return self
+
+    def harmonize(
+        self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0
+    ) -> Volume:
+        """The same image as if scanned at `target`; a pure function of its arguments.
+
+        Parameters
+        ----------
+        volume : template-grid image with a brain mask, any intensity unit
+        source : site label of the scan, for methods that need it; may be unseen
+        seed : of whatever is drawn
+
+        Returns
+        -------
+        Volume
+            Same grid, same mask (the very same objects); voxels outside the mask bit for bit the
+            input's. An image that is constant in its mask has no contrast and comes back as it is.
+
+        Raises
+        ------
+        InputError
+            If the mask is missing or empty, or the brain holds NaN, infinity, or only zeros.
+        """
+        self._check_ready(target)
+        values = _check_volume(volume)
+        if values.min() == values.max():
+            return volume
+        result = self._harmonize(volume, target, source, np.random.default_rng(seed))
+        return self._check_result(volume, result)
+
+    def enroll(self, scans: Iterable[Scan], label: str) -> Target:
+        """Make a target of 1 to 20 scans that need not have been in the fit.
+
+        Raises
+        ------
+        UsageError
+            If the backend cannot aim at references.
+        InputError
+            If there are no scans, more than 20, or one of another modality.
+        """
+        scans = tuple(scans)
+        if not self.capabilities.reference_target:
+            raise UsageError(f"{self.name} cannot aim at reference images; name a site of the fit.")
+        if not 1 <= len(scans) <= MAX_ENROLLED:
+            raise InputError(f"enroll expects 1 to {MAX_ENROLLED} scans, got {len(scans)}.")
+        self._check_fitted()
+        for scan in scans:
+            self._check_modality(scan.modality)
+        return Target("reference", label, len(scans), self.name, str(self.modality_),
+                      self._enroll(scans))
+
+    def target(self, label: str) -> Target:
+        """The target of a site seen in fit, or ``scanner-free`` where the backend has it."""
+        self._check_fitted()
+        if label == SCANNER_FREE:
+            if not self.capabilities.scanner_free:
+                raise UsageError(f"{self.name} has no scanner-free target; name a site: "
+                                 f"{', '.join(self.sites_)}.")
+            return Target(SCANNER_FREE, label, sum(self.sites_.values()), self.name,
+                          str(self.modality_), self._site_style(label))
+        if label not in self.sites_:
+            raise UsageError(f"site {label!r} was not seen at fit time. "
+                             f"{did_you_mean(label, self.sites_)} Or give reference images.")
+        return Target("site", label, self.sites_[label], self.name, str(self.modality_),
+                      self._site_style(label))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model folder (config, cohort, weights, history, card)."""
+        self._check_fitted()
+        return model_folder.write(Path(folder), self, self._state())
+
+    @classmethod
+    def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
+        """Read a model folder; one of another backend, or damaged, is refused by name."""
+        facts, arrays = model_folder.read(Path(folder))
+        if facts["Backend"] != cls.name or facts["BackendVersion"] != cls.version:
+            raise UnavailableError(
+                f"{folder}: holds a model of {facts['Backend']} version {facts['BackendVersion']}, "
+                f"expected {cls.name} version {cls.version}. Choose that backend, or fit again."
+            )
+        backend = cls(cls.config_from(facts["Config"]))
+        backend.modality_, backend.cohort_ = facts["Modality"], facts["Cohort"]
+        backend.sites_ = {label: site["Scans"] for label, site in facts["Cohort"]["Sites"].items()}
+        try:
+            backend._set_state(arrays)
+        except (KeyError, ValueError) as error:
+            raise UnavailableError(f"{folder}: its weights do not fit its config ({error}). "
+                                   "Fit again.") from error
+        return backend
+
+    @classmethod
+    def config_from(cls, values: Mapping[str, Any]) -> Any:
+        """A `Config` from names and values; an unknown name or bad value is a `UsageError`."""
+        known = [f.name for f in dataclasses.fields(cls.Config)]
+        for name in values:
+            if name not in known:
+                raise UsageError(f"{cls.name} has no option {name!r}. {did_you_mean(name, known)}")
+        try:
+            return cls.Config(**{k: tuple(v) if isinstance(v, list) else v
+                                 for k, v in values.items()})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{cls.name}: {error}") from error
+
+    # Blanks ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
+        """Learn from scans of one modality."""
+
+    @abstractmethod
+    def _harmonize(
+        self, volume: Volume, target: Target, source: str | None, rng: np.random.Generator
+    ) -> Volume:
+        """New intensities inside the mask; the volume was checked and is not constant."""
+
+    @abstractmethod
+    def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
+        """What was learned of a site (or of ``scanner-free``)."""
+
+    @abstractmethod
+    def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
+        """A style made of new scans."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, np.ndarray]:
+        """Everything learned, as arrays by name."""
+
+    @abstractmethod
+    def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `_state`; KeyError or ValueError if the arrays do not fit."""
+
+    # Invariants -----------------------------------------------------------------------------
+
+    def _check_fitted(self) -> None:
+        if self.modality_ is None:
+            raise UsageError(f"{self.name} is not fitted yet. Call fit(cohort) or load(folder).")
+
+    def _check_modality(self, modality: str) -> None:
+        if modality != self.modality_:
+            raise InputError(f"this model is of {self.modality_}, got {modality}. "
+                             "Harmonize each modality within itself.")
+
+    def _check_ready(self, target: Target) -> None:
+        self._check_fitted()
+        if (target.backend, target.modality) != (self.name, self.modality_):
+            raise InputError(
+                f"target {target.label!r} was made for {target.backend} on {target.modality}, this "
+                f"is {self.name} on {self.modality_}. Enroll its scans again with this model."
+            )
+
+    def _check_result(self, before: Volume, after: Volume) -> Volume:
+        """`after` with the background put back; a broken promise is our own fault and says so."""
+        mask = before.mask
+        assert mask is not None
+        if after.shape != before.shape:
+            raise InternalError(f"{self.name} changed the shape {before.shape} to {after.shape}.")
+        new = after.data[mask]
+        if not np.isfinite(new).all():
+            raise InternalError(f"{self.name} made {int((~np.isfinite(new)).sum())} NaN voxels.")
+        made_negative = (new < 0) & (before.data[mask] >= 0)
+        if made_negative.any():
+            raise InternalError(f"{self.name} made {int(made_negative.sum())} negative voxels.")
+        data = before.data.copy()
+        data[mask] = new
+        return before.with_data(data)
+
+
+def _check_volume(volume: Volume) -> np.ndarray:
+    """In-mask values of a volume that can be harmonized; else an `InputError` that says why."""
+    if volume.mask is None or not volume.mask.any():
+        raise InputError("the brain mask is missing or empty. Check the brain extraction.")
+    values = volume.in_mask()
+    if not np.isfinite(values).all():
+        raise InputError("the image holds NaN or infinite voxels in the brain. Repair it.")
+    if not values.any():
+        raise InputError("the image is zero everywhere in the brain mask. Check image and mask.")
+    return values
+
+
+class StatisticsBackend(Backend):
+    """A method that describes a scanner by a few numbers and changes contrast by an `IntensityMap`.
+
+    It fills in `_summary` (one scan -> numbers), `_pool` (numbers of a site's scans -> its style)
+    and `_map` (volume + style -> map).
+    """
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.styles_: dict[str, dict[str, np.ndarray]] = {}
+
+    def intensity_map(self, volume: Volume, target: Target) -> IntensityMap:
+        """The map from `volume` to `target`, to be applied on any grid of the same world.
+
+        Raises
+        ------
+        InputError
+            As `harmonize`; also if the brain is constant, for then there is no contrast to map.
+        """
+        self._check_ready(target)
+        values = _check_volume(volume)
+        if values.min() == values.max():
+            raise InputError("the image is constant in the brain mask. Check image and mask.")
+        return self._map(volume, target.style)
+
+    @abstractmethod
+    def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
+        """Numbers that describe one scan, each free of the scan's own gain where it can be."""
+
+    @abstractmethod
+    def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The style of a scanner from its scans' numbers."""
+
+    @abstractmethod
+    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> IntensityMap:
+        """The map that gives `volume` the look of `style`."""
+
+    def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
+        summaries: dict[str, list[dict[str, np.ndarray]]] = {}
+        for done, scan in enumerate(cohort):
+            progress(done, len(cohort))
+            summaries.setdefault(scan.site, []).append(self._summary_of(scan))
+        progress(len(cohort), len(cohort))
+        self.styles_ = {site: self._pool(summaries[site]) for site in sorted(summaries)}
+
+    def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
+        volume = scan.read()
+        try:
+            _check_volume(volume)
+        except InputError as error:
+            raise InputError(f"{scan.image}: {error}") from error
+        return self._summary(volume)
+
+    def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
+        return self._pool([self._summary_of(scan) for scan in scans])
+
+    def _harmonize(
+        self, volume: Volume, target: Target, source: str | None, rng: np.random.Generator
+    ) -> Volume:
+        return self._map(volume, target.style).apply(volume)
+
+    def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
+        return self.styles_[label]
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {f"{site}/{name}": array for site, style in self.styles_.items()
+                for name, array in style.items()}
+
+    def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        styles: dict[str, dict[str, np.ndarray]] = {site: {} for site in self.sites_}
+        for key, array in arrays.items():
+            site, name = key.rsplit("/", 1)
+            styles[site][name] = array
+        if not all(styles.values()):
+            raise ValueError("a site has no numbers")
+        self.styles_ = styles
