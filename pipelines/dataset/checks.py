@@ -1,0 +1,184 @@
+"""Checks at the door: what can be known about an image or a dataset before any work is done.
+
+A finding is a value. It names the file, says what was found and what to do, and takes at most one
+scan out; the others go on. Only headers are read here; voxels are looked at when they are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harmonizer.errors import InputError
+from harmonizer.volume import load_nifti
+
+from .records import Finding, ScanRecord, entities_of, split_name
+
+__all__ = ["check_header", "check_name", "duplicate_names", "same_content", "validate_bids"]
+
+VALIDATOR = "bids-validator-deno"
+VALIDATOR_TIMEOUT_S = 3600
+SHOWN_MESSAGES = 5
+NOT_RAW = ("desc", "space", "label", "from", "to")  # entities of derivatives
+NOT_MAGNITUDE = ("phase", "real", "imag")
+MIN_VOXELS = 2  # along each axis; fewer is a slice, not a volume
+SAMPLE_BYTES = 1 << 20
+
+
+def check_name(path: Path) -> str | None:
+    """Why an image is not a raw magnitude image, from its name; None if it is."""
+    entities = entities_of(path.name)
+    for name in NOT_RAW:
+        if name in entities:
+            return f"has the entity {name!r}, which belongs to derivatives"
+    if entities.get("part") in NOT_MAGNITUDE:
+        return f"is the {entities['part']} part, not a magnitude image"
+    return None
+
+
+def check_header(path: Path) -> Finding | None:
+    """What is wrong with an image's header, or None; reads no voxel.
+
+    Refused: what nibabel cannot open, RGB, anything but one 3D volume, voxels without size.
+    """
+    if not path.exists():
+        return Finding(path, "is a link to a file that is not there", "Fetch it (datalad get).")
+    if path.stat().st_size == 0:
+        return Finding(path, "is an empty file", "Copy it again.")
+    try:
+        image = load_nifti(path)
+    except InputError as error:
+        return Finding(path, str(error).removeprefix(f"{path}: ").rstrip("."), "Or exclude it.")
+    return _check_shape(path, image.shape) or _check_grid(path, image)
+
+
+def _check_shape(path: Path, shape: tuple[int, ...]) -> Finding | None:
+    extra = [n for n in shape[3:] if n != 1]
+    if extra:
+        finding = f"expected one 3D image, got {len(shape)}D with shape {shape}"
+        return Finding(path, finding, "Split it into one file for each run (run-1, run-2).")
+    if len(shape) < 3 or min(shape[:3]) < MIN_VOXELS:
+        finding = f"expected a 3D image, got shape {shape}, a slice"
+        return Finding(path, finding, "Exclude it with --bids-filter-file, or remove it.")
+    return None
+
+
+def _check_grid(path: Path, image: Any) -> Finding | None:
+    affine = np.asarray(image.affine, dtype=float)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        finding = "its header gives no position in space (the affine cannot be inverted)"
+        return Finding(path, finding, "Convert it from DICOM again, or repair sform and qform.")
+    if image.get_data_dtype().fields is not None:
+        return Finding(path, "is a colour image", "Expected one intensity for each voxel.")
+    return None
+
+
+def duplicate_names(paths: Iterable[Path]) -> dict[Path, Finding]:
+    """Images that differ only by extension (.nii and .nii.gz): none of them can be chosen."""
+    groups = defaultdict(list)
+    for path in paths:
+        stem, suffix, _ = split_name(path.name)
+        groups[f"{stem}_{suffix}"].append(path)
+    findings = {}
+    for group in groups.values():
+        for path in group if len(group) > 1 else []:
+            others = ", ".join(str(other) for other in group if other != path)
+            finding = f"has the same name as {others}"
+            findings[path] = Finding(path, finding, "Keep one of the files.")
+    return findings
+
+
+def same_content(records: Iterable[ScanRecord]) -> list[Finding]:
+    """Scans of different people or sessions that are byte for byte one file (a warning).
+
+    Sizes first, then the first and last MiB, so that large datasets cost little.
+    """
+    by_size = defaultdict(list)
+    for record in records:
+        by_size[record.path.stat().st_size].append(record)
+    by_bytes = defaultdict(list)
+    for group in by_size.values():
+        for record in group if len(group) > 1 else []:
+            by_bytes[_sampled_digest(record.path)].append(record)
+    return [
+        Finding(group[0].path, "is the same file as " + ", ".join(r.scan_id for r in group[1:]),
+                "Check the import; one scan under two names distorts every statistic.")
+        for group in by_bytes.values() if len(group) > 1
+    ]
+
+
+def _sampled_digest(path: Path) -> str:
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with open(path, "rb") as stream:
+        digest.update(stream.read(SAMPLE_BYTES))
+        stream.seek(max(path.stat().st_size - SAMPLE_BYTES, 0))
+        digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def validator_path() -> str | None:
+    """The BIDS validator's command: beside this Python, or on the PATH; None if not installed."""
+    beside = Path(sys.executable).parent / VALIDATOR
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which(VALIDATOR)
+
+
+def validate_bids(root: Path) -> list[str]:
+    """Run the BIDS validator on a dataset; returns its error messages, [] if it finds none.
+
+    Raises
+    ------
+    InputError
+        If the validator is installed but gives no readable answer.
+    """
+    command = validator_path()
+    if command is None:
+        return []
+    try:
+        done = subprocess.run(
+            [command, "--json", "--ignoreWarnings", str(root)],
+            capture_output=True, text=True, timeout=VALIDATOR_TIMEOUT_S, check=False,
+        )
+        issues = json.loads(done.stdout)["issues"]["issues"]
+    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
+        raise InputError(
+            f"{root}: the BIDS validator gave no answer ({type(error).__name__}: {error}). "
+            "Try --skip-bids-validation."
+        ) from error
+    return [_message(issue) for issue in issues if issue.get("severity") == "error"]
+
+
+def _message(issue: dict[str, Any]) -> str:
+    """One line for one issue: code, place, reason."""
+    parts = [issue.get("code"), issue.get("subCode"), issue.get("location")]
+    reason = str(issue.get("issueMessage") or "").strip().splitlines()[:1]
+    return ": ".join(str(part) for part in [*parts, *reason] if part)
+
+
+def require_valid(root: Path) -> None:
+    """Refuse a dataset in which the validator finds errors.
+
+    Raises
+    ------
+    InputError
+        With the first messages, and the flag that goes on all the same.
+    """
+    messages = validate_bids(root)
+    if not messages:
+        return
+    shown = "\n  ".join(messages[:SHOWN_MESSAGES])
+    more = len(messages) - SHOWN_MESSAGES
+    rest = f"\n  and {more} more" if more > 0 else ""
+    raise InputError(
+        f"{root}: {len(messages)} BIDS errors:\n  {shown}{rest}\n"
+        "Repair the dataset, or go on with --skip-bids-validation."
+    )

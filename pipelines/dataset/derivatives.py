@@ -1,0 +1,122 @@
+"""Precomputed brain masks and preprocessed images: ours, fMRIPrep's or sMRIPrep's.
+
+A file counts for an image only if its name has all the image's own entities (sub, ses, acq, rec,
+run, ...) and no space entity (or `space-orig`), and if it lies on the image's own voxel grid.
+fMRIPrep averages several T1w images of a person and then drops run and session from the name; such
+a file is no scan of that session and is not taken.
+
+    <stem>_desc-brain_mask.nii.gz          -> 'mask'
+    <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'
+
+fMRIPrep also reorients to RAS. Axes that are only flipped or permuted are the same voxels, so such
+files are taken; whoever reads them must bring both to one orientation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harmonizer.errors import InputError
+from harmonizer.volume import load_nifti, same_grid
+
+from .records import Finding, entities_of
+
+__all__ = ["check_derivatives", "find_precomputed", "same_voxels"]
+
+EXTENSIONS = (".nii.gz", ".nii")
+
+
+def find_precomputed(
+    image: Path, stem: str, modality: str, folders: Mapping[str, Path]
+) -> tuple[dict[str, Path], list[Finding]]:
+    """Usable files for one raw image: {'mask': path, 'preproc': path} as far as they exist.
+
+    The first folder that has a usable file wins. Files that fit by name but lie on another grid
+    are findings (warnings), not errors: the step that they would have replaced is done.
+    """
+    found: dict[str, Path] = {}
+    findings: list[Finding] = []
+    for name, root in folders.items():
+        for kind, tail in _tails(modality).items():
+            path = None if kind in found else _existing(root, stem, tail)
+            if path is None or not _is_of(path, kind, modality):
+                continue
+            if problem := _grid_problem(path, image):
+                findings.append(problem)
+            else:
+                found[kind] = path
+    return found, findings
+
+
+def check_derivatives(folders: Mapping[str, Path]) -> list[Finding]:
+    """Warnings about folders given with `--derivatives` that do not say that they are one."""
+    findings = []
+    for root in folders.values():
+        path = root / "dataset_description.json"
+        try:
+            kind = json.loads(path.read_text(encoding="utf-8")).get("DatasetType")
+        except (OSError, ValueError, AttributeError):
+            findings.append(Finding(path, "is missing or broken", "Check the folder given to -d."))
+            continue
+        if kind != "derivative":
+            finding = f"expected DatasetType 'derivative', got {kind!r}"
+            findings.append(Finding(path, finding, "Check the folder given to -d."))
+    return findings
+
+
+def same_voxels(image: Any, other: Any) -> bool:
+    """Whether two nibabel images have the same voxels, axes flipped or permuted allowed."""
+    from nibabel import as_closest_canonical
+
+    if len(image.shape) < 3 or len(other.shape) < 3:
+        return False
+    first, second = as_closest_canonical(image), as_closest_canonical(other)
+    return same_grid(first.shape[:3], first.affine, second.shape[:3], second.affine)
+
+
+def _tails(modality: str) -> dict[str, tuple[str, ...]]:
+    names = {"mask": "desc-brain_mask", "preproc": f"desc-preproc_{modality}"}
+    return {kind: (name, f"space-orig_{name}") for kind, name in names.items()}
+
+
+def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
+    entities = entities_of(stem)
+    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+    folder = root.joinpath(f"sub-{entities['sub']}", *session, "anat")
+    paths = (folder / f"{stem}_{tail}{ext}" for tail in tails for ext in EXTENSIONS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _is_of(path: Path, kind: str, modality: str) -> bool:
+    """Whether a file is of this modality. A mask's name does not say; its Sources may.
+
+    Without Sources a mask is of the T1w, as in fMRIPrep; an equal grid proves nothing, because
+    people move between a T1w and a T2w.
+    """
+    if kind != "mask":
+        return True
+    sources = _sources(path)
+    named = {m for m in ("T1w", "T2w", "FLAIR", "PDw") if any(f"_{m}." in s for s in sources)}
+    return modality in named if named else modality == "T1w"
+
+
+def _sources(path: Path) -> list[str]:
+    sidecar = path.parent / f"{path.name.partition('.')[0]}.json"
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        return [str(s) for key in ("Sources", "RawSources") for s in content.get(key, [])]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+
+
+def _grid_problem(path: Path, image: Path) -> Finding | None:
+    try:
+        if same_voxels(load_nifti(path), load_nifti(image)):
+            return None
+    except InputError as error:
+        return Finding(path, f"is not used: {error}", "Repair or remove it.")
+    finding = f"is not used: its grid is not that of {image.name}"
+    return Finding(path, finding, "Expected a file in the image's own (native) space.")

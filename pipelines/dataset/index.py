@@ -1,0 +1,360 @@
+"""The one way into a dataset: `collect(settings)` finds the images and makes their records.
+
+pybids lists the files; only `sub-*/[ses-*/]anat` is indexed. Without a database only the requested
+participants are; with one, everybody is, so that many jobs can share it. The database is built in
+a temporary folder and moved into place whole, is opened without reset after that, and knows the
+pybids version that wrote it (another version's index cannot be read, fmriprep issue 2525).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harmonizer.errors import InputError, UsageError, did_you_mean
+from harmonizer.files import write_json
+
+from ..settings import Settings
+from .checks import check_header, check_name, duplicate_names, same_content
+from .derivatives import check_derivatives, find_precomputed
+from .records import Finding, ScanRecord, entities_of, split_name
+from .sidecars import merged_metadata
+from .sites import SiteFinder, site_warnings
+from .tables import Tables
+
+if TYPE_CHECKING:
+    from bids import BIDSLayout
+
+__all__ = ["Collection", "collect", "open_layout", "load_filters", "subject_labels"]
+
+LOGGER = logging.getLogger("harmonizer")
+EXTENSIONS = (".nii", ".nii.gz")
+DATABASE_FILE = "layout_index.sqlite"
+DATABASE_NOTE = "harmonizer_index.json"
+NOT_SUBJECTS = re.compile(r"^/(?!sub-)")
+NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-|anat(?:/|$))[^/]+")
+HIDDEN = re.compile(r"/\.")
+SHORT_NAMES = {
+    "sub": "subject", "ses": "session", "acq": "acquisition", "ce": "ceagent",
+    "rec": "reconstruction", "desc": "description",
+}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a dataset gave: the scans that can be used, and what was found on the way."""
+
+    records: tuple[ScanRecord, ...]
+    """Usable scans, sorted by scan_id."""
+    findings: tuple[Finding, ...]
+    """Fatal ones name the scan that was left out; the others are warnings."""
+
+
+def collect(settings: Settings) -> Collection:
+    """All scans that the settings ask for, each with its site, covariates and precomputed files.
+
+    Raises
+    ------
+    InputError
+        If no image fits the request, or the pybids database cannot be used.
+    UsageError
+        If the filter file is wrong.
+    """
+    images = find_images(open_layout(settings), settings)
+    if not images:
+        raise InputError(_nothing_found(settings))
+    tables = Tables(settings.bids_dir)
+    finder = SiteFinder(tables, settings.site_from, settings.site_column, settings.site)
+    made = list(_records(images, finder, settings))
+    records = tuple(item for item in made if isinstance(item, ScanRecord))
+    findings = dict.fromkeys(_findings(made, records, images, finder, settings))
+    return Collection(records, tuple(findings))
+
+
+def _findings(
+    made: list[ScanRecord | Finding],
+    records: tuple[ScanRecord, ...],
+    images: list[tuple[str, Path]],
+    finder: SiteFinder,
+    settings: Settings,
+) -> Iterator[Finding]:
+    yield from (item for item in made if isinstance(item, Finding))
+    yield from finder.tables.findings
+    yield from check_derivatives(settings.derivatives)
+    yield from same_content(records)
+    yield from site_warnings(records, finder)
+    seen = {entities_of(path.name).get("sub") for _, path in images}
+    for label in settings.participant_label:
+        if label not in seen:
+            path = settings.bids_dir / f"sub-{label}"
+            finding = f"was asked for and has no {' or '.join(settings.modalities)} image that fits"
+            yield Finding(path, finding, "Check the folder and the filters.", f"sub-{label}", True)
+
+
+def _records(
+    images: list[tuple[str, Path]], finder: SiteFinder, settings: Settings
+) -> Iterator[ScanRecord | Finding]:
+    """A record or a fatal finding for each image, and warnings in between."""
+    twins = duplicate_names(path for _, path in images)
+    for modality, path in images:
+        problem = twins.get(path) or check_header(path)
+        if problem:
+            yield _fatal(problem, path)
+        else:
+            yield from _record(modality, path, finder, settings)
+
+
+def _record(
+    modality: str, path: Path, finder: SiteFinder, settings: Settings
+) -> Iterator[ScanRecord | Finding]:
+    stem, suffix, _ = split_name(path.name)
+    entities = entities_of(path.name)
+    subject, session = entities["sub"], entities.get("ses")
+    try:
+        metadata = merged_metadata(path, settings.bids_dir)
+    except InputError as error:
+        yield _fatal(Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar."), path)
+        return
+    site = finder.find(subject, session, metadata)
+    if site is None:
+        finding = f"its site is not known (--site-from {settings.site_from})"
+        yield _fatal(Finding(path, finding, finder.remedy(subject, session)), path)
+        return
+    covariates, notes = finder.tables.covariates(subject, session, settings.site_column)
+    precomputed, problems = find_precomputed(path, stem, modality, settings.derivatives)
+    yield from notes + problems
+    yield ScanRecord(
+        scan_id=f"{stem}_{suffix}", stem=stem, subject=subject, session=session,
+        modality=modality, path=path, site=site.label, site_source=site.source,
+        metadata=metadata, covariates=covariates, precomputed=precomputed,
+    )
+
+
+def _fatal(finding: Finding, path: Path) -> Finding:
+    stem, suffix, _ = split_name(path.name)
+    return Finding(finding.path, finding.finding, finding.remedy, f"{stem}_{suffix}", True)
+
+
+def _nothing_found(settings: Settings) -> str:
+    asked = [f"{' or '.join(settings.modalities)} images (*_T1w.nii.gz and the like)"]
+    for word, labels in (("participants", settings.participant_label),
+                         ("sessions", settings.session_label)):
+        asked += [f"{word} {', '.join(labels)}"] if labels else []
+    asked += [f"the filters in {settings.bids_filter_file}"] if settings.bids_filter_file else []
+    return (
+        f"{settings.bids_dir}: no image fits {'; '.join(asked)}. Expected files such as "
+        "sub-01/anat/sub-01_T1w.nii.gz; check the folder, --modalities and the filters."
+    )
+
+
+# What pybids is asked.
+
+
+def find_images(layout: BIDSLayout, settings: Settings) -> list[tuple[str, Path]]:
+    """(modality, path) of every raw image that the settings ask for, sorted by path."""
+    filters = load_filters(settings.bids_filter_file)
+    found = set()
+    for modality in settings.modalities:
+        query = _query(modality, filters.get(modality.lower(), {}), settings)
+        try:
+            paths = layout.get(return_type="filename", **query)
+        except ValueError as error:  # an entity that BIDS does not know
+            raise UsageError(f"{settings.bids_filter_file}: {error}") from error
+        found |= {(modality, Path(path)) for path in paths}
+    return sorted((item for item in found if _is_raw(item[1])), key=lambda item: str(item[1]))
+
+
+def _is_raw(path: Path) -> bool:
+    reason = check_name(path)
+    if reason:
+        LOGGER.info("%s is passed over: it %s.", path, reason)
+    return reason is None
+
+
+def _query(modality: str, wanted: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    query: dict[str, Any] = {"datatype": "anat", **wanted}
+    for entity, labels, flag in (
+        ("subject", settings.participant_label, "--participant-label"),
+        ("session", settings.session_label, "--session-label"),
+    ):
+        if labels and entity in wanted:
+            raise UsageError(f"both {flag} and the filter file choose the {entity}. Drop one.")
+        query |= {entity: list(labels)} if labels else {}
+    return {**query, "suffix": modality, "extension": list(EXTENSIONS)}
+
+
+def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Queries by lower-case modality from a BIDS filter file, with pybids' values.
+
+    The file is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
+    "session": "*"}}`; null means that the entity is absent, "*" that it is there. Queries for
+    other data (bold, fmap, ...) are left alone.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, is not JSON, or is not a table of tables.
+    """
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: is not valid JSON ({error}). Repair the filter file.") from error
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise UsageError(
+            f'{path}: expected queries such as {{"t1w": {{"session": "A"}}}}, got other JSON.'
+        )
+    return {key.lower(): _pybids_query(query) for key, query in content.items()}
+
+
+def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
+    return {SHORT_NAMES.get(name, name): _pybids_value(value) for name, value in query.items()}
+
+
+def _pybids_value(value: Any) -> Any:
+    from bids.layout import Query
+
+    if isinstance(value, list):
+        return [_pybids_value(item) for item in value]
+    return Query.NONE if value is None else Query.ANY if value == "*" else value
+
+
+# The index.
+
+
+def open_layout(settings: Settings) -> BIDSLayout:
+    """A pybids layout of the raw anatomical images, from the database if one is given.
+
+    Raises
+    ------
+    InputError
+        If the database was written by another pybids version, for another dataset, or cannot be
+        opened.
+    UsageError
+        If a database would have to be written into the input folder.
+    """
+    folder = settings.bids_database_dir
+    if folder is None:
+        return _index(settings.bids_dir, settings.participant_label, settings.session_label)
+    if not (folder / DATABASE_FILE).exists():
+        _build_database(settings.bids_dir, folder)
+    return _open_database(settings.bids_dir, folder, settings.participant_label)
+
+
+def _index(
+    root: Path,
+    subjects: tuple[str, ...] = (),
+    sessions: tuple[str, ...] = (),
+    database: Path | None = None,
+) -> BIDSLayout:
+    from bids import BIDSLayout
+    from bids.layout import BIDSLayoutIndexer
+
+    ignore = [NOT_SUBJECTS, NOT_ANAT, HIDDEN]
+    ignore += [_all_but("sub", subjects)] if subjects else []
+    ignore += [_all_but("ses", sessions)] if sessions else []
+    indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
+    return BIDSLayout(root, validate=False, database_path=database, indexer=indexer)
+
+
+def _all_but(entity: str, labels: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern for folders of other labels: /sub-02 if only 01 is asked for."""
+    wanted = "|".join(re.escape(label) for label in labels)
+    return re.compile(rf"/{entity}-(?!(?:{wanted})(?:[/_]|$))[^/]*")
+
+
+def _pybids_version() -> str:
+    import bids
+
+    return str(bids.__version__)
+
+
+def _build_database(root: Path, folder: Path) -> None:
+    """Write the index of everybody; two jobs that do it at once do no harm."""
+    if root == folder or root in folder.parents:
+        raise UsageError(
+            f"--bids-database-dir {folder} does not exist and lies inside the input folder, which "
+            "is never written. Give a folder elsewhere."
+        )
+    LOGGER.info("Indexing %s into %s.", root, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+        layout = _index(root, database=Path(temporary))
+        layout.connection_manager.session.close()
+        write_json(folder / DATABASE_NOTE, {"pybids": _pybids_version(), "root": str(root)})
+        os.replace(Path(temporary) / DATABASE_FILE, folder / DATABASE_FILE)
+
+
+def _open_database(root: Path, folder: Path, subjects: tuple[str, ...]) -> BIDSLayout:
+    from bids import BIDSLayout
+
+    remedy = f"Delete {folder} and build it again (it is made when it is absent)."
+    _check_database_note(folder, remedy)
+    try:
+        layout = BIDSLayout(database_path=folder, validate=False, reset_database=False)
+        known = set(layout.get_subjects())
+    except Exception as error:  # SQLAlchemy, SQLite and pybids raise kinds of their own
+        raise InputError(
+            f"{folder}: the pybids database cannot be opened ({type(error).__name__}). {remedy}"
+        ) from error
+    if Path(str(layout.root)).resolve() != root.resolve():
+        raise InputError(
+            f"{folder}: the pybids database is of {layout.root}, the input is {root}. "
+            "Give the database of this dataset, under the path where it was indexed."
+        )
+    absent = [label for label in subjects if label not in known]
+    if absent:
+        raise InputError(
+            f"{folder}: the pybids database does not know sub-{', sub-'.join(absent)}; it is "
+            f"older than the dataset, or they have no anatomical image. {remedy}"
+        )
+    return layout
+
+
+def _check_database_note(folder: Path, remedy: str) -> None:
+    """Compare the pybids version beside the database; one built by another tool has no note."""
+    try:
+        wrote = json.loads((folder / DATABASE_NOTE).read_text(encoding="utf-8")).get("pybids")
+    except (OSError, ValueError, AttributeError):
+        return
+    if wrote != _pybids_version():
+        raise InputError(
+            f"{folder}: the database was written by pybids {wrote}, and this is pybids "
+            f"{_pybids_version()}, which cannot read it. {remedy}"
+        )
+
+
+def subject_labels(root: Path) -> tuple[str, ...]:
+    """Labels of the sub-* folders of a dataset, sorted, without 'sub-'."""
+    return tuple(sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()))
+
+
+def session_labels(root: Path, subjects: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Labels of the ses-* folders of these participants (all, if none are given), sorted."""
+    folders = [root / f"sub-{label}" for label in subjects or subject_labels(root)]
+    names = {p.name for folder in folders for p in folder.glob("ses-*") if p.is_dir()}
+    return tuple(sorted(name.removeprefix("ses-") for name in names))
+
+
+def require_labels(flag: str, asked: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Refuse labels that a dataset does not have.
+
+    Raises
+    ------
+    UsageError
+        That names the absent labels and the close ones.
+    """
+    absent = [label for label in asked if label not in known]
+    if absent:
+        raise UsageError(f"{flag}: {', '.join(absent)} not in the dataset. "
+                         f"{did_you_mean(absent[0], known)}")

@@ -1,0 +1,52 @@
+"""Sidecar fields of one image, merged by the BIDS inheritance principle.
+
+A JSON file applies to an image if it lies in a folder on the way from the root to the image, has
+the same suffix, and all its entities occur in the image's name; the deeper file wins.
+(BIDS specification, Common principles, "The Inheritance Principle".)
+
+pybids can do this while indexing, but one broken JSON file then stops the index of everybody.
+Here it is one finding about one scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harmonizer.files import read_json
+
+from .records import entities_of, split_name
+
+__all__ = ["merged_metadata", "applicable_sidecars"]
+
+
+def merged_metadata(image: Path, root: Path) -> dict[str, Any]:
+    """All sidecar fields of `image` in the dataset at `root`; {} without any sidecar.
+
+    Raises
+    ------
+    harmonizer.errors.InputError
+        If a sidecar that applies cannot be read; the message names it.
+    """
+    merged: dict[str, Any] = {}
+    for path in applicable_sidecars(image, root):
+        content = read_json(path)
+        merged.update(content if isinstance(content, dict) else {})
+    return merged
+
+
+def applicable_sidecars(image: Path, root: Path) -> Iterator[Path]:
+    """The JSON files that apply to `image`, the most general first."""
+    _, suffix, _ = split_name(image.name)
+    wanted = entities_of(image.name).items()
+    for folder in _way_down(image.parent, root):
+        names = [*folder.glob(f"*_{suffix}.json"), *folder.glob(f"{suffix}.json")]
+        fitting = [p for p in names if entities_of(p.name).items() <= wanted]
+        yield from sorted(fitting, key=lambda p: (len(entities_of(p.name)), p.name))
+
+
+def _way_down(folder: Path, root: Path) -> list[Path]:
+    """Folders from `root` down to `folder`, both included."""
+    steps = folder.relative_to(root).parts
+    return [root.joinpath(*steps[:n]) for n in range(len(steps) + 1)]

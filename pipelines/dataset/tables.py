@@ -1,0 +1,221 @@
+"""participants.tsv and sessions.tsv: who was how old, which sex, which site, and what else.
+
+A value in the sessions table of a participant is nearer to the scan than one in the participants
+table, so it wins. 'n/a' and an empty cell are missing values, everywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harmonizer.errors import InputError
+from harmonizer.files import read_json
+
+from .records import Covariate, Finding
+
+__all__ = ["Tables", "parse_age", "parse_sex", "read_table"]
+
+MISSING = ("", "n/a", "na", "nan", "none", "null")
+MAX_AGE_YEARS = 130.0
+YEARS_PER = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
+DICOM_AGE_UNITS = {"Y": "year", "M": "month", "W": "week", "D": "day"}  # DICOM PS3.5, value type AS
+SEXES = {
+    "F": ("f", "female", "woman", "girl"),
+    "M": ("m", "male", "man", "boy"),
+    "O": ("o", "other", "intersex", "diverse", "non-binary", "nonbinary"),
+}
+
+Row = dict[str, str]
+
+
+def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
+    """Rows of a BIDS TSV with a `key` column, and what is wrong with it; ([], []) if absent."""
+    if not path.is_file():
+        return [], []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            lines = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [], [Finding(path, f"cannot be read ({error})", "Save it as UTF-8 text with tabs.")]
+    lines = [line for line in lines if any(cell.strip() for cell in line)]
+    if not lines or key not in lines[0]:
+        got = ", ".join(lines[0]) if lines else "an empty file"
+        remedy = "Its first line must name the columns, separated by tabs."
+        return [], [Finding(path, f"expected a column {key!r}, got {got}", remedy)]
+    return _rows(path, lines)
+
+
+def _rows(path: Path, lines: list[list[str]]) -> tuple[list[Row], list[Finding]]:
+    header = [name.strip() for name in lines[0]]
+    rows, findings = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            finding = f"row {number} has {len(line)} cells where the header has {len(header)}"
+            findings.append(Finding(path, finding, "The row is not used; give every cell a value."))
+            continue
+        rows.append({name: cell.strip() for name, cell in zip(header, line)})
+    return rows, findings
+
+
+class Tables:
+    """The tables of one raw dataset, read once each; what is wrong with them is in `findings`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.findings: list[Finding] = []
+        self._sessions: dict[str, dict[str, Row]] = {}
+
+    @cached_property
+    def participants(self) -> dict[str, Row]:
+        """Rows of participants.tsv by label without 'sub-'."""
+        return self._by_label(self.root / "participants.tsv", "participant_id", "sub-")
+
+    def sessions(self, subject: str) -> dict[str, Row]:
+        """Rows of sub-X_sessions.tsv by label without 'ses-'."""
+        if subject not in self._sessions:
+            path = self.sessions_path(subject)
+            self._sessions[subject] = self._by_label(path, "session_id", "ses-")
+        return self._sessions[subject]
+
+    def sessions_path(self, subject: str) -> Path:
+        """Where the sessions table of a participant is, if there is one."""
+        return self.root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+
+    def session_row(self, subject: str, session: str | None) -> Row:
+        """The row of one session; {} where there is none."""
+        return self.sessions(subject).get(session, {}) if session else {}
+
+    def all_values(self, column: str) -> set[str]:
+        """Every value of a column in the participants table and all sessions tables."""
+        subjects = [p.name.removeprefix("sub-") for p in self.root.glob("sub-*") if p.is_dir()]
+        rows = [*self.participants.values()]
+        rows += [row for subject in subjects for row in self.sessions(subject).values()]
+        return {value for row in rows if (value := cell(row, column))}
+
+    def covariates(
+        self, subject: str, session: str | None, leave_out: str = "site"
+    ) -> tuple[dict[str, Covariate], list[Finding]]:
+        """Age (years), sex and the other columns of one scan, and notes on what was unclear."""
+        nearer = self.session_row(subject, session)
+        row = dict(self.participants.get(subject, {}))
+        row |= {name: text for name, text in nearer.items() if not is_missing(text)}
+        names = {name.lower(): name for name in row}
+        age, age_note = parse_age(row.get(names.get("age", ""), ""), self._units("age"))
+        sex_name = names.get("sex") or names.get("gender") or "sex"
+        sex, sex_note = parse_sex(row.get(sex_name, ""), self._levels(sex_name))
+        skip = {"participant_id", "session_id", leave_out.lower(), "age", sex_name.lower()}
+        others = {n: self._typed(n, row[n]) for low, n in names.items() if low not in skip}
+        notes = [note for note in (age_note, sex_note) if note]
+        return {"age": age, "sex": sex, **others}, [self._note(subject, note) for note in notes]
+
+    def _by_label(self, path: Path, key: str, prefix: str) -> dict[str, Row]:
+        rows, findings = read_table(path, key)
+        self.findings += findings
+        by_label: dict[str, Row] = {}
+        for row in rows:
+            label = row[key].removeprefix(prefix)
+            if label in by_label and by_label[label] != row:
+                remedy = "The first row is used; keep one row for each."
+                self.findings.append(Finding(path, f"{row[key]} has several rows", remedy))
+            by_label.setdefault(label, row)
+        return by_label
+
+    @cached_property
+    def _dictionary(self) -> Mapping[str, Any]:
+        path = self.root / "participants.json"
+        try:
+            content = read_json(path) if path.is_file() else {}
+        except InputError as error:
+            self.findings.append(Finding(path, str(error), "It is not used."))
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _units(self, column: str) -> str:
+        return str(self._description(column).get("Units", "year"))
+
+    def _levels(self, column: str) -> Mapping[str, Any]:
+        levels = self._description(column).get("Levels", {})
+        return levels if isinstance(levels, dict) else {}
+
+    def _description(self, column: str) -> Mapping[str, Any]:
+        described = {name.lower(): text for name, text in self._dictionary.items()}
+        entry = described.get(column.lower(), {})
+        return entry if isinstance(entry, dict) else {}
+
+    @cached_property
+    def _numeric(self) -> frozenset[str]:
+        """Columns of participants.tsv in which every value that is there is a number."""
+        columns = {name for row in self.participants.values() for name in row}
+        return frozenset(name for name in columns if self._all_numbers(name))
+
+    def _all_numbers(self, column: str) -> bool:
+        values = [value for row in self.participants.values() if (value := cell(row, column))]
+        return bool(values) and all(_is_number(value) for value in values)
+
+    def _typed(self, column: str, text: str) -> Covariate:
+        if is_missing(text):
+            return None
+        return float(text) if column in self._numeric and _is_number(text) else text
+
+    def _note(self, subject: str, note: str) -> Finding:
+        return Finding(self.root / "participants.tsv", f"sub-{subject}: {note}", "Check the table.")
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that the value is not known."""
+    return text.strip().lower() in MISSING
+
+
+def cell(row: Row, column: str) -> str | None:
+    """The value of a column, its name compared without case; None if missing."""
+    names = {name.lower(): name for name in row}
+    text = row.get(column, row.get(names.get(column.lower(), ""), ""))
+    return None if is_missing(text) else text
+
+
+def parse_age(text: str, units: str = "year") -> tuple[float | None, str]:
+    """(age in years or None, note); the note is empty where nothing was unclear.
+
+    Understands '34', '34.5', '89+' and '>89' (ages hidden above a limit), and DICOM's '034Y'.
+
+    >>> parse_age("89+")
+    (89.0, "age '89+' is a lower limit; 89 is used")
+    """
+    if is_missing(text):
+        return None, ""
+    match = re.fullmatch(r"(>?=?)\s*(\d+(?:\.\d*)?)\s*([YMWD]?)(\+?)", text.strip())
+    if match is None:
+        return None, f"age {text!r} is not a number; it is taken as unknown"
+    over, number, letter, plus = match.groups()
+    unit = DICOM_AGE_UNITS[letter] if letter else units.lower().rstrip("s")
+    age = float(number) * YEARS_PER.get(unit, 1.0)
+    if age > MAX_AGE_YEARS:
+        return None, f"age {text!r} is no age in years; it is taken as unknown"
+    note = f"age {text!r} is a lower limit; {age:g} is used" if over or plus else ""
+    return age, note
+
+
+def parse_sex(text: str, levels: Mapping[str, Any] | None = None) -> tuple[str | None, str]:
+    """('F', 'M', 'O' or None, note); codes such as '1' are looked up in the column's Levels.
+
+    >>> parse_sex("female")
+    ('F', '')
+    """
+    if is_missing(text):
+        return None, ""
+    meaning = (levels or {}).get(text, text)
+    for word in (text, meaning if isinstance(meaning, str) else text):
+        for sex, words in SEXES.items():
+            if word.strip().lower() in words:
+                return sex, ""
+    return None, f"sex {text!r} is not understood; it is taken as unknown"
+
+
+def _is_number(text: str) -> bool:
+    """Whether text is a number and not a code: '0012' is a code."""
+    return re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", text) is not None
