@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harmonizer.errors import InputError, UsageError, did_you_mean
+from harmonizer.errors import InputError, UsageError
 from harmonizer.files import write_json
 
 from ..settings import Settings
 from .checks import check_header, check_name, duplicate_names, same_content
 from .derivatives import check_derivatives, find_precomputed
+from .filters import load_filters
 from .records import Finding, ScanRecord, entities_of, split_name
 from .sidecars import merged_metadata
 from .sites import SiteFinder, site_warnings
@@ -32,7 +33,7 @@ from .tables import Tables
 if TYPE_CHECKING:
     from bids import BIDSLayout
 
-__all__ = ["Collection", "collect", "open_layout", "load_filters", "subject_labels"]
+__all__ = ["Collection", "collect", "find_images", "open_layout"]
 
 LOGGER = logging.getLogger("harmonizer")
 EXTENSIONS = (".nii", ".nii.gz")
@@ -41,10 +42,6 @@ DATABASE_NOTE = "harmonizer_index.json"
 NOT_SUBJECTS = re.compile(r"^/(?!sub-)")
 NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-|anat(?:/|$))[^/]+")
 HIDDEN = re.compile(r"/\.")
-SHORT_NAMES = {
-    "sub": "subject", "ses": "session", "acq": "acquisition", "ce": "ceagent",
-    "rec": "reconstruction", "desc": "description",
-}
 
 
 @dataclass(frozen=True)
@@ -190,45 +187,6 @@ def _query(modality: str, wanted: dict[str, Any], settings: Settings) -> dict[st
     return {**query, "suffix": modality, "extension": list(EXTENSIONS)}
 
 
-def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Queries by lower-case modality from a BIDS filter file, with pybids' values.
-
-    The file is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
-    "session": "*"}}`; null means that the entity is absent, "*" that it is there. Queries for
-    other data (bold, fmap, ...) are left alone.
-
-    Raises
-    ------
-    UsageError
-        If the file is missing, is not JSON, or is not a table of tables.
-    """
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: is not valid JSON ({error}). Repair the filter file.") from error
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise UsageError(
-            f'{path}: expected queries such as {{"t1w": {{"session": "A"}}}}, got other JSON.'
-        )
-    return {key.lower(): _pybids_query(query) for key, query in content.items()}
-
-
-def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
-    return {SHORT_NAMES.get(name, name): _pybids_value(value) for name, value in query.items()}
-
-
-def _pybids_value(value: Any) -> Any:
-    from bids.layout import Query
-
-    if isinstance(value, list):
-        return [_pybids_value(item) for item in value]
-    return Query.NONE if value is None else Query.ANY if value == "*" else value
-
-
 # The index.
 
 
@@ -332,29 +290,3 @@ def _check_database_note(folder: Path, remedy: str) -> None:
             f"{folder}: the database was written by pybids {wrote}, and this is pybids "
             f"{_pybids_version()}, which cannot read it. {remedy}"
         )
-
-
-def subject_labels(root: Path) -> tuple[str, ...]:
-    """Labels of the sub-* folders of a dataset, sorted, without 'sub-'."""
-    return tuple(sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()))
-
-
-def session_labels(root: Path, subjects: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Labels of the ses-* folders of these participants (all, if none are given), sorted."""
-    folders = [root / f"sub-{label}" for label in subjects or subject_labels(root)]
-    names = {p.name for folder in folders for p in folder.glob("ses-*") if p.is_dir()}
-    return tuple(sorted(name.removeprefix("ses-") for name in names))
-
-
-def require_labels(flag: str, asked: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuse labels that a dataset does not have.
-
-    Raises
-    ------
-    UsageError
-        That names the absent labels and the close ones.
-    """
-    absent = [label for label in asked if label not in known]
-    if absent:
-        raise UsageError(f"{flag}: {', '.join(absent)} not in the dataset. "
-                         f"{did_you_mean(absent[0], known)}")

@@ -1,0 +1,272 @@
+"""From arguments to an exit code: the order of things, and what is said when they go wrong.
+
+    parse -> environment -> check -> log -> dataset -> workflows -> exit code
+
+| code | meaning |
+|---|---|
+| 0 | all done |
+| 1 | some participants failed or were left out; the last line names them |
+| 2 | usage |
+| 65 | no usable input (EX_DATAERR) |
+| 69 | a device or a model is not available (EX_UNAVAILABLE) |
+| 70 | our own fault (EX_SOFTWARE); a crash file lies in OUT/logs |
+| 130 | interrupted |
+
+Errors that we can explain are printed without a traceback; anything else is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harmonizer import __version__
+from harmonizer.errors import HarmonizerError, InputError, InternalError, UsageError
+from harmonizer.files import write_text
+
+from .cli import check_world, parse
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .dataset.records import Finding, ScanRecord
+
+__all__ = ["main", "prepare_environment"]
+
+LOGGER = logging.getLogger("harmonizer")
+OUR_LOGGERS = ("harmonizer", "pipelines")
+INTERRUPTED = 130
+SHOWN_PARTICIPANTS = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app on command-line arguments (without the program's name); returns the exit code."""
+    prog = "harmonizer" if Path(sys.argv[0]).name == "harmonizer" else "run.py"
+    try:
+        settings = parse(sys.argv[1:] if argv is None else argv, prog)
+        prepare_environment(settings)  # first: the checks may import numpy or torch
+        check_world(settings)
+        run = Run.start(settings)
+    except SystemExit as stop:  # argparse has said what there is to say
+        return int(stop.code or 0)
+    except HarmonizerError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return run.finish()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its settings and the name that its log, settings and crash files share."""
+
+    settings: Settings
+    run_id: str
+
+    @classmethod
+    def start(cls, settings: Settings) -> Run:
+        """Open the log files and save the settings.
+
+        Raises
+        ------
+        UsageError
+            If the output folder cannot be written.
+        """
+        run = cls(settings, f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
+        try:
+            write_text(run.file("settings", "toml"), settings.to_toml())
+            start_logging(settings.verbose, run.file("run", "log"))
+        except OSError as error:
+            raise UsageError(
+                f"OUTPUT_DIR {settings.output_dir}: cannot be written ({error.strerror}). Check "
+                "its permissions, or give another."
+            ) from error
+        return run
+
+    def file(self, kind: str, extension: str) -> Path:
+        """A file of this run in OUT/logs."""
+        return self.settings.output_dir / "logs" / f"{kind}_{self.run_id}.{extension}"
+
+    def finish(self) -> int:
+        """Do the work, turn what happens into an exit code, and say it in the last line."""
+        failed: set[str] = set()
+        try:
+            code = self._work(failed)
+        except KeyboardInterrupt:
+            LOGGER.error("Interrupted; the same command resumes from the work folder.")
+            code = INTERRUPTED
+        except InternalError as error:
+            code = self._crash(error)
+        except HarmonizerError as error:
+            LOGGER.error("%s", error)
+            code = error.exit_code
+        except Exception as error:
+            code = self._crash(error)
+        LOGGER.log(logging.ERROR if code else logging.INFO, "%s", last_line(code, failed))
+        return code
+
+    def _work(self, failed: set[str]) -> int:
+        LOGGER.info("harmonizer %s: %s -> %s; stages %s; log %s", __version__,
+                    self.settings.bids_dir, self.settings.output_dir,
+                    ", ".join(self.settings.planned_stages), self.file("run", "log"))
+        records = self._records(failed)
+        from .workflows.base import run as run_workflows
+
+        result = run_workflows(self.settings, records)
+        failed |= {participant(failure.scan_id) for failure in result.failures}
+        for failure in result.failures:
+            LOGGER.error("%s failed in %s: %s", failure.scan_id, failure.stage, failure.message)
+        for line in result.summary_lines:
+            LOGGER.info("%s", line)
+        return result.exit_code or int(bool(failed))
+
+    def _records(self, failed: set[str]) -> tuple[ScanRecord, ...]:
+        """The scans of the participant level; () where only the output folder is used."""
+        needed = "preprocess" in self.settings.planned_stages
+        useful = "harmonize" in self.settings.planned_stages and self.settings.bids_dir.is_dir()
+        if not (needed or useful):
+            return ()
+        if needed:
+            self._validate()
+        from .dataset.index import collect
+
+        collection = collect(self.settings)
+        self._report(collection.findings)
+        failed |= {participant(f.scan_id) for f in collection.findings if f.scan_id}
+        if not collection.records:
+            raise InputError(
+                f"{self.settings.bids_dir}: none of its images can be used; the lines above say "
+                "why. Remedy one of them."
+            )
+        self._log_sites(collection.records)
+        return collection.records
+
+    def _validate(self) -> None:
+        from .dataset.checks import require_valid, validator_path
+
+        if self.settings.skip_bids_validation:
+            return
+        if validator_path() is None:
+            LOGGER.info("bids-validator-deno is not installed; the dataset is not validated.")
+            return
+        require_valid(self.settings.bids_dir)
+
+    def _report(self, findings: Iterable[Finding]) -> None:
+        """Log what was found at the door, and keep it as a table in OUT/logs."""
+        findings = list(findings)
+        for finding in findings:
+            LOGGER.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
+        if findings:
+            rows = [("scan_id", "left_out", "path", "finding", "remedy")]
+            rows += [(f.scan_id or "n/a", "yes" if f.fatal else "no", str(f.path), f.finding,
+                      f.remedy) for f in findings]
+            table = "".join("\t".join(" ".join(c.split()) for c in row) + "\n" for row in rows)
+            write_text(self.file("findings", "tsv"), table)
+
+    def _log_sites(self, records: Sequence[ScanRecord]) -> None:
+        counts: dict[str, int] = {}
+        for record in records:
+            counts[record.site] = counts.get(record.site, 0) + 1
+            LOGGER.debug("%s: site %s (%s)", record.scan_id, record.site, record.site_source)
+        sites = ", ".join(f"{site} {count}" for site, count in sorted(counts.items()))
+        LOGGER.info("%d scans at %d sites: %s", len(records), len(counts), sites)
+
+    def _crash(self, error: BaseException) -> int:
+        """Write all that a report needs into a file; say little on the screen."""
+        path = self.file("crash", "txt")
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        head = f"harmonizer {__version__}, Python {sys.version}\n\n"
+        where: object = path
+        try:
+            write_text(path, head + text + "\n" + self.settings.to_toml())
+        except OSError:  # a full disk must not hide the first error
+            where = "standard error"
+            print(text, file=sys.stderr)
+        LOGGER.error("A fault of ours: %s: %s. Please report it with %s.",
+                     type(error).__name__, error, where)
+        return InternalError.exit_code
+
+
+def participant(scan_id: str) -> str:
+    """'sub-01' of 'sub-01_ses-A_T1w'."""
+    return scan_id.partition("_")[0]
+
+
+def last_line(code: int, failed: Iterable[str]) -> str:
+    """The line that a log ends with: the exit code, what it means, and who failed."""
+    meanings = {
+        0: "all done", 1: "some participants failed", 2: "usage error", 65: "no usable input",
+        69: "a device or model is not available", 70: "a fault of ours", 130: "interrupted",
+    }
+    names = sorted(failed)
+    shown = ", ".join(names[:SHOWN_PARTICIPANTS])
+    more = f" and {len(names) - SHOWN_PARTICIPANTS} more" if len(names) > SHOWN_PARTICIPANTS else ""
+    who = f"; failed: {shown}{more}" if names else ""
+    return f"Exit code {code}: {meanings.get(code, 'failed')}{who}."
+
+
+def start_logging(verbose: int, path: Path) -> None:
+    """Log to the screen (stderr) and to a file.
+
+    The screen has progress and warnings; with `-v` also Nipype's and our details, with `-vv`
+    everybody's. The file always has our details. The handlers sit on the root logger, where
+    Nipype's own set-up finds them and adds none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    screen, file = logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")
+    screen.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    screen.setLevel(logging.INFO if verbose == 0 else logging.DEBUG)
+    screen.addFilter(lambda record: verbose > 0 or _is_for_everybody(record))
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if getattr(handler, "of_harmonizer", False)]:
+        root.removeHandler(old)
+        old.close()
+    for handler in (screen, file):
+        handler.of_harmonizer = True  # type: ignore[attr-defined]
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING if verbose < 2 else logging.INFO)
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+
+
+def _is_for_everybody(record: logging.LogRecord) -> bool:
+    """Our own messages, and warnings of Nipype; the rest is in the file."""
+    ours = record.name.partition(".")[0] in OUR_LOGGERS
+    return ours or (record.levelno >= logging.WARNING and record.name != "py.warnings")
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set threads, determinism and silence on the network, before anything heavy is imported.
+
+    One ITK thread: with more, N4 and registration give other bits from run to run. Child processes
+    come from a fork server, because CUDA and threads do not survive a fork.
+    """
+    import multiprocessing
+
+    threads = str(settings.omp_nthreads)
+    os.environ.update(
+        ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1",
+        OMP_NUM_THREADS=threads,
+        MKL_NUM_THREADS=threads,
+        OPENBLAS_NUM_THREADS=threads,
+        NUMEXPR_NUM_THREADS=threads,
+        NO_ET="1",
+        NIPYPE_NO_ET="1",
+        TEMPLATEFLOW_AUTOUPDATE="off",
+        MPLBACKEND="Agg",
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",  # deterministic matrix products on CUDA
+    )
+    os.environ.setdefault("USER", "harmonizer")  # an unknown UID has no name, and libraries ask
+    methods = multiprocessing.get_all_start_methods()
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    multiprocessing.set_start_method(method, force=True)

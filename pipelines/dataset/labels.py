@@ -1,0 +1,48 @@
+"""Which participants and sessions a folder has, from its folders' names alone."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from harmonizer.errors import UsageError
+
+__all__ = ["require_labels", "session_labels", "subject_labels"]
+
+SHOWN = 8
+
+
+def subject_labels(root: Path) -> tuple[str, ...]:
+    """Labels of the sub-* folders of a dataset, sorted, without 'sub-'."""
+    return tuple(sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()))
+
+
+def session_labels(root: Path, subjects: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Labels of the ses-* folders of these participants (all, if none are given), sorted."""
+    folders = [root / f"sub-{label}" for label in subjects or subject_labels(root)]
+    names = {p.name for folder in folders for p in folder.glob("ses-*") if p.is_dir()}
+    return tuple(sorted(name.removeprefix("ses-") for name in names))
+
+
+def require_labels(
+    flag: str, prefix: str, asked: tuple[str, ...], known: tuple[str, ...]
+) -> None:
+    """Refuse labels that a dataset does not have.
+
+    Raises
+    ------
+    UsageError
+        That names the absent labels, and for each those near to it, or else the first known.
+    """
+    absent = [label for label in asked if label not in known]
+    if not absent:
+        return
+    near = {n: None for label in absent for n in difflib.get_close_matches(label, known, 3, 0.5)}
+    guess = f"Did you mean {', '.join(near)}?" if near else _overview(known)
+    names = ", ".join(prefix + label for label in absent)
+    raise UsageError(f"{flag}: {names} not in the dataset. {guess}")
+
+
+def _overview(known: tuple[str, ...]) -> str:
+    rest = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"It has {', '.join(known[:SHOWN]) or 'none'}{rest}."
