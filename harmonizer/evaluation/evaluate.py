@@ -60,10 +60,11 @@ def evaluate_cohort(
 
     Each modality is measured within itself. Raises InputError for unreadable or misfitting images.
     """
+    labels = None if priors is None else label_tissues(priors)
     parts = []
     for modality in dict.fromkeys(scan.modality for scan in before):
         parts.append(_evaluate_modality(
-            before.of_modality(modality), after.of_modality(modality), target, priors,
+            before.of_modality(modality), after.of_modality(modality), target, labels,
             (target_quantiles or {}).get(modality)))
     metrics = Metrics(tuple(replace(row, backend=backend, target=target)
                             for part in parts for row in part.metrics))
@@ -71,19 +72,23 @@ def evaluate_cohort(
     return Evaluation(metrics, quantiles, tuple(n for part in parts for n in part.missing))
 
 
-def label_tissues(priors: Mapping[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
-    """(I, J, K) uint8: the likeliest of 1 CSF, 2 GM, 3 WM inside the mask, 0 where none is likely.
+def label_tissues(priors: Mapping[str, np.ndarray], mask: np.ndarray | None = None) -> np.ndarray:
+    """(I, J, K) uint8: the likeliest of 1 CSF, 2 GM, 3 WM, 0 where none is likely or off the mask.
 
-    ``priors``: probabilities 0 to 1 by tissue name, on the mask's grid.
+    ``priors``: probabilities 0 to 1 by tissue name, on one grid; ``mask``: on that grid, or None.
     """
-    misfits = [name for name in TISSUE_CODES if priors[name].shape != mask.shape]
-    if misfits:
-        raise InputError(f"expected tissue priors on the image's grid {mask.shape}, got "
-                         f"{priors[misfits[0]].shape}. Load the priors of the same resolution.")
-    stack = np.stack([priors[name] for name in TISSUE_CODES])
-    labels = (stack.argmax(axis=0) + 1).astype(np.uint8)
-    labels[(stack.max(axis=0) < CERTAIN) | ~mask] = 0
-    return labels
+    likeliest = np.maximum.reduce([priors[name] for name in TISSUE_CODES])
+    labels = np.zeros(likeliest.shape, dtype=np.uint8)
+    for name, code in TISSUE_CODES.items():
+        labels[(priors[name] == likeliest) & (likeliest >= CERTAIN)] = code
+    return labels if mask is None else _within(labels, mask)
+
+
+def _within(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    if labels.shape != mask.shape:
+        raise InputError(f"expected tissue labels on the image's grid {mask.shape}, got "
+                         f"{labels.shape}. Load the priors of the same resolution.")
+    return np.where(mask, labels, 0)
 
 
 def tissue_values(volume: Volume, labels: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -116,7 +121,7 @@ def _evaluate_modality(
     before: Cohort,
     after: Cohort,
     target: str,
-    priors: Mapping[str, np.ndarray] | None,
+    labels: np.ndarray | None,
     target_quantiles: np.ndarray | None,
 ) -> Evaluation:
     """One modality: two passes over the images, one volume or one pair in memory."""
@@ -124,7 +129,7 @@ def _evaluate_modality(
     rows: list[Metric] = []
     table: list[QuantileRow] = []
     for scan in before:
-        _add_scan(scan, scan.read(), "before", priors, rows, table)
+        _add_scan(scan, scan.read(), "before", labels, rows, table)
     ruler = _ruler(QuantileTable(tuple(table)), target, target_quantiles)
     scale = dist.intensity_range(ruler)
     if not scale > 0:
@@ -133,7 +138,7 @@ def _evaluate_modality(
     for scan in before:
         if scan.scan_id in harmonized:
             source, result = scan.read(), harmonized[scan.scan_id].read()
-            _add_scan(scan, result, "after", priors, rows, table)
+            _add_scan(scan, result, "after", labels, rows, table)
             rows += _change_rows(scan, source, result)
     quantiles = QuantileTable(tuple(table))
     modality = before.scans[0].modality
@@ -161,13 +166,12 @@ def _add_scan(
     scan: Scan,
     volume: Volume,
     stage: str,
-    priors: Mapping[str, np.ndarray] | None,
+    labels: np.ndarray | None,
     rows: list[Metric],
     table: list[QuantileRow],
 ) -> None:
     """Append the scan's features to ``rows`` and its quantile functions to ``table``."""
-    labels = None if priors is None else label_tissues(priors, volume.mask)
-    values = tissue_values(volume, labels)
+    values = tissue_values(volume, None if labels is None else _within(labels, volume.mask))
     rows += [_row(scan, name, number, stage) for name, number in scan_features(values).items()]
     table += [QuantileRow(scan.scan_id, scan.subject, scan.site, scan.modality, stage, tissue,
                           dist.quantile_function(inside)) for tissue, inside in values.items()]

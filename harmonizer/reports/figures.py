@@ -12,11 +12,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
+
+from ..evaluation.distribution import LEVELS, quantile_function
+from .draw import Colours, Contour, draw_mosaic, new_canvas, to_png
+from .mosaic import plan_mosaic
 
 if TYPE_CHECKING:
     from ..volume import Volume
 
-TISSUES = {1: "CSF", 2: "GM", 3: "WM"}
+__all__ = ["Figure", "ScanImages", "scan_figures", "mask_figure", "bias_figures",
+           "registration_figures", "harmonization_figure", "difference_figure",
+           "histogram_figure", "density"]
+
+TISSUES = {"CSF": 1, "GM": 2, "WM": 3}
+GAIN_SHOWN_AS_IS = 1.5  # medians apart by less than this factor need no rescaling for display
+BINS = 80
+MASK_COLOUR, WHITE_COLOUR = "#ff4b3e", "#ffd400"
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,11 @@ class ScanImages:
     ``native``: the image as conformed, before bias correction, with its brain mask (native grid).
     ``bias_field``: the multiplicative field on the native grid; native / field = corrected.
     ``registered``: the preprocessed image on the template's grid, with its mask.
-    ``template``, ``template_tissues``: template and its tissue labels (0 outside, 1 CSF, 2 GM,
-    3 WM), same grid as ``registered``.
+    ``template``, ``template_tissues``: template (with its brain mask) and its tissue labels
+    (0 outside, 1 CSF, 2 GM, 3 WM), same grid as ``registered``.
     ``harmonized``: the harmonized image, same grid as ``registered``.
     ``tissues``: tissue labels of this scan, same grid and codes as ``template_tissues``.
-    ``target_quantiles``: quantile functions of the target's scans, (scans, levels) each, by tissue:
+    ``target_quantiles``: quantile functions of the target's scans, (scans, 200) each, by tissue:
     "brain", "CSF", "GM", "WM"; levels as `harmonizer.evaluation.distribution.LEVELS`.
     """
 
@@ -59,6 +71,237 @@ class ScanImages:
     target_quantiles: Mapping[str, np.ndarray] | None = None
 
 
-def scan_figures(images: ScanImages, target: str = "target") -> tuple[Figure, ...]:
-    """Every figure that the given arrays allow, in the order of the pipeline."""
-    raise NotImplementedError
+def scan_figures(
+    images: ScanImages, target: str = "target", convention: str = "neurological"
+) -> tuple[Figure, ...]:
+    """Every figure that the given arrays allow, in the order of the pipeline.
+
+    ``convention``: "neurological" (patient's left at the left) or "radiological".
+    """
+    figures: list[Figure] = []
+    native, registered, harmonized = images.native, images.registered, images.harmonized
+    if native is not None and native.mask is not None:
+        figures.append(mask_figure(native, convention))
+        if images.bias_field is not None:
+            figures += bias_figures(native, images.bias_field, convention)
+    if registered is not None and images.template is not None:
+        figures += registration_figures(registered, images.template, images.template_tissues,
+                                        convention)
+    if registered is not None and registered.mask is not None and harmonized is not None:
+        figures += [
+            harmonization_figure(registered, harmonized, convention),
+            difference_figure(registered, harmonized, convention),
+            histogram_figure(registered, harmonized, images.tissues, images.target_quantiles,
+                             target)]
+    return tuple(figures)
+
+
+def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
+    """The brain mask's outline on the image it was found in."""
+    mosaic = plan_mosaic(volume.mask, volume.affine, convention=convention, margin_mm=14)
+    picture = draw_mosaic(mosaic, volume.data, _window(volume.in_mask()),
+                          [Contour(volume.mask, MASK_COLOUR)])
+    litres = volume.mask.sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
+    return Figure(
+        "Brain mask",
+        f"Red: outline of the brain mask ({litres:.2f} litres) on the image before bias "
+        "correction, native grid. Look for skull or neck inside the line and for cortex outside.",
+        "Axial, coronal and sagittal slices of the head with the brain mask outlined in red",
+        (picture,))
+
+
+def bias_figures(volume: Volume, field: np.ndarray, convention: str = "neurological"
+                 ) -> list[Figure]:
+    """The multiplicative field over the image, and the image with and without it."""
+    mask = volume.mask
+    middle = np.median(field[mask])
+    percent = np.where(mask, 100 * (field / middle - 1), np.nan)
+    limit = max(5.0, float(np.nanpercentile(np.abs(percent), 99)))
+    mosaic = plan_mosaic(mask, volume.affine, planes=("axial", "sagittal"), convention=convention)
+    window = _window(volume.in_mask())
+    corrected = volume.data * (middle / np.maximum(field, 1e-6))
+    low, high = np.percentile(percent[mask], [1, 99])
+    return [
+        Figure("Bias field",
+               "The smooth field that was divided out, as deviation from its median. In this "
+               f"brain it runs from {low:+.0f} % to {high:+.0f} % (1st and 99th percentile). It "
+               "should be smooth and show no anatomy.",
+               "Slices of the brain with the bias field laid over it in colours",
+               (draw_mosaic(mosaic, volume.data, window, overlay=percent, colours=Colours(
+                   "RdBu_r", -limit, limit, "field, % from its median", 0.6)),)),
+        Figure("Bias correction",
+               "The image before and after the field was divided out, at one window. White matter "
+               "should become even from front to back and from top to bottom.",
+               "Slices of the brain before and after bias correction",
+               (draw_mosaic(mosaic, volume.data, window), draw_mosaic(mosaic, corrected, window)),
+               ("before correction", "after correction"))]
+
+
+def registration_figures(
+    registered: Volume,
+    template: Volume,
+    tissues: np.ndarray | None = None,
+    convention: str = "neurological",
+) -> list[Figure]:
+    """Template edges on the registered image, and both in turn; all on the template's grid."""
+    brain = template.mask if template.mask is not None else template.data > 0
+    mosaic = plan_mosaic(brain, template.affine, convention=convention)
+    inside = registered.in_mask() if registered.mask is not None else registered.data[brain]
+    window = _window(inside)
+    contours = [Contour(brain, MASK_COLOUR)]
+    if tissues is not None:
+        contours.append(Contour(tissues == TISSUES["WM"], WHITE_COLOUR, 0.7))
+    image = draw_mosaic(mosaic, registered.data, window)
+    edges = ("Red: the template's brain edge" + ("; yellow: the edge of its white matter"
+                                                 if tissues is not None else ""))
+    return [
+        Figure("Registration: template edges",
+               f"{edges}, drawn on this scan after affine registration. The lines should follow "
+               "brain edge, ventricles and midline; single gyri need not fit.",
+               "Slices of the registered brain with the template's edges drawn on it",
+               (draw_mosaic(mosaic, registered.data, window, contours),)),
+        Figure("Registration: scan and template",
+               "This scan on the template's grid and the template itself, on the same slices.",
+               "Slices of the registered brain and of the template in turn",
+               (image, draw_mosaic(mosaic, template.data, _window(template.data[brain]))),
+               ("this scan", "template"))]
+
+
+def harmonization_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:
+    """Before and after in turn, same slices, one window; a gain is shown away and said."""
+    mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
+    window = _window(after.data[before.mask])
+    shown, words = _for_display(before, after)
+    return Figure(
+        "Before and after harmonization",
+        f"Both at one window, {window[0]:.4g} to {window[1]:.4g}. {words}Grey levels may change; "
+        "edges, sulci and lesions may not.",
+        "Slices of the brain before and after harmonization in turn",
+        (draw_mosaic(mosaic, shown, window), draw_mosaic(mosaic, after.data, window)),
+        ("before", "after"))
+
+
+def difference_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:
+    """After minus before inside the mask, in percent of the harmonized image's range."""
+    shown, words = _for_display(before, after)
+    low, high = np.percentile(after.data[before.mask], [0.5, 99.5])
+    scale = max(float(high - low), 1e-12)
+    percent = np.where(before.mask, 100 * (after.data - shown) / scale, np.nan)
+    limit = max(1.0, float(np.nanpercentile(np.abs(percent), 99)))
+    mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
+    mean = float(np.nanmean(np.abs(percent)))
+    return Figure(
+        "What changed",
+        f"After minus before, in percent of the harmonized image's 0.5 to 99.5 % range. {words}"
+        f"Red: brighter now, blue: darker now; {mean:.1f} % on average. A change of contrast "
+        "follows the tissues; a lesion or a gyrus that stands alone here was invented.",
+        "Slices with the signed difference of harmonized and original image in red and blue",
+        (draw_mosaic(mosaic, None, overlay=percent, contours=[Contour(before.mask, "#777777", 0.5)],
+                     colours=Colours("RdBu_r", -limit, limit, "after - before, % of range")),))
+
+
+def histogram_figure(
+    before: Volume,
+    after: Volume,
+    tissues: np.ndarray | None = None,
+    target_quantiles: Mapping[str, np.ndarray] | None = None,
+    target: str = "target",
+) -> Figure:
+    """In-mask and per-tissue histograms before and after, against the band of the target's scans.
+
+    ``target_quantiles``: (scans, 200) by tissue name; the band spans the 5th to 95th percentile of
+    the target scans' densities at each intensity.
+    """
+    shown, words = _for_display(before, after)
+    places = {"brain": before.mask}
+    if tissues is not None:
+        found = {name: (tissues == code) & before.mask for name, code in TISSUES.items()}
+        places |= {name: place for name, place in found.items() if place.any()}
+    bands = target_quantiles or {}
+    ends = [quantile_function(after.data[before.mask]),
+            quantile_function(shown[before.mask]), *np.atleast_2d(bands.get("brain", []))]
+    edges = _edges([quantiles for quantiles in ends if quantiles.size])
+    canvas = new_canvas(1180, 290)
+    for column, (name, place) in enumerate(places.items()):
+        axes = canvas.add_subplot(1, len(places), column + 1)
+        _band(axes, bands.get(name), edges, target)
+        _line(axes, shown[place], edges, "#7a7a7a", "before", "--")
+        _line(axes, after.data[place], edges, "#0072b2", "after", "-")
+        _dress(axes, name, first=column == 0)
+    canvas.subplots_adjust(left=0.03, right=0.99, top=0.88, bottom=0.17, wspace=0.08)
+    have = f"Shaded: 5th to 95th percentile of the scans of {target}. " if bands else ""
+    return Figure(
+        "Histograms",
+        f"Intensities in the brain mask and in each tissue. {have}{words}",
+        "Histograms of intensity before and after harmonization for brain, CSF, grey and white "
+        "matter", (to_png(canvas),))
+
+
+def density(quantiles: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Probability density over ``edges`` (n + 1) of a quantile function (200,): (n,) per unit.
+
+    Smoothed with one bin, as 200 levels make rough histograms.
+    """
+    shares = np.diff(np.interp(edges, quantiles, LEVELS, left=0.0, right=1.0))
+    return ndimage.gaussian_filter1d(shares, 1.0, mode="constant") / np.diff(edges)
+
+
+def _edges(quantiles: list[np.ndarray]) -> np.ndarray:
+    """Bin edges that hold the 0.5 to 99.5 % range of all the given quantile functions."""
+    ends = np.array([np.interp([0.005, 0.995], LEVELS, q) for q in quantiles])
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    pad = 0.05 * (high - low) + 1e-6
+    return np.linspace(low - pad, high + pad, BINS + 1)
+
+
+def _centres(edges: np.ndarray) -> np.ndarray:
+    return (edges[1:] + edges[:-1]) / 2
+
+
+def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) -> None:
+    if quantiles is None or len(quantiles) == 0:
+        return
+    curves = np.stack([density(q, edges) for q in np.atleast_2d(quantiles)])
+    low, high = np.percentile(curves, [5, 95], axis=0)
+    axes.fill_between(_centres(edges), low, high, color="#e69f00", alpha=0.35, linewidth=0,
+                      label=f"{_short(target)} (n={len(curves)})")
+    axes.plot(_centres(edges), np.median(curves, axis=0), color="#b87400", linewidth=1)
+
+
+def _line(axes, values: np.ndarray, edges: np.ndarray, colour: str, label: str, style: str) -> None:
+    axes.plot(_centres(edges), density(quantile_function(values), edges), color=colour,
+              linestyle=style, linewidth=1.4, label=label)
+
+
+def _dress(axes, name: str, first: bool) -> None:
+    axes.set_title({"brain": "whole brain"}.get(name, name), fontsize=9)
+    axes.set_yticks([])
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("intensity", fontsize=8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    if first:
+        axes.legend(fontsize=7, frameon=False, loc="upper right")
+
+
+def _short(text: str, longest: int = 16) -> str:
+    """A label that fits, its dollar signs kept from being read as mathematics."""
+    text = text if len(text) <= longest else text[:longest - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def _window(inside: np.ndarray) -> tuple[float, float]:
+    """Grey window: from zero, or the darkest, to a little above the 99.5th percentile."""
+    low, high = np.percentile(inside, [0.5, 99.5])
+    return min(0.0, float(low)), float(high + 0.05 * abs(high - low))
+
+
+def _for_display(before: Volume, after: Volume) -> tuple[np.ndarray, str]:
+    """``before`` brought to ``after``'s brightness where a gain would hide the rest, and words."""
+    medians = [float(np.median(volume.data[before.mask])) for volume in (before, after)]
+    gain = medians[1] / medians[0] if medians[0] > 0 and medians[1] > 0 else 1.0
+    if 1 / GAIN_SHOWN_AS_IS <= gain <= GAIN_SHOWN_AS_IS:
+        return before.data, ""
+    return before.data * gain, (f"For display only, the image before is multiplied by {gain:.3g}, "
+                                "because its scale is another one. ")

@@ -7,6 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .figures import Figure
+from .html import render
+
+__all__ = ["Check", "ScanReport", "SubjectReport", "render_subject_report",
+           "needs_a_look"]
+
+CONVENTIONS = {
+    "neurological": "The patient's left is on the left (neurological convention).",
+    "radiological": "The patient's left is on the right (radiological convention).",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,12 @@ class ScanReport:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """One participant's scans with the method text (a small Markdown) and software versions."""
+    """One participant's scans with the method text and what was used to make them.
+
+    ``participant``: label without "sub-". ``methods``: a small Markdown text. ``software``: version
+    by name. ``settings``: value by name. ``group_report``: its relative path, linked where given.
+    ``convention``: the one the figures were drawn in.
+    """
 
     participant: str
     scans: tuple[ScanReport, ...]
@@ -54,8 +68,20 @@ class SubjectReport:
     software: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     group_report: str | None = None
+    convention: str = "neurological"
 
 
 def render_subject_report(path: Path, report: SubjectReport) -> Path:
-    """Write ``report`` as one self-contained HTML file and return its path."""
-    raise NotImplementedError
+    """Write ``report`` as one self-contained HTML file, atomically, and return its path."""
+    return render("subject.html.j2", Path(path), {
+        "title": f"sub-{report.participant}: harmonization report",
+        "report": report,
+        "convention": CONVENTIONS[report.convention],
+        "failed": sum(scan.error is not None for scan in report.scans),
+        "flagged": sum(needs_a_look(scan) for scan in report.scans),
+    })
+
+
+def needs_a_look(scan: ScanReport) -> bool:
+    """Whether a scan has a warning, a number outside its limits, or an error."""
+    return bool(scan.error or scan.warnings or any(check.flagged for check in scan.checks))

@@ -1,0 +1,170 @@
+"""Slices of a volume laid side by side, the right way up.
+
+A :class:`Mosaic` is planned once, from one mask and one affine, and then cuts any array of that
+grid on the very same slices, so that frames can flicker and contours fit. Voxels are first brought
+to RAS order (first axis to the patient's right, second to the front, third to the top). Then
+
+* axial: front up; * coronal: top up; * sagittal: top up, front to the right.
+
+Left and right follow the convention: "neurological" shows the patient's left at the left, as
+nilearn and fMRIPrep do; "radiological" shows it at the right. The letters are drawn on the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+__all__ = ["Mosaic", "Letter", "plan_mosaic"]
+
+PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+"""Plane -> RAS axes (across the slices, horizontal, vertical)."""
+ENDS = {0: ("L", "R"), 1: ("P", "A"), 2: ("I", "S")}
+GAP = 4  # pixels between tiles
+FIRST, LAST = 0.14, 0.86  # first and last slice as shares of the brain's extent
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A short text on the mosaic; row and column in pixels from the top left, anchor "l" or "r"."""
+
+    row: float
+    column: float
+    text: str
+    anchor: str = "l"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One slice: plane, index across, first and last voxel along both axes, its place in pixels."""
+
+    plane: str
+    index: int
+    horizontal: tuple[float, float]
+    vertical: tuple[float, float]
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """A plan of slices for one grid; :meth:`cut` applies it to any array of that grid."""
+
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    tiles: tuple[Tile, ...]
+    size: tuple[int, int]
+    convention: str = "neurological"
+
+    def cut(self, array: np.ndarray, order: int = 1, fill: float = 0.0) -> np.ndarray:
+        """The mosaic of ``array`` (I, J, K): 2D float32, first row on top; ``fill`` between tiles.
+
+        ``order``: 1 interpolates linearly, 0 takes the nearest voxel (labels, masks).
+        """
+        canvas = np.full(self.size, fill, dtype=np.float32)
+        upright = _to_ras(np.asarray(array), self.affine)
+        for tile in self.tiles:
+            rows, columns = slice(tile.top, tile.top + tile.height), slice(
+                tile.left, tile.left + tile.width)
+            canvas[rows, columns] = self._slice(upright, tile, order, fill)
+        return canvas
+
+    def letters(self) -> tuple[Letter, ...]:
+        """Direction letters on the first tile of each plane, and each slice's place in mm."""
+        first = {tile.plane: tile for tile in reversed(self.tiles)}
+        letters = [letter for tile in first.values() for letter in self._ends(tile)]
+        return tuple(letters + [self._place(tile) for tile in self.tiles])
+
+    def _flipped(self, plane: str) -> bool:
+        return self.convention == "radiological" and plane != "sagittal"
+
+    def _slice(self, upright: np.ndarray, tile: Tile, order: int, fill: float) -> np.ndarray:
+        across, _, _ = PLANES[tile.plane]
+        plane = np.take(upright, tile.index, axis=across).astype(np.float32)
+        x, y = (_centres(*tile.horizontal, tile.width), _centres(*tile.vertical, tile.height))
+        x = x[::-1] if self._flipped(tile.plane) else x
+        grid = np.meshgrid(x, y[::-1])  # the top row is the far end of the vertical axis
+        return ndimage.map_coordinates(plane, grid, order=order, mode="constant", cval=fill)
+
+    def _ends(self, tile: Tile) -> list[Letter]:
+        low, high = ENDS[PLANES[tile.plane][1]]
+        if self._flipped(tile.plane):
+            low, high = high, low
+        return [Letter(tile.top + 9, tile.left + 2, low),
+                Letter(tile.top + 9, tile.left + tile.width - 2, high, "r")]
+
+    def _place(self, tile: Tile) -> Letter:
+        across, *_ = PLANES[tile.plane]
+        upright = _ras_affine(self.affine, self.shape)
+        centre = (np.array(_ras_shape(self.affine, self.shape)) - 1) / 2
+        centre[across] = tile.index
+        position = (upright @ [*centre, 1])[across]
+        return Letter(tile.top + tile.height - 2, tile.left + 2, f"{'xyz'[across]} {position:+.0f}")
+
+
+def plan_mosaic(
+    mask: np.ndarray,
+    affine: np.ndarray,
+    columns: int = 7,
+    tile_pixels: int = 164,
+    planes: Sequence[str] = ("axial", "coronal", "sagittal"),
+    convention: str = "neurological",
+    margin_mm: float = 6.0,
+) -> Mosaic:
+    """Plan ``columns`` slices of each plane, spread over the box of ``mask`` (I, J, K).
+
+    All tiles share one scale, in which the widest one is ``tile_pixels`` wide, and show
+    ``margin_mm`` of what lies around the mask. An empty mask means the whole volume.
+    """
+    upright = _to_ras(np.asarray(mask, dtype=bool), affine)
+    spacing = np.linalg.norm(_ras_affine(affine, mask.shape)[:3, :3], axis=0)
+    low, high = _box(upright if upright.any() else np.ones_like(upright))
+    margin = margin_mm / spacing
+    edges = [(a - m, b + m) for a, b, m in zip(low - 0.5, high + 0.5, margin)]
+    extent = np.array([b - a for a, b in edges]) * spacing
+    scale = tile_pixels / max(extent[PLANES[plane][1]] for plane in planes)
+    tiles: list[Tile] = []
+    top = GAP
+    for plane in planes:
+        across, h, v = PLANES[plane]
+        width, height = round(extent[h] * scale), round(extent[v] * scale)
+        for column, index in enumerate(_spread(low[across], high[across], columns)):
+            left = GAP + column * (tile_pixels + GAP) + (tile_pixels - width) // 2
+            tiles.append(Tile(plane, index, edges[h], edges[v], top, left, height, width))
+        top += height + GAP
+    return Mosaic(np.asarray(affine), mask.shape, tuple(tiles),
+                  (top, GAP + columns * (tile_pixels + GAP)), convention)
+
+
+def _spread(low: int, high: int, count: int) -> list[int]:
+    return [round(low + share * (high - low)) for share in np.linspace(FIRST, LAST, count)]
+
+
+def _centres(start: float, stop: float, count: int) -> np.ndarray:
+    """Voxel coordinates of the centres of ``count`` equal pixels between two edges."""
+    return start + (np.arange(count) + 0.5) * (stop - start) / count
+
+
+def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last index of the mask along each axis."""
+    found = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return np.array([f[0] for f in found]), np.array([f[-1] for f in found])
+
+
+def _to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return nib.orientations.apply_orientation(array, nib.io_orientation(affine))
+
+
+def _ras_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(affine), shape)
+
+
+def _ras_shape(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
+    places = nib.io_orientation(affine)[:, 0].astype(int)
+    return tuple(int(shape[list(places).index(axis)]) for axis in range(3))
