@@ -1,0 +1,81 @@
+"""Between `Volume` and ANTs images, and what makes ANTs repeat itself.
+
+`ants.registration(random_seed=...)` is silently ignored by antspyx 0.6.3, and results differ with
+more than one ITK thread even with a seed. Two runs give the same bits only with **one** ITK thread,
+set before ants is first imported in that process, **and** `ANTS_RANDOM_SEED`. Every function of
+this package that calls ants does both through `ants_module` and `seed_ants`; participants are run
+side by side instead.
+
+ITK's world is LPS, ours (nibabel's) RAS: the first two world axes change sign.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..volume import Volume
+
+__all__ = ["LPS", "set_itk_threads", "seed_ants", "ants_module", "to_ants", "from_ants"]
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse: RAS <-> LPS
+THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+SEED = "ANTS_RANDOM_SEED"
+
+
+def set_itk_threads(threads: int = 1) -> None:
+    """Set the number of ITK threads of this process; warns if ants was imported with another.
+
+    ITK reads the variable once, when it first needs it; later changes do nothing. More than one
+    thread gives up the promise of the same bits for the same seed.
+    """
+    wanted = str(int(threads))
+    if "ants" in sys.modules and os.environ.get(THREADS) != wanted:
+        warnings.warn(
+            f"ants was imported before {THREADS}={wanted} was set: results may not repeat. "
+            "Call set_itk_threads() first in each process.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    os.environ[THREADS] = wanted
+
+
+def seed_ants(seed: int) -> None:
+    """Seed ANTs' random sampling; it is read at each registration, so call it before each one."""
+    os.environ[SEED] = str(int(seed) % (2**31 - 1) + 1)  # 0 would mean "by the clock" to ITK
+
+
+def ants_module() -> ModuleType:
+    """The ants package, imported with one ITK thread unless the environment already says otherwise."""
+    if "ants" not in sys.modules:
+        os.environ.setdefault(THREADS, "1")
+    import ants
+
+    return ants
+
+
+def to_ants(volume: Volume, data: np.ndarray | None = None) -> Any:
+    """An ANTsImage (float) on the volume's grid, holding `data` (I, J, K) or the volume's own."""
+    ants = ants_module()
+    affine = LPS @ volume.affine
+    spacing = volume.spacing
+    array = volume.data if data is None else np.asarray(data)
+    return ants.from_numpy(
+        np.array(array, dtype=np.float32),
+        origin=[float(v) for v in affine[:3, 3]],
+        spacing=[float(v) for v in spacing],
+        direction=affine[:3, :3] / spacing,
+    )
+
+
+def from_ants(image: Any) -> Volume:
+    """The Volume of a 3D ANTsImage, affine in RAS mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
+    affine[:3, 3] = image.origin
+    return Volume(image.numpy().astype(np.float32), LPS @ affine)
