@@ -1,0 +1,63 @@
+# Two words for a newcomer: `make demo` and `make test`. Both build .venv first; `make help` lists all.
+#
+#   make demo PYTHON=python3.12          another Python (3.10 to 3.13)
+#   make test ARGS="-k registry -x"      arguments for pytest
+#   make demo TORCH_INDEX=https://pypi.org/simple     PyTorch with CUDA (Linux, a download of 3 GB)
+
+VENV := .venv
+DEMO := demo
+ARGS :=
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# An older pip answers a missing index with minutes of retries; once is enough.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 1
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint constraints clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+install: $(INSTALLED) ## build the virtual environment with the pinned releases
+
+demo: $(INSTALLED) $(DEMO)/.written ## harmonize a synthetic travelling-people dataset
+	$(BIN)/python run.py $(DEMO)/bids $(DEMO)/out participant group --sloppy -w $(DEMO)/work
+	@echo
+	@echo "Group report:      $(CURDIR)/$(DEMO)/out/group.html"
+	@echo "A harmonized scan: $(CURDIR)/$$(find $(DEMO)/out -name '*_desc-harmonized_T1w.nii.gz' \
+		! -name '*_space-*' | sort | head -n 1)"
+
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## check the style
+	$(BIN)/python -m flake8
+
+constraints: ## write constraints.txt anew with current releases (see docs/constraints.md)
+	tools/constraints.sh
+
+clean: ## remove the virtual environment and the demo
+	rm -rf $(VENV) $(DEMO)
+
+# The stamp comes last, so that a phantom that was interrupted is written anew.
+$(DEMO)/.written: | $(INSTALLED)
+	rm -rf $(DEMO)/bids
+	$(BIN)/python -m harmonizer.phantom $(DEMO)/bids --people 4 --scanners 3 --voxel-mm 2 --seed 1
+	touch $@
+
+# PyTorch goes first and alone: only it comes from the CPU index, which spares 3 GB of CUDA.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		2>/dev/null || { echo "Python 3.10 to 3.13 is needed; PYTHON is '$(PYTHON)'." \
+		"Install one and name it: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) -m venv failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo 'Installing into $(VENV): some minutes and 2 GB, once.'
+	$(PIP) install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt --editable '.[test]'
+	touch $@
