@@ -38,6 +38,7 @@ __all__ = [
     "mutual_information",
     "affine_scales",
     "working_copy",
+    "template_neighbourhood",
 ]
 
 TYPICAL_SCALE = 1.1  # template size over typical brain size, per axis
@@ -89,7 +90,7 @@ def register_to_template(
     moving = working_copy(brain, 4 if sloppy else WORKING_SPACING_MM)
     template = load_template(4 if sloppy else WORKING_SPACING_MM)
     matrix = search_pose(brain, sloppy=sloppy) if initial is None else np.asarray(initial, float)
-    near = _dilated(template, 6.0)
+    near = template_neighbourhood(template, 6.0)
     matrix = refine_linear("Affine", moving, template, near, matrix, seed=seed, sloppy=sloppy)
     moved = resample(moving, template, matrix)
     overlap = 2 * (moved.mask & template.mask).sum() / (moved.mask.sum() + template.mask.sum())
@@ -193,7 +194,7 @@ class _PoseScore:
     """
 
     def __init__(self, template: Volume, moving: Volume) -> None:
-        near = np.argwhere(_dilated(template, 8.0))
+        near = np.argwhere(template_neighbourhood(template, 8.0))
         self.points = (template.affine @ np.c_[near, np.ones(len(near))].T)[:3]
         values = template.data[tuple(near.T)]
         self.template_bins = _quantised(values, BINS) * BINS
@@ -267,7 +268,7 @@ def _head_centre(moving: Volume) -> np.ndarray:
     return points[:, points[2] > crown - HEAD_HEIGHT_MM].mean(axis=1)
 
 
-def _dilated(template: Volume, margin_mm: float) -> np.ndarray:
+def template_neighbourhood(template: Volume, margin_mm: float) -> np.ndarray:
     """The template's mask and all within `margin_mm` of it."""
     distance = ndimage.distance_transform_edt(~template.mask, sampling=template.spacing)
     return distance <= margin_mm
