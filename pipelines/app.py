@@ -42,6 +42,7 @@ __all__ = ["main", "prepare_environment"]
 
 LOGGER = logging.getLogger("harmonizer")
 OUR_LOGGERS = ("harmonizer", "pipelines")
+HANDLER = "harmonizer-run"
 INTERRUPTED = 130
 SHOWN_PARTICIPANTS = 20
 
@@ -61,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    return run.finish()
+    try:
+        return run.finish()
+    finally:
+        stop_logging()
 
 
 @dataclass(frozen=True)
@@ -227,16 +231,22 @@ def start_logging(verbose: int, path: Path) -> None:
     screen.setLevel(logging.INFO if verbose == 0 else logging.DEBUG)
     screen.addFilter(lambda record: verbose > 0 or _is_for_everybody(record))
     root = logging.getLogger()
-    for old in [handler for handler in root.handlers if getattr(handler, "of_harmonizer", False)]:
-        root.removeHandler(old)
-        old.close()
+    stop_logging()
     for handler in (screen, file):
-        handler.of_harmonizer = True  # type: ignore[attr-defined]
+        handler.set_name(HANDLER)
         root.addHandler(handler)
     root.setLevel(logging.WARNING if verbose < 2 else logging.INFO)
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(logging.DEBUG)
     logging.captureWarnings(True)
+
+
+def stop_logging() -> None:
+    """Close our handlers, so that a second run in one process does not write into the first's."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if handler.get_name() == HANDLER]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _is_for_everybody(record: logging.LogRecord) -> bool:

@@ -1,0 +1,310 @@
+"""`collect`: which scans come out of a dataset, one by one, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from harmonizer.errors import InputError, UsageError
+from pipelines.dataset.index import DATABASE_FILE, DATABASE_NOTE, collect
+from pipelines.dataset.records import ScanRecord, entities_of, split_name
+from pipelines.settings import Settings
+
+PEOPLE = "participant_id\tage\tsex\tsite\nsub-01\t30\tF\tNYU\nsub-02\t89+\tM\tKKI\n"
+TREE: dict[str, Any] = {
+    "participants.tsv": PEOPLE,
+    "T1w.json": {"Manufacturer": "GE", "EchoTime": 0.003, "RepetitionTime": 2.0},
+    "sub-01/ses-A/anat/sub-01_ses-A_acq-hi_run-1_T1w.nii.gz": None,
+    "sub-01/ses-A/anat/sub-01_ses-A_acq-hi_run-1_T1w.json": {"RepetitionTime": 2.3},
+    "sub-01/ses-A/anat/sub-01_ses-A_acq-hi_run-2_T1w.nii.gz": None,
+    "sub-01/ses-A/anat/sub-01_ses-A_rec-norm_T1w.nii.gz": None,
+    "sub-01/ses-B/anat/sub-01_ses-B_T1w.nii.gz": None,
+    "sub-01/ses-B/anat/sub-01_ses-B_FLAIR.nii.gz": None,
+    "sub-02/anat/sub-02_T1w.nii": None,
+    "sub-02/anat/sub-02_part-phase_T1w.nii.gz": None,
+    "sub-02/func/sub-02_task-rest_bold.nii.gz": (3, 3, 3, 4),
+    "derivatives/x/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz": None,
+    "sourcedata/sub-09/anat/sub-09_T1w.nii.gz": None,
+}
+ALL_T1W = [
+    "sub-01_ses-A_acq-hi_run-1_T1w", "sub-01_ses-A_acq-hi_run-2_T1w",
+    "sub-01_ses-A_rec-norm_T1w", "sub-01_ses-B_T1w", "sub-02_T1w",
+]
+
+
+def settings(root: Path, **changes: Any) -> Settings:
+    return Settings(**{"bids_dir": root, "output_dir": root.parent / "out",
+                       "levels": ["participant"], "work_dir": root.parent / "work", **changes})
+
+
+def ids(root: Path, **changes: Any) -> list[str]:
+    return [record.scan_id for record in collect(settings(root, **changes)).records]
+
+
+def fatal(root: Path, **changes: Any) -> dict[str | None, str]:
+    return {f.scan_id: str(f) for f in collect(settings(root, **changes)).findings if f.fatal}
+
+
+def test_every_image_is_its_own_record(make_tree: Any) -> None:
+    assert ids(make_tree(TREE)) == ALL_T1W
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"participant_label": ["02"]}, ["sub-02_T1w"]),
+        ({"session_label": ["B"]}, ["sub-01_ses-B_T1w"]),
+        ({"session_label": ["A", "B"], "participant_label": ["01"]}, ALL_T1W[:4]),
+        ({"modalities": ["FLAIR"]}, ["sub-01_ses-B_FLAIR"]),
+        ({"modalities": ["T1w", "FLAIR"], "session_label": ["B"]},
+         ["sub-01_ses-B_FLAIR", "sub-01_ses-B_T1w"]),
+    ],
+)
+def test_selection(make_tree: Any, changes: dict, expected: list[str]) -> None:
+    assert ids(make_tree(TREE), **changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"acquisition": "hi"}, ALL_T1W[:2]),
+        ({"acq": "hi", "run": 2}, ALL_T1W[1:2]),
+        ({"acquisition": None}, ALL_T1W[2:]),
+        ({"reconstruction": "*"}, ALL_T1W[2:3]),
+        ({"session": ["A"]}, ALL_T1W[:3]),
+        ({"session": None}, ALL_T1W[4:]),
+    ],
+)
+def test_filter_file(make_tree: Any, query: dict, expected: list[str]) -> None:
+    root = make_tree(TREE)
+    path = root.parent / "filter.json"
+    path.write_text(json.dumps({"t1w": query, "bold": {"task": "rest"}}), encoding="utf-8")
+    assert ids(root, bids_filter_file=path) == expected
+
+
+def test_filters_that_contradict(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    path = root.parent / "filter.json"
+    path.write_text('{"t1w": {"session": "A"}}', encoding="utf-8")
+    with pytest.raises(UsageError, match="both --session-label and the filter file"):
+        collect(settings(root, bids_filter_file=path, session_label=["B"]))
+    path.write_text('{"t1w": {"sesion": "A"}}', encoding="utf-8")
+    with pytest.raises(UsageError, match="'sesion' is not a recognized entity"):
+        collect(settings(root, bids_filter_file=path))
+
+
+def test_a_record_knows_its_scan(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    record = collect(settings(root)).records[0]
+    assert (record.subject, record.session, record.modality) == ("01", "A", "T1w")
+    assert record.stem == "sub-01_ses-A_acq-hi_run-1"
+    assert record.path == root / "sub-01/ses-A/anat/sub-01_ses-A_acq-hi_run-1_T1w.nii.gz"
+    assert record.folder == Path("sub-01/ses-A/anat")
+    assert (record.site, record.site_source) == ("NYU", "participants.tsv: site = NYU")
+    assert record.covariates == {"age": 30.0, "sex": "F"}
+    assert (record.age, record.sex) == (30.0, "F")
+    assert record.metadata == {"Manufacturer": "GE", "EchoTime": 0.003, "RepetitionTime": 2.3}
+
+
+def test_records_are_values(make_tree: Any) -> None:
+    records = collect(settings(make_tree(TREE))).records
+    assert pickle.loads(pickle.dumps(records)) == records
+    assert len(set(records)) == len(records)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        records[0].metadata["EchoTime"] = 1  # type: ignore[index]
+
+
+def test_sites_of_travelling_people(make_tree: Any) -> None:
+    root = make_tree({
+        "participants.tsv": "participant_id\tsite\nsub-01\tn/a\n",
+        "sub-01/sub-01_sessions.tsv": "session_id\tsite\nses-x\tA\nses-y\tB\n",
+        "sub-01/ses-x/anat/sub-01_ses-x_T1w.nii.gz": None,
+        "sub-01/ses-y/anat/sub-01_ses-y_T1w.nii.gz": None,
+    })
+    records = collect(settings(root)).records
+    assert [record.site for record in records] == ["A", "B"]
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "empty": (b"", "is an empty file"),
+    "text": ("no image", "cannot be opened as an image"),
+    "slice": ((8, 8, 1), r"expected a 3D image, got shape \(8, 8, 1\)"),
+    "flat": ((8, 8), r"got shape \(8, 8\)"),
+    "series": ((4, 4, 4, 3), r"got 4D with shape \(4, 4, 4, 3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_takes_only_itself_out(make_tree: Any, kind: str) -> None:
+    content, message = BAD[kind]
+    root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": content,
+                      "sub-02/anat/sub-02_T1w.nii.gz": None})
+    assert ids(root, site="A") == ["sub-02_T1w"]
+    told = fatal(root, site="A")["sub-01_T1w"]
+    assert re.search(message, told), told
+    assert told.startswith(str(root / "sub-01/anat/sub-01_T1w.nii.gz"))
+
+
+def test_an_image_of_one_volume_may_have_four_axes(make_tree: Any) -> None:
+    root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": (4, 4, 4, 1)})
+    assert ids(root, site="A") == ["sub-01_T1w"]
+
+
+def test_an_image_without_place_is_refused(make_tree: Any) -> None:
+    root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": None, "sub-02/anat/sub-02_T1w.nii.gz": None})
+    path = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), None)
+    image.header.set_sform(np.diag([0, 2, 2, 1.0]), 1)
+    nib.save(image, path)
+    assert "no position in space" in fatal(root, site="A")["sub-01_T1w"]
+
+
+def test_a_link_into_nothing_is_explained(make_tree: Any) -> None:
+    root = make_tree({"sub-02/anat/sub-02_T1w.nii.gz": None, "sub-01/anat/x.txt": ""})
+    (root / "sub-01/anat/sub-01_T1w.nii.gz").symlink_to("../.git/annex/objects/none.nii.gz")
+    assert "datalad get" in fatal(root, site="A")["sub-01_T1w"]
+
+
+def test_a_broken_sidecar_takes_out_its_own_scan(make_tree: Any) -> None:
+    tree = {**TREE, "sub-01/ses-B/anat/sub-01_ses-B_T1w.json": "{"}
+    root = make_tree(tree)
+    assert ids(root) == [name for name in ALL_T1W if "ses-B" not in name]
+    assert "is not valid JSON" in fatal(root)["sub-01_ses-B_T1w"]
+
+
+def test_an_unknown_site_takes_out_its_own_scan(make_tree: Any) -> None:
+    root = make_tree({**TREE, "participants.tsv": PEOPLE.replace("KKI", "n/a")})
+    assert ids(root) == ALL_T1W[:4]
+    assert "its site is not known" in fatal(root)["sub-02_T1w"]
+    assert "participants.tsv" in fatal(root)["sub-02_T1w"]
+
+
+def test_two_files_of_one_name_are_both_left_out(make_tree: Any) -> None:
+    root = make_tree({**TREE, "sub-02/anat/sub-02_T1w.nii.gz": None})
+    assert "sub-02_T1w" not in ids(root)
+    assert "Keep one of the files" in fatal(root)["sub-02_T1w"]
+
+
+def test_a_requested_participant_without_image_is_missed(make_tree: Any) -> None:
+    root = make_tree({**TREE, "sub-03/func/sub-03_task-rest_bold.nii.gz": (3, 3, 3, 4)})
+    assert "sub-03" in fatal(root, participant_label=["02", "03"])
+    assert fatal(root) == {}
+
+
+def test_warnings_leave_nobody_out(make_tree: Any) -> None:
+    root = make_tree({**TREE, "participants.tsv": PEOPLE.replace("KKI", "nyu")})
+    twin = root / "sub-01/ses-A/anat/sub-01_ses-A_acq-hi_run-2_T1w.nii.gz"
+    twin.write_bytes((twin.parent / twin.name.replace("run-2", "run-1")).read_bytes())
+    collection = collect(settings(root))
+    assert len(collection.records) == len(ALL_T1W)
+    texts = [str(finding) for finding in collection.findings]
+    for part in ("'89+' is a lower limit", "is the same file as", "NYU and nyu look alike"):
+        assert sum(part in text for text in texts) == 1, part
+    assert len(texts) == 3
+
+
+def test_two_vocabularies_are_pointed_out(make_tree: Any) -> None:
+    scanner = {"ManufacturersModelName": "Trio", "MagneticFieldStrength": 3}
+    root = make_tree({**TREE, "participants.tsv": PEOPLE.replace("KKI", "n/a"),
+                      "sub-02/anat/sub-02_T1w.json": scanner})
+    texts = [str(finding) for finding in collect(settings(root)).findings]
+    assert sum("the sites of 1 scans come from sidecars, those of 4 from tables" in text
+               for text in texts) == 1
+
+
+@pytest.mark.parametrize("changes", [{"modalities": ["PDw"]}, {"session_label": ["Z"]}])
+def test_nothing_fits(make_tree: Any, changes: dict) -> None:
+    with pytest.raises(InputError, match="no image fits"):
+        collect(settings(make_tree(TREE), **changes))
+
+
+def test_a_database_is_made_once_and_shared(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    database = root.parent / "db"
+    assert ids(root, bids_database_dir=database, participant_label=["02"]) == ["sub-02_T1w"]
+    assert {p.name for p in database.iterdir()} == {DATABASE_FILE, DATABASE_NOTE}
+    before = (database / DATABASE_FILE).read_bytes()
+    new = root / "sub-02/anat/sub-02_run-9_T1w.nii.gz"
+    new.write_bytes((root / "sub-02/anat/sub-02_T1w.nii").read_bytes())
+    assert ids(root, bids_database_dir=database) == ALL_T1W  # everybody, and as it was then
+    assert (database / DATABASE_FILE).read_bytes() == before
+
+
+def test_a_database_of_another_pybids_is_refused(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    database = root.parent / "db"
+    ids(root, bids_database_dir=database)
+    (database / DATABASE_NOTE).write_text('{"pybids": "0.1"}', encoding="utf-8")
+    with pytest.raises(InputError, match="written by pybids 0.1.*Delete"):
+        ids(root, bids_database_dir=database)
+
+
+def test_a_database_of_another_dataset_is_refused(make_tree: Any) -> None:
+    first, second = make_tree(TREE, "first"), make_tree(TREE, "second")
+    database = first.parent / "db"
+    ids(first, bids_database_dir=database)
+    with pytest.raises(InputError, match="the pybids database is of .*first, the input is"):
+        ids(second, bids_database_dir=database)
+
+
+def test_a_database_that_is_none_is_refused(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    database = root.parent / "db"
+    database.mkdir()
+    (database / DATABASE_FILE).write_text("not a database", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be opened.*Delete"):
+        ids(root, bids_database_dir=database)
+
+
+def test_a_database_older_than_a_participant_says_so(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    database = root.parent / "db"
+    ids(root, bids_database_dir=database)
+    with pytest.raises(InputError, match="does not know sub-03"):
+        ids(root, bids_database_dir=database, participant_label=["03"])
+
+
+def test_no_database_is_written_into_the_input(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    with pytest.raises(UsageError, match="inside the input folder"):
+        ids(root, bids_database_dir=root / "db")
+    assert not (root / "db").exists()
+
+
+def test_the_input_is_not_touched(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    ids(root, bids_database_dir=root.parent / "db")
+    ids(root)
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_output_inside_the_dataset_is_not_input(make_tree: Any) -> None:
+    tree = {**TREE, "results/sub-02/anat/sub-02_desc-preproc_T1w.nii.gz": None}
+    assert ids(make_tree(tree)) == ALL_T1W
+
+
+def test_a_derivative_is_no_raw_image(make_tree: Any) -> None:
+    tree = {**TREE, "sub-02/anat/sub-02_desc-preproc_T1w.nii.gz": None,
+            "sub-02/anat/sub-02_space-MNI_T1w.nii.gz": None}
+    assert ids(make_tree(tree)) == ALL_T1W
+
+
+def test_names_come_apart() -> None:
+    assert split_name("sub-01_run-1_T1w.nii.gz") == ("sub-01_run-1", "T1w", ".nii.gz")
+    assert entities_of("sub-01_ses-A_acq-b1_T1w.nii") == {"sub": "01", "ses": "A", "acq": "b1"}
+    assert entities_of("T1w.json") == {}
+
+
+def test_a_record_freezes_what_it_is_given() -> None:
+    metadata = {"EchoTime": 1}
+    record = ScanRecord("a", "b", "c", None, "T1w", Path("p"), "s", "x", metadata)
+    metadata["EchoTime"] = 2
+    assert record.metadata["EchoTime"] == 1

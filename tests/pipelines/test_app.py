@@ -1,0 +1,255 @@
+"""`main`: exit codes, what is said last, and what is left in OUT/logs."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harmonizer.errors import InternalError, UnavailableError
+from pipelines import app
+from pipelines.settings import Settings
+
+TREE: dict[str, Any] = {
+    "participants.tsv": "participant_id\tsite\nsub-01\tNYU\nsub-02\tKKI\n",
+    "sub-01/anat/sub-01_T1w.nii.gz": None,
+    "sub-02/anat/sub-02_T1w.nii.gz": None,
+}
+
+
+@dataclass
+class Failure:
+    scan_id: str
+    stage: str = "preprocess"
+    message: str = "it did not work"
+
+
+@dataclass
+class Result:
+    failures: tuple[Failure, ...] = ()
+    exit_code: int = 0
+    summary_lines: tuple[str, ...] = ("report: group.html",)
+
+
+@dataclass
+class Workflows:
+    """Stands in for the workflows: remembers what it was given, answers what a test wants."""
+
+    answer: Callable[[], Result] = Result
+    calls: list[tuple[Settings, tuple]] = field(default_factory=list)
+
+    def run(self, settings: Settings, records: tuple) -> Result:
+        self.calls.append((settings, records))
+        return self.answer()
+
+
+@pytest.fixture
+def workflows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workflows]:
+    """The app with stand-in workflows, and the process as it was when the test ends."""
+    stand_in = Workflows()
+    module = types.ModuleType("pipelines.workflows.base")
+    module.run = stand_in.run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pipelines.workflows.base", module)
+    environment, method = dict(os.environ), multiprocessing.get_start_method(allow_none=True)
+    level = logging.getLogger().level
+    yield stand_in
+    os.environ.clear()
+    os.environ.update(environment)
+    multiprocessing.set_start_method(method, force=True)
+    logging.getLogger().setLevel(level)
+    logging.captureWarnings(False)
+
+
+def run(root: Path, *flags: str, levels: str = "participant") -> int:
+    work = str(root.parent / "work")
+    return app.main([str(root), str(root.parent / "out"), *levels.split(), "-w", work,
+                     "--skip-bids-validation", *flags])
+
+
+def logs(root: Path, kind: str) -> list[str]:
+    paths = sorted((root.parent / "out" / "logs").glob(f"{kind}_*"))
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def last_line(root: Path) -> str:
+    return logs(root, "run")[-1].splitlines()[-1]
+
+
+def test_all_done(make_tree: Any, workflows: Workflows) -> None:
+    root = make_tree(TREE)
+    assert run(root) == 0
+    settings, records = workflows.calls[0]
+    assert [record.site for record in records] == ["NYU", "KKI"]
+    assert last_line(root).endswith("Exit code 0: all done.")
+    log = logs(root, "run")[0]
+    assert "report: group.html" in log
+    assert "2 scans at 2 sites: KKI 1, NYU 1" in log
+    assert "sub-01_T1w: site NYU (participants.tsv: site = NYU)" in log
+    assert logs(root, "settings") == [settings.to_toml()]
+    assert logs(root, "crash") == logs(root, "findings") == []
+
+
+def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:
+    root = make_tree(TREE)
+    workflows.answer = lambda: Result((Failure("sub-02_T1w"), Failure("sub-01_T1w")), 1)
+    assert run(root) == 1
+    assert last_line(root).endswith("some participants failed; failed: sub-01, sub-02.")
+    assert "sub-02_T1w failed in preprocess: it did not work" in logs(root, "run")[0]
+
+
+def test_a_failure_is_never_a_success(make_tree: Any, workflows: Workflows) -> None:
+    workflows.answer = lambda: Result((Failure("sub-02_T1w"),), 0)
+    assert run(make_tree(TREE)) == 1
+
+
+def test_an_image_left_out_is_told_and_counted(make_tree: Any, workflows: Workflows) -> None:
+    root = make_tree({**TREE, "sub-02/anat/sub-02_T1w.nii.gz": b""})
+    assert run(root) == 1
+    assert [record.subject for record in workflows.calls[0][1]] == ["01"]
+    assert last_line(root).endswith("failed: sub-02.")
+    header, row = logs(root, "findings")[0].splitlines()
+    assert header.split("\t") == ["scan_id", "left_out", "path", "finding", "remedy"]
+    assert row.split("\t")[:2] == ["sub-02_T1w", "yes"]
+
+
+def test_no_usable_image_is_65(make_tree: Any, workflows: Workflows) -> None:
+    root = make_tree({**TREE, "participants.tsv": "participant_id\nsub-01\nsub-02\n"})
+    assert run(root) == 65
+    assert workflows.calls == []
+    assert last_line(root).endswith("no usable input; failed: sub-01, sub-02.")
+    assert run(root, "--modalities", "FLAIR") == 65
+
+
+def test_an_invalid_dataset_is_65(
+    make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree(TREE)
+    monkeypatch.setattr("pipelines.dataset.checks.validate_bids", lambda root: ["BAD_NAME: /x"])
+    monkeypatch.setattr("pipelines.dataset.checks.validator_path", lambda: "/validator")
+    assert run(root, "--no-skip-bids-validation") == 65
+    assert "BAD_NAME: /x" in logs(root, "run")[0]
+    assert run(root) == 0
+
+
+def raising(error: BaseException) -> Callable[[], Result]:
+    def answer() -> Result:
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "crashes"),
+    [
+        (UnavailableError("no model of FLAIR"), 69, 0),
+        (KeyboardInterrupt(), 130, 0),
+        (ValueError("shapes do not match"), 70, 1),
+        (InternalError("the mask moved"), 70, 1),
+        (OSError("no space left"), 70, 1),
+    ],
+)
+def test_errors_become_codes(
+    make_tree: Any,
+    workflows: Workflows,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    crashes: int,
+) -> None:
+    root = make_tree(TREE)
+    workflows.answer = raising(error)
+    assert run(root) == code
+    assert f"Exit code {code}: " in last_line(root)
+    assert "Traceback" not in capsys.readouterr().err
+    crash = logs(root, "crash")
+    assert len(crash) == crashes
+    for text in crash:
+        assert "Traceback" in text and str(error) in text and "backend = " in text
+
+
+def test_usage_errors_are_2_and_write_nothing(
+    make_tree: Any, workflows: Workflows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_tree(TREE)
+    assert run(root, "--participant-label", "03") == 2
+    assert run(root, "--unknown-flag") == 2
+    assert run(root, "--backend", "nothing") == 2
+    assert run(root, levels="partcipant") == 2
+    assert "error: analysis level: 'partcipant' is not known" in capsys.readouterr().err
+    assert not (root.parent / "out").exists()
+    assert app.main(["--version"]) == 0
+
+
+def test_an_output_that_cannot_be_written_is_2(
+    make_tree: Any, workflows: Workflows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_tree(TREE)
+    (root.parent / "out").write_text("a file, not a folder", encoding="utf-8")
+    assert run(root) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_group_level_needs_no_raw_data(make_tree: Any, workflows: Workflows) -> None:
+    root = make_tree(TREE)
+    (root.parent / "out").mkdir()
+    gone = root.parent / "gone"
+    assert run(gone, levels="group") == 0
+    assert run(gone, "--stages", "harmonize") == 0
+    assert [records for _, records in workflows.calls] == [(), ()]
+    assert run(root, "--stages", "harmonize") == 0
+    assert len(workflows.calls[-1][1]) == 2
+
+
+def test_two_runs_leave_two_logs(make_tree: Any, workflows: Workflows) -> None:
+    root = make_tree(TREE)
+    assert [run(root), run(root)] == [0, 0]
+    assert [len(logs(root, kind)) for kind in ("run", "settings")] == [2, 2]
+    assert [log.count("Exit code 0") for log in logs(root, "run")] == [1, 1]
+
+
+def test_the_environment_is_set_for_equal_bits(
+    make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USER", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    run(make_tree(TREE), "--nprocs", "4", "--omp-nthreads", "3")
+    wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "OMP_NUM_THREADS": "3",
+              "MKL_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3", "NO_ET": "1",
+              "NIPYPE_NO_ET": "1", "TEMPLATEFLOW_AUTOUPDATE": "off", "MPLBACKEND": "Agg"}
+    assert {name: os.environ[name] for name in wanted} == wanted
+    assert os.environ["USER"]
+    assert multiprocessing.get_start_method() == "forkserver"
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], False), (["-v"], True)])
+def test_verbosity(
+    make_tree: Any,
+    workflows: Workflows,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    shown: bool,
+) -> None:
+    root = make_tree(TREE)
+
+    def answer() -> Result:
+        logging.getLogger("nipype.workflow").log(logging.INFO, "a node begins")
+        return Result()
+
+    logging.getLogger("nipype.workflow").setLevel(logging.INFO)
+    workflows.answer = answer
+    run(root, *flags)
+    assert ("a node begins" in capsys.readouterr().err) is shown
+    assert "a node begins" in logs(root, "run")[0]
+
+
+def test_long_lists_of_failures_are_cut() -> None:
+    line = app.last_line(1, {f"sub-{n:02d}" for n in range(25)})
+    assert line.endswith("sub-18, sub-19 and 5 more.")
