@@ -17,8 +17,8 @@ from .distribution import eta_squared
 __all__ = ["ConfoundingCheck", "age_by_site", "sex_by_site", "check_confounding"]
 
 SIGNIFICANT = 0.05
-LARGE_ETA_SQUARED = 0.14  # "large" in Cohen 1988, section 8.2
-LARGE_CRAMER_V = 0.5  # "large" for one degree of freedom, Cohen 1988, section 7.2
+LARGE_ETA_SQUARED = 0.14  # "large" in Cohen 1988, section 8.2, after chance is taken off
+LARGE_V_SQUARED = 0.25  # V = 0.5, "large" in Cohen 1988, section 7.2, after chance is taken off
 PERMUTATIONS = 9999
 FEWEST_PER_SITE = 2
 
@@ -180,11 +180,10 @@ def _sex_words(sexes: Sequence[str]) -> str:
 def _age_warning(check: ConfoundingCheck, groups: Mapping[str, list[float]]) -> str:
     if not check.tests:
         return _untested(check)
-    large = check.effect >= LARGE_ETA_SQUARED
-    if not (_any_significant(check) or large):
+    if not (_any_significant(check) or _beyond_chance(check, check.effect) >= LARGE_ETA_SQUARED):
         return ""
     means = ", ".join(f"{site} {np.mean(ages):.0f} y" for site, ages in groups.items())
-    return (f"Age differs between sites ({_p_words(check)}): the site label explains "
+    return (f"Age {_verb(check)} between sites ({_p_words(check)}): the site label explains "
             f"{100 * check.effect:.0f} % of the variance of age ({means}). Part of what looks like "
             "a scanner effect may be age, and removing the scanner may remove age with it. Read "
             "every comparison of sites with this in mind.")
@@ -193,12 +192,13 @@ def _age_warning(check: ConfoundingCheck, groups: Mapping[str, list[float]]) -> 
 def _sex_warning(check: ConfoundingCheck) -> str:
     if not check.tests:
         return _untested(check)
-    if not (_any_significant(check) or check.effect >= LARGE_CRAMER_V):
+    if not (_any_significant(check)
+            or _beyond_chance(check, check.effect**2) >= LARGE_V_SQUARED):
         return ""
     counts = "; ".join(f"{site}: {words}" for site, words in check.by_site.items())
-    return (f"The share of women and men differs between sites ({_p_words(check)}; Cramer's V "
-            f"{check.effect:.2f}; {counts}). Part of what looks like a scanner effect may be sex, "
-            "and removing the scanner may remove it too.")
+    return (f"The share of women and men {_verb(check)} between sites ({_p_words(check)}; "
+            f"Cramer's V {check.effect:.2f}; {counts}). Part of what looks like a scanner effect "
+            "may be sex, and removing the scanner may remove it too.")
 
 
 def _untested(check: ConfoundingCheck) -> str:
@@ -208,6 +208,16 @@ def _untested(check: ConfoundingCheck) -> str:
             f"{check.missing} of {check.people} people, or too few people are left per site, or "
             f"all have the same value. Add a column '{check.variable}' to participants.tsv to "
             "have it checked.")
+
+
+def _beyond_chance(check: ConfoundingCheck, share: float) -> float:
+    """A share of variance less what k labels give n people by chance, (k - 1) / (n - 1)."""
+    known = check.people - check.missing
+    return share - (len(check.by_site) - 1) / max(known - 1, 1)
+
+
+def _verb(check: ConfoundingCheck) -> str:
+    return "differs" if _any_significant(check) else "may differ"
 
 
 def _any_significant(check: ConfoundingCheck) -> bool:

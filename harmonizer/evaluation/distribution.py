@@ -23,6 +23,7 @@ from ..files import write_json, write_text
 
 LEVELS = (np.arange(200) + 0.5) / 200
 """Midpoints of 200 equal shares of the voxels: a plain mean over levels is the integral."""
+RESOLUTION = 1e-4  # relative spread below which a feature is called constant
 
 
 def quantile_function(values: np.ndarray) -> np.ndarray:
@@ -49,15 +50,21 @@ def intensity_range(quantiles: np.ndarray) -> float:
     return float(high - low)
 
 
-def match_moments(quantiles: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """``quantiles`` (..., 200) after the linear map that gives each the target's mean and spread.
+def moment_map(quantiles: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and offset, (scans, 1) each, that give each row the target's mean and spread.
 
-    Harmonization that does not beat this has only removed a gain and an offset.
+    ``quantiles`` (scans, 200). Harmonization that does not beat ``gain * x + offset`` has only
+    removed a gain and an offset. A constant row gets gain zero.
     """
-    centred = quantiles - quantiles.mean(axis=-1, keepdims=True)
     spread = quantiles.std(axis=-1, keepdims=True)
-    unit = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-    return target.mean() + unit * target.std()
+    gain = np.divide(target.std(), spread, out=np.zeros_like(spread), where=spread > 0)
+    return gain, target.mean() - gain * quantiles.mean(axis=-1, keepdims=True)
+
+
+def match_moments(quantiles: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """``quantiles`` (scans, 200) after their :func:`moment_map` to the target's (200,)."""
+    gain, offset = moment_map(quantiles, target)
+    return gain * quantiles + offset
 
 
 def site_means(quantiles: np.ndarray, sites: Sequence[str]) -> dict[str, np.ndarray]:
@@ -85,15 +92,16 @@ def eta_squared(values: Sequence[float], groups: Sequence[str]) -> float:
     """Share of the variance of ``values`` that the group label explains, SS_between / SS_total.
 
     Range 0 to 1, lower is better for a site label; chance alone gives (k - 1) / (n - 1). NaN with
-    fewer than two groups, without more values than groups, or for constant values. NaNs are left
-    out. Cohen 1988, Statistical Power Analysis, section 8.2.
+    fewer than two groups, without more values than groups, or where the values agree to within
+    RESOLUTION of their size: rounding has no site. NaN values are left out. Cohen 1988,
+    Statistical Power Analysis, section 8.2.
     """
     numbers = np.asarray(values, dtype=np.float64)
     labels = np.asarray(groups)[np.isfinite(numbers)]
     numbers = numbers[np.isfinite(numbers)]
     names = np.unique(labels)
     total = np.sum((numbers - numbers.mean()) ** 2) if numbers.size else 0.0
-    if len(names) < 2 or len(numbers) <= len(names) or total <= 1e-12 * np.sum(numbers**2):
+    if len(names) < 2 or len(numbers) <= len(names) or total <= np.sum((RESOLUTION * numbers) ** 2):
         return float("nan")
     within = sum(np.sum((part - part.mean()) ** 2)
                  for part in (numbers[labels == name] for name in names))

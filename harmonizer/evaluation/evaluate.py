@@ -159,7 +159,7 @@ def _ruler(quantiles: QuantileTable, target: str, given: np.ndarray | None) -> n
 
 def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = "") -> Metric:
     return Metric(measure, value, MEASURES[measure].unit, stage, scan.subject, scan.session or "",
-                  scan.scan_id, scan.modality, scan.site, reference)
+                  scan.scan_id, scan.modality, scan.site, reference=reference)
 
 
 def _add_scan(
@@ -195,41 +195,51 @@ def _change_rows(scan: Scan, source: Volume, result: Volume) -> list[Metric]:
 def _between_rows(quantiles: QuantileTable, ruler: np.ndarray, scale: float, target: str
                   ) -> list[Metric]:
     """Distances between sites and to the target, before, after one linear map, and after."""
-    brain = quantiles.select(tissue="brain")
-    stages = {"before": brain.select(stage="before"), "rescaled": brain.select(stage="before"),
-              "after": brain.select(stage="after")}
+    before, after = quantiles.select(stage="before"), quantiles.select(stage="after")
+    brain = before.select(tissue="brain")
+    gain, offset = dist.moment_map(brain.matrix(), ruler)
+    maps = dict(zip(brain.column("scan"), zip(gain, offset)))
     rows: list[Metric] = []
-    for stage, part in stages.items():
-        matrix = part.matrix()
-        if stage == "rescaled":
-            matrix = dist.match_moments(matrix, ruler)
-        if len(part):
-            rows += _pair_rows(part, matrix, stage, scale)
-            rows += _target_rows(part, matrix, stage, scale, ruler, target)
+    for tissue in dict.fromkeys(quantiles.column("tissue")):
+        raw, result = before.select(tissue=tissue), after.select(tissue=tissue)
+        goal = ruler if tissue == "brain" else _site_mean(raw, target)
+        stages = {"before": raw, "rescaled": _mapped(raw, maps), "after": result}
+        for stage, part in stages.items():
+            if len(part):
+                rows += [replace(row, stage=stage, tissue=tissue)
+                         for row in _distance_rows(part, scale, goal, target)]
     return rows
 
 
-def _pair_rows(part: QuantileTable, matrix: np.ndarray, stage: str, scale: float) -> list[Metric]:
-    """One row per unordered pair of sites."""
-    sites, distances = dist.site_distances(matrix, part.column("site"))
-    modality = part.rows[0].modality
-    return [Metric("wasserstein_between_sites", float(distances[i, j]) / scale, "R", stage,
-                   modality=modality, site=sites[i], reference=sites[j])
-            for i in range(len(sites)) for j in range(i + 1, len(sites))]
+def _site_mean(part: QuantileTable, site: str) -> np.ndarray | None:
+    here = part.select(site=site)
+    return here.matrix().mean(axis=0) if len(here) else None
 
 
-def _target_rows(part: QuantileTable, matrix: np.ndarray, stage: str, scale: float,
-                 ruler: np.ndarray, target: str) -> list[Metric]:
-    """One row per scan and one per site (of its mean quantile function)."""
-    modality = part.rows[0].modality
-    scans = [Metric("wasserstein_to_target", float(distance) / scale, "R", stage,
-                    subject=row.subject, scan=row.scan, modality=modality, site=row.site,
-                    reference=target)
-             for row, distance in zip(part.rows, dist.distances_to(ruler, matrix))]
-    means = dist.site_means(matrix, part.column("site"))
-    return scans + [Metric("wasserstein_to_target", dist.wasserstein(mean, ruler) / scale, "R",
-                           stage, modality=modality, site=site, reference=target)
-                    for site, mean in means.items()]
+def _mapped(part: QuantileTable, maps: Mapping[str, tuple[np.ndarray, np.ndarray]]
+            ) -> QuantileTable:
+    """Each row after its scan's linear map (gain, offset)."""
+    return QuantileTable(tuple(
+        replace(row, quantiles=maps[row.scan][0] * row.quantiles + maps[row.scan][1])
+        for row in part.rows))
+
+
+def _distance_rows(part: QuantileTable, scale: float, goal: np.ndarray | None, target: str
+                   ) -> list[Metric]:
+    """Every pair of sites; every scan and every site against the target's ``goal``, if known."""
+    matrix, sites, modality = part.matrix(), part.column("site"), part.rows[0].modality
+    names, between = dist.site_distances(matrix, sites)
+    rows = [Metric("wasserstein_between_sites", float(between[i, j]) / scale, "R",
+                   modality=modality, site=names[i], reference=names[j])
+            for i in range(len(names)) for j in range(i + 1, len(names))]
+    if goal is None:
+        return rows
+    rows += [Metric("wasserstein_to_target", float(distance) / scale, "R", subject=row.subject,
+                    scan=row.scan, modality=modality, site=row.site, reference=target)
+             for row, distance in zip(part.rows, dist.distances_to(goal, matrix))]
+    return rows + [Metric("wasserstein_to_target", dist.wasserstein(mean, goal) / scale, "R",
+                          modality=modality, site=site, reference=target)
+                   for site, mean in dist.site_means(matrix, sites).items()]
 
 
 def _eta_rows(rows: list[Metric], modality: str) -> list[Metric]:

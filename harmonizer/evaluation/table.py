@@ -90,6 +90,7 @@ COLUMN_DESCRIPTIONS = {
     "scan": "Scan identifier, the source name without extension",
     "modality": "BIDS suffix of the image, such as T1w",
     "site": "Site of the scan, or the site that the number describes",
+    "tissue": "Where it was taken: brain (the whole mask), CSF, GM or WM",
     "backend": "Harmonization method",
     "target": "What the images were harmonized to",
     "stage": "Which image the number was taken on",
@@ -113,6 +114,7 @@ class Metric:
     scan: str = ""
     modality: str = ""
     site: str = ""
+    tissue: str = "brain"
     reference: str = ""
     backend: str = ""
     target: str = ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Figure", "ScanImages", "scan_figures", "mask_figure", "bias_figures",
            "registration_figures", "harmonization_figure", "difference_figure",
-           "histogram_figure", "density"]
+           "histogram_figure", "density", "short_label"]
 
 TISSUES = {"CSF": 1, "GM": 2, "WM": 3}
 GAIN_SHOWN_AS_IS = 1.5  # medians apart by less than this factor need no rescaling for display
@@ -264,7 +264,7 @@ def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) ->
     curves = np.stack([density(q, edges) for q in np.atleast_2d(quantiles)])
     low, high = np.percentile(curves, [5, 95], axis=0)
     axes.fill_between(_centres(edges), low, high, color="#e69f00", alpha=0.35, linewidth=0,
-                      label=f"{_short(target)} (n={len(curves)})")
+                      label=f"{short_label(target)} (n={len(curves)})")
     axes.plot(_centres(edges), np.median(curves, axis=0), color="#b87400", linewidth=1)
 
 
@@ -285,7 +285,7 @@ def _dress(axes, name: str, first: bool) -> None:
         axes.legend(fontsize=7, frameon=False, loc="upper right")
 
 
-def _short(text: str, longest: int = 16) -> str:
+def short_label(text: str, longest: int = 18) -> str:
     """A label that fits, its dollar signs kept from being read as mathematics."""
     text = text if len(text) <= longest else text[:longest - 1] + "…"
     return text.replace("$", r"\$")

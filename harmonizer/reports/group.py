@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..evaluation.distribution import QuantileTable
+import numpy as np
+
+from ..evaluation.confounding import ConfoundingCheck, check_confounding
+from ..evaluation.distribution import QuantileTable, match_moments
 from ..evaluation.table import Metrics
+from . import charts
+from .figures import Figure
+from .html import render
+from .summary import (
+    SITE_FEATURES,
+    DistanceRow,
+    FeatureRow,
+    Outlier,
+    SiteRow,
+    anatomy_sentence,
+    distance_rows,
+    feature_rows,
+    headline,
+    outliers,
+    site_rows,
+)
+
+__all__ = ["ScanRow", "Failure", "GroupReport", "render_group_report", "target_curve"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,94 @@ class GroupReport:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ModalityView:
+    """What one modality's part of the report shows."""
+
+    modality: str
+    headline: str
+    anatomy: str
+    figures: tuple[Figure, ...]
+    distances: list[DistanceRow]
+    features: list[FeatureRow]
+    sites: list[SiteRow]
+    outliers: list[Outlier]
+
+
 def render_group_report(path: Path, report: GroupReport) -> Path:
-    """Write ``report`` as one self-contained HTML file and return its path."""
-    raise NotImplementedError
+    """Write ``report`` as one self-contained HTML file, atomically, and return its path."""
+    modalities = report.metrics.distinct("modality")
+    checks = check_confounding(*_people(report.scans))
+    return render("group.html.j2", Path(path), {
+        "title": report.title,
+        "report": report,
+        "checks": checks,
+        "alarms": [check.warning for check in checks if check.warning],
+        "sites": _site_counts(report.scans, checks),
+        "people": len({scan.subject for scan in report.scans}),
+        "views": [_view(report, modality) for modality in modalities],
+        "site_features": SITE_FEATURES,
+    })
+
+
+def _people(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
+    return ([scan.subject for scan in scans], [scan.site for scan in scans],
+            [scan.age for scan in scans], [scan.sex for scan in scans])
+
+
+def _site_counts(scans: Sequence[ScanRow], checks: Sequence[ConfoundingCheck]
+                 ) -> list[tuple[str, int, int, str, str]]:
+    """Site, scans, people, ages and sexes in words, sites sorted."""
+    rows = []
+    for site in sorted({scan.site for scan in scans}):
+        here = [scan for scan in scans if scan.site == site]
+        words = [check.by_site.get(site, "unknown") for check in checks]
+        rows.append((site, len(here), len({scan.subject for scan in here}), words[0], words[1]))
+    return rows
+
+
+def _view(report: GroupReport, modality: str) -> ModalityView:
+    metrics = report.metrics.select(modality=modality)
+    quantiles = report.quantiles.select(modality=modality, tissue="brain")
+    return ModalityView(
+        modality, headline(metrics, report.backend, report.target), anatomy_sentence(metrics),
+        _figures(metrics.select(tissue="brain"), quantiles, report.target),
+        distance_rows(metrics), feature_rows(metrics), site_rows(metrics),
+        outliers(metrics))
+
+
+def _figures(metrics: Metrics, quantiles: QuantileTable, target: str) -> tuple[Figure, ...]:
+    """The modality's figures; those between sites only where there are two."""
+    before, after = quantiles.select(stage="before"), quantiles.select(stage="after")
+    figures: list[Figure] = []
+    if len(after):
+        ruler = target_curve(quantiles, target)
+        figures += _histograms(before, after, ruler, target)
+    if len(metrics.select(measure="wasserstein_between_sites")):
+        figures.append(charts.heatmaps_figure(metrics))
+    if len(metrics.select(measure="wasserstein_to_target")):
+        figures.append(charts.scans_figure(metrics))
+    return tuple(figures)
+
+
+def _histograms(before: QuantileTable, after: QuantileTable, ruler: np.ndarray, target: str
+                ) -> list[Figure]:
+    done = set(after.column("scan"))
+    same = QuantileTable(tuple(row for row in before.rows if row.scan in done))
+    stages = {"before": same.matrix(), "only rescaled": match_moments(same.matrix(), ruler),
+              "after": after.matrix()}
+    order = same.column("site")
+    if after.column("scan") != same.column("scan"):
+        ranked = {row.scan: row for row in after.rows}
+        stages["after"] = np.stack([ranked[row.scan].quantiles for row in same.rows])
+    return [charts.histograms_figure(stages, order, ruler, target),
+            charts.sites_figure(before, after, ruler)]
+
+
+def target_curve(quantiles: QuantileTable, target: str) -> np.ndarray:
+    """What the images were aimed at, (200,): the target site's mean before, else all scans' after.
+
+    A target that is no site of the cohort is shown by what the scans became.
+    """
+    of_target = quantiles.select(stage="before", site=target)
+    return (of_target if len(of_target) else quantiles.select(stage="after")).matrix().mean(axis=0)

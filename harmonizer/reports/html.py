@@ -40,9 +40,11 @@ def image_uri(png: bytes) -> str:
 
 
 def number_words(value: float | None, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits; n/a for None and NaN."""
+    """A number with ``digits`` significant digits; n/a for None and NaN; no exponents."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "n/a"
+    if 0 < abs(value) < 1e-4:
+        return "< 0.0001" if value > 0 else "> -0.0001"
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 

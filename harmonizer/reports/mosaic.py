@@ -105,7 +105,8 @@ class Mosaic:
         centre = (np.array(_ras_shape(self.affine, self.shape)) - 1) / 2
         centre[across] = tile.index
         position = (upright @ [*centre, 1])[across]
-        return Letter(tile.top + tile.height - 2, tile.left + 2, f"{'xyz'[across]} {position:+.0f}")
+        text = f"{'xyz'[across]} {round(position):+d}"
+        return Letter(tile.top + tile.height - 2, tile.left + 2, text)
 
 
 def plan_mosaic(

@@ -1,0 +1,209 @@
+"""The figures of a cohort: histograms per site, distances between sites, distance of every scan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.distribution import LEVELS, QuantileTable, site_means
+from ..evaluation.table import Metrics
+from .draw import new_canvas, to_png
+from .figures import Figure, density, short_label
+
+__all__ = ["STAGE_TITLES", "distance_matrix", "histograms_figure", "sites_figure",
+           "heatmaps_figure", "scans_figure"]
+
+STAGE_TITLES = {"before": "before", "rescaled": "only rescaled", "after": "after"}
+# Okabe and Ito's palette, which colour-blind readers can tell apart; then the lines change
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a6d3b")
+STYLES = ("-", "--", "-.", ":")
+BINS = 90
+WIDTH = 1180
+ACROSS = 5  # small multiples in a row
+MOST_LEVEL_NAMES = 8  # sites up to which their names need not be turned
+MOST_ANNOTATED = 14  # sites up to which a heat map's cells carry their number
+
+
+def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], target: np.ndarray,
+                      target_name: str) -> Figure:
+    """One curve per site, all sites in one panel, a panel per stage.
+
+    ``stages``: title -> quantile functions (scans, 200); ``sites``: one label per scan;
+    ``target``: the target's quantile function (200,).
+    """
+    names = sorted(set(sites))
+    legend = 22 * math.ceil((len(names) + 1) / 6)
+    canvas = new_canvas(WIDTH, 280 + legend)
+    for column, (title, quantiles) in enumerate(stages.items()):
+        axes = canvas.add_subplot(1, len(stages), column + 1)
+        edges = _edges([*site_means(quantiles, sites).values(), target])
+        _curve(axes, target, edges, "#9a9a9a", "-", f"target: {short_label(target_name)}", 4)
+        for number, (site, mean) in enumerate(site_means(quantiles, sites).items()):
+            _curve(axes, mean, edges, *_look(number), short_label(site), 1.4)
+        _dress(axes, title)
+    handles, labels = canvas.axes[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="lower center", ncol=6, fontsize=8, frameon=False)
+    height = 280 + legend
+    canvas.subplots_adjust(left=0.02, right=0.99, top=0.91, bottom=(48 + legend) / height,
+                           wspace=0.05)
+    return Figure(
+        "Histograms of all sites",
+        "Each site's typical in-mask histogram (from the mean of its scans' quantile functions), "
+        "every curve scaled to the same peak. Only rescaled: every scan given the target's mean "
+        "and standard deviation, which a method must beat. Each panel has its own axis.",
+        "Histograms of every site before, after rescaling only, and after harmonization",
+        (to_png(canvas),))
+
+
+def sites_figure(before: QuantileTable, after: QuantileTable, target: np.ndarray) -> Figure:
+    """Small multiples: one panel per site, every scan a thin line; frames before and after."""
+    sites = sorted(set(before.column("site")))
+    frames = tuple(_site_panels(table, sites, target) for table in (before, after))
+    return Figure(
+        "Histograms site by site",
+        "Thin lines: single scans; thick line: the site; grey: the target. Scans that leave their "
+        "site stand out here. All panels of one frame share one axis.",
+        "One panel of histograms per site, before and after harmonization in turn",
+        frames, ("before", "after"))
+
+
+def heatmaps_figure(metrics: Metrics) -> Figure:
+    """Wasserstein distances between every two sites, one panel per stage, one colour scale."""
+    matrices = {stage: distance_matrix(metrics.select(stage=stage)) for stage in STAGE_TITLES
+                if len(metrics.select(stage=stage, measure="wasserstein_between_sites"))}
+    count = max(len(sites) for sites, _ in matrices.values())
+    top = max(float(matrix.max()) for _, matrix in matrices.values()) or 1.0
+    height = int(min(560, 190 + 34 * count))
+    canvas = new_canvas(WIDTH, height)
+    axes = [canvas.add_subplot(1, len(matrices), n + 1) for n in range(len(matrices))]
+    for column, (axis, (stage, (sites, matrix))) in enumerate(zip(axes, matrices.items())):
+        drawn = axis.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=top)
+        axis.set_title(STAGE_TITLES[stage], fontsize=10)
+        _name_cells(axis, sites, matrix, top, named=column == 0)
+    canvas.subplots_adjust(left=0.1, right=0.92, top=0.9, bottom=0.24, wspace=0.06)
+    bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.94, 0.24, 0.012, 0.66)))
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.set_title("R", fontsize=8)
+    return Figure(
+        "Distances between sites",
+        "Wasserstein distance between the sites' typical in-mask histograms as a share of the "
+        "target's intensity range R; 0 is none. All panels share one colour scale.",
+        "Heat maps of the distance between every two sites before and after harmonization",
+        (to_png(canvas),))
+
+
+def scans_figure(metrics: Metrics) -> Figure:
+    """Every scan's distance to the target, before, rescaled and after, by site."""
+    rows = [row for row in metrics.select(measure="wasserstein_to_target") if row.scan]
+    sites = sorted({row.site for row in rows})
+    canvas = new_canvas(WIDTH, 280)
+    low = 0.24 if len(sites) > MOST_LEVEL_NAMES else 0.11
+    axes = canvas.add_axes((0.06, low, 0.92, 0.87 - low))
+    looks = {"before": ("#d55e00", "o"), "rescaled": ("#9a9a9a", "s"), "after": ("#0072b2", "o")}
+    for shift, (stage, (colour, marker)) in enumerate(looks.items()):
+        points = [(sites.index(row.site) + 0.22 * (shift - 1), row.value)
+                  for row in rows if row.stage == stage]
+        if points:
+            axes.scatter(*zip(*points), s=22, color=colour, marker=marker, alpha=0.75,
+                         label=STAGE_TITLES[stage], linewidths=0)
+    _dress_scans(axes, sites)
+    return Figure(
+        "Distance of every scan to the target",
+        "Wasserstein distance of each scan's in-mask histogram to the target's, as a share of R; "
+        "one mark per scan.",
+        "Marks for every scan's distance to the target before, rescaled and after",
+        (to_png(canvas),))
+
+
+def distance_matrix(metrics: Metrics) -> tuple[list[str], np.ndarray]:
+    """Sites and the (K, K) symmetric matrix that the rows of one stage describe."""
+    rows = metrics.select(measure="wasserstein_between_sites")
+    sites = sorted(set(rows.distinct("site")) | set(rows.distinct("reference")))
+    matrix = np.zeros((len(sites), len(sites)))
+    for row in rows:
+        i, j = sites.index(row.site), sites.index(row.reference)
+        matrix[i, j] = matrix[j, i] = np.nan if row.value is None else row.value
+    return sites, matrix
+
+
+def _site_panels(table: QuantileTable, sites: Sequence[str], target: np.ndarray) -> bytes:
+    across = min(ACROSS, len(sites))
+    down = math.ceil(len(sites) / across)
+    canvas = new_canvas(WIDTH, 165 * down + 20)
+    edges = _edges([*table.matrix(), target])
+    for number, site in enumerate(sites):
+        axes = canvas.add_subplot(down, across, number + 1)
+        scans = table.select(site=site).matrix()
+        _curve(axes, target, edges, "#b5b5b5", "-", "", 4)
+        for quantiles in scans:
+            _curve(axes, quantiles, edges, "#0072b2", "-", "", 0.6)
+        if len(scans):
+            _curve(axes, scans.mean(axis=0), edges, "#003b5c", "-", "", 1.8)
+        _dress(axes, f"{short_label(site)} (n={len(scans)})")
+    height = 165 * down + 20
+    canvas.subplots_adjust(left=0.02, right=0.99, top=1 - 26 / height, bottom=42 / height,
+                           wspace=0.06, hspace=0.62)
+    return to_png(canvas)
+
+
+def _look(number: int) -> tuple[str, str]:
+    return PALETTE[number % len(PALETTE)], STYLES[number // len(PALETTE) % len(STYLES)]
+
+
+def _edges(quantiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Bin edges over the widest 0.3 to 99.7 % range and a little more."""
+    ends = np.array([np.interp([0.003, 0.997], LEVELS, q) for q in quantiles])
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    pad = 0.06 * (high - low) + 1e-6
+    return np.linspace(low - pad, high + pad, BINS + 1)
+
+
+def _curve(axes: Any, quantiles: np.ndarray, edges: np.ndarray, colour: str, style: str,
+           label: str, width: float) -> None:
+    heights = density(quantiles, edges)
+    axes.plot((edges[1:] + edges[:-1]) / 2, heights / max(float(heights.max()), 1e-30),
+              color=colour, linestyle=style, linewidth=width, label=label or None)
+
+
+def _dress(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.set_yticks([])
+    axes.set_ylim(0, 1.08)
+    axes.tick_params(labelsize=7)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel("intensity", fontsize=7.5, labelpad=1)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float, named: bool
+                ) -> None:
+    places = range(len(sites))
+    names = [short_label(site) for site in sites]
+    axes.set_xticks(places, names, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(places, names if named else [""] * len(sites), fontsize=8)
+    axes.tick_params(length=0)
+    if len(sites) > MOST_ANNOTATED:
+        return
+    for i in places:
+        for j in places:
+            if i != j:
+                axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
+                          color="white" if matrix[i, j] > 0.55 * top else "black")
+
+
+def _dress_scans(axes: Any, sites: Sequence[str]) -> None:
+    turned = len(sites) > MOST_LEVEL_NAMES
+    axes.set_xticks(range(len(sites)), [short_label(site) for site in sites], fontsize=8,
+                    rotation=20 if turned else 0, ha="right" if turned else "center")
+    axes.set_ylabel("distance to target, R", fontsize=8)
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(fontsize=8, frameon=False, ncol=3, loc="lower right", bbox_to_anchor=(1, 1))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
