@@ -46,7 +46,7 @@ clean: ## remove the virtual environment and the demo
 
 # The stamp comes last, so that a phantom that was interrupted is written anew.
 $(DEMO)/.written: | $(INSTALLED)
-	rm -rf $(DEMO)/bids
+	rm -rf $(DEMO)/bids $(DEMO)/bids-truth
 	$(BIN)/python -m harmonizer.phantom $(DEMO)/bids --people 4 --scanners 3 --voxel-mm 2 --seed 1
 	touch $@
 
