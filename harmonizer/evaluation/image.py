@@ -69,18 +69,21 @@ def ssim_structure(
     """The structure term of SSIM, (cov + C3) / (sd_1 sd_2 + C3), C3 = (0.03)^2 / 2, mean in mask.
 
     Range -1 to 1, higher is nearer. Each image is divided by its own range first: a harmonized
-    image may live on another scale than its source, and gain and offset are no anatomy.
-    Wang et al. 2004, eq. 10; window and edge as in :func:`ssim`.
+    image may live on another scale than its source, and gain and offset are no anatomy. Windows
+    count only the voxels inside the mask (normalized convolution, Knutsson and Westin 1993): an
+    edge that the mask itself makes in both images would speak for any two of them.
+    Wang et al. 2004, eq. 10, window as in :func:`ssim`.
     """
     second_range = first_range if second_range is None else second_range
     _check(first, second, mask, min(first_range, second_range))
     inside, one, two = _masked_box(mask, first / first_range, second / second_range)
-    mean_one, mean_two = _window(one), _window(two)
-    covariance = _window(one * two) - mean_one * mean_two
-    spread = np.sqrt(np.maximum(_window(one**2) - mean_one**2, 0)
-                     * np.maximum(_window(two**2) - mean_two**2, 0))
+    weight = _window(inside.astype(np.float64))[inside]
+    mean_one, mean_two, square_one, square_two, product = (
+        _window(array)[inside] / weight for array in (one, two, one**2, two**2, one * two))
+    spread = np.sqrt(np.maximum(square_one - mean_one**2, 0)
+                     * np.maximum(square_two - mean_two**2, 0))
     c3 = K2**2 / 2
-    return float(((covariance + c3) / (spread + c3))[inside].mean())
+    return float(((product - mean_one * mean_two + c3) / (spread + c3)).mean())
 
 
 def gradient_agreement(

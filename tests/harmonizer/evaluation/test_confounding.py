@@ -1,0 +1,75 @@
+"""Is the site also the age or the sex: tests against scipy, words against what they must say."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harmonizer.evaluation.confounding import age_by_site, check_confounding, sex_by_site
+
+
+def test_age_tests_are_scipys():
+    young, old = [21.0, 25, 30, 22, 28], [60.0, 71, 66, 58]
+    check = age_by_site(young + old, ["A"] * 5 + ["B"] * 4)
+    assert check.tests["ANOVA"] == pytest.approx(stats.f_oneway(young, old).pvalue)
+    assert check.tests["Kruskal-Wallis"] == pytest.approx(stats.kruskal(young, old).pvalue)
+    assert check.effect > 0.9
+    assert check.by_site["A"] == "25 y (21-30), n=5"
+    assert check.warning.startswith("Age differs between sites")
+    assert "A 25 y, B 64 y" in check.warning
+
+
+def test_equal_ages_give_no_warning():
+    ages = [20.0, 30, 40, 50, 60, 21, 31, 41, 51, 59]
+    check = age_by_site(ages, ["A"] * 5 + ["B"] * 5)
+    assert check.warning == ""
+    assert check.tests["ANOVA"] > 0.5
+
+
+def test_a_large_difference_that_no_test_can_show_is_named_carefully():
+    check = age_by_site([30.0, 60, 70, 80, 75], list("AABBB"))
+    assert min(check.tests.values()) > 0.05
+    assert check.warning.startswith("Age may differ between sites")
+
+
+def test_unknown_ages_are_said():
+    check = age_by_site([None, float("nan"), 30.0, 40.0], ["A", "A", "B", "B"])
+    assert check.missing == 2
+    assert check.by_site["A"] == "unknown"
+    assert check.warning.startswith("It cannot be told whether age differs between sites: it is "
+                                    "unknown for 2 of 4 people")
+
+
+def test_one_site_needs_no_warning():
+    assert age_by_site([20.0, 30.0], ["A", "A"]).warning == ""
+    assert sex_by_site(["M", "F"], ["A", "A"]).warning == ""
+
+
+def test_sex_tests_on_two_sites_are_scipys():
+    sexes = ["F"] * 9 + ["M"] + ["male"] * 8 + ["female"] * 2
+    check = sex_by_site(sexes, ["A"] * 10 + ["B"] * 10)
+    table = [[9, 1], [2, 8]]
+    assert check.tests["Fisher's exact"] == pytest.approx(stats.fisher_exact(table)[1])
+    chi2, p = stats.chi2_contingency(table, correction=False)[:2]
+    assert check.tests["chi-squared"] == pytest.approx(p)
+    assert check.effect == pytest.approx(np.sqrt(chi2 / 20))
+    assert "A: 9 F, 1 M; B: 2 F, 8 M" in check.warning
+
+
+def test_permutation_p_is_the_exact_one_of_a_small_table():
+    """Sites of 2, 2 and 2, the women all at one site or spread: probabilities counted by hand.
+
+    Two women among six people: both at one site in 3 of 15 ways, which is the largest statistic.
+    """
+    check = sex_by_site(["F", "F", "M", "M", "M", "M"], list("AABBCC"), seed=1)
+    assert check.tests["permutation"] == pytest.approx(3 / 15, abs=0.015)
+    again = sex_by_site(["F", "F", "M", "M", "M", "M"], list("AABBCC"), seed=1)
+    assert check.tests == again.tests
+
+
+def test_a_person_counts_once_per_site():
+    age, sex = check_confounding(["1", "1", "1", "2"], ["A", "A", "B", "B"],
+                                 [30.0, 30.0, 30.0, 50.0], ["M", "M", "M", "F"])
+    assert age.people == sex.people == 3
+    assert age.by_site == {"A": "30 y (30-30), n=1", "B": "40 y (30-50), n=2"}
+    assert sex.by_site == {"A": "0 F, 1 M", "B": "1 F, 1 M"}
