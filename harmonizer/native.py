@@ -1,0 +1,51 @@
+"""From the template grid to the subject's own: the change travels, the image stays.
+
+A change of contrast is fitted on the template grid. What is applied to the subject's own voxels is
+the map (`IntensityMap`), never a resampled image. A method that makes no map is carried as the
+difference it made, which is then the only thing that is resampled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .backends.base import Backend, StatisticsBackend
+from .backends.target import Target
+from .intensity_map import FieldMap, IntensityMap
+from .volume import Volume
+
+__all__ = ["change_of", "apply_with_head"]
+
+
+def change_of(
+    backend: Backend, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0
+) -> IntensityMap:
+    """The change that `backend` makes to a template-grid volume, as a map in template world.
+
+    For a method without maps of its own it is the field after - before.
+    """
+    if isinstance(backend, StatisticsBackend):
+        return backend.intensity_map(volume, target)
+    after = backend.harmonize(volume, target, source=source, seed=seed)
+    values = volume.in_mask()
+    low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))
+    return FieldMap(1.0, after.data - volume.data, volume.affine, low, f"of {backend.name}")
+
+
+def apply_with_head(change: IntensityMap, volume: Volume, to_map: np.ndarray | None = None
+                    ) -> Volume:
+    """Apply a change to the brain; the head around it gets the change's overall gain.
+
+    The gain is the ratio of the in-mask medians after and before, so that brain and head stay
+    comparable and a background of zero stays zero; otherwise the head is as it was.
+
+    Parameters
+    ----------
+    change : fitted in the world that `to_map` leads to
+    volume : image with a mask, on any grid
+    to_map : (4, 4) world mm of `volume` -> world of the map; None if they are the same
+    """
+    after = change.apply(volume, to_map)
+    before_median, after_median = np.median(volume.in_mask()), np.median(after.in_mask())
+    gain = after_median / before_median if before_median > 0 and after_median > 0 else 1.0
+    return after.with_data(np.where(after.mask, after.data, np.float32(gain) * volume.data))

@@ -1,0 +1,1 @@
+"""Nipype interfaces, thin: load, call one pure function, save."""

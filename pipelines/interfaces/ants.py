@@ -1,0 +1,160 @@
+"""The steps that ANTs carries: bias field, brain, registration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import File, isdefined, traits
+
+from harmonizer.preprocessing.bias import correct_bias
+from harmonizer.preprocessing.brain import check_quality, extract_brain, is_brain_only
+from harmonizer.preprocessing.registration import register_to_template
+from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
+from harmonizer.volume import read_volume, write_mask, write_volume
+
+from .base import ExplainedInterface, InputSpec, OutputSpec
+
+
+class ExtractBrainInputSpec(InputSpec):
+    in_file = File(exists=True, mandatory=True, desc="conformed image")
+    mode = traits.Enum("auto", "force", "skip", usedefault=True, desc="whether to extract")
+    seed = traits.Int(mandatory=True, desc="random seed")
+    sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
+
+
+class ExtractBrainOutputSpec(OutputSpec):
+    out_mask = File(desc="brain mask")
+    transform = File(desc="a first ITK affine, image to template")
+    quality = traits.Dict(desc="how the mask was found")
+
+
+class ExtractBrain(ExplainedInterface):
+    """Rough bias correction, then the brain."""
+
+    input_spec = ExtractBrainInputSpec
+    output_spec = ExtractBrainOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        volume = read_volume(self.inputs.in_file)
+        rough, _ = correct_bias(volume, rough=True, sloppy=self.inputs.sloppy)
+        found = extract_brain(rough, skull_strip=self.inputs.mode, seed=self.inputs.seed,
+                              sloppy=self.inputs.sloppy)
+        path = write_mask(folder / "mask.nii", found.mask, volume.affine)
+        self._results["out_mask"] = str(path)
+        self._results["transform"] = str(write_itk_affine(folder / "pose.txt", found.matrix))
+        self._results["quality"] = {"method": found.method, "brain_only": found.brain_only}
+
+
+class CorrectBiasInputSpec(InputSpec):
+    in_file = File(exists=True, mandatory=True, desc="conformed image")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+    sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
+
+
+class CorrectBiasOutputSpec(OutputSpec):
+    out_file = File(desc="image / field")
+    out_field = File(desc="multiplicative field")
+
+
+class CorrectBias(ExplainedInterface):
+    """N4 inside the brain mask."""
+
+    input_spec = CorrectBiasInputSpec
+    output_spec = CorrectBiasOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
+        corrected, field = correct_bias(volume, sloppy=self.inputs.sloppy)
+        self._results["out_file"] = str(write_volume(folder / "corrected.nii", corrected))
+        path = write_volume(folder / "field.nii", volume.with_data(field))
+        self._results["out_field"] = str(path)
+
+
+class KeepBias(ExplainedInterface):
+    """An image that was bias-corrected before it came: the field is one."""
+
+    input_spec = CorrectBiasInputSpec
+    output_spec = CorrectBiasOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        volume = read_volume(self.inputs.in_file)
+        self._results["out_file"] = self.inputs.in_file
+        field = volume.with_data(np.ones(volume.shape))
+        self._results["out_field"] = str(write_volume(folder / "field.nii", field))
+
+
+class RegisterInputSpec(InputSpec):
+    in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+    initial = File(exists=True, desc="ITK affine to start from")
+    seed = traits.Int(mandatory=True, desc="random seed")
+    sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
+
+
+class RegisterOutputSpec(OutputSpec):
+    transform = File(desc="ITK affine, image to template")
+
+
+class Register(ExplainedInterface):
+    """Affine registration of the brain to the template."""
+
+    input_spec = RegisterInputSpec
+    output_spec = RegisterOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
+        given = self.inputs.initial
+        start = read_itk_affine(given) if isdefined(given) else None
+        found = register_to_template(volume, start, seed=self.inputs.seed,
+                                     sloppy=self.inputs.sloppy)
+        self._results["transform"] = str(write_itk_affine(folder / "affine.txt", found.matrix))
+
+
+STEPS = ("conform", "brain", "bias", "register", "to_template")
+
+
+class CheckQualityInputSpec(InputSpec):
+    in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+    transform = File(exists=True, mandatory=True, desc="final ITK affine")
+    extraction = traits.Dict(desc="how the mask was found; absent for a given mask")
+    conform = traits.Float(desc="seconds")
+    brain = traits.Float(desc="seconds")
+    bias = traits.Float(desc="seconds")
+    register = traits.Float(desc="seconds")
+    to_template = traits.Float(desc="seconds")
+
+
+class CheckQualityOutputSpec(OutputSpec):
+    quality = traits.Dict(desc="numbers, verdict, reasons")
+    seconds_of = traits.Dict(desc="seconds by step")
+
+
+class CheckQuality(ExplainedInterface):
+    """Judge mask and registration together, after the last step that could move them."""
+
+    input_spec = CheckQualityInputSpec
+    output_spec = CheckQualityOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
+        check = check_quality(volume.with_mask(None), volume.mask,
+                              read_itk_affine(self.inputs.transform))
+        given = self.inputs.extraction
+        how: dict[str, Any] = dict(given) if isdefined(given) else {
+            "method": "precomputed", "brain_only": is_brain_only(volume)}
+        self._results["quality"] = {**how, **_plain(asdict(check)), "doubtful": check.doubtful}
+        self._results["seconds_of"] = {step: getattr(self.inputs, step) for step in STEPS}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON types, four significant digits."""
+    def tidy(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return [tidy(v) for v in value]
+        return float(f"{value:.4g}") if isinstance(value, (float, np.floating)) else value
+
+    return {key: tidy(value) for key, value in values.items()}

@@ -1,0 +1,94 @@
+"""Geometry: bring an image inside, and bring it to the template's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nipype.interfaces.base import File, traits
+
+from harmonizer.errors import InputError
+from harmonizer.preprocessing.conform import conform
+from harmonizer.preprocessing.transforms import read_itk_affine, resample, resample_mask
+from harmonizer.template import load_template
+from harmonizer.volume import read_volume, same_grid, write_mask, write_volume
+
+from .base import ExplainedInterface, InputSpec, OutputSpec
+
+
+class ConformInputSpec(InputSpec):
+    in_file = File(exists=True, mandatory=True, desc="image as it was given")
+
+
+class ConformOutputSpec(OutputSpec):
+    out_file = File(desc="the image with axes RAS+, float32")
+    repairs = traits.List(traits.Str, desc="what was not taken as it stood")
+
+
+class Conform(ExplainedInterface):
+    """Settle the geometry of an image and turn its axes to RAS+."""
+
+    input_spec = ConformInputSpec
+    output_spec = ConformOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        conformed = conform(self.inputs.in_file)
+        self._results["out_file"] = str(write_volume(folder / "conformed.nii", conformed.volume))
+        self._results["repairs"] = list(conformed.repairs)
+
+
+class ConformMaskInputSpec(InputSpec):
+    in_mask = File(exists=True, mandatory=True, desc="brain mask on the raw image's grid")
+    reference = File(exists=True, mandatory=True, desc="the conformed image")
+
+
+class ConformMaskOutputSpec(OutputSpec):
+    out_mask = File(desc="the mask with axes RAS+, uint8")
+
+
+class ConformMask(ExplainedInterface):
+    """Bring a precomputed brain mask inside; it must lie on the image's own grid."""
+
+    input_spec = ConformMaskInputSpec
+    output_spec = ConformMaskOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        mask, image = conform(self.inputs.in_mask).volume, read_volume(self.inputs.reference)
+        if not same_grid(mask.shape, mask.affine, image.shape, image.affine):
+            raise InputError(
+                f"{self.inputs.in_mask}: lies on another grid (shape {mask.shape}) than its image "
+                f"({image.shape}). Give a mask in the image's own space."
+            )
+        path = write_mask(folder / "mask.nii", mask.data > 0.5, image.affine)
+        self._results["out_mask"] = str(path)
+
+
+class ToTemplateInputSpec(InputSpec):
+    in_file = File(exists=True, mandatory=True, desc="bias-corrected image, RAS+")
+    in_mask = File(exists=True, mandatory=True, desc="its brain mask")
+    transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
+    resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
+
+
+class ToTemplateOutputSpec(OutputSpec):
+    out_file = File(desc="the image on the template grid, linear")
+    out_mask = File(desc="the mask on the template grid")
+
+
+class ToTemplate(ExplainedInterface):
+    """Resample image and mask on the template grid."""
+
+    input_spec = ToTemplateInputSpec
+    output_spec = ToTemplateOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
+        grid = load_template(self.inputs.resolution)
+        matrix = read_itk_affine(self.inputs.transform)
+        moved = resample(volume.with_mask(None), grid, matrix)
+        mask = resample_mask(volume.mask, volume.affine, grid, matrix)
+        if not mask.any():
+            raise InputError("no part of the brain mask lies inside the template's grid after "
+                             "registration. Look at the image's orientation and position.")
+        self._results["out_file"] = str(write_volume(folder / "template.nii", moved, code=4))
+        path = write_mask(folder / "mask.nii", mask, grid.affine, code=4)
+        self._results["out_mask"] = str(path)

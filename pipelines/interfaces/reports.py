@@ -1,0 +1,90 @@
+"""Figures of one scan, drawn where the arrays are and kept for the reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import File, traits
+
+from harmonizer.evaluation.evaluate import label_tissues
+from harmonizer.reports.figures import ScanImages, scan_figures
+from harmonizer.template import load_template, tissue_priors
+from harmonizer.volume import read_volume
+
+from ..outputs.figures import save_figures
+from ..outputs.names import ScanPaths
+from .base import ExplainedInterface, InputSpec, OutputSpec
+
+
+class DrawInputSpec(InputSpec):
+    out_dir = traits.Str(mandatory=True, desc="the derivative dataset")
+    folder = traits.Str(mandatory=True, desc="sub-X[/ses-Y]/anat")
+    stem = traits.Str(mandatory=True, desc="source name without suffix")
+    modality = traits.Str(mandatory=True, desc="BIDS suffix")
+    resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
+
+
+class DrawOutputSpec(OutputSpec):
+    figures = traits.List(traits.Str, desc="what was drawn")
+
+
+class DrawPreprocessedInputSpec(DrawInputSpec):
+    conformed = File(exists=True, mandatory=True, desc="image before bias correction, RAS+")
+    mask = File(exists=True, mandatory=True, desc="brain mask, RAS+")
+    field = File(exists=True, mandatory=True, desc="bias field, RAS+")
+    registered = File(exists=True, mandatory=True, desc="image on the template grid")
+
+
+class DrawPreprocessed(ExplainedInterface):
+    """Mask outline, bias field, registration."""
+
+    input_spec = DrawPreprocessedInputSpec
+    output_spec = DrawOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        paths = _paths(self.inputs)
+        priors = label_tissues(tissue_priors(paths.resolution))
+        images = ScanImages(
+            native=read_volume(self.inputs.conformed, self.inputs.mask),
+            bias_field=np.asarray(read_volume(self.inputs.field).data),
+            registered=read_volume(paths.image("preproc", template=True),
+                                   paths.mask(template=True)),
+            template=load_template(paths.resolution),
+            template_tissues=priors,
+        )
+        figures = scan_figures(images)
+        self._results["figures"] = save_figures(paths, "preprocess", figures)
+
+
+class DrawHarmonizedInputSpec(DrawInputSpec):
+    harmonized = File(exists=True, mandatory=True, desc="harmonized image, template grid")
+    desc = traits.Str(mandatory=True, desc="desc entity of the harmonized images")
+    target = traits.Str(mandatory=True, desc="name of the target")
+    target_quantiles = traits.Dict(desc="tissue -> quantile functions of the target's scans")
+
+
+class DrawHarmonized(ExplainedInterface):
+    """Before and after, difference, histograms by tissue against the target's band."""
+
+    input_spec = DrawHarmonizedInputSpec
+    output_spec = DrawOutputSpec
+
+    def _work(self, folder: Path) -> None:
+        paths, inputs = _paths(self.inputs), self.inputs
+        before = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        bands = {name: np.asarray(rows) for name, rows in inputs.target_quantiles.items()}
+        images = ScanImages(
+            registered=before,
+            harmonized=read_volume(inputs.harmonized, paths.mask(template=True)),
+            tissues=label_tissues(tissue_priors(paths.resolution), before.mask),
+            target_quantiles=bands or None,
+        )
+        figures = scan_figures(images, target=inputs.target)
+        self._results["figures"] = save_figures(paths, f"harmonize-{inputs.desc}", figures)
+
+
+def _paths(inputs: Any) -> ScanPaths:
+    return ScanPaths(Path(inputs.out_dir), Path(inputs.folder), inputs.stem, inputs.modality,
+                     inputs.resolution)

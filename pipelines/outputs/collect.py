@@ -1,0 +1,82 @@
+"""Reading the output folder back: which scans are preprocessed, as a `Cohort`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import InputError
+from harmonizer.files import read_json
+from harmonizer.template import TEMPLATE
+
+from .names import ScanPaths, sidecar
+
+__all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
+
+NAME = re.compile(
+    rf"(?P<stem>sub-.+)_space-{TEMPLATE}_res-(?P<res>\d)_desc-preproc_(?P<suffix>[A-Za-z0-9]+)\.json"
+)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """One preprocessed scan found in the output folder: its row, its files, its sidecar."""
+
+    scan: Scan
+    paths: ScanPaths
+    sidecar: dict[str, Any]
+
+
+def find_preprocessed(
+    out: Path,
+    resolution: int,
+    modalities: Collection[str],
+    subjects: Collection[str] = (),
+    sessions: Collection[str] = (),
+) -> tuple[Preprocessed, ...]:
+    """All finished scans in `out`, sorted by scan_id; empty `subjects` or `sessions` means all.
+
+    A scan is finished when the sidecar of its template-grid image is there, which is written last.
+    """
+    found = []
+    for path in sorted(out.glob(f"sub-*/**/anat/*_res-{resolution}_desc-preproc_*.json")):
+        match = NAME.fullmatch(path.name)
+        if match is None or match["suffix"] not in modalities:
+            continue
+        paths = ScanPaths(out, path.parent.relative_to(out), match["stem"], match["suffix"],
+                          resolution)
+        if subjects and paths.subject not in subjects:
+            continue
+        if sessions and paths.session not in sessions:
+            continue
+        found.append(_read(path, paths))
+    return tuple(sorted(found, key=lambda item: item.scan.scan_id))
+
+
+def cohort_of(found: Collection[Preprocessed]) -> Cohort:
+    """The cohort of the scans that were found."""
+    return Cohort(tuple(item.scan for item in found))
+
+
+def _read(path: Path, paths: ScanPaths) -> Preprocessed:
+    content = read_json(path)
+    try:
+        covariates = dict(content["Covariates"])
+        scan = Scan(
+            paths.scan_id, paths.subject, paths.session, paths.modality, content["Site"],
+            content["SiteSource"], paths.image("preproc", template=True),
+            paths.mask(template=True), covariates.pop("age", None), covariates.pop("sex", None),
+            {k: str(v) for k, v in covariates.items()},
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: lacks {error}. Delete it and preprocess this scan again.") \
+            from error
+    lacking = [p for p in (scan.image, scan.mask) if not p.is_file()]
+    if lacking:
+        raise InputError(f"{lacking[0]}: is missing while its sidecar is there. Delete "
+                         f"{sidecar(scan.image).name} and preprocess this scan again.")
+    return Preprocessed(scan, paths, content)

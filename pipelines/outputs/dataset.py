@@ -1,0 +1,118 @@
+"""What makes the output folder a BIDS derivative dataset.
+
+Every participant job writes these files, each whole (temporary name, rename) and each the same
+whoever writes it: they hold no time and nothing of a single participant.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harmonizer import __version__
+from harmonizer.files import atomic_path, read_json, write_json, write_text
+
+__all__ = ["NAME", "CODE_URL", "write_dataset_files"]
+
+NAME = "harmonizer"
+CODE_URL = "https://github.com/brain-harmonizer/harmonizer"
+BIDS_VERSION = "1.10.0"
+
+IGNORED = (
+    "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
+    "models", "models/**", "**/.tmp-*",
+)
+
+DESCRIPTIONS = {
+    "preproc": "bias-corrected (N4) whole image; on the template grid after affine registration",
+    "brain": "brain mask",
+    "brainT2w": "brain mask found on the T2w image",
+    "brainFLAIR": "brain mask found on the FLAIR image",
+    "brainPDw": "brain mask found on the PDw image",
+}
+
+
+def write_dataset_files(
+    out: Path, raw: Path | None, derivatives: Mapping[str, Path], descs: Mapping[str, str]
+) -> None:
+    """Write dataset_description.json, descriptions.tsv, .bidsignore, and the participants table.
+
+    Parameters
+    ----------
+    raw : the input dataset where there is one; its licence and participants table are taken along
+    derivatives : named folders of precomputed results
+    descs : desc label -> description, added to what is already listed
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "dataset_description.json", _description(out, raw, derivatives))
+    write_text(out / ".bidsignore", "\n".join(IGNORED) + "\n")
+    _write_descriptions(out, descs)
+    if raw is not None:
+        for name in ("participants.tsv", "participants.json"):
+            if (raw / name).is_file():
+                with atomic_path(out / name) as temporary:
+                    shutil.copyfile(raw / name, temporary)
+
+
+def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -> dict[str, Any]:
+    """The description; a job without raw data keeps what an earlier one said of them."""
+    path = out / "dataset_description.json"
+    old = read_json(path) if path.is_file() else {}
+    source = _source(raw)
+    links = {**old.get("DatasetLinks", {}), **{k: _link(out, v) for k, v in derivatives.items()}}
+    if raw is not None:
+        links["raw"] = _link(out, raw)
+    content = {
+        "Name": "Harmonized MRI" + (f" of: {source['Name']}" if "Name" in source else ""),
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [_generated_by()],
+        "HowToAcknowledge": "See logs/CITATION.md.",
+    }
+    if links:
+        content["DatasetLinks"] = dict(sorted(links.items()))
+    if raw is not None:
+        content["SourceDatasets"] = [{k: source[k] for k in ("DatasetDOI",) if k in source}
+                                     | {"URL": links["raw"]}]
+    if "License" in source:
+        content["License"] = source["License"]
+    return content if raw is not None or not old else {**old, **content, "Name": old["Name"]}
+
+
+def _source(raw: Path | None) -> dict[str, Any]:
+    path = None if raw is None else raw / "dataset_description.json"
+    if path is None or not path.is_file():
+        return {}
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
+def _link(out: Path, folder: Path) -> str:
+    """A relative path where the folders are neighbours, so that both can be moved together."""
+    relative = os.path.relpath(folder, out)
+    return relative if relative.count("..") <= 2 else folder.resolve().as_uri()
+
+
+def _generated_by() -> dict[str, Any]:
+    """This pipeline; container facts come from the environment that the image sets."""
+    entry: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
+    kind, tag = os.environ.get("HARMONIZER_CONTAINER"), os.environ.get("HARMONIZER_CONTAINER_TAG")
+    if kind and tag:
+        entry["Container"] = {"Type": kind, "Tag": tag}
+    return entry
+
+
+def _write_descriptions(out: Path, descs: Mapping[str, str]) -> None:
+    path = out / "descriptions.tsv"
+    rows = dict(DESCRIPTIONS)
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        rows.update(line.removeprefix("desc-").split("\t", 1) for line in lines if "\t" in line)
+    rows.update(descs)
+    body = "".join(f"desc-{label}\t{text}\n" for label, text in sorted(rows.items()))
+    write_text(path, "desc_id\tdescription\n" + body)
+
+

@@ -1,0 +1,43 @@
+"""Figures on disk: ``sub-X/figures/<scan_id>_<stage>.json`` and a PNG a frame.
+
+Drawing and assembling never meet: a page can be put together again without any image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harmonizer.files import atomic_path, read_json, write_json
+from harmonizer.reports.figures import Figure
+
+from .names import ScanPaths
+
+__all__ = ["save_figures", "load_figures"]
+
+
+def save_figures(paths: ScanPaths, stage: str, figures: Sequence[Figure]) -> list[str]:
+    """Write the figures of a scan's stage; the index, which makes them visible, comes last."""
+    index = []
+    for number, figure in enumerate(figures):
+        names = [f"{paths.scan_id}_{stage}_{number}{frame}.png"
+                 for frame in "abcdefgh"[:len(figure.frames)]]
+        for name, png in zip(names, figure.frames):
+            with atomic_path(paths.figures / name) as temporary:
+                temporary.write_bytes(png)
+        index.append({"title": figure.title, "caption": figure.caption, "alt": figure.alt,
+                      "frames": names, "labels": list(figure.labels)})
+    write_json(paths.figures / f"{paths.scan_id}_{stage}.json", index)
+    return [figure.title for figure in figures]
+
+
+def load_figures(paths: ScanPaths, stage: str) -> tuple[Figure, ...]:
+    """The figures of a scan's stage; none if it was not drawn."""
+    path = paths.figures / f"{paths.scan_id}_{stage}.json"
+    if not path.is_file():
+        return ()
+    return tuple(
+        Figure(entry["title"], entry["caption"], entry["alt"],
+               tuple((paths.figures / name).read_bytes() for name in entry["frames"]),
+               tuple(entry["labels"]))
+        for entry in read_json(path)
+    )

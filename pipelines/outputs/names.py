@@ -1,0 +1,101 @@
+"""Names of everything that is written for one scan; no other module spells a file name.
+
+A derivative starts with the whole source name without its suffix (BIDS, Derivatives: file naming
+conventions). Native files carry no ``space`` entity, template files carry ``space`` and ``res``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harmonizer.template import TEMPLATE
+
+__all__ = ["ScanPaths", "LOGS", "MODELS", "resolution_of"]
+
+LOGS = "logs"
+MODELS = "models"
+
+
+def resolution_of(sloppy: bool) -> int:
+    """Voxel size of the template grid, mm: 1, or 2 in a sloppy run."""
+    return 2 if sloppy else 1
+
+
+@dataclass(frozen=True)
+class ScanPaths:
+    """Where the files of one scan lie.
+
+    Attributes
+    ----------
+    out : the derivative dataset
+    folder : ``sub-X[/ses-Y]/anat``, relative to `out`
+    stem : source name without suffix, ``sub-X_ses-Y_run-1``
+    modality : BIDS suffix, ``T1w``
+    resolution : of the template grid, mm
+    """
+
+    out: Path
+    folder: Path
+    stem: str
+    modality: str
+    resolution: int
+
+    @property
+    def scan_id(self) -> str:
+        """``<stem>_<modality>``."""
+        return f"{self.stem}_{self.modality}"
+
+    @property
+    def subject(self) -> str:
+        """Label without ``sub-``."""
+        return self.folder.parts[0].removeprefix("sub-")
+
+    @property
+    def session(self) -> str | None:
+        """Label without ``ses-``, or None."""
+        return self.folder.parts[1].removeprefix("ses-") if len(self.folder.parts) == 3 else None
+
+    def image(self, desc: str, *, template: bool = False) -> Path:
+        """Image of a desc (``preproc``, ``harmonized``), native or on the template grid."""
+        return self._anat(f"{self._space(template)}_desc-{desc}_{self.modality}.nii.gz")
+
+    def mask(self, *, template: bool = False) -> Path:
+        """Brain mask. Scans of one session that differ only in suffix need their own mask: the
+        modality is kept in the name where it is not T1w."""
+        label = "" if self.modality == "T1w" else self.modality
+        return self._anat(f"{self._space(template)}_desc-brain{label}_mask.nii.gz")
+
+    @property
+    def to_template(self) -> Path:
+        """ITK affine that resamples the scan on the template's grid."""
+        return self._anat(f"_from-{self.modality}_to-{TEMPLATE}_mode-image_xfm.txt")
+
+    @property
+    def from_template(self) -> Path:
+        """ITK affine that resamples the template on the scan's grid."""
+        return self._anat(f"_from-{TEMPLATE}_to-{self.modality}_mode-image_xfm.txt")
+
+    def log(self, stage: str) -> Path:
+        """What happened to this scan in a stage; no other scan writes this file."""
+        return self.out / LOGS / "scans" / f"{self.scan_id}_{stage}.json"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of this participant's figures."""
+        return self.out / f"sub-{self.subject}" / "figures"
+
+    def uri(self, path: Path) -> str:
+        """BIDS URI of a file of this dataset."""
+        return f"bids::{path.relative_to(self.out).as_posix()}"
+
+    def _space(self, template: bool) -> str:
+        return f"_space-{TEMPLATE}_res-{self.resolution}" if template else ""
+
+    def _anat(self, rest: str) -> Path:
+        return self.out / self.folder / f"{self.stem}{rest}"
+
+
+def sidecar(image: Path) -> Path:
+    """The JSON file beside an image."""
+    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")

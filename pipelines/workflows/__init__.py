@@ -1,0 +1,1 @@
+"""Nipype workflows: what is done to a scan, in which order, and how a run is carried out."""

@@ -1,0 +1,141 @@
+"""A run: the planned stages in order, each resuming at what the one before left on disk.
+
+    preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from harmonizer.backends import registry
+from harmonizer.errors import InputError, UsageError, did_you_mean
+from harmonizer.files import write_text
+
+from ..dataset.records import ScanRecord
+from ..outputs.dataset import write_dataset_files
+from ..settings import Settings
+from .engine import Failure, RunResult
+from .methods import methods_text
+
+__all__ = ["run", "Failure", "RunResult"]
+
+LOGGER = logging.getLogger("pipelines")
+
+
+def run(settings: Settings, records: tuple[ScanRecord, ...]) -> RunResult:
+    """Carry out the planned stages; failed scans are collected and the others go on.
+
+    Parameters
+    ----------
+    records : scans of the participant level; may be empty where only OUT is used
+
+    Raises
+    ------
+    HarmonizerError
+        What stops the whole run: a wrong target, no usable input, a missing model.
+    """
+    check_target(settings, records)
+    if settings.dry_run:
+        return RunResult(summary_lines=_plan(settings, records))
+    _write_dataset_files(settings)
+    failures: dict[str, Failure] = {}
+    lines: list[str] = []
+    for stage in settings.planned_stages:
+        LOGGER.info("Stage %s", stage)
+        missed, said = STAGES[stage](settings, records)
+        failures.update({failure.scan_id: failure for failure in missed})
+        lines += said
+    return RunResult(tuple(failures.values()), tuple(lines))
+
+
+def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
+    """Before hours of work: is the target one that this run can reach?
+
+    Raises
+    ------
+    UsageError
+        If the site is not among the records' (and no fitted model brings it), or the backend
+        cannot do what was asked.
+    """
+    can = registry.get(settings.backend).capabilities
+    if settings.target_kind in ("images", "card") and not can.reference_target:
+        raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")
+    if settings.target_kind == "scanner-free" and not can.scanner_free:
+        raise UsageError(f"{settings.backend} has no scanner-free target. Name a site.")
+    sites = {record.site for record in records}
+    if settings.target_kind != "site" or "fit" not in settings.planned_stages or not sites:
+        return
+    everybody = not settings.participant_label and not settings.session_label
+    if everybody and settings.target[0] not in sites:
+        raise UsageError(f"--target {settings.target[0]}: no scan is of that site. "
+                         f"{did_you_mean(settings.target[0], sites)}")
+
+
+def _write_dataset_files(settings: Settings) -> None:
+    raw = settings.bids_dir if settings.bids_dir.is_dir() else None
+    descs = {settings.desc: "intensities harmonized between scanners; the sidecars name method, "
+                            "target and model"} if _harmonizes(settings) else {}
+    write_dataset_files(settings.output_dir, raw, settings.derivatives, descs)
+    write_text(settings.output_dir / "logs" / "CITATION.md", methods_text(settings))
+
+
+def _harmonizes(settings: Settings) -> bool:
+    return "harmonize" in settings.planned_stages
+
+
+def _plan(settings: Settings, records: Sequence[ScanRecord]) -> tuple[str, ...]:
+    """What a run would do, after building its workflows."""
+    from .preprocessing import init_preprocessing_wf, plan, write_graph
+
+    lines = [f"Dry run: stages {', '.join(settings.planned_stages)}; backend {settings.backend}; "
+             f"target {' '.join(settings.target) or 'the site with most scans'}."]
+    if "preprocess" in settings.planned_stages:
+        jobs, failures, reused = plan(settings, records, settings.output_dir)
+        workflow = init_preprocessing_wf(settings, jobs)
+        nodes = len(workflow.list_node_names())
+        lines.append(f"preprocess: {len(jobs)} scans to do in {nodes} steps, {reused} reused, "
+                     f"{len(failures)} not usable.")
+        lines += [f"not usable: {failure.message}" for failure in failures]
+        if settings.write_graph:
+            write_graph(workflow, settings.output_dir, "preprocess")
+    return tuple(lines)
+
+
+def _preprocess(settings: Settings, records: tuple[ScanRecord, ...]):
+    from .preprocessing import preprocess
+    from .reports import subjects_of, write_subject_reports
+
+    failures, reused = preprocess(settings, records)
+    if len(failures) == len(records):
+        first = failures[0]
+        raise InputError(f"none of the {len(records)} images could be preprocessed; the first: "
+                         f"{first.scan_id}: {first.message}")
+    if not _harmonizes(settings):
+        write_subject_reports(settings, subjects_of(settings, records))
+    done = len(records) - len(failures)
+    return failures, [f"Preprocessed: {done} of {len(records)} scans ({reused} reused)."]
+
+
+def _fit(settings: Settings, records: tuple[ScanRecord, ...]):
+    from .fit import fit
+
+    return (), fit(settings)
+
+
+def _harmonize(settings: Settings, records: tuple[ScanRecord, ...]):
+    from .harmonization import harmonize
+    from .reports import subjects_of, write_subject_reports
+
+    failures, lines = harmonize(settings)
+    pages = write_subject_reports(settings, subjects_of(settings, records))
+    return failures, [*lines, f"Subject reports: {len(pages)} in {settings.output_dir}"]
+
+
+def _evaluate(settings: Settings, records: tuple[ScanRecord, ...]):
+    from .evaluation import evaluate
+
+    return (), evaluate(settings)
+
+
+STAGES = {"preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate}

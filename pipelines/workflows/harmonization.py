@@ -1,0 +1,168 @@
+"""The participant level's second stage: every preprocessed scan gets the look of the target."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harmonizer.backends import registry
+from harmonizer.backends.model_folder import model_hash
+from harmonizer.errors import InputError, UnavailableError, UsageError
+from harmonizer.files import read_json, sha256_of
+
+from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.names import ScanPaths, resolution_of, sidecar
+from ..outputs.scanlog import ScanLog, write_log
+from ..settings import Settings
+from .engine import Failure, execute
+from .preprocessing import write_graph
+from .targets import Aim, model_folder_of, resolve_target, target_bands
+
+if TYPE_CHECKING:
+    from nipype import Workflow
+
+__all__ = ["harmonize", "init_harmonization_wf", "device_of"]
+
+LOGGER = logging.getLogger("pipelines")
+
+
+def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
+    """Harmonize the participants' scans of each modality; returns (failures, lines).
+
+    Without a model, a run that did not ask for this stage by name says what to run next.
+
+    Raises
+    ------
+    UnavailableError
+        If the stage or a model was asked for by name and there is no model.
+    InputError
+        If nothing is preprocessed.
+    """
+    failures: tuple[Failure, ...] = ()
+    lines: list[str] = []
+    for modality in settings.modalities:
+        found = _scans(settings, modality)
+        model = model_folder_of(settings, modality)
+        if model is None:
+            lines.append(_without_model(settings, modality))
+            continue
+        aim = resolve_target(settings, modality, model)
+        missed = _harmonize_modality(settings, modality, found, aim)
+        failures += missed
+        lines.append(f"Harmonized ({modality}): {len(found) - len(missed)} of {len(found)} scans "
+                     f"to {aim.label!r} with {settings.backend}.")
+    return failures, tuple(lines)
+
+
+def _scans(settings: Settings, modality: str) -> tuple[Preprocessed, ...]:
+    return find_preprocessed(settings.output_dir, resolution_of(settings.sloppy), (modality,),
+                             settings.participant_label, settings.session_label)
+
+
+def _without_model(settings: Settings, modality: str) -> str:
+    text = (f"no fitted {settings.backend} model for {modality} in {settings.output_dir}. Run "
+            "'group --stages fit' when all participants are preprocessed, then "
+            "'participant --stages harmonize'; or give one with --model.")
+    if "harmonize" in settings.stages:
+        raise UnavailableError(text[0].upper() + text[1:])
+    return f"Not harmonized yet: {text}"
+
+
+def _harmonize_modality(
+    settings: Settings, modality: str, found: Sequence[Preprocessed], aim: Aim
+) -> tuple[Failure, ...]:
+    if not found:
+        raise InputError(f"{settings.output_dir}: no preprocessed {modality} scan of these "
+                         "participants. Run the preprocess stage first.")
+    key = {"ModelSHA256": model_hash(aim.model), "TargetSHA256": sha256_of(aim.card),
+           "RandomSeed": settings.random_seed}
+    jobs = [item for item in found if not _is_finished(item, settings, aim, key)]
+    if len(jobs) < len(found):
+        LOGGER.info("%d of %d scans are harmonized already and reused.",
+                    len(found) - len(jobs), len(found))
+    if not jobs or settings.dry_run:
+        return ()
+    workflow = init_harmonization_wf(settings, jobs, aim, target_bands(settings, modality, aim))
+    if settings.write_graph:
+        write_graph(workflow, settings.output_dir, f"harmonize_{modality}")
+    names = {_name(item.paths): item.scan.scan_id for item in jobs}
+    failures = execute(workflow, settings, f"harmonize {modality}", names)
+    for failure in failures:
+        paths = next(item.paths for item in jobs if item.scan.scan_id == failure.scan_id)
+        write_log(paths, ScanLog(failure.scan_id, f"harmonize-{settings.desc}", "failed",
+                                 message=failure.message))
+    return failures
+
+
+def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str, Any]) -> bool:
+    """Whether this very result is there; another method's or target's under this desc is an error.
+
+    Raises
+    ------
+    UsageError
+        Nothing is overwritten that another choice of method or target made.
+    """
+    images = [item.paths.image(settings.desc, template=t) for t in (False, True)]
+    if not all(path.is_file() and sidecar(path).is_file() for path in images):
+        return False
+    content = read_json(sidecar(images[1]))
+    made = (content.get("HarmonizationMethod"), content.get("Target"))
+    if made != (settings.backend, aim.label):
+        raise UsageError(
+            f"{images[0]}: was made by {made[0]} to {made[1]!r}, this run is {settings.backend} "
+            f"to {aim.label!r}. Keep both by giving this one a name with --desc, such as "
+            f"--desc {settings.backend.replace('_', '')}; or use another output folder."
+        )
+    now = {**key, "PreprocessedSHA256": item.sidecar["ImageSHA256"]}
+    return all(content.get(name) == value for name, value in now.items())
+
+
+def device_of(settings: Settings) -> str:
+    """Where a network runs: `cpu` for methods without one."""
+    if not registry.get(settings.backend).capabilities.trained or settings.device == "cpu":
+        return "cpu"
+    import torch
+
+    if settings.device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return settings.device
+
+
+def init_harmonization_wf(
+    settings: Settings, jobs: Sequence[Preprocessed], aim: Aim, bands: dict[str, Any]
+) -> Workflow:
+    """One small workflow a scan: harmonize -> draw."""
+    from nipype import Workflow
+
+    workflow = Workflow(name="harmonize_wf", base_dir=str(settings.work_dir))
+    workflow.add_nodes([_init_scan_wf(settings, item, aim, bands) for item in jobs])
+    return workflow
+
+
+def _name(paths: ScanPaths) -> str:
+    return "scan_" + paths.scan_id.replace("-", "_")
+
+
+def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[str, Any]
+                  ) -> Workflow:
+    from nipype import Node, Workflow
+
+    from ..interfaces.harmonize import Harmonize
+    from ..interfaces.reports import DrawHarmonized
+
+    paths, device = item.paths, device_of(settings)
+    place = {"out_dir": str(paths.out), "folder": str(paths.folder), "stem": paths.stem,
+             "modality": paths.modality, "resolution": paths.resolution}
+    change = Node(Harmonize(
+        **place, site=item.scan.site, backend=settings.backend, model=str(aim.model),
+        model_sha256=model_hash(aim.model), card=str(aim.card), card_sha256=sha256_of(aim.card),
+        source_sha256=item.sidecar["ImageSHA256"], desc=settings.desc, device=device,
+        use_gpu=device.startswith("cuda"), seed=settings.random_seed),
+        name="harmonize", mem_gb=1.0, n_procs=1)
+    draw = Node(DrawHarmonized(**place, desc=settings.desc, target=aim.label,
+                               target_quantiles=bands), name="draw", mem_gb=0.7)
+    change.overwrite = draw.overwrite = True  # they write into the output folder, not a cache
+    workflow = Workflow(name=_name(paths))
+    workflow.connect(change, "template_file", draw, "harmonized")
+    return workflow

@@ -1,0 +1,268 @@
+"""The participant level's first stage: one small workflow for each scan, side by side.
+
+    conform -> brain -> bias -> register -> to_template -> save -> draw
+
+A precomputed brain mask takes the place of ``brain``, a precomputed bias-corrected image that of
+``bias``; what is finished is not planned again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harmonizer import __version__
+from harmonizer.errors import HarmonizerError
+from harmonizer.files import read_json, sha256_of, write_json
+
+from ..dataset.records import ScanRecord
+from ..outputs import sidecars
+from ..outputs.names import ScanPaths, resolution_of, sidecar
+from ..outputs.scanlog import ScanLog, write_log
+from ..settings import Settings
+from .engine import Failure, execute
+
+if TYPE_CHECKING:
+    from nipype import Workflow
+
+__all__ = ["preprocess", "init_preprocessing_wf", "init_scan_wf", "fingerprint", "plan"]
+
+LOGGER = logging.getLogger("pipelines")
+STEPS = ("conform", "brain", "bias", "register", "to_template")
+ANTS_MEM_GB = 1.2  # peak of a 1 mm head, measured: docs/benchmarks.md
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to be preprocessed."""
+
+    record: ScanRecord
+    paths: ScanPaths
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Name of the scan's workflow: letters, digits and underscores."""
+        return "scan_" + self.record.scan_id.replace("-", "_")
+
+
+def paths_of(record: ScanRecord, out: Path, settings: Settings) -> ScanPaths:
+    """Where a record's derivatives go."""
+    return ScanPaths(out, record.folder, record.stem, record.modality,
+                     resolution_of(settings.sloppy))
+
+
+def fingerprint(record: ScanRecord, settings: Settings) -> str:
+    """Names the source's bytes and everything that changes its preprocessing (SHA-256, 16 digits).
+
+    A finished scan is reused only if its fingerprint is the same.
+    """
+    parts = {
+        "source": sha256_of(record.path),
+        "precomputed": {k: sha256_of(p) for k, p in sorted(record.precomputed.items())},
+        "skull_strip": settings.skull_strip,
+        "sloppy": settings.sloppy,
+        "seed": settings.random_seed,
+        "version": __version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def preprocess(
+    settings: Settings, records: Sequence[ScanRecord], out: Path | None = None
+) -> tuple[tuple[Failure, ...], int]:
+    """Preprocess every record that is not finished; returns (failures, how many were reused).
+
+    An image that cannot be used becomes a failure and the others go on.
+    """
+    out = settings.output_dir if out is None else out
+    jobs, failures, reused = plan(settings, records, out)
+    if reused:
+        LOGGER.info("%d of %d scans are preprocessed already and reused.", reused, len(records))
+    if jobs and not settings.dry_run:
+        workflow = init_preprocessing_wf(settings, jobs)
+        if settings.write_graph:
+            write_graph(workflow, out, "preprocess")
+        failures += execute(workflow, settings, "preprocess",
+                            {job.name: job.record.scan_id for job in jobs})
+    by_id = {record.scan_id: record for record in records}
+    if not settings.dry_run:
+        for failure in failures:
+            record = by_id[failure.scan_id]
+            write_log(paths_of(record, out, settings), ScanLog(
+                record.scan_id, "preprocess", "failed", record.site, failure.message))
+    return failures, reused
+
+
+def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
+         ) -> tuple[list[Job], tuple[Failure, ...], int]:
+    """(jobs to run, scans whose image cannot be used, how many are finished)."""
+    from harmonizer.preprocessing.conform import check_image
+
+    jobs, failures, reused = [], [], 0
+    for record in records:
+        paths = paths_of(record, out, settings)
+        try:
+            name = fingerprint(record, settings)
+            if _is_finished(paths, record, name):
+                reused += 1
+                continue
+            check_image(record.path)
+        except HarmonizerError as error:
+            failures.append(Failure(record.scan_id, "preprocess", str(error)))
+            continue
+        except OSError as error:
+            failures.append(Failure(record.scan_id, "preprocess",
+                                    f"{error.filename}: {error.strerror}. Check the file."))
+            continue
+        jobs.append(Job(record, paths, name))
+    return jobs, tuple(failures), reused
+
+
+def _is_finished(paths: ScanPaths, record: ScanRecord, name: str) -> bool:
+    """Whether the scan's results are all there; its site and covariates are brought up to date."""
+    path = sidecar(paths.image("preproc", template=True))
+    needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
+              paths.image("preproc"), paths.mask(), paths.from_template, paths.log("preprocess"))
+    if not path.is_file() or not all(p.is_file() for p in needed):
+        return False
+    content = read_json(path)
+    if content.get("Fingerprint") != name:
+        LOGGER.info("%s: source, settings or version changed; it is preprocessed again.",
+                    record.scan_id)
+        return False
+    facts = sidecars.scan_facts(record)
+    if any(content.get(key) != value for key, value in facts.items()):
+        write_json(path, {**content, **facts})
+        LOGGER.info("%s: site or covariates changed; the sidecar was updated.", record.scan_id)
+    return True
+
+
+def init_preprocessing_wf(settings: Settings, jobs: Sequence[Job]) -> Workflow:
+    """One workflow of independent scans."""
+    from nipype import Workflow
+
+    workflow = Workflow(name="preprocess_wf", base_dir=str(settings.work_dir))
+    workflow.add_nodes([init_scan_wf(settings, job) for job in jobs])
+    return workflow
+
+
+def init_scan_wf(settings: Settings, job: Job) -> Workflow:
+    """Conform, extract the brain, correct the bias, register, save and draw one scan.
+
+    Inputs (``inputnode``)
+        in_file : the image; in_mask : its precomputed mask where there is one
+    Outputs (``outputnode``)
+        template_file : the preprocessed image on the template grid
+    """
+    from nipype import Node, Workflow
+    from nipype.interfaces.utility import IdentityInterface
+
+    from ..interfaces import ants, image
+
+    def node(interface, name: str, mem_gb: float = 0.5, **inputs) -> Node:
+        made = Node(interface(**inputs), name=name, mem_gb=mem_gb, n_procs=1)
+        return made
+
+    record = job.record
+    seed, sloppy = settings.random_seed, settings.sloppy
+    inputnode = Node(IdentityInterface(fields=["in_file", "in_mask"]), name="inputnode")
+    inputnode.inputs.in_file = str(record.precomputed.get("preproc", record.path))
+    outputnode = Node(IdentityInterface(fields=["template_file"]), name="outputnode")
+    conform = node(image.Conform, "conform")
+    brain = _brain_node(node, inputnode, record, settings)
+    corrected = "preproc" in record.precomputed
+    bias = node(ants.KeepBias if corrected else ants.CorrectBias, "bias", ANTS_MEM_GB,
+                sloppy=sloppy)
+    register = node(ants.Register, "register", ANTS_MEM_GB, seed=seed, sloppy=sloppy)
+    to_template = node(image.ToTemplate, "to_template", resolution=job.paths.resolution)
+    workflow = Workflow(name=job.name)
+    given = brain.name == "given_brain"
+    workflow.connect([
+        (inputnode, conform, [("in_file", "in_file")]),
+        (conform, brain, [("out_file", "reference" if given else "in_file")]),
+        (conform, bias, [("out_file", "in_file")]),
+        (brain, bias, [("out_mask", "in_mask")]),
+        (bias, register, [("out_file", "in_file")]),
+        (brain, register, [("out_mask", "in_mask")]),
+        (bias, to_template, [("out_file", "in_file")]),
+        (brain, to_template, [("out_mask", "in_mask")]),
+        (register, to_template, [("transform", "transform")]),
+    ])
+    if given:
+        workflow.connect(inputnode, "in_mask", brain, "in_mask")
+    else:
+        workflow.connect(brain, "transform", register, "initial")
+    _connect_outputs(workflow, settings, job, [conform, brain, bias, register, to_template],
+                     outputnode)
+    return workflow
+
+
+def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
+    """The node that finds the brain, or that takes the mask that is there already."""
+    from ..interfaces import ants, image
+
+    if "mask" in record.precomputed:
+        inputnode.inputs.in_mask = str(record.precomputed["mask"])
+        return node(image.ConformMask, "given_brain")
+    return node(ants.ExtractBrain, "brain", ANTS_MEM_GB, mode=settings.skull_strip,
+                seed=settings.random_seed, sloppy=settings.sloppy)
+
+
+def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, outputnode) -> None:
+    """Gather quality and times, save the derivatives, draw the figures."""
+    from nipype import Node
+
+    from ..interfaces.ants import CheckQuality
+    from ..interfaces.bids import SavePreprocessed
+    from ..interfaces.reports import DrawPreprocessed
+
+    conform, brain, bias, register, to_template = steps
+    paths, record = job.paths, job.record
+    quality = Node(CheckQuality(), name="quality")
+    save = Node(SavePreprocessed(
+        record=record, raw_dir=str(settings.bids_dir), out_dir=str(paths.out),
+        resolution=paths.resolution, fingerprint=job.fingerprint,
+        source=str(record.precomputed.get("preproc", record.path))), name="save", mem_gb=0.7)
+    draw = Node(DrawPreprocessed(
+        out_dir=str(paths.out), folder=str(paths.folder), stem=paths.stem,
+        modality=paths.modality, resolution=paths.resolution), name="draw", mem_gb=0.7)
+    save.overwrite = draw.overwrite = True  # they write into the output folder, not into a cache
+    workflow.connect([
+        (conform, quality, [("seconds", "conform")]),
+        (brain, quality, [("out_mask", "in_mask"), ("seconds", "brain")]),
+        (bias, quality, [("out_file", "in_file"), ("seconds", "bias")]),
+        (register, quality, [("transform", "transform"), ("seconds", "register")]),
+        (to_template, quality, [("seconds", "to_template")]),
+        (conform, save, [("repairs", "repairs")]),
+        (bias, save, [("out_file", "corrected")]),
+        (brain, save, [("out_mask", "mask")]),
+        (register, save, [("transform", "transform")]),
+        (to_template, save, [("out_file", "template_file"), ("out_mask", "template_mask")]),
+        (quality, save, [("quality", "quality"), ("seconds_of", "seconds_of")]),
+        (conform, draw, [("out_file", "conformed")]),
+        (brain, draw, [("out_mask", "mask")]),
+        (bias, draw, [("out_field", "field")]),
+        (save, draw, [("template_file", "registered")]),
+        (save, outputnode, [("template_file", "template_file")]),
+    ])
+    if brain.name == "brain":
+        workflow.connect(brain, "quality", quality, "extraction")
+
+
+def write_graph(workflow: Workflow, out: Path, name: str) -> None:
+    """Write the workflow's graph as DOT text into OUT/logs; drawing it needs graphviz."""
+    import networkx as nx
+
+    lines = [f'  "{a.fullname}" -> "{b.fullname}";'
+             for a, b in nx.DiGraph(workflow._create_flat_graph()).edges()]
+    from harmonizer.files import write_text
+
+    path = write_text(out / "logs" / f"graph_{name}.dot",
+                      "digraph harmonizer {\n" + "\n".join(sorted(lines)) + "\n}\n")
+    LOGGER.info("The graph was written to %s (draw it with: dot -Tsvg).", path)
