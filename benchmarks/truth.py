@@ -1,0 +1,186 @@
+"""PSNR and SSIM of every training-free backend against voxelwise truth, on people it never saw.
+
+    python benchmarks/truth.py OUT [--truth TRUTH.tsv] [--backends A B] [--fit others|disjoint]
+
+OUT is an output folder in which the preprocess stage has run. Truth is either a table (columns
+scan, target_site, image, mask; the phantom writes one) or, for travelling people whose scans lie
+on one voxel grid, the same person's preprocessed scan at the target site.
+
+For each person the backends are fitted on the scans of all *other* people (`others`), or, harder
+and more honest, on half of them at the source and on the other half at the target site
+(`disjoint`). Every ordered pair of sites is scored on the subject's own grid inside the true mask.
+R, the range of PSNR and SSIM, is the 0.5 to 99.5 % range of the target site's scans (evaluation A).
+`none` is the preprocessed image as it is, `scaled` the same brought to the target's median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harmonizer.backends import registry  # noqa: E402
+from harmonizer.backends.base import Backend  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.evaluation.image import psnr, ssim  # noqa: E402
+from harmonizer.native import apply_with_head, change_of  # noqa: E402
+from harmonizer.preprocessing.transforms import read_itk_affine  # noqa: E402
+from harmonizer.volume import Volume, read_volume  # noqa: E402
+from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan, one target site, and what the scan should look like there."""
+
+    item: Preprocessed
+    target: str
+    truth: Path
+    mask: Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; with --tsv also write every single number."""
+    args = parse(argv)
+    found = find_preprocessed(args.out.resolve(), args.resolution, (args.modality,))
+    if not found:
+        print(f"{args.out}: no preprocessed {args.modality} at {args.resolution} mm. Run the "
+              "preprocess stage first (sloppy runs: --resolution 2).", file=sys.stderr)
+        return 65
+    cases = from_table(found, args.truth) if args.truth else same_person(found)
+    rows = []
+    for subject in sorted({case.item.scan.subject for case in cases}):
+        mine = [case for case in cases if case.item.scan.subject == subject]
+        others = cohort_of([i for i in found if i.scan.subject != subject])
+        rows += score_subject(mine, others, args.backends, args.fit)
+        print(f"sub-{subject}: {len(mine)} cases", file=sys.stderr)
+    report(rows)
+    if args.tsv:
+        write(rows, args.tsv)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--truth", type=Path, help="table of truth images")
+    parser.add_argument("--backends", nargs="+", default=sorted(registry.BUILT_IN))
+    parser.add_argument("--fit", choices=("others", "disjoint"), default="others")
+    parser.add_argument("--modality", default="T1w")
+    parser.add_argument("--resolution", type=int, default=1)
+    parser.add_argument("--tsv", type=Path, help="write every number here")
+    return parser.parse_args(argv)
+
+
+def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[Case]:
+    """Cases of a truth table, other sites only."""
+    by_id = {item.scan.scan_id: item for item in found}
+    cases = []
+    with open(table, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream, delimiter="\t"):
+            item = by_id.get(Path(row["scan"]).name.split(".")[0])
+            if item is not None and row["target_site"] != item.scan.site:
+                cases.append(Case(item, row["target_site"], table.parent / row["image"],
+                                  table.parent / row["mask"]))
+    return cases
+
+
+def same_person(found: tuple[Preprocessed, ...]) -> list[Case]:
+    """Cases of travelling people: the truth is the person's own scan at the target, same grid."""
+    cases = []
+    for item in found:
+        for other in found:
+            if other.scan.subject == item.scan.subject and other.scan.site != item.scan.site:
+                cases.append(Case(item, other.scan.site, other.paths.image("preproc"),
+                                  item.paths.mask()))
+    return cases
+
+
+def score_subject(cases: list[Case], others: Cohort, backends: list[str], how: str) -> list[dict]:
+    """All numbers of one person, with models that never saw that person."""
+    rows = []
+    fitted: dict[tuple[str, str, str], Backend] = {}
+    for case in cases:
+        pair = (case.item.scan.site, case.target)
+        training = others if how == "others" else disjoint(others, *pair)
+        for name in backends:
+            key = (name, *pair) if how == "disjoint" else (name, "", "")
+            if key not in fitted:
+                fitted[key] = registry.get(name)().fit(training, seed=1)
+        models = {name: fitted[(name, *pair) if how == "disjoint" else (name, "", "")]
+                  for name in backends}
+        rows += score(case, models, training.of_site(case.target))
+    return rows
+
+
+def disjoint(cohort: Cohort, source: str, target: str) -> Cohort:
+    """Half of the people at the source site, the other half at the target site."""
+    people = list(cohort.subjects)
+    here, there = set(people[::2]), set(people[1::2])
+    return cohort.where(lambda s: (s.site == source and s.subject in here)
+                        or (s.site == target and s.subject in there))
+
+
+def score(case: Case, models: dict[str, Backend], target_scans: Cohort) -> list[dict]:
+    """PSNR and SSIM of one case for every method."""
+    truth = read_volume(case.truth, case.mask)
+    native = read_volume(case.item.paths.image("preproc"), case.item.paths.mask())
+    values = np.concatenate([scan.read().in_mask()[::7] for scan in target_scans])
+    low, middle, high = np.percentile(values, [0.5, 50, 99.5])
+    candidates = dict(candidates_of(case, models, native, float(middle)))
+    return [{"scan": case.item.scan.scan_id, "source": case.item.scan.site, "target": case.target,
+             "method": name,
+             "psnr": psnr(truth.data, result, truth.mask, float(high - low)),
+             "ssim": ssim(truth.data, result, truth.mask, float(high - low))}
+            for name, result in candidates.items()]
+
+
+def candidates_of(
+    case: Case, models: dict[str, Backend], native: Volume, middle: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(method, image on the subject's own grid)."""
+    yield "none", native.data
+    yield "scaled", native.data * np.float32(middle / np.median(native.in_mask()))
+    template = case.item.scan.read()
+    matrix = read_itk_affine(case.item.paths.to_template)
+    for name, model in models.items():
+        change = change_of(model, template, model.target(case.target), source=case.item.scan.site)
+        yield name, apply_with_head(change, native, matrix).data
+
+
+def report(rows: list[dict]) -> None:
+    """Mean by method, and by pair of sites."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    pairs = sorted({(row["source"], row["target"]) for row in rows})
+    print(f"n = {len(rows) // len(methods)} cases; PSNR dB / SSIM, mean (minimum)")
+    print("| pair | " + " | ".join(methods) + " |")
+    print("|---" * (len(methods) + 1) + "|")
+    for pair in [*pairs, None]:
+        cells = []
+        for method in methods:
+            chosen = [r for r in rows if r["method"] == method
+                      and pair in (None, (r["source"], r["target"]))]
+            p, s = [r["psnr"] for r in chosen], [r["ssim"] for r in chosen]
+            cells.append(f"{np.mean(p):.1f} ({min(p):.1f}) / {np.mean(s):.3f} ({min(s):.3f})")
+        name = "**all**" if pair is None else f"{pair[0]} > {pair[1]}"
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def write(rows: list[dict], path: Path) -> None:
+    """Every number as TSV."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
