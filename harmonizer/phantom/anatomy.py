@@ -24,7 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import UsageError
-from .atlas import Atlas, Map, load_atlas
+from .atlas import Atlas, Map, distances, load_atlas
 from .head import HeadShape, Painter, paint_head
 from .physics import TISSUES
 
@@ -317,7 +317,7 @@ def _exponential(velocity: np.ndarray, origin: np.ndarray, squarings: int) -> np
 
 def _towards_ventricles(amount: float, origin: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Velocity (mm) down the distance to the ventricles, fading over some 10 mm of tissue."""
-    distance = load_atlas(SPACINGS[-1]).ventricle
+    _, distance = distances()
     points = _points(origin, shape, LATTICE_MM)
     smooth = Map(ndimage.gaussian_filter(distance.data, 1.0), distance.origin, distance.spacing)
     field = smooth.at(points, outside=60.0)

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ..template import load_template, tissue_priors
 
-__all__ = ["Atlas", "Map", "axes_of", "load_atlas"]
+__all__ = ["Atlas", "Map", "axes_of", "distances", "load_atlas"]
 
 PAD_MM = 30.0  # margin around the template in which the distance to the brain is known
 SHARPENING = 2.0  # exponent that undoes part of the blur of an average of 152 brains
@@ -64,7 +64,7 @@ def load_atlas(spacing: float) -> Atlas:
     gm, wm, csf, detail, _ = _tissues()
     origin = load_template(1).affine[:3, 3]
     cut = [_band_limited(array, origin, spacing) for array in (gm, wm, csf, detail)]
-    return Atlas(*cut, *_distances())
+    return Atlas(*cut, *distances())
 
 
 @lru_cache(maxsize=1)
@@ -101,7 +101,7 @@ def _band_limited(array: np.ndarray, origin: np.ndarray, spacing: float) -> Map:
 
 
 @lru_cache(maxsize=1)
-def _distances() -> tuple[Map, Map]:
+def distances() -> tuple[Map, Map]:
     """Signed distances to brain and ventricles at 2 mm; they are smooth and serve every spacing."""
     _, _, csf, _, mask = _tissues()
     pad = int(PAD_MM / 2)

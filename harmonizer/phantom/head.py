@@ -117,13 +117,13 @@ def _paint_face(
 ) -> None:
     """Eyes, orbits, air-filled spaces with their thin bony walls, and the jaw."""
     mirrored = np.concatenate([np.abs(points[:1]), points[1:]])
-    eye = _ball(mirrored, (32, 62 * shape.face, -38), (12, 12, 12))
-    orbit = _ball(mirrored, (28, 46 * shape.face, -38), (17, 27, 16))
+    eye = _ball(mirrored, (31, 53 * shape.face, -40), (12, 12, 12))
+    orbit = _ball(mirrored, (28, 42 * shape.face, -40), (17, 25, 15))
     walls = np.maximum(-skull, 0) * 4  # nothing of the face reaches into the skull
-    lids = np.maximum(outer + 4, 0)
-    painter.paint("vitreous", eye + walls)
-    painter.paint("muscle", np.abs(_ball(mirrored, (28, 42, -38), (9, 24, 8))) - 1 + walls)
-    painter.paint("fat", np.maximum(orbit, lids) + walls)
+    lids = outer + SKIN_MM  # eyes and orbits stay behind the skin
+    painter.paint("vitreous", np.maximum(eye, lids) + walls)
+    painter.paint("muscle", np.abs(_ball(mirrored, (28, 36, -40), (9, 22, 8))) - 1 + walls)
+    painter.paint("fat", np.maximum(orbit, lids + 2) + walls)
     caves = _union([
         np.maximum(_ball(mirrored, (0, 62, -60), (9, 26, 20)), 1.5 - mirrored[0]),  # nose, septum
         _ball(mirrored, (27, 52, -66), (11, 14, 14)),  # maxillary sinus
@@ -153,8 +153,11 @@ def _paint_soft(painter: Painter, outer: np.ndarray, scalp: np.ndarray, fatty: n
     fat = np.maximum(outer, -outer - np.maximum(0.75 * scalp, SKIN_MM + 1.5))
     painter.paint("skin", skin)
     painter.paint("fat", fat)
-    painter.paint("fat", np.maximum(outer, (1.1 - fatty) * 4))
-    painter.paint("muscle", outer)
+    flesh = painter.left * painter.inside(outer)
+    fat_share = np.clip(0.12 + 0.22 * fatty, 0, 0.7) * flesh  # streaks between the muscles
+    painter.shares[TISSUES.index("fat")] += fat_share
+    painter.shares[TISSUES.index("muscle")] += flesh - fat_share
+    painter.left -= flesh
 
 
 def _outer(points: np.ndarray, scalp: np.ndarray, shape: HeadShape) -> np.ndarray:
@@ -164,7 +167,7 @@ def _outer(points: np.ndarray, scalp: np.ndarray, shape: HeadShape) -> np.ndarra
     neck = np.maximum(_ball(points, (0, -22, -140), (56 * n, 62 * n, 400)), points[2] + 40)
     nose = _ball(points, (0, 84 * f, -64), (13, 22 * shape.nose, 20))
     body = _smooth_union(_smooth_union(scalp, face, BLEND_MM), neck, BLEND_MM)
-    ears = _ball(np.concatenate([np.abs(points[:1]), points[1:]]), (84, -24, -36), (5, 14, 26))
+    ears = _ball(np.concatenate([np.abs(points[:1]), points[1:]]), (76, -24, -36), (6, 14, 26))
     return _smooth_union(_smooth_union(body, nose, 8.0), ears, 6.0)
 
 

@@ -37,6 +37,7 @@ __all__ = [
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 FOV_MM = np.array([196.0, 244.0, 224.0])  # right-left, back-front, foot-head
 FOV_CENTRE = np.array([0.0, -9.0, -12.0])  # of the head, in the person's world
+NECK_MM = (-130.0, -92.0)  # the coil sees nothing below the first, all above the second
 FWHM_PER_SIGMA = 2.3548
 BOX_VARIANCE = 12.0  # a voxel of width w averages like a Gaussian of variance w^2 / 12
 
@@ -285,10 +286,18 @@ def render(person: Person, scanner: Scanner, modality: str = "T1w") -> np.ndarra
     flat = table.T @ person.shares.reshape(len(TISSUES), -1)
     mean, one, two = flat.reshape(3, *person.brain.shape)
     magnetization = np.abs(mean + one * person.texture[0] + two * person.texture[1])
+    magnetization *= _coil(person)
     sigma = _blur_sigma(scanner) / person.spacing
     blurred = ndimage.gaussian_filter(magnetization, sigma, mode="constant", truncate=3.0)
     unit = scanner.gain / abs(float(table[TISSUES.index("wm"), 0]))
     return blurred * np.float32(unit)
+
+
+def _coil(person: Person) -> np.ndarray:
+    """(K,) how well the head coil sees each slice of a person: it fades out over the neck."""
+    height = person.affine[2, 3] + person.spacing * np.arange(person.brain.shape[2])
+    fade = np.clip((height - NECK_MM[0]) / (NECK_MM[1] - NECK_MM[0]), 0, 1)
+    return (fade * fade * (3 - 2 * fade)).astype(np.float32)
 
 
 def grid_of(person: Person, scanner: Scanner, modality: str = "T1w", rescan: int = 0) -> Grid:
