@@ -21,6 +21,7 @@ LARGE_ETA_SQUARED = 0.14  # "large" in Cohen 1988, section 8.2, after chance is 
 LARGE_V_SQUARED = 0.25  # V = 0.5, "large" in Cohen 1988, section 7.2, after chance is taken off
 PERMUTATIONS = 9999
 FEWEST_PER_SITE = 2
+MOST_NAMED = 6  # sites named one by one in a warning
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,20 @@ def _age_warning(check: ConfoundingCheck, groups: Mapping[str, list[float]]) -> 
         return _untested(check)
     if not (_any_significant(check) or _beyond_chance(check, check.effect) >= LARGE_ETA_SQUARED):
         return ""
-    means = ", ".join(f"{site} {np.mean(ages):.0f} y" for site, ages in groups.items())
+    means = _extremes({site: float(np.mean(ages)) for site, ages in groups.items()})
     return (f"Age {_verb(check)} between sites ({_p_words(check)}): the site label explains "
             f"{100 * check.effect:.0f} % of the variance of age ({means}). Part of what looks like "
             "a scanner effect may be age, and removing the scanner may remove age with it. Read "
             "every comparison of sites with this in mind.")
+
+
+def _extremes(means: Mapping[str, float]) -> str:
+    """Every site's mean age in words, or only the youngest and the oldest of many sites."""
+    words = {site: f"{site} {mean:.0f} y" for site, mean in means.items()}
+    if len(means) <= MOST_NAMED:
+        return ", ".join(words.values())
+    youngest, oldest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    return f"from {words[youngest]} to {words[oldest]}"
 
 
 def _sex_warning(check: ConfoundingCheck) -> str:
@@ -196,6 +206,7 @@ def _sex_warning(check: ConfoundingCheck) -> str:
             or _beyond_chance(check, check.effect**2) >= LARGE_V_SQUARED):
         return ""
     counts = "; ".join(f"{site}: {words}" for site, words in check.by_site.items())
+    counts = counts if len(check.by_site) <= MOST_NAMED else f"{len(check.by_site)} sites"
     return (f"The share of women and men {_verb(check)} between sites ({_p_words(check)}; "
             f"Cramer's V {check.effect:.2f}; {counts}). Part of what looks like a scanner effect "
             "may be sex, and removing the scanner may remove it too.")

@@ -56,7 +56,8 @@ def evaluate_cohort(
     backend : name of the method, for the table.
     priors : "GM", "WM", "CSF" probabilities (I, J, K) on the template grid, or None.
     target_quantiles : modality -> the target's quantile function (200,), needed to measure
-        distances where ``target`` is no site of ``before``. Else the mean over the site's scans.
+        distances where ``target`` is no site of ``before``. Else the mean over the site's scans
+        or, where there is no such site, over all harmonized scans.
 
     Each modality is measured within itself. Raises InputError for unreadable or misfitting images.
     """
@@ -130,31 +131,47 @@ def _evaluate_modality(
     table: list[QuantileRow] = []
     for scan in before:
         _add_scan(scan, scan.read(), "before", labels, rows, table)
-    ruler = _ruler(QuantileTable(tuple(table)), target, target_quantiles)
-    scale = dist.intensity_range(ruler)
-    if not scale > 0:
-        raise InputError(f"expected the target '{target}' to have a range of intensities, got "
-                         f"{scale}. Check the target's images.")
     for scan in before:
         if scan.scan_id in harmonized:
             source, result = scan.read(), harmonized[scan.scan_id].read()
             _add_scan(scan, result, "after", labels, rows, table)
             rows += _change_rows(scan, source, result)
     quantiles = QuantileTable(tuple(table))
+    ruler = _ruler(quantiles, target, target_quantiles)
+    scale = _scale(ruler, target)
     modality = before.scans[0].modality
     rows.append(Metric("intensity_range", scale, "intensity", modality=modality))
-    rows += _between_rows(quantiles, ruler, scale, target) + _eta_rows(rows, modality)
+    rows += _contrast_rows(quantiles, scale) + _between_rows(quantiles, ruler, scale, target)
+    rows += _eta_rows(rows, modality)
     missing = tuple(scan.scan_id for scan in before if scan.scan_id not in harmonized)
     return Evaluation(Metrics(tuple(rows)), quantiles, missing)
 
 
 def _ruler(quantiles: QuantileTable, target: str, given: np.ndarray | None) -> np.ndarray:
-    """The target's quantile function: given, or the target site's mean, or the cohort's mean."""
+    """The target's quantile function: given, or its site's mean, or what the scans became."""
     if given is not None:
         return np.asarray(given, dtype=np.float64)
     brain = quantiles.select(tissue="brain")
-    of_target = brain.select(site=target)
-    return (of_target if len(of_target) else brain).matrix().mean(axis=0)
+    for part in (brain.select(site=target, stage="before"), brain.select(stage="after"), brain):
+        if len(part):
+            return part.matrix().mean(axis=0)
+    raise InputError("expected at least one scan to evaluate, got none. Run preprocess first.")
+
+
+def _scale(ruler: np.ndarray, target: str) -> float:
+    """R of the study; InputError for a target without a range of intensities."""
+    scale = dist.intensity_range(ruler)
+    if not scale > 0:
+        raise InputError(f"expected the target '{target}' to have a range of intensities, got "
+                         f"{scale}. Check the target's images.")
+    return scale
+
+
+def _contrast_rows(quantiles: QuantileTable, scale: float) -> list[Metric]:
+    """Each harmonized scan's own range over R: a method that only fades images is found out."""
+    return [Metric("range_ratio", dist.intensity_range(row.quantiles) / scale, "1", "after",
+                   row.subject, scan=row.scan, modality=row.modality, site=row.site)
+            for row in quantiles.select(tissue="brain", stage="after").rows]
 
 
 def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = "") -> Metric:

@@ -72,6 +72,10 @@ MEASURES = {
         "R: the 99.5th minus the 0.5th percentile of the target's mean in-mask quantile function; "
         "one number for the whole study and modality",
         "intensity", "none", "above 0"),
+    "range_ratio": Measure(
+        "The harmonized scan's own 0.5 to 99.5 % range over R; well below 1 the image has faded, "
+        "and every distance in R looks smaller than it is",
+        "1", "none", "above 0; 1 is the target's contrast"),
     "mean": Measure("Mean in-mask intensity", "intensity", "none", "any"),
     "sd": Measure("Standard deviation of in-mask intensity", "intensity", "none", "0 to infinity"),
     "median": Measure("Median in-mask intensity", "intensity", "none", "any"),

@@ -76,7 +76,7 @@ def heatmaps_figure(metrics: Metrics) -> Figure:
                 if len(metrics.select(stage=stage, measure="wasserstein_between_sites"))}
     count = max(len(sites) for sites, _ in matrices.values())
     top = max(float(matrix.max()) for _, matrix in matrices.values()) or 1.0
-    height = int(min(560, 190 + 34 * count))
+    height = int(min(540, 190 + 34 * count))
     canvas = new_canvas(WIDTH, height)
     axes = [canvas.add_subplot(1, len(matrices), n + 1) for n in range(len(matrices))]
     for column, (axis, (stage, (sites, matrix))) in enumerate(zip(axes, matrices.items())):
@@ -132,7 +132,8 @@ def distance_matrix(metrics: Metrics) -> tuple[list[str], np.ndarray]:
 def _site_panels(table: QuantileTable, sites: Sequence[str], target: np.ndarray) -> bytes:
     across = min(ACROSS, len(sites))
     down = math.ceil(len(sites) / across)
-    canvas = new_canvas(WIDTH, 165 * down + 20)
+    height = 165 * down + 40
+    canvas = new_canvas(WIDTH, height)
     edges = _edges([*table.matrix(), target])
     for number, site in enumerate(sites):
         axes = canvas.add_subplot(down, across, number + 1)
@@ -143,8 +144,7 @@ def _site_panels(table: QuantileTable, sites: Sequence[str], target: np.ndarray)
         if len(scans):
             _curve(axes, scans.mean(axis=0), edges, "#003b5c", "-", "", 1.8)
         _dress(axes, f"{short_label(site)} (n={len(scans)})")
-    height = 165 * down + 20
-    canvas.subplots_adjust(left=0.02, right=0.99, top=1 - 26 / height, bottom=42 / height,
+    canvas.subplots_adjust(left=0.02, right=0.99, top=1 - 48 / height, bottom=42 / height,
                            wspace=0.06, hspace=0.62)
     return to_png(canvas)
 
@@ -183,7 +183,9 @@ def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float,
                 ) -> None:
     places = range(len(sites))
     names = [short_label(site) for site in sites]
-    axes.set_xticks(places, names, rotation=40, ha="right", fontsize=8)
+    steep = len(sites) > MOST_LEVEL_NAMES
+    axes.set_xticks(places, names, rotation=90 if steep else 40, ha="center" if steep else "right",
+                    fontsize=8)
     axes.set_yticks(places, names if named else [""] * len(sites), fontsize=8)
     axes.tick_params(length=0)
     if len(sites) > MOST_ANNOTATED:

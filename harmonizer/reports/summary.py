@@ -14,6 +14,7 @@ __all__ = ["DistanceRow", "FeatureRow", "SiteRow", "Outlier", "mean_distance", "
 
 WHISKER = 1.5  # Tukey's fences: this many interquartile ranges beyond the quartiles
 FEWEST_FOR_OUTLIERS = 8
+CONTRAST_KEPT = (0.8, 1.25)  # mean range over R within which distances can be compared
 SITE_FEATURES = ("median", "p95", "gm_wm_ratio", "csf_wm_ratio")
 WATCHED = (("wasserstein_to_target", "after", 0.01), ("ssim_structure", "change", 0.99),
            ("gradient_agreement", "change", 0.99))
@@ -86,7 +87,17 @@ def headline(metrics: Metrics, backend: str, target: str) -> str:
     way = "fell" if after < before else "did not fall: it went"
     words = (f"With {backend} to {target}, the mean distance between two sites' histograms {way} "
              f"from {before:.3f} R to {after:.3f} R")
-    return words + _against_rescaling(after, rescaled)
+    return words + _against_rescaling(after, rescaled) + _faded(metrics)
+
+
+def _faded(metrics: Metrics) -> str:
+    """A warning where the harmonized images do not have the target's contrast; else empty."""
+    ratios = metrics.select(measure="range_ratio", stage="after").values()
+    low, high = CONTRAST_KEPT
+    if not ratios or low <= np.mean(ratios) <= high:
+        return ""
+    return (f" Caution: the harmonized images have {100 * np.mean(ratios):.0f} % of the target's "
+            "intensity range on average, so distances in R cannot be compared with those before.")
 
 
 def _against_rescaling(after: float, rescaled: float | None) -> str:

@@ -32,6 +32,13 @@ def test_a_large_difference_that_no_test_can_show_is_named_carefully():
     assert check.warning.startswith("Age may differ between sites")
 
 
+def test_of_many_sites_only_the_ends_are_named():
+    sites = np.repeat([f"S{n}" for n in range(8)], 3)
+    check = age_by_site([20.0 + 5 * (n // 3) + n % 3 for n in range(24)], sites)
+    assert "(from S0 21 y to S7 56 y)" in check.warning
+    assert "S3" not in check.warning
+
+
 def test_unknown_ages_are_said():
     check = age_by_site([None, float("nan"), 30.0, 40.0], ["A", "A", "B", "B"])
     assert check.missing == 2

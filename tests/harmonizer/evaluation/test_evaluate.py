@@ -169,3 +169,19 @@ def test_only_one_pair_of_volumes_is_open_at_a_time(before, after, monkeypatch):
     evaluate_cohort(before, after, "A")
     assert set(counts.values()) == {1, 2}
     assert len(counts) == 12
+
+
+def test_without_a_target_site_the_ruler_is_what_the_scans_became(before, after):
+    part = evaluate_cohort(before, after, "scanner-free")
+    assert part.metrics.select(measure="range_ratio").values() == pytest.approx([1.0] * 6, abs=0.05)
+    assert part.metrics.select(measure="intensity_range").values() == pytest.approx([95], rel=0.1)
+
+
+def test_a_method_that_only_fades_images_is_found_out(before, after, tmp_path):
+    faded = []
+    for scan in after:
+        volume = scan.read()
+        path = write_volume(tmp_path / scan.image.name, volume.with_data(volume.data * 0.1))
+        faded.append(replace(scan, image=path))
+    part = evaluate_cohort(before, Cohort(tuple(faded)), "A")
+    assert part.metrics.select(measure="range_ratio").values() == pytest.approx([0.1] * 6, rel=0.05)

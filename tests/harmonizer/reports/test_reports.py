@@ -292,6 +292,14 @@ def test_headline_does_not_praise_what_rescaling_does_alone():
     assert "gains nothing" not in headline(metrics, "x", "A")
 
 
+def test_headline_warns_of_faded_images():
+    metrics, _, _ = tables()
+    ratios = Metrics((Metric("range_ratio", 0.25, stage="after"),))
+    assert "have 25 % of the target's intensity range" in headline(metrics + ratios, "x", "A")
+    kept = Metrics((Metric("range_ratio", 0.97, stage="after"),))
+    assert "Caution" not in headline(metrics + kept, "x", "A")
+
+
 def test_outliers_are_on_the_bad_side_and_far_enough_to_matter():
     def row(number: int, value: float, measure: str = "wasserstein_to_target",
             stage: str = "after") -> Metric:
