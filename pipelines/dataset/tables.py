@@ -155,7 +155,7 @@ class Tables:
 
     def _all_numbers(self, column: str) -> bool:
         values = [value for row in self.participants.values() if (value := cell(row, column))]
-        return bool(values) and all(_is_number(value) for value in values)
+        return all(_is_number(value) for value in values)
 
     def _typed(self, column: str, text: str) -> Covariate:
         if is_missing(text):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError, UsageError
-from pipelines.dataset.index import DATABASE_FILE, DATABASE_NOTE, collect
+from pipelines.dataset.index import DATABASE_FILE, DATABASE_NOTE, collect, open_layout
 from pipelines.dataset.records import ScanRecord, entities_of, split_name
 from pipelines.settings import Settings
 
@@ -87,6 +87,38 @@ def test_filter_file(make_tree: Any, query: dict, expected: list[str]) -> None:
     path = root.parent / "filter.json"
     path.write_text(json.dumps({"t1w": query, "bold": {"task": "rest"}}), encoding="utf-8")
     assert ids(root, bids_filter_file=path) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "folders"),
+    [({}, {"sub-01/ses-A/anat", "sub-01/ses-B/anat", "sub-02/anat"}),
+     ({"participant_label": ["02"]}, {"sub-02/anat"}),
+     ({"participant_label": ["0"]}, set()),
+     ({"session_label": ["B"]}, {"sub-01/ses-B/anat", "sub-02/anat"})],
+)
+def test_only_what_is_needed_is_indexed(make_tree: Any, changes: dict, folders: set[str]) -> None:
+    root = make_tree(TREE)
+    paths = open_layout(settings(root, **changes)).get(return_type="filename")
+    assert {str(Path(path).parent.relative_to(root)) for path in paths} == folders
+
+
+def test_sidecars_are_inherited_by_the_images_that_they_name(make_tree: Any) -> None:
+    root = make_tree({
+        **TREE,
+        "acq-hi_T1w.json": {"EchoTime": 1, "FlipAngle": 1},
+        "sub-01/ses-A/sub-01_ses-A_T1w.json": {"FlipAngle": 2},
+        "sub-01/ses-A/anat/sub-01_ses-A_FLAIR.json": {"FlipAngle": 3},
+        "sub-01/ses-A/anat/sub-01_ses-A_run-2_T1w.json": {"FlipAngle": 4},
+    })
+    got = {r.scan_id: (r.metadata["EchoTime"], r.metadata.get("FlipAngle"))
+           for r in collect(settings(root)).records}
+    assert got == dict(zip(ALL_T1W, [(1, 2), (1, 4), (0.003, 2), (0.003, None), (0.003, None)]))
+
+
+def test_a_note_on_a_participant_is_made_once(make_tree: Any) -> None:
+    root = make_tree({**TREE, "participants.tsv": PEOPLE.replace("30", "old")})
+    texts = [str(finding) for finding in collect(settings(root)).findings]
+    assert sum("sub-01: age 'old' is not a number" in text for text in texts) == 1
 
 
 def test_filters_that_contradict(make_tree: Any) -> None:
