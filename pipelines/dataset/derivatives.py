@@ -5,7 +5,7 @@ run, ...) and no space entity (or `space-orig`), and if it lies on the image's o
 fMRIPrep averages several T1w images of a person and then drops run and session from the name; such
 a file is no scan of that session and is not taken.
 
-    <stem>_desc-brain_mask.nii.gz          -> 'mask'
+    <stem>_desc-brain_mask.nii.gz          -> 'mask' (ours of another modality: desc-brainFLAIR)
     <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'
 
 fMRIPrep also reorients to RAS. Axes that are only flipped or permuted are the same voxels, so such
@@ -78,8 +78,12 @@ def same_voxels(image: Any, other: Any) -> bool:
 
 
 def _tails(modality: str) -> dict[str, tuple[str, ...]]:
-    names = {"mask": "desc-brain_mask", "preproc": f"desc-preproc_{modality}"}
-    return {kind: (name, f"space-orig_{name}") for kind, name in names.items()}
+    names = {
+        "mask": (f"desc-brain{modality}_mask", "desc-brain_mask"),
+        "preproc": (f"desc-preproc_{modality}",),
+    }
+    return {kind: tuple(f"{space}{name}" for name in tails for space in ("", "space-orig_"))
+            for kind, tails in names.items()}
 
 
 def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
@@ -91,12 +95,12 @@ def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
 
 
 def _is_of(path: Path, kind: str, modality: str) -> bool:
-    """Whether a file is of this modality. A mask's name does not say; its Sources may.
+    """Whether a file is of this modality. A mask's name seldom says; its Sources may.
 
     Without Sources a mask is of the T1w, as in fMRIPrep; an equal grid proves nothing, because
     people move between a T1w and a T2w.
     """
-    if kind != "mask":
+    if kind != "mask" or f"desc-brain{modality}_" in path.name:
         return True
     sources = _sources(path)
     named = {m for m in ("T1w", "T2w", "FLAIR", "PDw") if any(f"_{m}." in s for s in sources)}

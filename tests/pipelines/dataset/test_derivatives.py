@@ -111,6 +111,13 @@ def test_a_mask_is_of_the_image_that_it_was_made_from(
     assert ("mask" in found) is taken
 
 
+def test_our_mask_of_another_modality_is_found_by_its_name(make_tree: Any, raw: Path) -> None:
+    name = MASK.replace("desc-brain", "desc-brainFLAIR")
+    ours = make_tree({MASK: None, name: None}, "ours")
+    assert search(raw, ours, modality="FLAIR")[0] == {"mask": ours / name}
+    assert search(raw, ours, modality="T1w")[0] == {"mask": ours / MASK}
+
+
 def test_a_folder_that_is_no_derivative_is_doubted(make_tree: Any, tmp_path: Path) -> None:
     raw_data = make_tree({}, "raw_data")
     good = make_tree({}, "good", DatasetType="derivative")
