@@ -141,7 +141,7 @@ SCANNERS: tuple[Scanner, ...] = (
     Scanner(
         "cedar", "Crownwood Medical", "Understory 3.0", 3.0,
         _protocol(
-            Sequence("spgr", 9, 3.5, flip=12), Sequence("spin_echo", 3000, 80),
+            Sequence("spgr", 9, 3.5, flip=12), Sequence("spin_echo", 4500, 80),
             Sequence("flair", 5000, 135, 1750), Sequence("spin_echo", 2500, 20),
         ),
         psf_mm=1.6, voxel_mm=(1.2, 1.0, 1.0), noise=0.03, gain=31000, bias=0.36, bias_seed=37,
@@ -150,7 +150,7 @@ SCANNERS: tuple[Scanner, ...] = (
     Scanner(
         "dogwood", "Boreal Systems", "Tundra 1.5", 1.5,
         _protocol(
-            Sequence("mprage", 1900, 4.0, 1000, 15, 128, 9.7), Sequence("spin_echo", 5000, 120),
+            Sequence("mprage", 1800, 4.0, 800, 8, 128, 9.7), Sequence("spin_echo", 5000, 120),
             Sequence("flair", 8000, 95, 2200), Sequence("spin_echo", 2200, 15),
         ),
         psf_mm=2.0, voxel_mm=(1.1, 1.1, 1.8), noise=0.06, gain=150, bias=0.16, bias_seed=53,
@@ -167,7 +167,7 @@ _LABEL_TISSUES = {
 UNSEEN = Scanner(
     "elm", "Elmwood Devices", "Grove 3T", 3.0,
     _protocol(
-        Sequence("mprage", 2530, 1.7, 1100, 7, 176, 7.0), Sequence("spin_echo", 3200, 140),
+        Sequence("mprage", 2200, 2.2, 1250, 10, 176, 6.5), Sequence("spin_echo", 3200, 140),
         Sequence("flair", 7000, 90, 2100), Sequence("spin_echo", 4000, 25),
     ),
     psf_mm=1.15, voxel_mm=(0.9, 1.0, 1.0), noise=0.025, gain=5200, bias=0.28, bias_seed=71,
