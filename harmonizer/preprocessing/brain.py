@@ -45,6 +45,11 @@ SKULL_STRIP = ("auto", "force", "skip")
 WORKING_SPACING_MM = 2
 SLOPPY_SPACING_MM = 4
 REFINE_SPACING_MM = 1.5
+AFFINE_MARGIN_MM = 2.5  # the template's mask, brought back, lies this far inside the border:
+SYN_MARGIN_MM = 4.2  # measured on heads with labels (benchmarks/preprocessing.py)
+PRIOR_WIDTH_MM = 1.8  # how far the border may be moved by intensities, as one standard error
+EVIDENCE = 1.2  # weight of the intensities' log odds; below two, as neighbours are correlated
+BORDER_MARGIN_MM = 1.5  # kept around the tissue, so that no cortex is lost to partial volume
 
 # What a trustworthy mask looks like; see preprocessing notes in docs for where the limits come from
 VOLUME_L = (0.9, 2.0)
@@ -241,14 +246,19 @@ def _candidates(
     seed: int,
     sloppy: bool,
 ) -> dict[str, np.ndarray]:
-    """Refined masks on the volume's grid from the affine and (not sloppy) from SyN."""
-    back = np.linalg.inv(affine)
+    """Refined masks on the volume's grid, from the affine and from affine and SyN together."""
     brain = Volume(template.mask.astype(np.float32), template.affine)
-    maps = {"affine": resample(brain, moving, back).data}
+    grid = _grid_around(volume, resample(brain, moving, np.linalg.inv(affine)))
+    data = resample(volume.with_mask(None), grid, antialias=True).data
+    linear = resample(brain, grid, np.linalg.inv(affine)).data > 0.5
+    depths = {"affine": _signed_depth(linear, grid.spacing) + AFFINE_MARGIN_MM}
     if not sloppy:
-        maps["syn"] = _syn_mask(moving, template, near, affine, seed)
+        warped = _syn_mask(moving, template, near, affine, seed)
+        warped = resample(Volume(warped, moving.affine), grid).data > 0.5
+        deformed = _signed_depth(warped, grid.spacing) + SYN_MARGIN_MM
+        depths["syn"] = (depths["affine"] + deformed) / 2
     return {
-        name: _refine(volume, Volume(inside, moving.affine)) for name, inside in maps.items()
+        name: _on_grid_of(volume, _refine(data, depth), grid) for name, depth in depths.items()
     }
 
 
@@ -275,18 +285,19 @@ def _syn_mask(
         return back.numpy()
 
 
-def _refine(volume: Volume, prior: Volume) -> np.ndarray:
-    """Move the border of a prior mask (0..1, any grid) to where the intensities say brain ends.
+def _refine(data: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Move the border to where intensities say that brain ends; arrays on the 1.5 mm grid.
 
-    Returns the (I, J, K) bool mask on the volume's grid.
+    `depth`: mm to the expected border, positive inside. Returns a bool mask.
     """
-    grid = _grid_around(volume, prior)
-    data = resample(volume.with_mask(None), grid, antialias=True).data
-    depth = _signed_depth(resample(prior, grid).data > 0.5)
-    inside = _posterior(data, depth)
-    solid = _solid(inside > 0.5)
-    soft = ndimage.gaussian_filter(solid.astype(np.float32), 0.5)
-    back = resample(Volume(soft, grid.affine), volume)
+    solid = _solid(_posterior(data, depth) > 0.5)
+    return _dilated(solid, BORDER_MARGIN_MM, REFINE_SPACING_MM)
+
+
+def _on_grid_of(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarray:
+    """A mask of the 1.5 mm grid on the volume's own grid, smoothly; one piece without holes."""
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 0.5)
+    back = resample(grid.with_data(soft), volume)
     return ndimage.binary_fill_holes(_largest(back.data > 0.5))
 
 
@@ -304,11 +315,12 @@ def _grid_around(volume: Volume, prior: Volume) -> Volume:
     return isotropic_grid(box, REFINE_SPACING_MM)
 
 
-def _signed_depth(mask: np.ndarray) -> np.ndarray:
-    """mm to the border: positive inside, negative outside."""
-    inside = ndimage.distance_transform_edt(mask, sampling=REFINE_SPACING_MM)
-    outside = ndimage.distance_transform_edt(~mask, sampling=REFINE_SPACING_MM)
-    return (inside - outside).astype(np.float32)
+def _signed_depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """mm to the border: positive inside, negative outside, zero between the two voxels."""
+    half = float(np.mean(spacing)) / 2
+    inside = ndimage.distance_transform_edt(mask, sampling=spacing) - half
+    outside = ndimage.distance_transform_edt(~mask, sampling=spacing) - half
+    return np.where(mask, inside, -outside).astype(np.float32)
 
 
 def _posterior(data: np.ndarray, depth: np.ndarray, bins: int = 48) -> np.ndarray:
@@ -320,7 +332,7 @@ def _posterior(data: np.ndarray, depth: np.ndarray, bins: int = 48) -> np.ndarra
     other = _histogram(index[(depth < -3) & (depth > -12)], bins)
     evidence = np.clip(np.log(brain / other), -2.5, 1.5)[index].astype(np.float32)
     evidence = ndimage.gaussian_filter(evidence, 0.6)
-    odds = 1.2 * evidence + np.clip(depth / 1.8, -6, 6)
+    odds = EVIDENCE * evidence + np.clip(depth / PRIOR_WIDTH_MM, -6, 6)
     inside = 1 / (1 + np.exp(-odds))
     for _ in range(4):  # neighbours agree (mean field of a Potts model)
         around = ndimage.gaussian_filter(inside, 0.8)
@@ -385,7 +397,7 @@ def _edge_fraction(volume: Volume, mask: np.ndarray) -> tuple[float, float]:
     if not small.mask.any():
         return 0.0, 0.0
     border = small.mask & ~ndimage.binary_erosion(small.mask, border_value=1)
-    depth = ndimage.gaussian_filter(_signed_depth(small.mask), 1.0)
+    depth = ndimage.gaussian_filter(_signed_depth(small.mask, small.spacing), 1.0)
     points = np.argwhere(border)
     normal = np.stack([g[border] for g in np.gradient(depth)], axis=1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
