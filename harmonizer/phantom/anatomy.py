@@ -131,9 +131,9 @@ def make_person(seed: int, age: float = 40.0, sex: str = "F", spacing: float = 2
     points = deformation(points)
     atlas = load_atlas(spacing)
     brain = atlas.brain.at(points, outside=60.0)
-    textures = _textures(seed, atlas, points, spacing)
     painter = Painter.blank(brain.shape, spacing)
     brain_share = painter.inside(brain)
+    textures = _textures(seed, atlas, points, brain_share, spacing)
     _paint_brain(painter, atlas, points, brain_share, _thinning(seed, age))
     paint_head(painter, points, brain, _head_shape(seed, sex), _variation(seed, spacing))
     ventricles = painter.inside(atlas.ventricle.at(points, outside=60.0))
@@ -150,11 +150,11 @@ def make_deformation(seed: int, age: float = 40.0, sex: str = "F") -> Deformatio
     rng = _rng(seed, "deformation")
     size = SIZES[sex] * (1 + rng.normal(0, 0.015)) * (1 + rng.normal(0, 0.012, 3))
     origin, shape = _lattice()
-    velocity = sum(
+    coarse, fine = (
         np.float32(mm) * np.stack([_smooth_noise(rng, shape, sigma) for _ in range(3)])
         for mm, sigma in ((3.5, 28.0 / LATTICE_MM), (1.3, 11.0 / LATTICE_MM))
     )
-    own = _exponential(velocity, origin, squarings=5)
+    own = _exponential(coarse + fine, origin, squarings=5)
     ageing = _exponential(
         _towards_ventricles(_widening(seed, age), origin, shape), origin, squarings=4
     )
@@ -228,15 +228,19 @@ def _deep(points: np.ndarray) -> np.ndarray:
     return np.clip((1.08 - radius) / 0.16, 0, 1)
 
 
-def _textures(seed: int, atlas: Atlas, points: np.ndarray, spacing: float) -> np.ndarray:
+def _textures(
+    seed: int, atlas: Atlas, points: np.ndarray, brain: np.ndarray, spacing: float
+) -> np.ndarray:
     """(2, ...) fields of regional, fine and, for the first, template-given variation."""
     rng = _rng(seed, "texture")
     scales = ((0.5, 14.0), (0.45, 4.5), (0.5, 1.6))
-    fields = [
-        sum(np.float32(a) * _grain(rng, mm, spacing) for a, mm in scales) for _ in range(2)
-    ]
-    detail = atlas.detail.at(points)  # bright on T1w means short T1
-    return np.stack([fields[0] - np.float32(0.6) * detail, fields[1]])
+    fields = np.stack([
+        np.sum([np.float32(a) * _grain(rng, mm, spacing) for a, mm in scales], axis=0)
+        for _ in range(2)
+    ])
+    detail = atlas.detail.at(points[:, brain > 0])  # bright on T1w means short T1
+    fields[0][brain > 0] -= np.float32(0.6) * detail
+    return fields
 
 
 def _variation(seed: int, spacing: float) -> np.ndarray:

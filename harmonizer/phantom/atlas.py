@@ -44,7 +44,7 @@ class Atlas:
 
     Attributes
     ----------
-    gm, wm, csf : tissue probabilities inside the brain, sharpened, summing to one there
+    gm, wm : tissue probabilities inside the brain, sharpened; the rest is fluid
     detail : what the template's T1w shows beyond its tissue maps, unit variance inside the brain
     brain : signed distance (mm) to the brain surface
     ventricle : signed distance (mm) to the lateral and third ventricles, smoothed
@@ -52,7 +52,6 @@ class Atlas:
 
     gm: Map
     wm: Map
-    csf: Map
     detail: Map
     brain: Map
     ventricle: Map
@@ -61,10 +60,12 @@ class Atlas:
 @lru_cache(maxsize=3)
 def load_atlas(spacing: float) -> Atlas:
     """The atlas band-limited for a grid of `spacing` mm (1, 2 or 4); cached, treat as read-only."""
-    gm, wm, csf, detail, _ = _tissues()
+    gm, wm, _, detail, _ = _tissues()
     origin = load_template(1).affine[:3, 3]
-    cut = [_band_limited(array, origin, spacing) for array in (gm, wm, csf, detail)]
-    return Atlas(*cut, *distances())
+    gm_map, wm_map, detail_map = (
+        _band_limited(array, origin, spacing) for array in (gm, wm, detail)
+    )
+    return Atlas(gm_map, wm_map, detail_map, *distances())
 
 
 @lru_cache(maxsize=1)

@@ -208,8 +208,12 @@ def _check(
 
 
 def _require_empty(folder: Path) -> None:
+    """Refuse a folder that holds something, or that cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder. Choose another or empty it.")
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UsageError(f"{folder} cannot be made: {parent} is not a folder to write to.")
 
 
 def _write_tables(study: Study, seed: int, design: str) -> None:

@@ -37,6 +37,7 @@ __all__ = [
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 FOV_MM = np.array([196.0, 244.0, 224.0])  # right-left, back-front, foot-head
 FOV_CENTRE = np.array([0.0, -9.0, -12.0])  # of the head, in the person's world
+VOXELS_MM = (0.5, 12.0)  # smallest side that can be asked for
 NECK_MM = (-130.0, -92.0)  # the coil sees nothing below the first, all above the second
 FWHM_PER_SIGMA = 2.3548
 BOX_VARIANCE = 12.0  # a voxel of width w averages like a Gaussian of variance w^2 / 12
@@ -109,10 +110,12 @@ class Scanner:
         """The same scanner with voxels scaled so that the smallest side is `voxel_mm`."""
         if voxel_mm is None:
             return self
-        if voxel_mm <= 0:
-            raise UsageError(f"expected a voxel size above 0 mm, got {voxel_mm}.")
+        low, high = VOXELS_MM
+        if not low <= voxel_mm <= high:
+            raise UsageError(f"expected a voxel size of {low:g} to {high:g} mm, got {voxel_mm:g}.")
         factor = voxel_mm / min(self.voxel_mm)
-        return replace(self, voxel_mm=tuple(round(size * factor, 4) for size in self.voxel_mm))
+        x, y, z = (round(size * factor, 4) for size in self.voxel_mm)
+        return replace(self, voxel_mm=(x, y, z))
 
 
 def _protocol(t1: Sequence, t2: Sequence, flair: Sequence, pd: Sequence) -> dict[str, Sequence]:
@@ -202,9 +205,35 @@ class Grid:
     def sample(self, array: np.ndarray, person_affine: np.ndarray) -> np.ndarray:
         """Linear interpolation of an array on a person's grid; zero outside it."""
         matrix = np.linalg.inv(person_affine) @ np.linalg.inv(self.pose) @ self.affine
-        return ndimage.affine_transform(
-            array, matrix[:3, :3], matrix[:3, 3], self.shape, np.float32, 1, "constant", 0.0
-        )
+        result = np.zeros(self.shape, dtype=np.float32)
+        low, high = _reach(array, matrix, self.shape)  # elsewhere there is nothing to sample
+        if (high > low).all():
+            where = tuple(slice(a, b) for a, b in zip(low, high))
+            result[where] = ndimage.affine_transform(
+                array, matrix[:3, :3], matrix[:3, :3] @ low + matrix[:3, 3], tuple(high - low),
+                np.float32, 1, "constant", 0.0,
+            )
+        return result
+
+
+def _reach(
+    array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and one past last index of the output voxels that the array's non-zero box may touch.
+
+    `matrix` (4, 4) takes output indices to indices of the array.
+    """
+    used = array != 0
+    spans = [np.flatnonzero(used.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not all(span.size for span in spans):
+        return np.zeros(3, int), np.zeros(3, int)
+    ends = [(span[0] - 1, span[-1] + 1) for span in spans]  # one voxel more: linear interpolation
+    corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
+    back = np.linalg.inv(matrix)
+    reached = back[:3, :3] @ corners + back[:3, 3:]
+    low = np.clip(np.floor(reached.min(axis=1)), 0, shape).astype(int)
+    high = np.clip(np.ceil(reached.max(axis=1)) + 1, 0, shape).astype(int)
+    return low, high
 
 
 @dataclass(frozen=True, eq=False)

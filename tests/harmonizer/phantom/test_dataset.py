@@ -185,3 +185,9 @@ def test_a_truth_that_is_there_already_is_not_overwritten(tmp_path):
     with pytest.raises(UsageError, match="raw-truth exists and is not an empty folder"):
         write_dataset(tmp_path / "raw", **SMALL)
     assert not (tmp_path / "raw").exists()
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UsageError, match="is not a folder to write to"):
+        write_dataset(tmp_path / "file" / "raw", **SMALL)

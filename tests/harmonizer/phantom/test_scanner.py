@@ -38,6 +38,17 @@ def test_the_head_lies_where_affine_and_pose_say(young, scanner):
 
 
 @EACH
+def test_sampling_only_where_something_is_changes_nothing(young, scanner):
+    grid = grid_of(young, scanner)
+    matrix = np.linalg.inv(young.affine) @ np.linalg.inv(grid.pose) @ grid.affine
+    everywhere = ndimage.affine_transform(
+        young.brain, matrix[:3, :3], matrix[:3, 3], grid.shape, np.float32, order=1
+    )
+    assert grid.sample(young.brain, young.affine) == pytest.approx(everywhere, abs=1e-5)
+    assert not grid.sample(np.zeros_like(young.brain), young.affine).any()
+
+
+@EACH
 def test_the_head_is_up_and_looks_ahead(young, scanner):
     """In canonical axes the neck is below the brain and the nose before it."""
     noisy, _ = image_of(young, scanner)
@@ -156,5 +167,5 @@ def test_unknown_names_are_answered_with_the_known():
         scanner_named("brich")
     with pytest.raises(UsageError, match="has no 'T1'. Did you mean 'T1w'"):
         PRESETS[0].sequence("T1")
-    with pytest.raises(UsageError, match="above 0 mm, got -1"):
+    with pytest.raises(UsageError, match="0.5 to 12 mm, got -1"):
         PRESETS[0].at_voxel(-1)
