@@ -145,6 +145,7 @@ class Run:
         collection = collect(self.settings)
         self._report(collection.findings)
         failed |= {participant(f.scan_id) for f in collection.findings if f.scan_id}
+        self._keep_failures(f for f in collection.findings if f.scan_id and f.fatal)
         if not collection.records:
             raise InputError(
                 f"{self.settings.bids_dir}: none of its images can be used; the lines above say "
@@ -174,6 +175,14 @@ class Run:
                       f.remedy) for f in findings]
             table = "".join("\t".join(" ".join(c.split()) for c in row) + "\n" for row in rows)
             write_text(self.file("findings", "tsv"), table)
+
+    def _keep_failures(self, findings: Iterable[Finding]) -> None:
+        """Scans refused at the door, where the reports look for failures."""
+        from .outputs.scanlog import ScanLog, write_log
+
+        for finding in findings:
+            write_log(self.settings.output_dir, ScanLog(
+                str(finding.scan_id), "preprocess", "failed", message=str(finding)))
 
     def _log_sites(self, records: Sequence[ScanRecord]) -> None:
         counts: dict[str, int] = {}

@@ -146,6 +146,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--stages", metavar="STAGE", **_many(),
         help=f"run only these stages of the levels: {', '.join(STAGES)}")
     add("--backend", metavar="NAME", help="method (default: histogram_matching)")
+    add("--backend-option", metavar="NAME=VALUE", **_many(),
+        help="options of the method, such as method=landmarks or band=0.02; they are fitted with "
+             "the model and kept in it")
     add("--target", metavar="TARGET", **_many(),
         help=f"a site label, reference images (.nii, .nii.gz), a site card ({CARD_SUFFIX}), or "
              f"'{SCANNER_FREE}' (default: the site with most scans)")
@@ -300,6 +303,8 @@ def _check_files(settings: Settings) -> None:
     for name, folder in settings.derivatives.items():
         _require_folder(f"--derivatives {name}", folder)
     if settings.use_plugin:
+        from .workflows.engine import load_plugin
+
         load_plugin(settings.use_plugin)
     if settings.target_kind in ("images", "card"):
         for target in settings.target:
@@ -316,25 +321,6 @@ def _require_folder(what: str, folder: Path) -> None:
     if not folder.is_dir():
         came = "is a file" if folder.exists() else "does not exist"
         raise UsageError(f"{what} {folder}: expected a folder, but it {came}. Check the path.")
-
-
-def load_plugin(path: Path) -> dict[str, Any]:
-    """{'plugin': name, 'plugin_args': {...}} from a Nipype plugin file (YAML).
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read or has no `plugin`.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"--use-plugin {path}: cannot be read as YAML ({error}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
-        raise UsageError(f"--use-plugin {path}: expected the keys plugin and plugin_args.")
-    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args") or {}}
 
 
 def _check_backend(settings: Settings) -> None:

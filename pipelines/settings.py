@@ -9,6 +9,7 @@ relative to the folder where the app was started; they are kept as absolute path
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -93,6 +94,8 @@ class Settings:
     """Stages asked for by name; empty means all of the levels (see `planned_stages`)."""
     backend: str = "histogram_matching"
     """Name of the harmonization method."""
+    backend_option: tuple[str, ...] = ()
+    """Options of the method as key=value, such as method=landmarks; its page lists them."""
     target: tuple[str, ...] = ()
     """What to aim at: site label, reference images, site card, 'scanner-free'; empty: default."""
     model: Path | None = None
@@ -147,6 +150,11 @@ class Settings:
         asked = self.stages or tuple(s for s, level in STAGES.items() if level in self.levels)
         skipped = {"fit"} if self.model else set()
         return tuple(stage for stage in STAGES if stage in asked and stage not in skipped)
+
+    @property
+    def backend_options(self) -> dict[str, Any]:
+        """`backend_option` as names and values; a value is JSON where it can be, else text."""
+        return dict(_option(text) for text in self.backend_option)
 
     @property
     def target_kind(self) -> str:
@@ -304,6 +312,17 @@ def _convert(name: str, annotation: Any, value: Any) -> Any:
         return _CONVERTERS[annotation](value)
     except TypeError as error:
         raise UsageError(f"{name}: expected {error}, got {value!r}.") from error
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """(name, value) of `name=value`."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--backend-option {text!r}: expected name=value, such as band=0.02.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 # Tidying: what may be written in several ways is kept in one.

@@ -102,7 +102,7 @@ class SavePreprocessed(ExplainedInterface):
                      for tissue, values in tissue_values(volume, labels).items()}
         quality = dict(self.inputs.quality)
         warnings = [*self.inputs.repairs, *quality.get("reasons", ())]
-        scanlog.write_log(paths, scanlog.ScanLog(
+        scanlog.write_log(paths.out, scanlog.ScanLog(
             paths.scan_id, "preprocess", "done", self.inputs.record.site,
             warnings=tuple(warnings), seconds=dict(self.inputs.seconds_of),
             facts={"Quality": quality, "Input": _input_facts(conformed), "Quantiles": quantiles}))

@@ -122,5 +122,5 @@ class Harmonize(ExplainedInterface):
             "RangeBefore": [float(v) for v in np.percentile(before.in_mask(), [0.5, 50, 99.5])],
             "RangeAfter": [float(v) for v in np.percentile(after.in_mask(), [0.5, 50, 99.5])],
         }
-        scanlog.write_log(paths, scanlog.ScanLog(
+        scanlog.write_log(paths.out, scanlog.ScanLog(
             paths.scan_id, f"harmonize-{self.inputs.desc}", "done", self.inputs.site, facts=facts))

@@ -18,7 +18,7 @@ from .names import ScanPaths, sidecar
 __all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
 
 NAME = re.compile(
-    rf"(?P<stem>sub-.+)_space-{TEMPLATE}_res-(?P<res>\d)_desc-preproc_(?P<suffix>[A-Za-z0-9]+)\.json"
+    rf"(?P<stem>sub-.+)_space-{TEMPLATE}_res-\d_desc-preproc_(?P<suffix>[A-Za-z0-9]+)\.json"
 )
 
 
@@ -29,6 +29,16 @@ class Preprocessed:
     scan: Scan
     paths: ScanPaths
     sidecar: dict[str, Any]
+
+    @property
+    def scan_id(self) -> str:
+        """The scan's."""
+        return self.scan.scan_id
+
+    @property
+    def name(self) -> str:
+        """Name of the scan's workflow: letters, digits and underscores."""
+        return "scan_" + self.scan_id.replace("-", "_")
 
 
 def find_preprocessed(

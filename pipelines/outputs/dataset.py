@@ -26,6 +26,16 @@ IGNORED = (
     "models", "models/**", "**/.tmp-*",
 )
 
+README = """\
+# Harmonized MRI
+
+Derivatives written by harmonizer. `desc-preproc` images are bias-corrected, `desc-harmonized`
+images also have the contrast of one scanner; both lie on the subject's own grid (no `space` entity)
+and on the template grid (`space-`). The head outside the brain mask is only scaled. Each sidecar
+says from what and how its image was made. Open `group.html` and `sub-*.html` in a browser;
+`metrics.tsv` holds the numbers, `models/` what was fitted, `logs/CITATION.md` the methods text.
+"""
+
 DESCRIPTIONS = {
     "preproc": "bias-corrected (N4) whole image; on the template grid after affine registration",
     "brain": "brain mask",
@@ -49,6 +59,7 @@ def write_dataset_files(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "dataset_description.json", _description(out, raw, derivatives))
     write_text(out / ".bidsignore", "\n".join(IGNORED) + "\n")
+    write_text(out / "README.md", README)
     _write_descriptions(out, descs)
     if raw is not None:
         for name in ("participants.tsv", "participants.json"):
@@ -114,5 +125,3 @@ def _write_descriptions(out: Path, descs: Mapping[str, str]) -> None:
     rows.update(descs)
     body = "".join(f"desc-{label}\t{text}\n" for label, text in sorted(rows.items()))
     write_text(path, "desc_id\tdescription\n" + body)
-
-

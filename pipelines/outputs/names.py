@@ -76,10 +76,6 @@ class ScanPaths:
         """ITK affine that resamples the template on the scan's grid."""
         return self._anat(f"_from-{TEMPLATE}_to-{self.modality}_mode-image_xfm.txt")
 
-    def log(self, stage: str) -> Path:
-        """What happened to this scan in a stage; no other scan writes this file."""
-        return self.out / LOGS / "scans" / f"{self.scan_id}_{stage}.json"
-
     @property
     def figures(self) -> Path:
         """Folder of this participant's figures."""

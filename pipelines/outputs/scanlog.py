@@ -13,9 +13,9 @@ from typing import Any
 
 from harmonizer.files import read_json, write_json
 
-from .names import LOGS, ScanPaths
+from .names import LOGS
 
-__all__ = ["ScanLog", "write_log", "read_log", "failed_logs"]
+__all__ = ["ScanLog", "log_path", "write_log", "read_log", "failed_logs"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,20 @@ class ScanLog:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def write_log(paths: ScanPaths, log: ScanLog) -> Path:
+def log_path(out: Path, scan_id: str, stage: str) -> Path:
+    """Where a scan's log of a stage lies."""
+    return out / LOGS / "scans" / f"{scan_id}_{stage}.json"
+
+
+def write_log(out: Path, log: ScanLog) -> Path:
     """Write a scan's log, replacing that of an earlier run of the stage."""
-    return write_json(paths.log(log.stage), {**asdict(log), "warnings": list(log.warnings)})
+    path = log_path(out, log.scan_id, log.stage)
+    return write_json(path, {**asdict(log), "warnings": list(log.warnings)})
 
 
-def read_log(paths: ScanPaths, stage: str) -> ScanLog | None:
+def read_log(out: Path, scan_id: str, stage: str) -> ScanLog | None:
     """The log of a scan's stage, or None if it has not run."""
-    path = paths.log(stage)
+    path = log_path(out, scan_id, stage)
     return _load(path) if path.is_file() else None
 
 

@@ -15,8 +15,9 @@ from harmonizer.files import write_text
 from ..dataset.records import ScanRecord
 from ..outputs.dataset import write_dataset_files
 from ..settings import Settings
-from .engine import Failure, RunResult
+from .engine import Failure, RunResult, count_steps
 from .methods import methods_text
+from .targets import site_label
 
 __all__ = ["run", "Failure", "RunResult"]
 
@@ -56,9 +57,11 @@ def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
     ------
     UsageError
         If the site is not among the records' (and no fitted model brings it), or the backend
-        cannot do what was asked.
+        has no such option or cannot do what was asked.
     """
-    can = registry.get(settings.backend).capabilities
+    backend = registry.get(settings.backend)
+    backend.config_from(settings.backend_options)
+    can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")
     if settings.target_kind == "scanner-free" and not can.scanner_free:
@@ -67,7 +70,7 @@ def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
     if settings.target_kind != "site" or "fit" not in settings.planned_stages or not sites:
         return
     everybody = not settings.participant_label and not settings.session_label
-    if everybody and settings.target[0] not in sites:
+    if everybody and site_label(settings.target[0], sites) not in sites:
         raise UsageError(f"--target {settings.target[0]}: no scan is of that site. "
                          f"{did_you_mean(settings.target[0], sites)}")
 
@@ -93,9 +96,8 @@ def _plan(settings: Settings, records: Sequence[ScanRecord]) -> tuple[str, ...]:
     if "preprocess" in settings.planned_stages:
         jobs, failures, reused = plan(settings, records, settings.output_dir)
         workflow = init_preprocessing_wf(settings, jobs)
-        nodes = len(workflow.list_node_names())
-        lines.append(f"preprocess: {len(jobs)} scans to do in {nodes} steps, {reused} reused, "
-                     f"{len(failures)} not usable.")
+        lines.append(f"preprocess: {len(jobs)} scans to do in {count_steps(workflow)} steps, "
+                     f"{reused} reused, {len(failures)} not usable.")
         lines += [f"not usable: {failure.message}" for failure in failures]
         if settings.write_graph:
             write_graph(workflow, settings.output_dir, "preprocess")

@@ -7,8 +7,9 @@ failed node is turned into a `Failure` that says which scan and why.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from ..settings import Settings
 if TYPE_CHECKING:
     from nipype import Workflow
 
-__all__ = ["Failure", "RunResult", "execute", "progress_bar"]
+__all__ = ["Failure", "RunResult", "execute", "load_plugin", "progress_bar", "reporter"]
 
 LOGGER = logging.getLogger("pipelines")
+PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
@@ -68,6 +70,11 @@ class Monitor:
             self.bar.write(f"{scan_id} failed in {node.name}: {_message(node)}", file=sys.stderr)
 
 
+def count_steps(workflow: Workflow) -> int:
+    """Nodes that will run; Nipype drops the doors (`inputnode`, `outputnode`) of each workflow."""
+    return sum(not name.endswith("putnode") for name in workflow.list_node_names())
+
+
 def _message(node: Any) -> str:
     """The explained error that the node left, or that it was not an expected one."""
     from ..interfaces.base import ERROR_FILE
@@ -80,31 +87,62 @@ def _message(node: Any) -> str:
 
 
 def execute(
-    workflow: Workflow, settings: Settings, stage: str, scan_ids: Mapping[str, str]
+    build: Callable[[Sequence[Any]], Workflow], jobs: Sequence[Any], settings: Settings, stage: str
 ) -> tuple[Failure, ...]:
-    """Run a workflow whose sub-workflows are scans; one failed scan does not stop the others.
+    """Run the workflow of each job; one failed scan does not stop the others.
+
+    Nipype goes through a workflow breadth first, so 600 scans at once would all be half done for
+    hours. They are run in portions instead: few scans are on the way, the others are finished or
+    not begun, and the graph stays small.
 
     Parameters
     ----------
-    scan_ids : name of a scan's sub-workflow -> scan_id
+    build : some jobs -> a workflow with one sub-workflow each
+    jobs : each with `name` (of its sub-workflow) and `scan_id`
 
     Raises
     ------
     UsageError
         If the plugin file is wrong.
     """
-    configure(workflow, settings)
-    nodes = len(workflow._get_all_nodes()) if hasattr(workflow, "_get_all_nodes") else None
-    with progress_bar(nodes or len(workflow.list_node_names()), stage) as bar:
-        monitor = Monitor(bar, scan_ids, stage)
-        plugin, arguments = plugin_of(settings)
-        try:
-            workflow.run(plugin=plugin, plugin_args={**arguments, "status_callback": monitor})
-        except Exception as error:
-            if not monitor.failures:
-                raise
-            LOGGER.debug("nipype: %s", error)
+    plugin, arguments = plugin_of(settings)
+    total = count_steps(build(jobs[:1])) * len(jobs)
+    with progress_bar(total, stage) as bar:
+        monitor = Monitor(bar, {job.name: job.scan_id for job in jobs}, stage)
+        for portion in portions(jobs, settings):
+            workflow = build(portion)
+            _run(workflow, settings, plugin, {**arguments, "status_callback": monitor})
+            _tidy(settings.work_dir / workflow.name, portion, monitor)
+            if monitor.failures and settings.stop_on_first_crash:
+                break
     return tuple(monitor.failures.values())
+
+
+def _run(workflow: Workflow, settings: Settings, plugin: str, arguments: dict[str, Any]) -> None:
+    configure(workflow, settings)
+    known = len(arguments["status_callback"].failures)
+    try:
+        workflow.run(plugin=plugin, plugin_args=arguments)
+    except Exception as error:
+        if len(arguments["status_callback"].failures) == known:
+            raise
+        LOGGER.debug("nipype: %s", error)
+
+
+def _tidy(folder: Path, portion: Sequence[Any], monitor: Monitor) -> None:
+    """Remove what finished scans left in the work folder; the results are in OUT, and a study of
+    600 scans would leave 150 GB. What failed is kept, to be looked at and resumed."""
+    for job in portion:
+        if job.scan_id not in monitor.failures:
+            shutil.rmtree(folder / job.name, ignore_errors=True)
+
+
+def portions(jobs: Sequence[Any], settings: Settings) -> Iterator[Sequence[Any]]:
+    """One job at a time on one process, eight a process on several, all for a cluster plugin."""
+    size = 1 if settings.nprocs == 1 else PORTION * settings.nprocs
+    size = len(jobs) if settings.use_plugin else size
+    for start in range(0, len(jobs), size):
+        yield jobs[start:start + size]
 
 
 def configure(workflow: Workflow, settings: Settings) -> None:
@@ -130,7 +168,8 @@ def configure(workflow: Workflow, settings: Settings) -> None:
 def plugin_of(settings: Settings) -> tuple[str, dict[str, Any]]:
     """Nipype plugin and its arguments: the user's file, else one process or several here."""
     if settings.use_plugin is not None:
-        return _from_file(settings.use_plugin)
+        content = load_plugin(settings.use_plugin)
+        return content["plugin"], content["plugin_args"]
     if settings.nprocs == 1:
         return "Linear", {}
     import multiprocessing
@@ -142,15 +181,23 @@ def plugin_of(settings: Settings) -> tuple[str, dict[str, Any]]:
     return "MultiProc", arguments
 
 
-def _from_file(path: Path) -> tuple[str, dict[str, Any]]:
+def load_plugin(path: Path) -> dict[str, Any]:
+    """{'plugin': name, 'plugin_args': {...}} from a Nipype plugin file (YAML).
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read or has no `plugin`.
+    """
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(content["plugin"]), dict(content.get("plugin_args") or {})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: expected YAML with the keys 'plugin' and 'plugin_args' "
-                         f"({error}). See docs/usage.md.") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"--use-plugin {path}: cannot be read as YAML ({error}).") from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f"--use-plugin {path}: expected the keys plugin and plugin_args.")
+    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args") or {}}
 
 
 def progress_bar(total: int, label: str) -> Any:

@@ -31,7 +31,7 @@ def fit(settings: Settings) -> tuple[str, ...]:
     for modality in settings.modalities:
         cohort = fit_cohort(settings, modality)
         backend_class = registry.get(settings.backend)
-        backend = backend_class(backend_class.config_from(getattr(settings, "backend_options", {})))
+        backend = backend_class(backend_class.config_from(settings.backend_options))
         bar, report = reporter(f"fit {modality}")
         with bar:
             backend.fit(cohort, seed=settings.random_seed, progress=report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harmonizer.backends import registry
@@ -12,7 +13,7 @@ from harmonizer.errors import InputError, UnavailableError, UsageError
 from harmonizer.files import read_json, sha256_of
 
 from ..outputs.collect import Preprocessed, find_preprocessed
-from ..outputs.names import ScanPaths, resolution_of, sidecar
+from ..outputs.names import resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, write_log
 from ..settings import Settings
 from .engine import Failure, execute
@@ -83,15 +84,14 @@ def _harmonize_modality(
                     len(found) - len(jobs), len(found))
     if not jobs or settings.dry_run:
         return ()
-    workflow = init_harmonization_wf(settings, jobs, aim, target_bands(settings, modality, aim))
+    build = partial(init_harmonization_wf, settings, aim=aim,
+                    bands=target_bands(settings, modality, aim))
     if settings.write_graph:
-        write_graph(workflow, settings.output_dir, f"harmonize_{modality}")
-    names = {_name(item.paths): item.scan.scan_id for item in jobs}
-    failures = execute(workflow, settings, f"harmonize {modality}", names)
+        write_graph(build(jobs), settings.output_dir, f"harmonize_{modality}")
+    failures = execute(build, jobs, settings, f"harmonize {modality}")
     for failure in failures:
-        paths = next(item.paths for item in jobs if item.scan.scan_id == failure.scan_id)
-        write_log(paths, ScanLog(failure.scan_id, f"harmonize-{settings.desc}", "failed",
-                                 message=failure.message))
+        write_log(settings.output_dir, ScanLog(
+            failure.scan_id, f"harmonize-{settings.desc}", "failed", message=failure.message))
     return failures
 
 
@@ -140,10 +140,6 @@ def init_harmonization_wf(
     return workflow
 
 
-def _name(paths: ScanPaths) -> str:
-    return "scan_" + paths.scan_id.replace("-", "_")
-
-
 def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[str, Any]
                   ) -> Workflow:
     from nipype import Node, Workflow
@@ -163,6 +159,6 @@ def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[
     draw = Node(DrawHarmonized(**place, desc=settings.desc, target=aim.label,
                                target_quantiles=bands), name="draw", mem_gb=0.7)
     change.overwrite = draw.overwrite = True  # they write into the output folder, not a cache
-    workflow = Workflow(name=_name(paths))
+    workflow = Workflow(name=item.name)
     workflow.connect(change, "template_file", draw, "harmonized")
     return workflow

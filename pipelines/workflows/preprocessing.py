@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from harmonizer.files import read_json, sha256_of, write_json
 from ..dataset.records import ScanRecord
 from ..outputs import sidecars
 from ..outputs.names import ScanPaths, resolution_of, sidecar
-from ..outputs.scanlog import ScanLog, write_log
+from ..outputs.scanlog import ScanLog, log_path, write_log
 from ..settings import Settings
 from .engine import Failure, execute
 
@@ -48,7 +49,12 @@ class Job:
     @property
     def name(self) -> str:
         """Name of the scan's workflow: letters, digits and underscores."""
-        return "scan_" + self.record.scan_id.replace("-", "_")
+        return "scan_" + self.scan_id.replace("-", "_")
+
+    @property
+    def scan_id(self) -> str:
+        """The record's."""
+        return self.record.scan_id
 
 
 def paths_of(record: ScanRecord, out: Path, settings: Settings) -> ScanPaths:
@@ -85,17 +91,14 @@ def preprocess(
     if reused:
         LOGGER.info("%d of %d scans are preprocessed already and reused.", reused, len(records))
     if jobs and not settings.dry_run:
-        workflow = init_preprocessing_wf(settings, jobs)
         if settings.write_graph:
-            write_graph(workflow, out, "preprocess")
-        failures += execute(workflow, settings, "preprocess",
-                            {job.name: job.record.scan_id for job in jobs})
+            write_graph(init_preprocessing_wf(settings, jobs), out, "preprocess")
+        failures += execute(partial(init_preprocessing_wf, settings), jobs, settings, "preprocess")
     by_id = {record.scan_id: record for record in records}
     if not settings.dry_run:
         for failure in failures:
-            record = by_id[failure.scan_id]
-            write_log(paths_of(record, out, settings), ScanLog(
-                record.scan_id, "preprocess", "failed", record.site, failure.message))
+            write_log(out, ScanLog(failure.scan_id, "preprocess", "failed",
+                                   by_id[failure.scan_id].site, failure.message))
     return failures, reused
 
 
@@ -128,7 +131,8 @@ def _is_finished(paths: ScanPaths, record: ScanRecord, name: str) -> bool:
     """Whether the scan's results are all there; its site and covariates are brought up to date."""
     path = sidecar(paths.image("preproc", template=True))
     needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
-              paths.image("preproc"), paths.mask(), paths.from_template, paths.log("preprocess"))
+              paths.image("preproc"), paths.mask(), paths.from_template,
+              log_path(paths.out, paths.scan_id, "preprocess"))
     if not path.is_file() or not all(p.is_file() for p in needed):
         return False
     content = read_json(path)

@@ -57,9 +57,9 @@ def subjects_of(settings: Settings, records: Collection[ScanRecord]) -> set[str]
 
 def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
     """Everything that is known of one scan."""
-    log = read_log(item.paths, "preprocess") or ScanLog(item.scan.scan_id, "preprocess", "done")
-    stage = f"harmonize-{settings.desc}"
-    after = read_log(item.paths, stage)
+    out, scan_id, stage = settings.output_dir, item.scan.scan_id, f"harmonize-{settings.desc}"
+    log = read_log(out, scan_id, "preprocess") or ScanLog(scan_id, "preprocess", "done")
+    after = read_log(out, scan_id, stage)
     checks = _quality_checks(log.facts.get("Quality", {}))
     warnings, provenance, error = list(log.warnings), {}, None
     if after is not None and after.status == "failed":

@@ -7,6 +7,7 @@ jobs agrees on one file and a report can say what was aimed at.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harmonizer.errors import InputError, UnavailableError, UsageError
 from harmonizer.files import read_json, sha256_of
 
 from ..dataset.records import ScanRecord, split_name
+from ..dataset.sites import clean_label
 from ..outputs.collect import cohort_of, find_preprocessed
 from ..outputs.names import MODELS, ScanPaths, resolution_of
 from ..outputs.scanlog import read_log
@@ -72,6 +74,7 @@ def model_folder_of(settings: Settings, modality: str) -> Path | None:
 def resolve_target(settings: Settings, modality: str, model: Path) -> Aim:
     """Load the model, find the target, write its card."""
     backend = registry.get(settings.backend).load(model)
+    _check_options(settings, backend, model)
     references = None
     if settings.target_kind == "images":
         references = preprocess_references(settings, modality)
@@ -100,7 +103,29 @@ def _named(settings: Settings, backend: Backend) -> Target:
         LOGGER.info("No --target given: harmonizing %s to %r, the site with most scans (%d of %d).",
                     backend.modality_, label, backend.sites_[label], sum(backend.sites_.values()))
         return backend.target(label)
-    return backend.target(settings.target[0])
+    return backend.target(site_label(settings.target[0], backend.sites_))
+
+
+def site_label(text: str, sites: Collection[str]) -> str:
+    """The label of the site that a user named: as it stands, or as tables' names are cleaned."""
+    return text if text in sites else clean_label(text)
+
+
+def _check_options(settings: Settings, backend: Backend, model: Path) -> None:
+    """Options belong to the fit: a model that was fitted with others is refused.
+
+    Raises
+    ------
+    UsageError
+        If ``--backend-option`` says something else than the model.
+    """
+    wanted = backend.config_from(settings.backend_options)
+    for name in settings.backend_options:
+        if getattr(wanted, name) != getattr(backend.config, name):
+            raise UsageError(
+                f"--backend-option {name}={getattr(wanted, name)}: the model {model} was fitted "
+                f"with {name}={getattr(backend.config, name)}. Run the fit stage with this option."
+            )
 
 
 def reference_records(settings: Settings) -> tuple[ScanRecord, ...]:
@@ -168,6 +193,5 @@ def target_bands(settings: Settings, modality: str, aim: Aim) -> dict[str, list[
 
 def quantiles_of(paths: ScanPaths) -> dict[str, list[float]]:
     """A scan's quantile functions by tissue, from its log; empty without one."""
-    log = read_log(paths, "preprocess")
+    log = read_log(paths.out, paths.scan_id, "preprocess")
     return dict(log.facts.get("Quantiles", {})) if log else {}
-

@@ -15,8 +15,9 @@ import pytest
 
 from harmonizer import __version__
 from harmonizer.errors import UnavailableError, UsageError
-from pipelines.cli import build_parser, check_world, load_plugin, named_folders, parse
+from pipelines.cli import build_parser, check_world, named_folders, parse
 from pipelines.settings import Settings
+from pipelines.workflows.engine import load_plugin
 
 ROOT = Path(__file__).parents[2]
 ANSWER_SECONDS = 0.5

@@ -1,0 +1,43 @@
+"""Running the app as a user does: a process of its own, judged by exit code, output and files."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run answered."""
+
+    code: int
+    said: str
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of a run."""
+    return [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
+
+
+def run_app(*arguments: object, timeout: float = 600) -> Answer:
+    """Run the app to its end."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout,
+                          cwd=ROOT)
+    return Answer(done.returncode, done.stdout + done.stderr)
+
+
+def results(out: Path) -> dict[str, str]:
+    """Everything that must be the same for the same input and seed: relative path -> SHA-256.
+
+    Logs hold times, HTML holds times and is made of the rest; both are left out.
+    """
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.relative_to(out).parts[0] != "logs" and path.suffix != ".html"
+    }
