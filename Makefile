@@ -30,7 +30,7 @@ demo: $(INSTALLED) $(DEMO)/.written ## harmonize a synthetic travelling-people d
 	@echo
 	@echo "Group report:      $(CURDIR)/$(DEMO)/out/group.html"
 	@echo "A harmonized scan: $(CURDIR)/$$(find $(DEMO)/out -name '*_desc-harmonized_T1w.nii.gz' \
-		! -name '*_space-*' | sort | head -n 1)"
+		! -name '*_space-*' | sort | tail -n 1)"
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
