@@ -419,6 +419,7 @@ def _check_site(settings: Settings) -> None:
 
 def _check_target(settings: Settings) -> None:
     settings.target_kind
+    settings.backend_options
 
 
 def _check_fit_participants(settings: Settings) -> None:

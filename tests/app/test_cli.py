@@ -76,6 +76,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--site my_site", "site", "my_site"),
     ("--skull-strip skip", "skull_strip", "skip"),
     ("--device cuda:1", "device", "cuda:1"),
+    ("--backend-option a=b band=0.02", "backend_option", ("a=b", "band=0.02")),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
 ]

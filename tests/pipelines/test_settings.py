@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "site_from": "sessions", "site_column": "scanner", "stages": ["preprocess", "evaluate"],
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
     "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
+    "backend_option": ["band=0.02"],
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,
     "write_graph": True, "notrack": True, "verbose": 2, "config_file": "/old.toml",
@@ -211,3 +212,10 @@ def test_every_field_is_documented() -> None:
 def test_cpus_are_those_left_by_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     assert available_cpus() == 3
+
+
+def test_backend_options_are_names_and_values() -> None:
+    made = Settings("/bids", "/out", ["group"], backend_option=["band=0.02", "method=landmarks"])
+    assert made.backend_options == {"band": 0.02, "method": "landmarks"}
+    with pytest.raises(UsageError, match="expected name=value"):
+        Settings("/bids", "/out", ["group"], backend_option=["band"])
