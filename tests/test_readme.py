@@ -6,6 +6,7 @@ of a kind that is not known here fails, so that none goes unchecked.
 """
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ import harmonizer
 from harmonizer import errors
 from harmonizer.phantom.__main__ import main as phantom
 from pipelines.cli import build_parser, parse
-from pipelines.settings import STAGES
+from pipelines.settings import LEVELS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -181,6 +182,16 @@ def test_every_backend_is_in_the_readme() -> None:
 
     told = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert set(told) == set(BUILT_IN)
+
+
+def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
+    from harmonizer.backends import registry
+
+    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
+    told -= {row for row in told if row[0] in LEVELS}
+    assert told == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
+                    for field in dataclasses.fields(registry.get(name).Config)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
