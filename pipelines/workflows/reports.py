@@ -19,9 +19,20 @@ from .methods import methods_text, software_versions
 
 __all__ = ["write_subject_reports"]
 
-PROVENANCE = ("HarmonizationMethod", "HarmonizationMethodVersion", "HarmonizationReference",
-              "Target", "TargetKind", "TargetScans", "ModelSHA256", "TargetSHA256", "RandomSeed",
-              "Device", "Precision")
+PROVENANCE = {
+    "HarmonizationMethod": "method", "HarmonizationMethodVersion": "version of the method",
+    "HarmonizationReference": "reference", "Target": "target", "TargetKind": "kind of target",
+    "TargetScans": "scans of the target", "ModelSHA256": "model (SHA-256)",
+    "TargetSHA256": "site card (SHA-256)", "RandomSeed": "random seed", "Device": "device",
+    "Precision": "precision",
+}
+QUALITY = {  # key -> (name, unit)
+    "volume_l": ("volume of the brain mask", "litres"),
+    "overlap": ("overlap of the mask with the template's (Dice)", ""),
+    "mutual_information": ("mutual information with the template", "nats"),
+    "edge_fraction": ("part of the mask's border on an edge", ""),
+    "cut_fraction": ("part of the mask's border at the edge of the image", ""),
+}
 STRUCTURE_LIMIT = 0.9  # below it an image is flagged; DISARM reports 0.96 (evaluation, F)
 GRADIENT_LIMIT = 0.9
 
@@ -105,13 +116,10 @@ def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
 
 def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
     """Numbers of the quality check of mask and registration."""
-    doubtful = bool(quality.get("doubtful"))
-    checks = []
-    for name, value in quality.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            checks.append(Check(name.replace("_", " "), float(value)))
-    if doubtful:
-        checks.append(Check("brain mask in doubt", 1.0, limits="0", flagged=True))
+    checks = [Check(name, float(quality[key]), unit) for key, (name, unit) in QUALITY.items()
+              if key in quality]
+    if quality.get("doubtful"):
+        checks.append(Check("brain mask in doubt (see the warnings)", None, flagged=True))
     return checks
 
 
@@ -119,11 +127,11 @@ def _anatomy_checks(facts: Mapping[str, Any]) -> list[Check]:
     """Numbers that say whether anatomy stayed."""
     rows = (("SSIM structure", facts.get("SSIMStructure"), STRUCTURE_LIMIT),
             ("gradient agreement", facts.get("GradientAgreement"), GRADIENT_LIMIT))
-    return [Check(name, value, "1", f"at least {limit}", value is not None and value < limit)
+    return [Check(name, value, "", f"at least {limit}", value is not None and value < limit)
             for name, value, limit in rows]
 
 
 def _provenance(settings: Settings, item: Preprocessed) -> dict[str, str]:
     path = sidecar(item.paths.image(settings.desc, template=True))
     content = read_json(path) if path.is_file() else {}
-    return {key: str(content[key]) for key in PROVENANCE if key in content}
+    return {words: str(content[key]) for key, words in PROVENANCE.items() if key in content}

@@ -275,7 +275,7 @@ def test_bad_images_are_named_and_the_others_go_on(road, copy, tmp_path):
     nan[3, 4, 5] = np.nan
     good = raw_image(raw, SCANS[0]).read_bytes()
     bad = {"nan": (nan, "1 NaN or infinite voxels"), "flat": (0 * noise + 7, "is constant"),
-           "four": (np.stack([noise] * 3, -1), "4D"), "two": (noise[..., :1], "2D"),
+           "four": (np.stack([noise] * 3, -1), "4D"), "two": (noise[..., :1], "a slice"),
            "short": (good[:5000], "cannot be read"), "text": (b"hello", "cannot be opened"),
            "empty": (b"", "cannot be opened|is empty|no bytes")}
     for label, (data, _) in bad.items():
