@@ -36,6 +36,12 @@ class Measure:
     range: str
     source: str = ""
 
+    def in_words(self) -> str:
+        """One line for a data dictionary."""
+        source = f" Source: {self.source}." if self.source else ""
+        return (f"{self.description}. Unit: {self.unit}. Better: {self.better}. "
+                f"Range: {self.range}.{source}")
+
 
 MEASURES = {
     "wasserstein_between_sites": Measure(
@@ -195,12 +201,7 @@ def data_dictionary(measures: Iterable[str]) -> dict[str, object]:
 
 
 def _level(name: str) -> str:
-    measure = MEASURES.get(name)
-    if measure is None:
-        return name
-    source = f" Source: {measure.source}." if measure.source else ""
-    return (f"{measure.description}. Unit: {measure.unit}. Better: {measure.better}. "
-            f"Range: {measure.range}.{source}")
+    return MEASURES[name].in_words() if name in MEASURES else name
 
 
 def _cell(value: str | float | None) -> str:
