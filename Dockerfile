@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # One recipe for CPU and CUDA. PyTorch's wheels bring the CUDA runtime, so the base is plain Python.
 #
 #   docker build -t harmonizer:0.1.0 .
