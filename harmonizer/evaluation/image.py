@@ -12,12 +12,14 @@ from scipy import ndimage
 
 from ..errors import InputError
 
-__all__ = ["psnr", "rmse", "mae", "ssim", "ssim_structure", "gradient_agreement"]
+__all__ = ["psnr", "rmse", "mae", "ssim", "ms_ssim", "ssim_structure", "structure_map",
+           "gradient_agreement"]
 
 WINDOW_SIGMA = 1.5  # voxels; Wang et al. 2004, section III-B
 WINDOW_TRUNCATE = 3.5  # sigmas, as scikit-image: radius 5, window 11
 WINDOW_RADIUS = int(WINDOW_TRUNCATE * WINDOW_SIGMA + 0.5)
 K1, K2 = 0.01, 0.03  # Wang et al. 2004, section III-B
+MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
 GRADIENT_SIGMA = 1.0  # voxels
 GRADIENT_MARGIN = 3  # voxels taken off the mask, so that the mask's own edge is no anatomy
 
@@ -59,6 +61,55 @@ def ssim(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: fl
     return float(similarity[inside].mean(dtype=np.float64))
 
 
+def ms_ssim(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float
+            ) -> tuple[float, int]:
+    """Multi-scale SSIM inside the mask, and the number of scales that the brain has room for.
+
+    product over scales of (mean cs_j)^w_j, the coarsest with luminance; each scale halves the last
+    by the mean of 2 x 2 x 2 voxels. Range 0 to 1, higher is nearer; a negative mean counts as 0.
+    Five scales with the weights of Wang, Simoncelli and Bovik 2003,
+    doi:10.1109/ACSSC.2003.1292216; fewer where the mask's box would become narrower than the
+    window of 11 voxels, the weights then rescaled to add up to one. Windows count only the voxels
+    inside the mask, as in :func:`ssim_structure`: at a coarse scale most windows meet the mask's
+    edge, and zeros that both images share would speak for any two brains.
+    """
+    _check(first, second, mask, data_range)
+    inside, one, two = _masked_box(mask, first, second, margin=0)
+    factors: list[tuple[float, float]] = []
+    while True:
+        factors.append(_ssim_means(inside, one, two, data_range))
+        if len(factors) == len(MS_WEIGHTS) or min(inside.shape) // 2 < 2 * WINDOW_RADIUS + 1:
+            break
+        share = _halved(inside.astype(np.float64))
+        one, two = (_halved(array) / np.maximum(share, 0.5) for array in (one, two))
+        inside = share >= 0.5
+        if not inside.any():
+            break
+    weights = np.array(MS_WEIGHTS[:len(factors)]) / sum(MS_WEIGHTS[:len(factors)])
+    values = np.array([contrast for _, contrast in factors[:-1]] + [factors[-1][0]])
+    return float(np.prod(np.maximum(values, 0) ** weights)), len(factors)
+
+
+def _ssim_means(inside: np.ndarray, one: np.ndarray, two: np.ndarray, data_range: float
+                ) -> tuple[float, float]:
+    """Mean inside of SSIM and of its contrast-structure term alone, at one scale."""
+    one, two = one * inside, two * inside
+    weight = _window(inside.astype(np.float64))[inside]
+    mean_one, mean_two, square_one, square_two, product = (
+        _window(array)[inside] / weight for array in (one, two, one**2, two**2, one * two))
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    variance = square_one - mean_one**2 + square_two - mean_two**2
+    contrast = (2 * (product - mean_one * mean_two) + c2) / (variance + c2)
+    luminance = (2 * mean_one * mean_two + c1) / (mean_one**2 + mean_two**2 + c1)
+    return float((luminance * contrast).mean()), float(contrast.mean())
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    """Mean over blocks of 2 x 2 x 2 voxels; an odd last plane is dropped."""
+    i, j, k = (n // 2 for n in array.shape)
+    return array[:2 * i, :2 * j, :2 * k].reshape(i, 2, j, 2, k, 2).mean(axis=(1, 3, 5))
+
+
 def ssim_structure(
     first: np.ndarray,
     second: np.ndarray,
@@ -76,6 +127,20 @@ def ssim_structure(
     """
     second_range = first_range if second_range is None else second_range
     _check(first, second, mask, min(first_range, second_range))
+    return float(_structure(first, second, mask, first_range, second_range).mean())
+
+
+def structure_map(first: np.ndarray, second: np.ndarray, mask: np.ndarray, first_range: float,
+                  second_range: float) -> np.ndarray:
+    """Where it is alike: the map that :func:`ssim_structure` is the mean of, NaN off the mask."""
+    _check(first, second, mask, min(first_range, second_range))
+    full = np.full(mask.shape, np.nan, dtype=np.float32)
+    full[mask] = _structure(first, second, mask, first_range, second_range)
+    return full
+
+
+def _structure(first: np.ndarray, second: np.ndarray, mask: np.ndarray, first_range: float,
+               second_range: float) -> np.ndarray:
     inside, one, two = _masked_box(mask, first / first_range, second / second_range)
     weight = _window(inside.astype(np.float64))[inside]
     mean_one, mean_two, square_one, square_two, product = (
@@ -83,7 +148,7 @@ def ssim_structure(
     spread = np.sqrt(np.maximum(square_one - mean_one**2, 0)
                      * np.maximum(square_two - mean_two**2, 0))
     c3 = K2**2 / 2
-    return float(((product - mean_one * mean_two + c3) / (spread + c3)).mean())
+    return (product - mean_one * mean_two + c3) / (spread + c3)
 
 
 def gradient_agreement(
@@ -124,10 +189,11 @@ def _check(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: 
                          "Check the target's images.")
 
 
-def _masked_box(mask: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mask and arrays (zero outside the mask) cut to the mask's box plus one window radius."""
+def _masked_box(mask: np.ndarray, *arrays: np.ndarray, margin: int = WINDOW_RADIUS
+                ) -> tuple[np.ndarray, ...]:
+    """Mask and arrays (zero outside the mask) cut to the mask's box plus ``margin`` voxels."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    pad = [(WINDOW_RADIUS, WINDOW_RADIUS)] * 3
+    pad = [(margin, margin)] * 3
     inside = np.pad(mask[box], pad)
     cut = [np.pad(np.where(mask[box], array[box], 0).astype(np.float64), pad) for array in arrays]
     return inside, *cut

@@ -68,8 +68,13 @@ MEASURES = {
         "gradients' lengths, inside the eroded mask",
         "1", "higher", "-1 to 1"),
     "psnr": Measure(
-        "Peak signal to noise ratio 10 log10(R^2 / MSE) inside the mask",
+        "Peak signal to noise ratio 10 log10(R^2 / MSE) inside the mask; of a travelling pair, "
+        "the image at `site` against the person's image at `reference`",
         "dB", "higher", "-infinity to infinity"),
+    "ms_ssim": Measure(
+        "Multi-scale structural similarity inside the mask, five scales or as many as the volume "
+        "has room for", "1", "higher", "0 to 1",
+        "Wang, Simoncelli and Bovik 2003, doi:10.1109/ACSSC.2003.1292216"),
     "rmse": Measure("Root mean squared difference inside the mask over R", "R", "lower",
                     "0 to infinity"),
     "mae": Measure("Mean absolute difference inside the mask over R", "R", "lower",
