@@ -51,7 +51,7 @@ def seed_ants(seed: int) -> None:
 
 
 def ants_module() -> ModuleType:
-    """The ants package, imported with one ITK thread unless the environment already says otherwise."""
+    """The ants package, imported with one ITK thread unless the environment says otherwise."""
     if "ants" not in sys.modules:
         os.environ.setdefault(THREADS, "1")
     import ants

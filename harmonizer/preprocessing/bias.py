@@ -20,6 +20,10 @@ from .ants_bridge import ants_module, to_ants
 __all__ = ["correct_bias", "estimate_log_bias", "head_mask"]
 
 WORKING_SPACING_MM = 3.6
+# Three levels: knots 40-50 mm apart in a brain. A fourth (20-25 mm) takes anatomy for bias: it cut
+# the contrast of grey to white matter (.706 -> .742, oasis) and the ratio of contrast to noise
+# (2.60 -> 2.28); with three both hold (.705, 2.60), whatever field is put on top.
+FULL_ITERATIONS = [50, 50, 50]
 MIN_VOXELS = 200  # of a mask at working spacing: fewer cannot carry a field
 FIELD_RANGE = (0.05, 20.0)  # of the field against its mean; beyond is extrapolation, not physics
 
@@ -84,19 +88,11 @@ def estimate_log_bias(
 
 
 def head_mask(volume: Volume) -> np.ndarray:
-    """(I, J, K) bool: the head by Otsu's threshold on clipped intensities, holes filled."""
+    """(I, J, K) bool: above half of Otsu's threshold on clipped intensities, holes filled."""
     from skimage.filters import threshold_otsu
 
-    high = np.percentile(volume.data, 99.5)
-    clipped = np.clip(volume.data, 0, max(float(high), 1e-6))
-    level = threshold_otsu(clipped[clipped > 0]) if (clipped > 0).any() else 0.0
-    sample = clipped > min(0.5 * level, threshold_otsu(clipped))
-    labels, count = ndimage.label(sample)
-    if count > 1:
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
-        sample = labels == sizes.argmax()
-    return ndimage.binary_fill_holes(sample)
+    clipped = np.clip(volume.data, 0, max(float(np.percentile(volume.data, 99.5)), 1e-6))
+    return ndimage.binary_fill_holes(clipped > 0.5 * threshold_otsu(clipped))
 
 
 def _n4(
@@ -109,7 +105,7 @@ def _n4(
 ) -> np.ndarray:
     """N4 on the coarse grid -> float64 log field."""
     ants = ants_module()
-    iterations = [20, 10] if sloppy else [30, 20, 10] if rough else [50, 50, 50, 50]
+    iterations = [20, 10] if sloppy else [30, 20, 10] if rough else FULL_ITERATIONS
     affine = volume.affine.copy()
     affine[:3, :3] = affine[:3, :3] * factors
     grid = Volume(coarse, affine)
@@ -118,7 +114,7 @@ def _n4(
         image,
         mask=to_ants(grid, inside),
         shrink_factor=2 if sloppy or rough else 1,
-        convergence={"iters": iterations, "tol": 1e-6 if rough or sloppy else 1e-7},
+        convergence={"iters": iterations, "tol": 1e-6},
         return_bias_field=True,
     )
     return np.log(np.maximum(field.numpy().astype(np.float64), 1e-6))

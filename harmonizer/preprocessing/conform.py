@@ -107,7 +107,8 @@ def conform(path: str | os.PathLike[str]) -> Conformed:
         affine @ inv_ornt_aff(orientation, shape),
     )
     return Conformed(
-        volume, Path(path), shape, affine, orientation, image.header.copy(), repaired, tuple(repairs)
+        volume, Path(path), shape, affine, orientation, image.header.copy(), repaired,
+        tuple(repairs),
     )
 
 
@@ -292,7 +293,7 @@ def _without_codes(
     if _fault(affine) is not None:
         raise InputError(
             f"{path}: its header holds no usable geometry (voxel sizes "
-            f"{tuple(float(z) for z in image.header.get_zooms()[:3])}). Convert it again from DICOM."
+            f"{tuple(float(z) for z in image.header.get_zooms()[:3])}). Convert the DICOMs again."
         )
     repairs.append(
         "neither sform nor qform is set: voxel sizes alone were used, x stored right to left, "

@@ -85,7 +85,7 @@ def register_to_template(
         If the volume has no mask, or an empty one.
     """
     if volume.mask is None or not volume.mask.any():
-        raise InputError("registration needs a brain mask that is not empty. Extract the brain first.")
+        raise InputError("registration needs a brain mask with voxels in it. Extract the brain first.")
     brain = volume.with_data(np.where(volume.mask, np.maximum(volume.data, 0), 0))
     moving = working_copy(brain, 4 if sloppy else WORKING_SPACING_MM)
     template = load_template(4 if sloppy else WORKING_SPACING_MM)
@@ -135,7 +135,7 @@ def search_pose(volume: Volume, *, sloppy: bool = False) -> np.ndarray:
     """
     moving = working_copy(volume, SEARCH_SPACING_MM)
     score = _PoseScore(load_template(SEARCH_SPACING_MM), moving)
-    starts = [np.array([*rotation, *shift]) for rotation in _rotations(sloppy) for shift in _shifts()]
+    starts = [np.r_[rotation, shift] for rotation in _rotations(sloppy) for shift in _shifts()]
     values = [score(start) for start in starts]
     chosen = _apart([starts[i] for i in np.argsort(values, kind="stable")], 2 if sloppy else 5)
     ends = [_descend(score, start, 60 if sloppy else 250) for start in chosen]

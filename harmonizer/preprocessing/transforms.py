@@ -121,8 +121,8 @@ def read_itk_affine(path: str | os.PathLike[str]) -> np.ndarray:
     fixed = re.findall(r"^FixedParameters:(.*)$", text, re.MULTILINE)
     if len(parameters) != 1 or len(parameters[0].split()) != 12:
         raise InputError(
-            f"{path}: expected one ITK affine of 12 parameters, found {len(parameters)} transforms. "
-            "Warps and lists of transforms are not read here."
+            f"{path}: expected one ITK affine (12 numbers), found {len(parameters)} transforms; "
+            "warps and lists of transforms are not read here."
         )
     numbers = np.array(parameters[0].split(), dtype=float)
     centre = np.array((fixed[0] if fixed else "0 0 0").split()[:3], dtype=float)
@@ -155,7 +155,8 @@ def _pull(
         output_shape=tuple(shape),
         output=np.float32,
         order=order,
-        mode="grid-constant",  # fades over half a voxel at the border, as ITK does not cut it
+        # linear fades over half a voxel at the border; a cubic one would ring far outside of it
+        mode="grid-constant" if order <= 1 else "constant",
         cval=0.0,
     )
 

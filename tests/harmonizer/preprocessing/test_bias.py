@@ -10,22 +10,29 @@ from .heads import brain_in_head
 
 
 @pytest.fixture(scope="module")
-def shaded():
+def plain():
+    """A brain without shading."""
+    return brain_in_head(spacing=6, skull=False)[0]
+
+
+@pytest.fixture(scope="module")
+def shaded(plain):
     """(Volume of a shaded brain, its true log field)."""
-    head, _ = brain_in_head(spacing=3, skull=False)
-    i, j, k = np.meshgrid(*[np.linspace(-1, 1, n) for n in head.shape], indexing="ij")
+    i, j, k = np.meshgrid(*[np.linspace(-1, 1, n) for n in plain.shape], indexing="ij")
     log_field = (0.35 * i - 0.3 * j * k + 0.25 * k).astype(np.float32)
-    return head.with_data(head.data * np.exp(log_field)), log_field
+    return plain.with_data(plain.data * np.exp(log_field)), log_field
 
 
-def test_known_field_is_found(shaded):
+def test_known_field_is_found(plain, shaded):
+    """N4 also flattens anatomy; what the field adds to its answer must be the field."""
     volume, truth = shaded
-    _, field = correct_bias(volume)
-    found, wanted = np.log(field[volume.mask]), truth[volume.mask]
-    residual = (found - wanted) - (found - wanted).mean()
+    inside = volume.mask
+    extra = estimate_log_bias(volume, inside) - estimate_log_bias(plain, inside)
+    wanted = truth[inside]
+    residual = extra[inside] - wanted
     assert wanted.std() > 0.1
-    assert residual.std() < 0.35 * wanted.std()
-    assert np.corrcoef(found, wanted)[0, 1] > 0.93
+    assert residual.std() < 0.25 * wanted.std()
+    assert np.corrcoef(extra[inside], wanted)[0, 1] > 0.97
 
 
 def test_mean_inside_the_mask_is_kept_and_data_times_field_is_the_input(shaded):
@@ -43,7 +50,7 @@ def test_negative_voxels_do_no_harm(shaded):
     data = volume.data.copy()
     where = np.argwhere(volume.mask)[::50]
     data[tuple(where.T)] = -60
-    corrected, field = correct_bias(volume.with_data(data))
+    corrected, field = correct_bias(volume.with_data(data), rough=True)
     assert np.isfinite(corrected.data).all()
     assert (corrected.data[tuple(where.T)] < 0).all()
     assert np.corrcoef(np.log(field[volume.mask]), truth[volume.mask])[0, 1] > 0.9
@@ -59,13 +66,15 @@ def test_log_field_does_not_depend_on_gain(shaded):
 def test_finer_voxels_find_the_same_field(shaded):
     """Estimated on blocks, evaluated on voxels: halving the voxels must not move the field."""
     volume, _ = shaded
+    half = np.diag([0.5, 0.5, 0.5, 1])
+    half[:3, 3] = -0.25
     fine = Volume(
         volume.data.repeat(2, 0).repeat(2, 1).repeat(2, 2),
-        volume.affine @ np.array([[.5, 0, 0, -.25], [0, .5, 0, -.25], [0, 0, .5, -.25], [0, 0, 0, 1]]),
+        volume.affine @ half,
         volume.mask.repeat(2, 0).repeat(2, 1).repeat(2, 2),
     )
-    coarse = estimate_log_bias(volume, volume.mask)
-    found = estimate_log_bias(fine, fine.mask)[::2, ::2, ::2]
+    coarse = estimate_log_bias(volume, volume.mask, rough=True)
+    found = estimate_log_bias(fine, fine.mask, rough=True)[::2, ::2, ::2]
     assert np.abs(found - coarse)[volume.mask].mean() < 0.02
 
 
@@ -73,7 +82,7 @@ def test_head_mask_is_the_head():
     head, _ = brain_in_head(spacing=4)
     mask = head_mask(head)
     assert (mask & head.mask).sum() / head.mask.sum() > 0.99
-    assert 1.3 * head.mask.sum() < mask.sum() < 2.6 * head.mask.sum()
+    assert 1.4 * head.mask.sum() < mask.sum() < 2.4 * head.mask.sum()
 
 
 def test_empty_mask_is_refused(shaded):
