@@ -336,13 +336,17 @@ def chance_level(
 ) -> Chance:
     """Scores under shuffled labels; p is the share at or above ``observed`` (one-sided).
 
-    p = (1 + count) / (1 + permutations), Phipson and Smyth 2010, doi:10.2202/1544-6115.1585.
+    p = (1 + count) / (1 + permutations), Phipson and Smyth 2010, doi:10.2202/1544-6115.1585. A
+    shuffle that has no score (NaN) is not counted.
     """
     if permutations < 1:
         raise InputError(f"expected at least one permutation, got {permutations}.")
     rng = np.random.default_rng(seed)
     drawn = np.array([score(shuffle_labels(labels, subjects, rng)) for _ in range(permutations)])
+    drawn = drawn[np.isfinite(drawn)]
+    if not drawn.size:
+        return Chance(math.nan, math.nan, math.nan, math.nan, 0)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     count = np.count_nonzero(drawn >= observed - 1e-12)
     return Chance(float(drawn.mean()), float(low), float(high),
-                  float((1 + count) / (1 + permutations)), permutations)
+                  float((1 + count) / (1 + drawn.size)), drawn.size)
