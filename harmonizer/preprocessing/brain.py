@@ -45,10 +45,12 @@ SKULL_STRIP = ("auto", "force", "skip")
 WORKING_SPACING_MM = 2
 SLOPPY_SPACING_MM = 4
 REFINE_SPACING_MM = 1.5
-AFFINE_MARGIN_MM = 2.5  # the template's mask, brought back, lies this far inside the border:
-SYN_MARGIN_MM = 4.2  # measured on heads with labels (benchmarks/preprocessing.py)
+AFFINE_MARGIN_MM = 3.5  # the template's mask, brought back, lies this far inside the border:
+SYN_MARGIN_MM = 5.2  # measured on heads with labels (benchmarks/preprocessing.py)
 PRIOR_WIDTH_MM = 1.8  # how far the border may be moved by intensities, as one standard error
 EVIDENCE = 1.2  # weight of the intensities' log odds; below two, as neighbours are correlated
+EVIDENCE_LIMITS = (-4.0, 1.5)  # natural log odds of one voxel: fat may veto, nothing may insist
+CORE_MM = 5.0  # deeper than this all is brain, orbit and dura included in no pose
 BORDER_MARGIN_MM = 1.5  # kept around the tissue, so that no cortex is lost to partial volume
 
 # What a trustworthy mask looks like; see preprocessing notes in docs for where the limits come from
@@ -152,7 +154,7 @@ def extract_brain(
         )
         candidates = _candidates(volume, moving, template, near, affine, seed, sloppy)
     checks = {name: check_quality(volume, mask, affine) for name, mask in candidates.items()}
-    method = min(checks, key=lambda name: _badness(checks[name]))
+    method = min(reversed(checks), key=lambda name: len(checks[name].reasons))  # SyN unless worse
     if not candidates[method].any():
         raise InputError("no brain was found in the image. Give a mask, or exclude the image.")
     return BrainExtraction(candidates[method], checks[method], method, brain_only, affine)
@@ -186,8 +188,21 @@ def foreground_mask(volume: Volume) -> np.ndarray:
     """
     background = _background(volume.data)
     background = float(volume.data.min()) if background is None else background
-    level = _signal_level(volume.data, background)
-    return ndimage.binary_fill_holes(_largest(volume.data - background > level))
+    mask = volume.data - background > _signal_level(volume.data, background)
+    return ndimage.binary_fill_holes(_without_threads(_largest(mask), volume.spacing))
+
+
+def _without_threads(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """A mask without what is thinner than 3 mm and reaches further than 3 mm from the rest."""
+    if not mask.any():
+        return mask
+    where = np.argwhere(mask)
+    box = tuple(slice(a, b + 1) for a, b in zip(where.min(axis=0), where.max(axis=0)))
+    inside = np.pad(ndimage.binary_fill_holes(mask[box]), 1)
+    core = _largest(_eroded(inside, 1.5, spacing))
+    out = np.zeros_like(mask)
+    out[box] = (inside & _dilated(core, 4.5, spacing))[1:-1, 1:-1, 1:-1]
+    return out
 
 
 def check_quality(volume: Volume, mask: np.ndarray, matrix: np.ndarray) -> QualityCheck:
@@ -230,11 +245,6 @@ def _reasons(check: QualityCheck) -> tuple[str, ...]:
     if check.cut_fraction > 0.05:
         reasons.append(f"{check.cut_fraction:.0%} of the border is cut by the field of view")
     return tuple(reasons)
-
-
-def _badness(check: QualityCheck) -> float:
-    """Orders candidates: broken limits first, then overlap and edges."""
-    return len(check.reasons) - check.overlap - check.edge_fraction
 
 
 def _candidates(
@@ -325,12 +335,13 @@ def _signed_depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 def _posterior(data: np.ndarray, depth: np.ndarray, bins: int = 48) -> np.ndarray:
     """Probability of brain from intensity (histograms deep inside and well outside) and depth."""
-    low, high = np.percentile(data[depth > 2], (0.5, 99.5))
+    core = depth > CORE_MM if (depth > CORE_MM).any() else depth > 0
+    low, high = np.percentile(data[core], (0.5, 99.5))
     level = np.clip((data - low) / max(float(high - low), 1e-12), -0.2, 1.2)
     index = ((level + 0.2) / 1.4 * (bins - 1) + 0.5).astype(np.intp)
-    brain = _histogram(index[depth > 1], bins)
+    brain = _histogram(index[core], bins)
     other = _histogram(index[(depth < -3) & (depth > -12)], bins)
-    evidence = np.clip(np.log(brain / other), -2.5, 1.5)[index].astype(np.float32)
+    evidence = np.clip(np.log(brain / other), *EVIDENCE_LIMITS)[index].astype(np.float32)
     evidence = ndimage.gaussian_filter(evidence, 0.6)
     odds = EVIDENCE * evidence + np.clip(depth / PRIOR_WIDTH_MM, -6, 6)
     inside = 1 / (1 + np.exp(-odds))
@@ -355,11 +366,11 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(closed)
 
 
-def _eroded(mask: np.ndarray, margin_mm: float, spacing: float) -> np.ndarray:
+def _eroded(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(mask, sampling=spacing) > margin_mm
 
 
-def _dilated(mask: np.ndarray, margin_mm: float, spacing: float) -> np.ndarray:
+def _dilated(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(~mask, sampling=spacing) <= margin_mm
 
 

@@ -85,7 +85,7 @@ def register_to_template(
         If the volume has no mask, or an empty one.
     """
     if volume.mask is None or not volume.mask.any():
-        raise InputError("registration needs a brain mask with voxels in it. Extract the brain first.")
+        raise InputError("registration needs a brain mask, not an empty one. Extract it first.")
     brain = volume.with_data(np.where(volume.mask, np.maximum(volume.data, 0), 0))
     moving = working_copy(brain, 4 if sloppy else WORKING_SPACING_MM)
     template = load_template(4 if sloppy else WORKING_SPACING_MM)
