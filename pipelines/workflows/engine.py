@@ -7,6 +7,7 @@ failed node is turned into a `Failure` that says which scan and why.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harmonizer.errors import UsageError
+from harmonizer.files import write_text
 
 from ..settings import Settings
 
@@ -174,11 +176,23 @@ def plugin_of(settings: Settings) -> tuple[str, dict[str, Any]]:
         return "Linear", {}
     import multiprocessing
 
+    _quiet_workers(settings)
     multiprocessing.set_forkserver_preload(PRELOAD)
     arguments: dict[str, Any] = {"n_procs": settings.nprocs, "raise_insufficient": False}
     if settings.mem_gb is not None:
         arguments["memory_gb"] = settings.mem_gb
     return "MultiProc", arguments
+
+
+def _quiet_workers(settings: Settings) -> None:
+    """Give worker processes a Nipype configuration of ours: their log lines would swamp the bar,
+    and the default one lies in HOME, which a container may not have."""
+    level = "INFO" if settings.verbose else "CRITICAL"
+    names = ("workflow_level", "utils_level", "interface_level")
+    lines = ["[logging]", *(f"{name} = {level}" for name in names),
+             "[execution]", "check_version = false", ""]
+    path = write_text(settings.work_dir / "nipype" / "nipype.cfg", "\n".join(lines))
+    os.environ["NIPYPE_CONFIG_DIR"] = str(path.parent)
 
 
 def load_plugin(path: Path) -> dict[str, Any]:
