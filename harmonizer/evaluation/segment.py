@@ -1,0 +1,187 @@
+"""Tissue of an image on the template grid, from the image and the template's priors.
+
+ANTs Atropos (Avants et al. 2011, doi:10.1007/s12021-011-9109-y): a finite mixture of three normal
+distributions with a Markov random field, started from and held to the template's tissue maps. The
+priors tell the classes apart, so no order of brightness is assumed. It works at 2 mm, where it
+takes seconds; what is wanted of it is the same answer for the same brain, not the best border.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+from scipy import ndimage
+
+from ..errors import InputError
+from ..files import atomic_path
+from ..template import load_template, tissue_priors
+from ..volume import Volume
+
+__all__ = ["Segmentation", "Segment", "AtroposSegmenter", "CachedSegmenter", "tissue_ratios",
+           "as_labels", "TISSUES"]
+
+Segmentation = Union[np.ndarray, Mapping[str, np.ndarray]]
+"""Labels (1 CSF, 2 GM, 3 WM, 0 outside), or tissue name -> probabilities 0 to 1; any one grid."""
+Segment = Callable[[Volume], Segmentation]
+TISSUES = ("CSF", "GM", "WM")
+LEAST_OVERLAP = 0.75  # Dice of the image's mask with the template's, below which it is elsewhere
+_LOCK = threading.Lock()
+
+
+def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:
+    """Volume of each tissue over that of all three, 0 to 1, adding up to one; unit 1.
+
+    InputError where there is no tissue at all.
+    """
+    if isinstance(segmentation, np.ndarray):
+        sizes = {name: float(np.count_nonzero(segmentation == code))
+                 for code, name in enumerate(TISSUES, start=1)}
+    else:
+        sizes = {name: float(np.sum(segmentation[name], dtype=np.float64)) for name in TISSUES}
+    total = sum(sizes.values())
+    if not total > 0:
+        raise InputError("expected a segmentation with tissue in it, got none. Check the mask.")
+    return {name: size / total for name, size in sizes.items()}
+
+
+def as_labels(segmentation: Segmentation) -> np.ndarray:
+    """uint8 labels: 1 CSF, 2 GM, 3 WM, the likeliest; 0 where all probabilities are zero."""
+    if isinstance(segmentation, np.ndarray):
+        return segmentation.astype(np.uint8)
+    stack = np.stack([segmentation[name] for name in TISSUES])
+    return np.where(stack.max(axis=0) > 0, stack.argmax(axis=0) + 1, 0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class AtroposSegmenter:
+    """``segmenter(volume)`` -> probabilities of CSF, GM and WM on the template grid.
+
+    ``resolution_mm``: grid to work on (2; 1 is eight times slower); ``iterations`` of Atropos;
+    ``prior_weight``: 0 uses the priors to start only, 1 nothing but them.
+    """
+
+    resolution_mm: int = 2
+    iterations: int = 5
+    prior_weight: float = 0.25
+    smoothing: float = 0.1
+
+    def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
+        """InputError unless the volume has a mask that lies on the template's brain."""
+        grid = load_template(self.resolution_mm)
+        image = _on_grid(volume, grid)
+        overlap = _dice(image.mask, grid.mask)
+        if overlap < LEAST_OVERLAP:
+            raise InputError(
+                f"expected an image in the space of the template, but its brain mask overlaps the "
+                f"template's by a Dice of {overlap:.2f} only. Register it first, or pass another "
+                "segmentation.")
+        return _atropos(image, self)
+
+    @property
+    def name(self) -> str:
+        """One word for what it does and with which settings, for caches."""
+        return (f"atropos-{self.resolution_mm}mm-{self.iterations}-{self.prior_weight:g}-"
+                f"{self.smoothing:g}")
+
+
+def _dice(one: np.ndarray, two: np.ndarray) -> float:
+    size = np.count_nonzero(one) + np.count_nonzero(two)
+    return 2 * np.count_nonzero(one & two) / size if size else 0.0
+
+
+def _on_grid(volume: Volume, grid: Volume) -> Volume:
+    """The volume on another grid: smoothed as far as voxels grow, then read linearly."""
+    if volume.mask is None:
+        raise InputError("segmentation needs a brain mask and the volume has none. Give a mask.")
+    if volume.same_grid(grid):
+        return volume
+    ratio = grid.spacing / volume.spacing
+    sigma = np.where(ratio > 1, 0.4 * ratio, 0.0)  # a box of the new voxel has 0.29 of its width
+    inside = volume.mask.astype(np.float32)
+    weight = ndimage.gaussian_filter(inside, sigma)
+    smooth = ndimage.gaussian_filter(volume.data * inside, sigma)
+    smooth = np.divide(smooth, weight, out=np.zeros_like(smooth), where=weight > 1e-3)
+    step = np.linalg.inv(volume.affine) @ grid.affine
+    data, share = (ndimage.affine_transform(array, step[:3, :3], step[:3, 3], grid.shape, order=1)
+                   for array in (smooth, inside))
+    return Volume(np.where(share > 0.5, data, 0), grid.affine, share > 0.5)
+
+
+def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]:
+    from ..preprocessing.ants_bridge import ants_module, to_ants
+
+    ants = ants_module()
+    low, high = np.percentile(image.in_mask(), [0.5, 99.5])
+    if not high > low:
+        raise InputError("expected an image with contrast inside the mask, got a constant one. "
+                         "It cannot be segmented.")
+    scaled = np.clip((image.data - low) / (high - low), 0, 1) * 100
+    priors = tissue_priors(settings.resolution_mm)
+    with _own_temporary_folder():
+        found = ants.atropos(
+            a=to_ants(image, scaled), x=to_ants(image, image.mask),
+            i=[to_ants(image, np.where(image.mask, priors[name], 0)) for name in TISSUES],
+            m=f"[{settings.smoothing:g},1x1x1]", c=f"[{settings.iterations},0]",
+            priorweight=settings.prior_weight)["probabilityimages"]
+        maps = np.stack([one.numpy() for one in found]) * image.mask
+    total = maps.sum(axis=0)
+    return {name: np.divide(one, total, out=np.zeros_like(one), where=total > 0)
+            for name, one in zip(TISSUES, maps)}
+
+
+@contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Keep what ants leaves behind in the temporary folder in one of our own, removed at the end.
+
+    antspyx 0.6.3 writes probability maps under `tempfile.mktemp` and does not delete them.
+    """
+    with _LOCK, tempfile.TemporaryDirectory(prefix="harmonizer-") as folder:
+        before = tempfile.tempdir
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+@dataclass(frozen=True)
+class CachedSegmenter:
+    """A segmenter that keeps its answers in a folder, by content of image and mask.
+
+    Probabilities are kept as 8-bit shares: a ratio over 200,000 voxels does not notice. The folder
+    may be deleted at any time.
+    """
+
+    segment: Segment
+    folder: Path
+
+    def __call__(self, volume: Volume) -> Segmentation:
+        """The kept answer, or a new one that is kept."""
+        path = Path(self.folder) / f"{self._key(volume)}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as kept:
+                return {name: kept[name].astype(np.float32) / 255 for name in TISSUES}
+        found = self.segment(volume)
+        if isinstance(found, np.ndarray):
+            found = {name: (found == code).astype(np.float32)
+                     for code, name in enumerate(TISSUES, start=1)}
+        rounded = {name: np.round(np.clip(found[name], 0, 1) * 255).astype(np.uint8)
+                   for name in TISSUES}
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, **rounded)
+        return {name: array.astype(np.float32) / 255 for name, array in rounded.items()}
+
+    def _key(self, volume: Volume) -> str:
+        digest = hashlib.sha256(getattr(self.segment, "name", repr(self.segment)).encode())
+        for array in (volume.data, volume.affine, volume.mask):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:32]

@@ -1,0 +1,105 @@
+"""Tissue from Atropos and priors on a template-shaped phantom; ratios, labels and the cache."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harmonizer.errors import InputError
+from harmonizer.evaluation.segment import (
+    AtroposSegmenter,
+    CachedSegmenter,
+    as_labels,
+    tissue_ratios,
+)
+from harmonizer.template import load_template, tissue_priors
+from harmonizer.volume import Volume
+
+SEGMENTER = AtroposSegmenter(resolution_mm=4)
+
+
+@pytest.fixture(scope="module")
+def brain() -> Volume:
+    """The template's own tissues at 4 mm in T1 contrast, a little noise."""
+    grid, priors = load_template(4), tissue_priors(4)
+    data = 30 * priors["CSF"] + 70 * priors["GM"] + 110 * priors["WM"]
+    noise = np.random.default_rng(0).normal(0, 3, grid.shape)
+    return Volume(np.where(grid.mask, data + noise, 0), grid.affine, grid.mask)
+
+
+@pytest.fixture(scope="module")
+def maps(brain) -> dict[str, np.ndarray]:
+    return SEGMENTER(brain)
+
+
+def test_ratios_and_labels_by_hand():
+    labels = np.array([[[0, 1, 2, 2, 3]]])
+    assert tissue_ratios(labels) == {"CSF": 0.25, "GM": 0.5, "WM": 0.25}
+    soft = {"CSF": np.array([[[0.0, 0.5]]]), "GM": np.array([[[0.0, 0.2]]]),
+            "WM": np.array([[[0.0, 0.3]]])}
+    assert tissue_ratios(soft) == pytest.approx({"CSF": 0.5, "GM": 0.2, "WM": 0.3})
+    assert as_labels(soft).tolist() == [[[0, 1]]]
+    with pytest.raises(InputError, match="tissue in it"):
+        tissue_ratios(np.zeros((2, 2, 2), int))
+
+
+def test_the_tissues_of_the_template_are_found(brain, maps):
+    truth = as_labels(dict(tissue_priors(4)))
+    found = as_labels(maps)
+    assert np.mean(found[brain.mask] == truth[brain.mask]) > 0.9
+    expected = tissue_ratios(dict(tissue_priors(4)))
+    assert tissue_ratios(maps) == pytest.approx(expected, abs=0.04)
+
+
+def test_shares_add_up_to_one_inside_the_mask_and_to_nothing_outside(brain, maps):
+    total = sum(maps.values())
+    assert total[brain.mask] == pytest.approx(1.0, abs=1e-4)
+    assert not total[~brain.mask].any()
+
+
+def test_no_order_of_brightness_is_assumed(brain, maps):
+    dark = tissue_ratios(SEGMENTER(brain.with_data(np.where(brain.mask, 200 - brain.data, 0))))
+    assert dark == pytest.approx(tissue_ratios(maps), abs=0.02)
+
+
+def test_a_finer_grid_is_brought_to_the_working_grid(maps):
+    grid, priors = load_template(2), tissue_priors(2)
+    data = 30 * priors["CSF"] + 70 * priors["GM"] + 110 * priors["WM"]
+    found = SEGMENTER(Volume(np.where(grid.mask, data, 0), grid.affine, grid.mask))
+    assert found["GM"].shape == load_template(4).shape
+    assert tissue_ratios(found) == pytest.approx(tissue_ratios(maps), abs=0.06)
+
+
+def test_nothing_is_left_in_the_temporary_folder(brain, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    SEGMENTER(brain)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_segmented_is_explained(brain):
+    shifted = brain.affine.copy()
+    shifted[0, 3] += 90
+    with pytest.raises(InputError, match="in the space of the template"):
+        SEGMENTER(Volume(brain.data, shifted, brain.mask))
+    with pytest.raises(InputError, match="contrast inside the mask"):
+        SEGMENTER(brain.with_data(brain.mask * 5.0))
+    with pytest.raises(InputError, match="needs a brain mask"):
+        SEGMENTER(Volume(np.ones((9, 9, 9)), brain.affine))
+
+
+def test_the_cache_answers_by_content(tmp_path: Path):
+    asked = []
+
+    def segment(volume: Volume) -> np.ndarray:
+        asked.append(1)
+        return np.where(volume.data > 5, 3, 2) * volume.mask
+
+    cached = CachedSegmenter(segment, tmp_path)
+    one = Volume(np.arange(27.0).reshape(3, 3, 3), np.eye(4), np.ones((3, 3, 3), bool))
+    first, again = cached(one), cached(one)
+    assert len(asked) == 1
+    assert tissue_ratios(first) == tissue_ratios(again) == tissue_ratios(segment(one))
+    cached(one.with_data(one.data + 1))
+    assert len(asked) == 3  # one of them by the line before the last
