@@ -77,6 +77,9 @@ TESTS: dict[str, Measure] = {
         "of all interactions", "1", "lower", "0 to 1", "DISARM++"),
     "age_rmse": Measure("Residual standard error of age ~ volume x site", "years", "lower",
                         "0 to infinity", "DISARM++"),
+    "effect_size": Measure(
+        "Effect of a covariate on a feature; of which kind depends on the covariate, and here it "
+        "could not be given", "1", "none", "any"),
     "cohens_d": Measure(
         "Difference of a feature between the two groups of the covariate, adjusted for site and "
         "the other covariates, over the residual standard deviation", "1", "none", "any",
