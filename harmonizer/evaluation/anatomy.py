@@ -1,0 +1,331 @@
+"""The guard: anatomy must not move.
+
+A harmonized image may differ from its source in contrast, and by no more in anatomy than two scans
+of one person on one scanner differ from each other. That is measured, on the cohort's own rescans;
+where there are none, on simulated ones: the scan moved by what registration repeats to, with its
+own noise added once more. An image that breaks a limit is flagged with the reason and the place.
+
+What moved is seen after the contrast is explained away: harmonized = a + b f(source) + rest, where
+f is a stiff function of intensity alone and a, b vary only over 12 mm (a bias field). The rest,
+averaged over 2.5 mm (noise), is the map of where it moved. A lesion erased or painted in stands out
+there, though no mean over the brain notices it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from ..cohort import Cohort
+from ..errors import InputError
+from ..volume import Volume
+from . import image as near
+from .distribution import intensity_range, quantile_function
+from .segment import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
+from .travelling import rescans
+
+__all__ = ["GUARDED", "Tolerance", "Verdict", "explained_by_contrast", "moved_map",
+           "edge_displacement", "overlap", "compare_anatomy", "simulated_rescan", "noise_level",
+           "tolerance_of", "learn_tolerance", "judge"]
+
+GUARDED = {  # measure -> what a reader is told; True where higher is better
+    "ssim_structure": ("structure (SSIM)", True),
+    "gradient_agreement": ("direction of edges", True),
+    "edge_displacement": ("displacement of edges, mm", False),
+    "largest_change": ("largest local change, share of the range", False),
+    "dice": ("overlap of tissues (Dice)", True),
+    "ravd": ("change of tissue volumes", False),
+}
+KNOTS = 11  # ends included
+LINE_BINS = 512
+SMOOTH_MM = 12.0  # standard deviation of the window in which gain and offset may differ
+LEAST_VARIANCE = 1e-4  # of f(source) in ranges squared; with less around it, the local gain is 1
+LOCAL_MM = 2.5  # standard deviation of the window over which a local change is averaged
+RIM_MM = 4.0  # taken off the mask: its border belongs to the skull-strip
+EDGE_SHARE = 0.1  # of the voxels, those with the steepest gradient
+REGISTRATION_MM = 0.3  # shift and
+REGISTRATION_DEGREES = 0.3  # rotation that two registrations of one brain differ by
+MISSED = 0.05  # share of faithful images that may be flagged
+MOST_PAIRS = 20
+FEWEST_PAIRS = 3  # real rescans, below which simulated ones are added
+
+
+def explained_by_contrast(source: np.ndarray, result: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """f(source): what ``result`` would be if only the contrast had changed, zero off the mask.
+
+    Arrays (I, J, K). f is a broken line with 9 knots between the 1st and the 99th percentile of the
+    source, fitted there by least squares; beyond them it goes on straight, for up to half the
+    range. It may turn (T1 to T2 contrast), but follows no intensity that only a lesion has.
+    """
+    values, goal = source[mask].astype(np.float64), result[mask].astype(np.float64)
+    first, low, high, last = np.percentile(values, [0.5, 1, 99, 99.5])
+    reach = (last - first) / 2
+    if not high > low:
+        return np.where(mask, goal.mean(), 0).astype(np.float32)
+    counts, edges = np.histogram(values, LINE_BINS, (low, high))
+    total = np.histogram(values, edges, weights=goal)[0]
+    full = counts > 0
+    middle = ((edges[:-1] + edges[1:]) / 2)[full]
+    knots = np.linspace(low, high, KNOTS)
+    weight = np.sqrt(counts[full])
+    line = np.linalg.lstsq(_hinges(middle, knots) * weight[:, None],
+                           total[full] / counts[full] * weight, rcond=None)[0]
+    expected = np.zeros(source.shape, dtype=np.float32)
+    expected[mask] = _hinges(np.clip(values, first - reach, last + reach), knots) @ line
+    return expected
+
+
+def _hinges(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """(n, knots) basis of broken lines: a constant, x, and max(x - knot, 0) at inner knots."""
+    unit = (x - knots[0]) / (knots[-1] - knots[0])
+    inner = (knots[1:-1] - knots[0]) / (knots[-1] - knots[0])
+    return np.column_stack([np.ones_like(unit), unit, np.maximum(unit[:, None] - inner, 0)])
+
+
+def moved_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
+              spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    """Where it moved: (I, J, K) float32, signed, in shares of the result's 0.5 to 99.5 % range.
+
+    result - (a + b f(source)) with a and b fitted over 12 mm around each voxel (a bias field is no
+    anatomy), averaged over 2.5 mm; Gaussian windows that count only voxels inside the mask; 0 off
+    the mask. InputError for a constant result.
+    """
+    scale = intensity_range(quantile_function(result[mask]))
+    if not scale > 0:
+        raise InputError("expected a harmonized image with contrast, got a constant one.")
+    expected = explained_by_contrast(source, result, mask) / scale
+    rest = _without_local_line(np.where(mask, result / scale, 0), expected, mask, spacing)
+    return (_mean_inside(rest, mask, spacing, LOCAL_MM) * mask).astype(np.float32)
+
+
+def _without_local_line(y: np.ndarray, x: np.ndarray, mask: np.ndarray, spacing: Sequence[float]
+                        ) -> np.ndarray:
+    """y - (a + b x), zero off the mask, a and b by local least squares over 12 mm."""
+    mean_x, mean_y, square, product = (_mean_inside(array * mask, mask, spacing, SMOOTH_MM)
+                                       for array in (x, y, x * x, x * y))
+    variance = np.maximum(square - mean_x**2, 0)
+    slope = (product - mean_x * mean_y + LEAST_VARIANCE) / (variance + LEAST_VARIANCE)
+    return (y - mean_y - slope * (x - mean_x)) * mask
+
+
+def _mean_inside(array: np.ndarray, mask: np.ndarray, spacing: Sequence[float], width_mm: float
+                 ) -> np.ndarray:
+    sigma = width_mm / np.asarray(spacing)
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=3)
+    total = ndimage.gaussian_filter(array.astype(np.float32), sigma, truncate=3)
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-4)
+
+
+def _core(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """The mask without its outer 4 mm, or the mask itself where that leaves nothing."""
+    padded = np.pad(mask, 1)
+    inner = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1] > RIM_MM
+    return inner if inner.any() else mask
+
+
+def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
+                      spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> float:
+    """Mean distance in mm between the edges of f(source) and of the result, both ways.
+
+    Edges: the tenth of the voxels of the mask's core with the steepest gradient (Gaussian
+    derivative of 1 voxel). 0 to infinity, lower is better; NaN where an image has no edges.
+    """
+    core = _core(mask, spacing)
+    edges = [_edges(image, core, spacing)
+             for image in (explained_by_contrast(source, result, mask), result)]
+    if not all(edge.any() for edge in edges):
+        return math.nan
+    away = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+    return float((away[1][edges[0]].mean() + away[0][edges[1]].mean()) / 2)
+
+
+def _edges(image: np.ndarray, core: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    image = image.astype(np.float32)
+    squared = sum((ndimage.gaussian_filter1d(image, 1.0, axis=axis, order=1, mode="nearest")
+                   / spacing[axis]) ** 2 for axis in range(3))
+    limit = np.quantile(squared[core], 1 - EDGE_SHARE)
+    return core & (squared >= limit) & (squared > 0)
+
+
+def overlap(source: Segmentation, result: Segmentation) -> tuple[float, float]:
+    """Dice and rAVD of two segmentations of one brain, each of the tissue where it is worst.
+
+    Dice = 2 |A and B| / (|A| + |B|), 0 to 1, higher is better. rAVD = |V_result - V_source| /
+    V_source of tissue ratios, 0 to infinity, lower is better. NaN where a tissue is missing.
+    """
+    one, two = as_labels(source), as_labels(result)
+    before, after = tissue_ratios(source), tissue_ratios(result)
+    dice, change = [], []
+    for code, name in enumerate(TISSUES, start=1):
+        size = np.count_nonzero(one == code) + np.count_nonzero(two == code)
+        shared = np.count_nonzero((one == code) & (two == code))
+        dice.append(2 * shared / size if size else math.nan)
+        change.append(abs(after[name] - before[name]) / before[name] if before[name] else math.nan)
+    return float(np.min(dice)), float(np.max(change))
+
+
+def compare_anatomy(source: Volume, result: Volume,
+                    segmentations: tuple[Segmentation, Segmentation] | None = None
+                    ) -> dict[str, float]:
+    """All guarded measures of an image against its source; keys as in GUARDED.
+
+    Both on one grid; inside the source's mask, and the result's where it has one. ``segmentations``
+    of both add ``dice`` and ``ravd``. A constant image gets the worst values there are. InputError
+    for other grids.
+    """
+    if source.mask is None or not source.same_grid(result):
+        raise InputError(f"expected a masked source and its result on one grid, got {source.shape} "
+                         f"and {result.shape}.")
+    mask = source.mask if result.mask is None else source.mask & result.mask
+    one, two, spacing = source.data, result.data, tuple(float(v) for v in source.spacing)
+    ranges = [intensity_range(quantile_function(data[mask])) for data in (one, two)]
+    if not min(ranges) > 0:
+        return {"ssim_structure": 0.0, "gradient_agreement": 0.0, "largest_change": 1.0}
+    moved = moved_map(one, two, mask, spacing)
+    values = {
+        "ssim_structure": near.ssim_structure(one, two, mask, *ranges),
+        "gradient_agreement": near.gradient_agreement(one, two, mask, spacing),
+        "edge_displacement": edge_displacement(one, two, mask, spacing),
+        "largest_change": float(np.abs(moved[_core(mask, spacing)]).max()),
+    }
+    if segmentations is not None:
+        values["dice"], values["ravd"] = overlap(*segmentations)
+    return values
+
+
+def noise_level(data: np.ndarray, mask: np.ndarray) -> float:
+    """Standard deviation of voxelwise noise, in intensity units, from third-order differences.
+
+    Median absolute value of the second difference along all three axes, which anatomy seldom
+    fills, scaled to a normal distribution (Immerkaer 1996, doi:10.1006/cviu.1996.0060, in 3D and
+    robust). Noise that resampling has smoothed is underestimated, so limits err on the strict side.
+    """
+    array = data.astype(np.float32)
+    for axis in range(3):
+        array = ndimage.correlate1d(array, [1.0, -2.0, 1.0], axis=axis, mode="nearest")
+    inner = ndimage.binary_erosion(mask, iterations=2)
+    values = array[inner if inner.any() else mask]
+    return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6.0**3))
+
+
+def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATION_MM,
+                     degrees: float = REGISTRATION_DEGREES) -> Volume:
+    """The scan as a second visit to the same scanner might have given it, on the same grid.
+
+    Moved by a rigid motion of ``shift_mm`` and ``degrees`` about the brain's centre in a random
+    direction (what two registrations of one brain differ by), with its own noise added once more.
+    """
+    if volume.mask is None:
+        raise InputError("a simulated rescan needs a brain mask and the volume has none.")
+    rng = np.random.default_rng(seed)
+    axis, way = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
+    angle = math.radians(degrees)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    centre = volume.affine[:3, :3] @ np.argwhere(volume.mask).mean(axis=0) + volume.affine[:3, 3]
+    motion = np.eye(4)
+    motion[:3, :3], motion[:3, 3] = turn, centre - turn @ centre + shift_mm * way
+    step = np.linalg.inv(volume.affine) @ motion @ volume.affine
+    moved = ndimage.affine_transform(volume.data, step[:3, :3], step[:3, 3], order=3,
+                                     mode="nearest")
+    noise = rng.normal(0, noise_level(volume.data, volume.mask), volume.shape)
+    return volume.with_data(np.where(volume.mask, moved + noise, volume.data))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What may differ: a limit per measure, where it comes from, and how often it errs.
+
+    ``flagged``: expected share of faithful images that break one given limit (distribution-free).
+    """
+
+    limits: Mapping[str, float] = field(default_factory=dict)
+    origin: str = ""
+    pairs: int = 0
+    flagged: float = math.nan
+
+
+def tolerance_of(pairs: Sequence[Mapping[str, float]], origin: str) -> Tolerance:
+    """Limits from :func:`compare_anatomy` of pairs of scans that differ by the scanner's noise.
+
+    The k-th worst of n pairs, k = 0.05 (n + 1) rounded down but at least 1: another such pair is
+    worse with a chance of k / (n + 1) (conformal prediction, Vovk et al. 2005). InputError for no
+    pairs.
+    """
+    if not pairs:
+        raise InputError("the guard needs pairs of scans of one person on one scanner, or "
+                         "simulated ones, to know what may differ; got none.")
+    rank = max(int(MISSED * (len(pairs) + 1)), 1)
+    limits = {}
+    for name, (_, higher) in GUARDED.items():
+        found = sorted((v[name] for v in pairs if name in v and math.isfinite(v[name])),
+                       reverse=not higher)
+        if found:
+            limits[name] = float(found[min(rank, len(found)) - 1])
+    return Tolerance(limits, origin, len(pairs), rank / (len(pairs) + 1))
+
+
+def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int = 0,
+                    most: int = MOST_PAIRS) -> Tolerance:
+    """The cohort's own within-scanner noise, from unharmonized images.
+
+    From rescans (one person, one site, two scans), at most ``most`` pairs. With fewer than 3, from
+    simulated rescans of scans spread evenly over the cohort. Two volumes in memory.
+    """
+    real = rescans(cohort)
+    if len(real) >= FEWEST_PAIRS:
+        chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
+        return tolerance_of([_compared(pair.first.read(), pair.second.read(), segment)
+                             for pair in chosen], f"{len(chosen)} pairs of rescans of one person "
+                            "on one scanner")
+    scans = [cohort.scans[i] for i in
+             np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
+    found = []
+    for number in range(most if scans else 0):
+        volume = scans[number % len(scans)].read()
+        found.append(_compared(volume, simulated_rescan(volume, seed + number), segment))
+    return tolerance_of(found, f"{len(found)} simulated rescans ({REGISTRATION_MM} mm, "
+                        f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
+                        f"cohort has {len(real)} real ones")
+
+
+def _compared(first: Volume, second: Volume, segment: Segment | None) -> dict[str, float]:
+    both = None if segment is None else (segment(first), segment(second))
+    return compare_anatomy(first, second, both)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether anatomy held, the reasons in words where it did not, and the numbers."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+    values: Mapping[str, float]
+    limits: Mapping[str, float]
+    origin: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """For a JSON sidecar; what is not defined is None."""
+        return {"AnatomyHeld": self.ok, "Reasons": list(self.reasons),
+                "Measures": {k: v if math.isfinite(v) else None for k, v in self.values.items()},
+                "Limits": dict(self.limits), "LimitsFrom": self.origin}
+
+
+def judge(values: Mapping[str, float], tolerance: Tolerance) -> Verdict:
+    """Compare a harmonized image's numbers with the limits; an undefined number is a reason too."""
+    reasons = []
+    for name, limit in tolerance.limits.items():
+        words, higher = GUARDED[name]
+        value = values.get(name)
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            reasons.append(f"{words}: not defined, the image has lost its contrast or its tissues")
+        elif value < limit if higher else value > limit:
+            reasons.append(f"{words}: {value:.3g}, where rescans reach {limit:.3g}")
+    return Verdict(not reasons, tuple(reasons), dict(values), dict(tolerance.limits),
+                   tolerance.origin)

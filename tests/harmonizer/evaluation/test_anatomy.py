@@ -1,0 +1,233 @@
+"""The guard on brains whose truth is known: contrast passes, whatever moves anatomy does not."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import InputError
+from harmonizer.evaluation.anatomy import (
+    compare_anatomy,
+    edge_displacement,
+    explained_by_contrast,
+    judge,
+    learn_tolerance,
+    moved_map,
+    noise_level,
+    overlap,
+    simulated_rescan,
+    tolerance_of,
+)
+from harmonizer.volume import Volume, write_mask, write_volume
+
+SHAPE = (40, 44, 40)
+SPACING = 2.0
+AFFINE = np.diag([SPACING, SPACING, SPACING, 1.0])
+LESION = (20, 14, 22)
+
+
+def ball(centre, radius: float) -> np.ndarray:
+    """Voxels within `radius` voxels of `centre`."""
+    away = np.indices(SHAPE) - np.reshape(centre, (3, 1, 1, 1))
+    return np.sum(away**2, axis=0) <= radius**2
+
+
+MASK = ball((19.5, 21.5, 19.5), 17)
+
+
+def brain(person: int, noise: int = 0, lesion: bool = False) -> Volume:
+    """Smooth folds of three tissues in a ball, a person's own; `noise` draws a visit."""
+    folds = ndimage.gaussian_filter(np.random.default_rng(person).normal(size=SHAPE), 2.5)
+    folds /= folds.std()
+    tissue = np.select([folds < -0.8, folds < 0.5], [30.0, 70.0], 110.0)
+    tissue = ndimage.gaussian_filter(tissue, 0.6)
+    if lesion:
+        tissue = np.where(ball(LESION, 3), 45.0, tissue)  # 6 mm, between CSF and grey matter
+    data = tissue + np.random.default_rng(1000 + noise).normal(0, 2, SHAPE)
+    return Volume(np.where(MASK, data, 0), AFFINE, MASK)
+
+
+def segment(volume: Volume) -> np.ndarray:
+    """Thresholds at the terciles that `brain` has in any monotone contrast."""
+    inside = volume.data[volume.mask]
+    low, high = np.quantile(inside, [0.21, 0.69])
+    return np.where(volume.mask, 1 + (volume.data > low) + (volume.data > high), 0)
+
+
+def scan(folder, volume: Volume, who: str, visit: str) -> Scan:
+    write_mask(folder / "mask.nii.gz", MASK, AFFINE)
+    path = write_volume(folder / f"{who}{visit}.nii.gz", volume)
+    return Scan(f"sub-{who}_ses-{visit}_T1w", who, visit, "T1w", "A", "test", path,
+                folder / "mask.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def tolerance(tmp_path_factory):
+    """From four people scanned twice on one scanner, registered to within 0.3 mm."""
+    folder = tmp_path_factory.mktemp("rescans")
+    scans = [scan(folder, image, str(person), visit) for person in range(4)
+             for visit, image in (("1", brain(person, 1)),
+                                  ("2", simulated_rescan(brain(person, 2), person)))]
+    return learn_tolerance(Cohort(tuple(scans)), segment)
+
+
+def verdict(source: Volume, result, tolerance, segmented: bool = True):
+    result = result if isinstance(result, Volume) else source.with_data(result)
+    both = (segment(source), segment(result)) if segmented else None
+    return judge(compare_anatomy(source, result, both), tolerance)
+
+
+def test_limits_come_from_the_rescans_and_say_so(tolerance):
+    assert tolerance.origin.startswith("4 pairs of rescans")
+    assert set(tolerance.limits) == {"ssim_structure", "gradient_agreement", "edge_displacement",
+                                     "largest_change", "dice", "ravd"}
+    assert tolerance.flagged == pytest.approx(1 / 5)
+    assert 0.9 < tolerance.limits["ssim_structure"] < 1.0
+    assert 0.0 < tolerance.limits["largest_change"] < 0.1
+
+
+@pytest.mark.parametrize("contrast", [
+    lambda x: 3 * x + 40,
+    lambda x: 100 * (np.maximum(x, 0) / 110) ** 0.7,
+    lambda x: x * (1 + 0.15 * np.linspace(-1, 1, SHAPE[0])[:, None, None]),
+], ids=["gain and offset", "gamma", "bias field"])
+def test_a_change_of_contrast_moves_no_anatomy(tolerance, contrast):
+    source = brain(7)
+    found = verdict(source, np.where(MASK, contrast(source.data), 0), tolerance)
+    assert found.ok, found.reasons
+
+
+def test_another_noise_of_the_same_brain_is_no_harm(tolerance):
+    assert verdict(brain(7, 1), brain(7, 2), tolerance).ok
+
+
+def test_one_mean_image_for_all_is_caught(tolerance):
+    """Whatever the site looks like afterwards: the person is gone."""
+    mean = np.mean([brain(person).data for person in range(8)], axis=0)
+    found = verdict(brain(0), mean, tolerance)
+    assert not found.ok
+    assert len(found.reasons) >= 4
+    assert any(reason.startswith("structure (SSIM): 0.") for reason in found.reasons)
+    another = verdict(brain(0), brain(1), tolerance)
+    assert not another.ok and another.values["ssim_structure"] < 0.5
+
+
+@pytest.mark.parametrize("erased", [True, False], ids=["erased", "painted in"])
+def test_a_lesion_erased_or_painted_in_is_caught_and_found(tolerance, erased):
+    source, result = brain(3, 1, lesion=erased), brain(3, 1, lesion=not erased)
+    found = verdict(source, 2 * result.data, tolerance)
+    assert not found.ok
+    assert any(reason.startswith("largest local change") for reason in found.reasons)
+    assert found.values["largest_change"] > 3 * tolerance.limits["largest_change"]
+    moved = moved_map(source.data, 2 * result.data, MASK, (SPACING,) * 3)
+    peak = np.unravel_index(np.abs(moved).argmax(), SHAPE)
+    assert np.linalg.norm(np.subtract(peak, LESION)) <= 3
+    assert np.abs(moved[~ball(LESION, 8)]).max() < 0.5 * np.abs(moved).max()
+
+
+def test_a_shifted_image_is_caught(tolerance):
+    source = brain(5)
+    shifted = verdict(source, np.where(MASK, np.roll(source.data, 1, axis=0), 0), tolerance)
+    assert any("displacement of edges" in reason for reason in shifted.reasons)
+    assert not shifted.ok
+
+
+def test_a_blurred_and_a_constant_image_are_caught(tolerance):
+    source = brain(5)
+    blurred = ndimage.gaussian_filter(source.data, 2) * MASK
+    assert not verdict(source, blurred, tolerance).ok
+    constant = verdict(source, MASK * 50.0, tolerance, segmented=False)
+    assert not constant.ok and len(constant.reasons) == 3
+
+
+def test_without_rescans_the_cohort_simulates_them(tmp_path):
+    cohort = Cohort(tuple(scan(tmp_path, brain(p), str(p), "1") for p in range(3)))
+    found = learn_tolerance(cohort, most=6)
+    assert found.origin.startswith("6 simulated rescans")
+    assert "the cohort has 0 real ones" in found.origin
+    assert found.limits["ssim_structure"] == pytest.approx(0.97, abs=0.03)
+    source = brain(8)
+    assert verdict(source, 3 * source.data, found, segmented=False).ok
+    lesion = brain(8, lesion=True)
+    assert not verdict(source, lesion, found, segmented=False).ok
+
+
+def test_the_noise_is_measured():
+    for sd in (1.0, 3.0):
+        noise = np.random.default_rng(0).normal(0, sd, SHAPE)
+        ramp = np.indices(SHAPE)[0] * 2.0
+        assert noise_level(ramp + noise, MASK) == pytest.approx(sd, rel=0.05)
+
+
+def test_a_simulated_rescan_moves_by_what_it_says():
+    spot = Volume(np.where(MASK, np.indices(SHAPE)[1] * 10.0, 0), AFFINE, MASK)
+    still = simulated_rescan(spot, 0, shift_mm=0.0, degrees=0.0)
+    assert still.data[MASK] == pytest.approx(spot.data[MASK], abs=1e-2)
+    away = [np.mean((simulated_rescan(spot, seed, shift_mm=1.0, degrees=0.0).data - spot.data)[
+        ball((19.5, 21.5, 19.5), 8)]) / 10 * SPACING for seed in range(40)]
+    assert np.abs(away).max() == pytest.approx(1.0, abs=0.1)
+    assert np.sqrt(3 * np.mean(np.square(away))) == pytest.approx(1.0, abs=0.3)
+
+
+def test_contrast_explains_functions_of_intensity_but_not_of_a_lesion():
+    source = brain(2).data
+    found = explained_by_contrast(source, np.where(MASK, (source - 60) ** 2, 0), MASK)
+    inner = MASK & (source > np.percentile(source[MASK], 1)) & (
+        source < np.percentile(source[MASK], 99))
+    assert found[inner] == pytest.approx((source[inner] - 60) ** 2, abs=60)  # of 0 to 2,700
+    assert np.abs(moved_map(source, 5 * source + 3, MASK)).max() < 0.005
+    bright = np.where(ball(LESION, 2), 190.0, source)  # an intensity that nothing else has
+    assert explained_by_contrast(bright, source, MASK)[LESION] > 150
+
+
+def test_edges_of_a_shifted_box():
+    """Two faces across the first axis, each an edge of two slices of 3 mm; moved by two slices the
+    near slice is 3 mm from the other edge and the far one 6 mm: 4.5 mm on average.
+    """
+    mask = np.ones(SHAPE, bool)
+    slab = np.zeros(SHAPE)
+    slab[12:28] = 100.0
+    noisy = slab + np.random.default_rng(0).normal(0, 0.1, SHAPE)
+    assert edge_displacement(noisy, 7 * noisy, mask, (3.0, 1, 1)) == pytest.approx(0.0, abs=0.01)
+    assert math.isnan(edge_displacement(slab, np.ones(SHAPE), mask))
+    moved = edge_displacement(noisy, np.roll(noisy, 2, axis=0), mask, (3.0, 1, 1))
+    assert moved == pytest.approx(4.5, abs=0.2)
+
+
+def test_overlap_by_hand():
+    one = np.array([[[1, 2, 2, 3, 3, 3]]])
+    two = np.array([[[1, 2, 3, 3, 3, 3]]])
+    dice, ravd = overlap(one, two)
+    assert dice == pytest.approx(2 * 1 / 3)  # grey matter: 2 and 1 voxels, 1 shared
+    assert ravd == pytest.approx(0.5)
+    assert overlap(one, one) == (1.0, 0.0)
+
+
+def test_the_limit_is_the_right_order_statistic():
+    pairs = [{"ssim_structure": 0.8 + i / 1000, "largest_change": i / 100} for i in range(59)]
+    found = tolerance_of(pairs, "x")
+    assert found.limits == {"ssim_structure": pytest.approx(0.802),
+                            "largest_change": pytest.approx(0.56)}  # the third worst of 59
+    assert found.flagged == pytest.approx(3 / 60)
+    with pytest.raises(InputError, match="got none"):
+        tolerance_of([], "x")
+
+
+def test_verdicts_are_plain_values_for_a_sidecar():
+    found = judge({"ssim_structure": 0.7, "dice": math.nan},
+                  tolerance_of([{"ssim_structure": 0.9, "dice": 0.9}], "one pair"))
+    assert found.as_dict() == {
+        "AnatomyHeld": False,
+        "Reasons": ["structure (SSIM): 0.7, where rescans reach 0.9",
+                    "overlap of tissues (Dice): not defined, the image has lost its contrast or "
+                    "its tissues"],
+        "Measures": {"ssim_structure": 0.7, "dice": None},
+        "Limits": {"ssim_structure": 0.9, "dice": 0.9}, "LimitsFrom": "one pair"}
+
+
+def test_other_grids_are_refused():
+    with pytest.raises(InputError, match="on one grid"):
+        compare_anatomy(brain(0), Volume(np.ones((5, 5, 5)), AFFINE))
