@@ -18,14 +18,14 @@ from harmonizer.volume import read_volume, write_mask, write_volume
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
-class ExtractBrainInputSpec(InputSpec):
+class _ExtractBrainInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="conformed image")
     mode = traits.Enum("auto", "force", "skip", usedefault=True, desc="whether to extract")
     seed = traits.Int(mandatory=True, desc="random seed")
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
 
 
-class ExtractBrainOutputSpec(OutputSpec):
+class _ExtractBrainOutputSpec(OutputSpec):
     out_mask = File(desc="brain mask")
     transform = File(desc="a first ITK affine, image to template")
     quality = traits.Dict(desc="how the mask was found")
@@ -34,8 +34,8 @@ class ExtractBrainOutputSpec(OutputSpec):
 class ExtractBrain(ExplainedInterface):
     """Rough bias correction, then the brain."""
 
-    input_spec = ExtractBrainInputSpec
-    output_spec = ExtractBrainOutputSpec
+    input_spec = _ExtractBrainInputSpec
+    output_spec = _ExtractBrainOutputSpec
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file)
@@ -48,13 +48,13 @@ class ExtractBrain(ExplainedInterface):
         self._results["quality"] = {"method": found.method, "brain_only": found.brain_only}
 
 
-class CorrectBiasInputSpec(InputSpec):
+class _CorrectBiasInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="conformed image")
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
 
 
-class CorrectBiasOutputSpec(OutputSpec):
+class _CorrectBiasOutputSpec(OutputSpec):
     out_file = File(desc="image / field")
     out_field = File(desc="multiplicative field")
 
@@ -62,8 +62,8 @@ class CorrectBiasOutputSpec(OutputSpec):
 class CorrectBias(ExplainedInterface):
     """N4 inside the brain mask."""
 
-    input_spec = CorrectBiasInputSpec
-    output_spec = CorrectBiasOutputSpec
+    input_spec = _CorrectBiasInputSpec
+    output_spec = _CorrectBiasOutputSpec
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
@@ -76,8 +76,8 @@ class CorrectBias(ExplainedInterface):
 class KeepBias(ExplainedInterface):
     """An image that was bias-corrected before it came: the field is one."""
 
-    input_spec = CorrectBiasInputSpec
-    output_spec = CorrectBiasOutputSpec
+    input_spec = _CorrectBiasInputSpec
+    output_spec = _CorrectBiasOutputSpec
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file)
@@ -86,7 +86,7 @@ class KeepBias(ExplainedInterface):
         self._results["out_field"] = str(write_volume(folder / "field.nii", field))
 
 
-class RegisterInputSpec(InputSpec):
+class _RegisterInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
     initial = File(exists=True, desc="ITK affine to start from")
@@ -94,15 +94,15 @@ class RegisterInputSpec(InputSpec):
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
 
 
-class RegisterOutputSpec(OutputSpec):
+class _RegisterOutputSpec(OutputSpec):
     transform = File(desc="ITK affine, image to template")
 
 
 class Register(ExplainedInterface):
     """Affine registration of the brain to the template."""
 
-    input_spec = RegisterInputSpec
-    output_spec = RegisterOutputSpec
+    input_spec = _RegisterInputSpec
+    output_spec = _RegisterOutputSpec
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
@@ -116,7 +116,7 @@ class Register(ExplainedInterface):
 STEPS = ("conform", "brain", "bias", "register", "to_template")
 
 
-class CheckQualityInputSpec(InputSpec):
+class _CheckQualityInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
     transform = File(exists=True, mandatory=True, desc="final ITK affine")
@@ -128,7 +128,7 @@ class CheckQualityInputSpec(InputSpec):
     to_template = traits.Float(desc="seconds")
 
 
-class CheckQualityOutputSpec(OutputSpec):
+class _CheckQualityOutputSpec(OutputSpec):
     quality = traits.Dict(desc="numbers, verdict, reasons")
     seconds_of = traits.Dict(desc="seconds by step")
 
@@ -136,8 +136,8 @@ class CheckQualityOutputSpec(OutputSpec):
 class CheckQuality(ExplainedInterface):
     """Judge mask and registration together, after the last step that could move them."""
 
-    input_spec = CheckQualityInputSpec
-    output_spec = CheckQualityOutputSpec
+    input_spec = _CheckQualityInputSpec
+    output_spec = _CheckQualityOutputSpec
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)

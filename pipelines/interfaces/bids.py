@@ -21,7 +21,7 @@ from ..outputs.names import ScanPaths, sidecar
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
-class SavePreprocessedInputSpec(InputSpec):
+class _SavePreprocessedInputSpec(InputSpec):
     record = traits.Any(mandatory=True, desc="the ScanRecord")
     raw_dir = traits.Str(mandatory=True, desc="root of the raw dataset, for BIDS URIs")
     out_dir = traits.Str(mandatory=True, desc="the derivative dataset")
@@ -38,7 +38,7 @@ class SavePreprocessedInputSpec(InputSpec):
     seconds_of = traits.Dict(desc="seconds by step")
 
 
-class SavePreprocessedOutputSpec(OutputSpec):
+class _SavePreprocessedOutputSpec(OutputSpec):
     template_file = File(desc="preprocessed image on the template grid")
 
 
@@ -48,8 +48,8 @@ class SavePreprocessed(ExplainedInterface):
     The sidecar of the template-grid image comes last: where it is, the scan is finished.
     """
 
-    input_spec = SavePreprocessedInputSpec
-    output_spec = SavePreprocessedOutputSpec
+    input_spec = _SavePreprocessedInputSpec
+    output_spec = _SavePreprocessedOutputSpec
 
     def _work(self, folder: Path) -> None:
         record, inputs = self.inputs.record, self.inputs

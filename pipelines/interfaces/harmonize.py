@@ -21,7 +21,7 @@ from ..outputs.names import ScanPaths, sidecar
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
-class HarmonizeInputSpec(InputSpec):
+class _HarmonizeInputSpec(InputSpec):
     out_dir = traits.Directory(exists=True, mandatory=True, desc="the derivative dataset")
     folder = traits.Str(mandatory=True, desc="sub-X[/ses-Y]/anat")
     stem = traits.Str(mandatory=True, desc="source name without suffix")
@@ -40,7 +40,7 @@ class HarmonizeInputSpec(InputSpec):
     seed = traits.Int(mandatory=True, desc="random seed")
 
 
-class HarmonizeOutputSpec(OutputSpec):
+class _HarmonizeOutputSpec(OutputSpec):
     template_file = File(desc="harmonized image on the template grid")
     native_file = File(desc="harmonized image on the subject's own grid")
 
@@ -48,8 +48,8 @@ class HarmonizeOutputSpec(OutputSpec):
 class Harmonize(ExplainedInterface):
     """Apply a fitted backend to one scan and write the derivatives with their sidecars."""
 
-    input_spec = HarmonizeInputSpec
-    output_spec = HarmonizeOutputSpec
+    input_spec = _HarmonizeInputSpec
+    output_spec = _HarmonizeOutputSpec
 
     def _work(self, folder: Path) -> None:
         inputs = self.inputs

@@ -15,11 +15,11 @@ from harmonizer.volume import read_volume, same_grid, write_mask, write_volume
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
-class ConformInputSpec(InputSpec):
+class _ConformInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="image as it was given")
 
 
-class ConformOutputSpec(OutputSpec):
+class _ConformOutputSpec(OutputSpec):
     out_file = File(desc="the image with axes RAS+, float32")
     repairs = traits.List(traits.Str, desc="what was not taken as it stood")
 
@@ -27,8 +27,8 @@ class ConformOutputSpec(OutputSpec):
 class Conform(ExplainedInterface):
     """Settle the geometry of an image and turn its axes to RAS+."""
 
-    input_spec = ConformInputSpec
-    output_spec = ConformOutputSpec
+    input_spec = _ConformInputSpec
+    output_spec = _ConformOutputSpec
 
     def _work(self, folder: Path) -> None:
         conformed = conform(self.inputs.in_file)
@@ -36,20 +36,20 @@ class Conform(ExplainedInterface):
         self._results["repairs"] = list(conformed.repairs)
 
 
-class ConformMaskInputSpec(InputSpec):
+class _ConformMaskInputSpec(InputSpec):
     in_mask = File(exists=True, mandatory=True, desc="brain mask on the raw image's grid")
     reference = File(exists=True, mandatory=True, desc="the conformed image")
 
 
-class ConformMaskOutputSpec(OutputSpec):
+class _ConformMaskOutputSpec(OutputSpec):
     out_mask = File(desc="the mask with axes RAS+, uint8")
 
 
 class ConformMask(ExplainedInterface):
     """Bring a precomputed brain mask inside; it must lie on the image's own grid."""
 
-    input_spec = ConformMaskInputSpec
-    output_spec = ConformMaskOutputSpec
+    input_spec = _ConformMaskInputSpec
+    output_spec = _ConformMaskOutputSpec
 
     def _work(self, folder: Path) -> None:
         mask, image = conform(self.inputs.in_mask).volume, read_volume(self.inputs.reference)
@@ -62,14 +62,14 @@ class ConformMask(ExplainedInterface):
         self._results["out_mask"] = str(path)
 
 
-class ToTemplateInputSpec(InputSpec):
+class _ToTemplateInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image, RAS+")
     in_mask = File(exists=True, mandatory=True, desc="its brain mask")
     transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
     resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
 
 
-class ToTemplateOutputSpec(OutputSpec):
+class _ToTemplateOutputSpec(OutputSpec):
     out_file = File(desc="the image on the template grid, linear")
     out_mask = File(desc="the mask on the template grid")
 
@@ -77,8 +77,8 @@ class ToTemplateOutputSpec(OutputSpec):
 class ToTemplate(ExplainedInterface):
     """Resample image and mask on the template grid."""
 
-    input_spec = ToTemplateInputSpec
-    output_spec = ToTemplateOutputSpec
+    input_spec = _ToTemplateInputSpec
+    output_spec = _ToTemplateOutputSpec
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)

@@ -18,7 +18,7 @@ from ..outputs.names import ScanPaths
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
-class DrawInputSpec(InputSpec):
+class _DrawInputSpec(InputSpec):
     out_dir = traits.Str(mandatory=True, desc="the derivative dataset")
     folder = traits.Str(mandatory=True, desc="sub-X[/ses-Y]/anat")
     stem = traits.Str(mandatory=True, desc="source name without suffix")
@@ -26,11 +26,11 @@ class DrawInputSpec(InputSpec):
     resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
 
 
-class DrawOutputSpec(OutputSpec):
+class _DrawOutputSpec(OutputSpec):
     figures = traits.List(traits.Str, desc="what was drawn")
 
 
-class DrawPreprocessedInputSpec(DrawInputSpec):
+class _DrawPreprocessedInputSpec(_DrawInputSpec):
     conformed = File(exists=True, mandatory=True, desc="image before bias correction, RAS+")
     mask = File(exists=True, mandatory=True, desc="brain mask, RAS+")
     field = File(exists=True, mandatory=True, desc="bias field, RAS+")
@@ -40,8 +40,8 @@ class DrawPreprocessedInputSpec(DrawInputSpec):
 class DrawPreprocessed(ExplainedInterface):
     """Mask outline, bias field, registration."""
 
-    input_spec = DrawPreprocessedInputSpec
-    output_spec = DrawOutputSpec
+    input_spec = _DrawPreprocessedInputSpec
+    output_spec = _DrawOutputSpec
 
     def _work(self, folder: Path) -> None:
         paths = _paths(self.inputs)
@@ -58,7 +58,7 @@ class DrawPreprocessed(ExplainedInterface):
         self._results["figures"] = save_figures(paths, "preprocess", figures)
 
 
-class DrawHarmonizedInputSpec(DrawInputSpec):
+class _DrawHarmonizedInputSpec(_DrawInputSpec):
     harmonized = File(exists=True, mandatory=True, desc="harmonized image, template grid")
     desc = traits.Str(mandatory=True, desc="desc entity of the harmonized images")
     target = traits.Str(mandatory=True, desc="name of the target")
@@ -68,8 +68,8 @@ class DrawHarmonizedInputSpec(DrawInputSpec):
 class DrawHarmonized(ExplainedInterface):
     """Before and after, difference, histograms by tissue against the target's band."""
 
-    input_spec = DrawHarmonizedInputSpec
-    output_spec = DrawOutputSpec
+    input_spec = _DrawHarmonizedInputSpec
+    output_spec = _DrawOutputSpec
 
     def _work(self, folder: Path) -> None:
         paths, inputs = _paths(self.inputs), self.inputs
