@@ -1,0 +1,105 @@
+"""Names, dataset files and logs; and reading them back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harmonizer.errors import InputError
+from harmonizer.volume import Volume, write_mask, write_volume
+from pipelines.outputs.collect import cohort_of, find_preprocessed
+from pipelines.outputs.dataset import write_dataset_files
+from pipelines.outputs.names import ScanPaths, sidecar
+from pipelines.outputs.scanlog import ScanLog, failed_logs, read_log, write_log
+from pipelines.outputs.sidecars import relative_uri
+
+
+def paths(out: Path, subject: str = "01", modality: str = "T1w") -> ScanPaths:
+    return ScanPaths(out, Path(f"sub-{subject}/ses-A/anat"), f"sub-{subject}_ses-A_run-1",
+                     modality, 1)
+
+
+def finish(scan: ScanPaths, site: str = "NYU") -> None:
+    """Write what `find_preprocessed` looks for."""
+    volume = Volume(np.ones((3, 3, 3)), np.eye(4), np.ones((3, 3, 3), bool))
+    write_volume(scan.image("preproc", template=True), volume)
+    write_mask(scan.mask(template=True), volume.mask, volume.affine)
+    sidecar(scan.image("preproc", template=True)).write_text(json.dumps(
+        {"Site": site, "SiteSource": "flag", "Covariates": {"age": 30, "group": "HC"}}))
+
+
+def test_names_are_the_fields(tmp_path):
+    scan, flair = paths(tmp_path), paths(tmp_path, modality="FLAIR")
+    assert scan.image("preproc").relative_to(tmp_path).as_posix() == \
+        "sub-01/ses-A/anat/sub-01_ses-A_run-1_desc-preproc_T1w.nii.gz"
+    assert scan.mask(template=True).name == \
+        "sub-01_ses-A_run-1_space-MNI152NLin2009aSym_res-1_desc-brain_mask.nii.gz"
+    assert flair.mask().name != scan.mask().name  # two images of one session, two masks
+    assert (scan.subject, scan.session, scan.scan_id) == ("01", "A", "sub-01_ses-A_run-1_T1w")
+    assert scan.uri(scan.mask()) == f"bids::sub-01/ses-A/anat/{scan.mask().name}"
+
+
+def test_finished_scans_are_found_and_filtered(tmp_path):
+    for subject, site in (("01", "NYU"), ("02", "KKI"), ("1", "KKI")):
+        finish(paths(tmp_path, subject), site)
+    finish(paths(tmp_path, "01", "T2w"))
+    found = find_preprocessed(tmp_path, 1, ("T1w",))
+    assert cohort_of(found).sites == {"KKI": 2, "NYU": 1}
+    assert found[0].scan.age == 30 and found[0].scan.covariates == {"group": "HC"}
+    assert [i.scan.subject for i in find_preprocessed(tmp_path, 1, ("T1w",), ("1",))] == ["1"]
+    assert find_preprocessed(tmp_path, 1, ("T1w",), (), ("B",)) == ()
+    assert find_preprocessed(tmp_path, 2, ("T1w",)) == ()
+    assert len(find_preprocessed(tmp_path, 1, ("T1w", "T2w"))) == 4
+
+
+def test_half_of_a_scan_is_named(tmp_path):
+    finish(paths(tmp_path))
+    paths(tmp_path).mask(template=True).unlink()
+    with pytest.raises(InputError, match="desc-brain_mask.nii.gz: is missing while its sidecar"):
+        find_preprocessed(tmp_path, 1, ("T1w",))
+
+
+def test_dataset_files_are_the_same_whoever_writes_them(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    (raw / "dataset_description.json").write_text('{"Name": "Study", "License": "CC0"}')
+    (raw / "participants.tsv").write_text("participant_id\nsub-01\n")
+    given = {"fmriprep": tmp_path / "fmriprep"}
+    write_dataset_files(out, raw, given, {"harmonized": "text"})
+    first = {p.name: p.read_bytes() for p in out.iterdir()}
+    write_dataset_files(out, raw, given, {"harmonized": "text"})
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == first
+    content = json.loads(first["dataset_description.json"])
+    assert content["Name"] == "Harmonized MRI of: Study" and content["License"] == "CC0"
+    assert content["DatasetLinks"] == {"fmriprep": "../fmriprep", "raw": "../raw"}
+    write_dataset_files(out, None, {}, {})  # a group job without raw data
+    again = json.loads((out / "dataset_description.json").read_text())
+    assert again == content
+    assert "desc-harmonized\ttext" in (out / "descriptions.tsv").read_text()
+
+
+def test_container_is_named_where_the_image_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARMONIZER_CONTAINER", "docker")
+    monkeypatch.setenv("HARMONIZER_CONTAINER_TAG", "harmonizer:0.1.0")
+    write_dataset_files(tmp_path, None, {}, {})
+    content = json.loads((tmp_path / "dataset_description.json").read_text())
+    assert content["GeneratedBy"][0]["Container"] == {"Type": "docker", "Tag": "harmonizer:0.1.0"}
+
+
+def test_logs_come_back_and_failures_are_found(tmp_path):
+    good = ScanLog("sub-01_T1w", "preprocess", "done", "A", warnings=("look",), seconds={"a": 1.0})
+    write_log(tmp_path, good)
+    write_log(tmp_path, ScanLog("sub-02_T1w", "preprocess", "failed", "B", "why"))
+    write_log(tmp_path, ScanLog("sub-2_T1w", "preprocess", "failed", "B", "why"))
+    assert read_log(tmp_path, "sub-01_T1w", "preprocess") == good
+    assert read_log(tmp_path, "sub-01_T1w", "harmonize") is None
+    assert [log.scan_id for log in failed_logs(tmp_path)] == ["sub-02_T1w", "sub-2_T1w"]
+    assert [log.scan_id for log in failed_logs(tmp_path, ("2",))] == ["sub-2_T1w"]
+
+
+def test_source_uri_inside_and_outside_of_the_dataset(tmp_path):
+    assert relative_uri(tmp_path, tmp_path / "sub-01" / "x.nii.gz") == "bids:raw:sub-01/x.nii.gz"
+    assert relative_uri(tmp_path / "raw", tmp_path / "x.nii.gz") == "x.nii.gz"

@@ -1,0 +1,114 @@
+"""Decisions of the workflows that need no image: whom to fit on, what to aim at, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import UnavailableError, UsageError
+from pipelines.dataset.records import ScanRecord
+from pipelines.settings import Settings
+from pipelines.workflows.base import check_target
+from pipelines.workflows.engine import portions
+from pipelines.workflows.fit import chosen
+from pipelines.workflows.targets import model_folder_of, modality_of, site_label
+
+
+def scan(subject: str, site: str, group: str) -> Scan:
+    return Scan(f"sub-{subject}_T1w", subject, None, "T1w", site, "test", Path("x"), Path("m"),
+                30.0, "F" if subject < "03" else "M", {"group": group})
+
+
+@pytest.fixture
+def cohort() -> Cohort:
+    return Cohort((scan("01", "A", "HC"), scan("02", "B", "HC"), scan("03", "A", "MS")))
+
+
+@pytest.mark.parametrize("wanted, left", [
+    ((), ["01", "02", "03"]), (("group=HC",), ["01", "02"]), (("03", "01"), ["01", "03"]),
+    (("group=HC", "site=A"), ["01"]), (("sex=M",), ["03"]), (("group=HC", "02", "03"), ["02"]),
+])
+def test_who_is_fitted_on(cohort, wanted, left):
+    assert list(chosen(cohort, wanted).subjects) == left
+
+
+@pytest.mark.parametrize("wanted, message", [
+    (("04",), "no preprocessed participant '04'. .*Known: 01, 02, 03"),
+    (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
+    (("group=AD",), "nobody fits"),
+])
+def test_nobody_and_nothing_are_explained(cohort, wanted, message):
+    with pytest.raises(UsageError, match=message):
+        chosen(cohort, wanted)
+
+
+def settings(*levels: str, **values) -> Settings:
+    return Settings("/bids", "/out", levels or ("participant", "group"), **values)
+
+
+def record(site: str) -> ScanRecord:
+    return ScanRecord("sub-01_T1w", "sub-01", "01", None, "T1w", Path("x"), site, "test")
+
+
+def test_a_target_that_no_scan_is_of_is_refused_early():
+    with pytest.raises(UsageError, match="no scan is of that site. Did you mean 'NYU'"):
+        check_target(settings(target=["NYUU"]), (record("NYU"), record("KKI")))
+    check_target(settings(target=["NYU"]), (record("NYU"), record("KKI")))
+    check_target(settings(target=["New York"]), (record("New-York"),))
+
+
+def test_one_participants_job_may_aim_at_a_site_that_it_does_not_see():
+    check_target(settings(target=["KKI"], participant_label=["01"]), (record("NYU"),))
+
+
+def test_options_and_targets_that_the_method_does_not_have_are_refused_early():
+    with pytest.raises(UsageError, match="has no option 'bund'. Did you mean 'band'"):
+        check_target(settings(backend="spectrum_swap", backend_option=["bund=0.1"]), ())
+    with pytest.raises(UsageError, match="band must lie above 0"):
+        check_target(settings(backend="spectrum_swap", backend_option=["band=7"]), ())
+    with pytest.raises(UsageError, match="no scanner-free target"):
+        check_target(settings(target=["scanner-free"]), ())
+
+
+def test_site_names_are_found_as_written_and_as_cleaned():
+    assert site_label("Site-A", {"Site-A": 1}) == "Site-A"
+    assert site_label("Site A", {"Site-A": 1}) == "Site-A"
+
+
+def test_modality_of_a_reference_image():
+    one = settings()
+    assert modality_of(Path("/r/sub-01_FLAIR.nii.gz"), one) == "FLAIR"
+    assert modality_of(Path("/r/mean.nii.gz"), one) == "T1w"
+    with pytest.raises(UsageError, match="its modality is not known among T1w, T2w"):
+        modality_of(Path("/r/mean.nii.gz"), settings(modalities=["T1w", "T2w"]))
+
+
+def test_a_given_model_of_another_modality_is_not_taken(tmp_path):
+    assert model_folder_of(Settings("/bids", tmp_path, ["group"]), "T1w") is None
+    for name in ("config.json", "cohort.json", "weights.safetensors"):
+        (tmp_path / name).write_text('{"Modality": "T2w"}')
+    given = Settings("/bids", "/out", ["participant"], model=tmp_path)
+    assert model_folder_of(given, "T2w") == tmp_path
+    with pytest.raises(UnavailableError, match="holds no fitted model for T1w"):
+        model_folder_of(given, "T1w")
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+
+
+@pytest.mark.parametrize("nprocs, sizes", [(1, [1] * 5), (2, [5])])
+def test_few_scans_are_on_the_way_at_once(nprocs, sizes):
+    jobs = [Job(str(i)) for i in range(5)]
+    made = list(portions(jobs, settings(nprocs=nprocs)))
+    assert [len(p) for p in made] == sizes
+    assert [job for p in made for job in p] == jobs
+
+
+def test_eight_scans_a_process_are_a_portion():
+    jobs = [Job(str(i)) for i in range(40)]
+    assert [len(p) for p in portions(jobs, settings(nprocs=2))] == [16, 16, 8]
