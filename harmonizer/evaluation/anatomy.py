@@ -155,27 +155,30 @@ def overlap(source: Segmentation, result: Segmentation) -> tuple[float, float]:
     """Dice and rAVD of two segmentations of one brain, each of the tissue where it is worst.
 
     Dice = 2 |A and B| / (|A| + |B|), 0 to 1, higher is better. rAVD = |V_result - V_source| /
-    V_source of tissue ratios, 0 to infinity, lower is better. NaN where a tissue is missing.
+    V_source of tissue ratios, 0 to infinity, lower is better; NaN for a tissue that the source does
+    not have. A tissue that neither has is left out.
     """
     one, two = as_labels(source), as_labels(result)
     before, after = tissue_ratios(source), tissue_ratios(result)
     dice, change = [], []
     for code, name in enumerate(TISSUES, start=1):
         size = np.count_nonzero(one == code) + np.count_nonzero(two == code)
+        if not size and not before[name] + after[name]:
+            continue
         shared = np.count_nonzero((one == code) & (two == code))
         dice.append(2 * shared / size if size else math.nan)
         change.append(abs(after[name] - before[name]) / before[name] if before[name] else math.nan)
     return float(np.min(dice)), float(np.max(change))
 
 
-def compare_anatomy(source: Volume, result: Volume,
-                    segmentations: tuple[Segmentation, Segmentation] | None = None
-                    ) -> dict[str, float]:
+def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = None,
+                    segmented: Segmentation | None = None) -> dict[str, float]:
     """All guarded measures of an image against its source; keys as in GUARDED.
 
-    Both on one grid; inside the source's mask, and the result's where it has one. ``segmentations``
-    of both add ``dice`` and ``ravd``. A constant image gets the worst values there are. InputError
-    for other grids.
+    Both on one grid; inside the source's mask, and the result's where it has one. With ``segment``
+    also ``dice`` and ``ravd``, of the result (``segmented``, where that is known already) against
+    f(source): a segmentation that sees the scanner would else call the removal of the scanner a
+    change of anatomy. A constant image gets the worst values there are. InputError for other grids.
     """
     if source.mask is None or not source.same_grid(result):
         raise InputError(f"expected a masked source and its result on one grid, got {source.shape} "
@@ -184,7 +187,8 @@ def compare_anatomy(source: Volume, result: Volume,
     one, two, spacing = source.data, result.data, tuple(float(v) for v in source.spacing)
     ranges = [intensity_range(quantile_function(data[mask])) for data in (one, two)]
     if not min(ranges) > 0:
-        return {"ssim_structure": 0.0, "gradient_agreement": 0.0, "largest_change": 1.0}
+        worst = {"ssim_structure": 0.0, "gradient_agreement": 0.0, "largest_change": 1.0}
+        return worst if segment is None else {**worst, "dice": 0.0, "ravd": 1.0}
     moved = moved_map(one, two, mask, spacing)
     values = {
         "ssim_structure": near.ssim_structure(one, two, mask, *ranges),
@@ -192,8 +196,11 @@ def compare_anatomy(source: Volume, result: Volume,
         "edge_displacement": edge_displacement(one, two, mask, spacing),
         "largest_change": float(np.abs(moved[_core(mask, spacing)]).max()),
     }
-    if segmentations is not None:
-        values["dice"], values["ravd"] = overlap(*segmentations)
+    if segment is not None:
+        expected = Volume(explained_by_contrast(one, two, mask), source.affine, mask)
+        goal = segment(result) if segmented is None else segmented
+        values["dice"], values["ravd"] = (overlap(segment(expected), goal)
+                                          if np.ptp(expected.in_mask()) > 0 else (0.0, 1.0))
     return values
 
 
@@ -279,7 +286,7 @@ def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int
     real = rescans(cohort)
     if len(real) >= FEWEST_PAIRS:
         chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
-        return tolerance_of([_compared(pair.first.read(), pair.second.read(), segment)
+        return tolerance_of([compare_anatomy(pair.first.read(), pair.second.read(), segment)
                              for pair in chosen], f"{len(chosen)} pairs of rescans of one person "
                             "on one scanner")
     scans = [cohort.scans[i] for i in
@@ -287,15 +294,10 @@ def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int
     found = []
     for number in range(most if scans else 0):
         volume = scans[number % len(scans)].read()
-        found.append(_compared(volume, simulated_rescan(volume, seed + number), segment))
+        found.append(compare_anatomy(volume, simulated_rescan(volume, seed + number), segment))
     return tolerance_of(found, f"{len(found)} simulated rescans ({REGISTRATION_MM} mm, "
                         f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
                         f"cohort has {len(real)} real ones")
-
-
-def _compared(first: Volume, second: Volume, segment: Segment | None) -> dict[str, float]:
-    both = None if segment is None else (segment(first), segment(second))
-    return compare_anatomy(first, second, both)
 
 
 @dataclass(frozen=True)

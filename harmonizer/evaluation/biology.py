@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .design import Design, dummies, partial_eta, residual_squares
+from .design import Design, dummies, partial_eta, partial_share, residual_squares
 from .statistics import Test, bootstrap_interval, not_possible
 
 __all__ = ["predict_age", "age_tests", "age_by_scanner", "effect_size", "effect_tests"]
@@ -177,23 +177,31 @@ def effect_size(values: Sequence[float], design: Design, covariate: str
     Adjusted for site, age and sex (whichever is known for all and is not the covariate).
     """
     y = np.asarray(values, float)
+    kind, x, rest = _blocks(design, covariate)
+    p = partial_eta(y, x, rest)[1] if design.people == len(design) else math.nan
+    return kind, _effect(kind, y, x, rest), p
+
+
+def _blocks(design: Design, covariate: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Kind of effect, the covariate's columns (n, k), and those of site, age and sex."""
     column = design.column(covariate)
     others, _ = design.adjusting([name for name in ("age", "sex") if name != covariate])
     rest = np.hstack([dummies(design.sites), others])
-    single = design.people == len(design)
     if column.dtype.kind == "f":
-        share, p = partial_eta(y, column[:, None], rest)
-        slope = _coefficient(y, column, rest)
-        return "standardised_beta", slope * column.std(ddof=1) / _or_nan(y.std(ddof=1)), (
-            p if single else math.nan)
+        return "standardised_beta", column[:, None], rest
     groups = dummies(column)
-    share, p = partial_eta(y, groups, rest)
-    p = p if single else math.nan
-    if groups.shape[1] != 1:
-        return "partial_eta_squared", share, p
-    squares, df = residual_squares(y, groups, rest)
-    deviation = math.sqrt(squares / df) if df > 0 else math.nan
-    return "cohens_d", _coefficient(y, groups[:, 0], rest) / _or_nan(deviation), p
+    return ("cohens_d" if groups.shape[1] == 1 else "partial_eta_squared"), groups, rest
+
+
+def _effect(kind: str, y: np.ndarray, x: np.ndarray, rest: np.ndarray) -> float:
+    """The effect of columns x (n, k) on y; NaN where it is not defined."""
+    if kind == "partial_eta_squared":
+        return partial_share(y, x, rest)
+    slope = _coefficient(y, x[:, 0], rest)
+    if kind == "standardised_beta":
+        return slope * x[:, 0].std(ddof=1) / _or_nan(y.std(ddof=1))
+    squares, df = residual_squares(y, x, rest)
+    return slope / _or_nan(math.sqrt(squares / df)) if df > 0 else math.nan
 
 
 def _or_nan(number: float) -> float:
@@ -241,13 +249,9 @@ def _effect_test(y: np.ndarray, design: Design, covariate: str, name: str, seed:
         return not_possible(kind, f"{covariate} cannot be told from site, age or sex here",
                             design.people, reference=reference, question="biology")
 
-    def draw(rows: np.ndarray, who: np.ndarray) -> float:
-        part = design.take(rows)
-        if len(set(part.column(covariate))) != len(set(column)) and column.dtype.kind != "f":
-            return math.nan
-        return effect_size(y[rows], part, covariate)[1]
-
-    low, high = bootstrap_interval(draw, design.subjects, draws=DRAWS, seed=seed)
+    _, x, rest = _blocks(design, covariate)
+    low, high = bootstrap_interval(lambda rows, who: _effect(kind, y[rows], x[rows], rest[rows]),
+                                   design.subjects, draws=DRAWS, seed=seed)
     return Test(kind, design.people, effect, low, high, p if math.isfinite(p) else None,
                 method="adjusted for site, age and sex; F test; bootstrap over people",
                 reference=reference, question="biology",

@@ -11,7 +11,8 @@ import numpy as np
 from ..cohort import Scan
 from ..errors import InputError, did_you_mean
 
-__all__ = ["Design", "dummies", "residual_squares", "partial_eta"]
+__all__ = ["Design", "dummies", "residual_squares", "partial_eta",
+           "partial_share"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,19 @@ def partial_eta(y: np.ndarray, tested: np.ndarray, *others: np.ndarray) -> tuple
 
     full, rest = residual_squares(y, tested, *others)
     reduced, before = residual_squares(y, *others)
-    if rest < 1 or before == rest or not reduced > 1e-12 * np.sum(y**2):
+    share = _share(y, full, rest, reduced, before)
+    if math.isnan(share):
         return math.nan, math.nan
     ratio = ((reduced - full) / (before - rest)) / (full / rest) if full > 0 else math.inf
-    return (reduced - full) / reduced, float(fisher.sf(ratio, before - rest, rest))
+    return share, float(fisher.sf(ratio, before - rest, rest))
+
+
+def partial_share(y: np.ndarray, tested: np.ndarray, *others: np.ndarray) -> float:
+    """Partial eta squared alone, as :func:`partial_eta`: for the draws of a bootstrap."""
+    return _share(y, *residual_squares(y, tested, *others), *residual_squares(y, *others))
+
+
+def _share(y: np.ndarray, full: float, rest: int, reduced: float, before: int) -> float:
+    if rest < 1 or before == rest or not reduced > 1e-12 * np.sum(y**2):
+        return math.nan
+    return (reduced - full) / reduced

@@ -6,8 +6,9 @@ handful of numbers, and everything between sites is computed from those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -44,6 +45,7 @@ def evaluate_cohort(
     backend: str = "",
     priors: Mapping[str, np.ndarray] | None = None,
     target_quantiles: Mapping[str, np.ndarray] | None = None,
+    mapper: Callable[..., Iterable] = map,
 ) -> Evaluation:
     """Measure every scan before and after harmonization, and the sites against each other.
 
@@ -58,6 +60,7 @@ def evaluate_cohort(
     target_quantiles : modality -> the target's quantile function (200,), needed to measure
         distances where ``target`` is no site of ``before``. Else the mean over the site's scans
         or, where there is no such site, over all harmonized scans.
+    mapper : ``map``, or one with its signature that spreads scans over processes.
 
     Each modality is measured within itself. Raises InputError for unreadable or misfitting images.
     """
@@ -66,7 +69,7 @@ def evaluate_cohort(
     for modality in dict.fromkeys(scan.modality for scan in before):
         parts.append(_evaluate_modality(
             before.of_modality(modality), after.of_modality(modality), target, labels,
-            (target_quantiles or {}).get(modality)))
+            (target_quantiles or {}).get(modality), mapper))
     metrics = Metrics(tuple(replace(row, backend=backend, target=target)
                             for part in parts for row in part.metrics))
     quantiles = QuantileTable(tuple(row for part in parts for row in part.quantiles.rows))
@@ -124,18 +127,17 @@ def _evaluate_modality(
     target: str,
     labels: np.ndarray | None,
     target_quantiles: np.ndarray | None,
+    mapper: Callable[..., Iterable] = map,
 ) -> Evaluation:
     """One modality: two passes over the images, one volume or one pair in memory."""
     harmonized = {scan.scan_id: scan for scan in after}
+    pairs = [(scan, harmonized[scan.scan_id]) for scan in before if scan.scan_id in harmonized]
     rows: list[Metric] = []
     table: list[QuantileRow] = []
-    for scan in before:
-        _add_scan(scan, scan.read(), "before", labels, rows, table)
-    for scan in before:
-        if scan.scan_id in harmonized:
-            source, result = scan.read(), harmonized[scan.scan_id].read()
-            _add_scan(scan, result, "after", labels, rows, table)
-            rows += _change_rows(scan, source, result)
+    for found in (*mapper(partial(_scan_alone, labels=labels), before.scans),
+                  *mapper(partial(_scan_pair, labels=labels), pairs)):
+        rows += found[0]
+        table += found[1]
     quantiles = QuantileTable(tuple(table))
     ruler = _ruler(quantiles, target, target_quantiles)
     scale = _scale(ruler, target)
@@ -179,19 +181,26 @@ def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = ""
                   scan.scan_id, scan.modality, scan.site, reference=reference)
 
 
-def _add_scan(
-    scan: Scan,
-    volume: Volume,
-    stage: str,
-    labels: np.ndarray | None,
-    rows: list[Metric],
-    table: list[QuantileRow],
-) -> None:
-    """Append the scan's features to ``rows`` and its quantile functions to ``table``."""
+def _scan_alone(scan: Scan, labels: np.ndarray | None) -> tuple[list[Metric], list[QuantileRow]]:
+    """What the unharmonized image of a scan leaves behind."""
+    return _scan_rows(scan, scan.read(), "before", labels)
+
+
+def _scan_pair(pair: tuple[Scan, Scan], labels: np.ndarray | None
+               ) -> tuple[list[Metric], list[QuantileRow]]:
+    """What the harmonized image leaves behind, alone and beside its source."""
+    source, result = pair[0].read(), pair[1].read()
+    rows, table = _scan_rows(pair[0], result, "after", labels)
+    return rows + _change_rows(pair[0], source, result), table
+
+
+def _scan_rows(scan: Scan, volume: Volume, stage: str, labels: np.ndarray | None
+               ) -> tuple[list[Metric], list[QuantileRow]]:
+    """The scan's features and its quantile functions."""
     values = tissue_values(volume, None if labels is None else _within(labels, volume.mask))
-    rows += [_row(scan, name, number, stage) for name, number in scan_features(values).items()]
-    table += [QuantileRow(scan.scan_id, scan.subject, scan.site, scan.modality, stage, tissue,
-                          dist.quantile_function(inside)) for tissue, inside in values.items()]
+    rows = [_row(scan, name, number, stage) for name, number in scan_features(values).items()]
+    return rows, [QuantileRow(scan.scan_id, scan.subject, scan.site, scan.modality, stage, tissue,
+                              dist.quantile_function(inside)) for tissue, inside in values.items()]
 
 
 def _change_rows(scan: Scan, source: Volume, result: Volume) -> list[Metric]:

@@ -90,6 +90,9 @@ TESTS: dict[str, Measure] = {
     "partial_eta_squared": Measure(
         "Share of the variance of a feature that the groups of the covariate explain beyond site "
         "and the other covariates", "1", "none", "0 to 1", "Cohen 1988, section 9.3"),
+    "combat": Measure(
+        "ComBat on the features of the unharmonized images, which could not be fitted here",
+        "1", "none", "any", "Fortin et al. 2018, doi:10.1016/j.neuroimage.2017.11.024"),
     "anatomy_flagged": Measure(
         "Share of harmonized scans that break the anatomy guard", "1", "lower", "0 to 1"),
     "anatomy_limit": Measure(

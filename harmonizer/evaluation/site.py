@@ -34,14 +34,14 @@ PERMUTATIONS = 200
 TEXTURES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation")
 
 
-def texture_features(volume: Volume, labels: np.ndarray, grey_range: tuple[float, float],
+def texture_features(volume: Volume, labels: np.ndarray | None, grey_range: tuple[float, float],
                      step: int = 1) -> dict[str, float]:
     """First-order and texture features of each tissue, names such as ``gm_contrast``.
 
     Parameters
     ----------
     volume : image with its mask.
-    labels : (I, J, K) 1 CSF, 2 GM, 3 WM, 0 elsewhere, on its grid.
+    labels : (I, J, K) 1 CSF, 2 GM, 3 WM, 0 elsewhere, on its grid; None takes the brain as one.
     grey_range : lowest and highest grey level of the whole study; 16 bins between them.
     step : every how many slices along the last axis the texture is counted on.
 
@@ -57,8 +57,10 @@ def texture_features(volume: Volume, labels: np.ndarray, grey_range: tuple[float
     scaled = (volume.data - low) / (high - low)
     bins = np.clip((scaled * GREY_LEVELS).astype(int), 0, GREY_LEVELS - 1) + 1
     features: dict[str, float] = {}
-    for name, code in TISSUE_CODES.items():
-        where = (labels == code) & (True if volume.mask is None else volume.mask)
+    inside = np.ones(volume.shape, bool) if volume.mask is None else volume.mask
+    parts = ({"brain": inside} if labels is None else
+             {name: inside & (labels == code) for name, code in TISSUE_CODES.items()})
+    for name, where in parts.items():
         if np.count_nonzero(where) >= FEWEST_VOXELS:
             numbers = _first_order(scaled[where].astype(np.float64), bins[where])
             numbers |= _texture(bins, where, step)

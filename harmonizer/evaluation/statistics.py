@@ -169,11 +169,15 @@ def resample_people(subjects: Sequence[str], draws: int, seed: int
     """
     labels = np.asarray(subjects)
     rows = [np.flatnonzero(labels == name) for name in np.unique(labels)]
-    rng = np.random.default_rng(seed)
+    sizes = np.array([len(index) for index in rows])
+    alone = np.concatenate(rows) if (sizes == 1).all() else None
+    rng, everyone = np.random.default_rng(seed), np.arange(len(rows))
     for _ in range(draws):
         chosen = rng.integers(len(rows), size=len(rows))
-        yield (np.concatenate([rows[i] for i in chosen]),
-               np.repeat(np.arange(len(rows)), [len(rows[i]) for i in chosen]))
+        if alone is not None:
+            yield alone[chosen], everyone
+        else:
+            yield (np.concatenate([rows[i] for i in chosen]), np.repeat(everyone, sizes[chosen]))
 
 
 def bootstrap_interval(

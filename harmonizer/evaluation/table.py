@@ -67,6 +67,24 @@ MEASURES = {
         "Cosine of the angle between the two images' intensity gradients, weighted by both "
         "gradients' lengths, inside the eroded mask",
         "1", "higher", "-1 to 1"),
+    "edge_displacement": Measure(
+        "Mean distance between the edges of the source, brought to the harmonized contrast, and "
+        "those of the harmonized image", "mm", "lower", "0 to infinity"),
+    "largest_change": Measure(
+        "Largest local difference that no change of contrast or bias field explains, averaged "
+        "over 2.5 mm, over the harmonized image's range", "1", "lower", "0 to infinity"),
+    "dice": Measure(
+        "Overlap of the tissue segmentations of source and harmonized image, of the tissue where "
+        "it is lowest", "1", "higher", "0 to 1", "Dice 1945, doi:10.2307/1932409"),
+    "ravd": Measure(
+        "Relative absolute volume difference of the tissue ratios, of the tissue where it is "
+        "largest", "1", "lower", "0 to infinity"),
+    "anatomy_held": Measure(
+        "1 where the harmonized image keeps all limits of the anatomy guard, 0 where it is flagged",
+        "1", "higher", "0 or 1"),
+    "tissue_ratio": Measure(
+        "Volume of a tissue over that of all three, from a segmentation of this very image",
+        "1", "none", "0 to 1", "ANTs Atropos, Avants et al. 2011, doi:10.1007/s12021-011-9109-y"),
     "psnr": Measure(
         "Peak signal to noise ratio 10 log10(R^2 / MSE) inside the mask; of a travelling pair, "
         "the image at `site` against the person's image at `reference`",

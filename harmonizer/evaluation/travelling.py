@@ -29,6 +29,7 @@ __all__ = ["Pair", "Icc", "travellers", "rescans", "site_pairs", "compare_images
 
 PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 FEWEST_PEOPLE = 3
+CONSTANT = 1e-6  # standard deviation over mean below which a feature is the same for all
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,11 @@ def agreement_tests(
             tests += [not_possible(test, f"{len(people)} people have {name} at the same two or "
                                    f"more sites; {FEWEST_PEOPLE} are needed", len(people),
                                    **context)
+                      for test in ("icc31", "icc21", "within_subject_cov")]
+            continue
+        if not table.std() > CONSTANT * abs(table.mean()):
+            tests += [not_possible(test, f"{name} is the same in every scan: whatever it told of "
+                                   "people is gone", len(people), **context)
                       for test in ("icc31", "icc21", "within_subject_cov")]
             continue
         words = f"sites {', '.join(kept)}"

@@ -11,13 +11,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InputError
-from .design import Design, dummies, partial_eta
-from .statistics import Test, bootstrap_interval, corrected, not_possible
+from .design import Design, dummies, partial_eta, partial_share
+from .statistics import (
+    Test,
+    bootstrap_interval,
+    corrected,
+    not_possible,
+    resample_people,
+)
 from .travelling import complete_table
 
 __all__ = ["Shares", "variance_shares", "balanced_shares", "site_share", "paired_t_tests",
@@ -127,10 +133,16 @@ def site_share(values: Sequence[float], design: Design) -> tuple[float, float, l
     they are unknown for somebody or the same for all. One value per scan; scans of one person are
     averaged first.
     """
+    y, site, adjusting, used, _ = _site_blocks(values, design)
+    return (*partial_eta(y, site, adjusting), used)
+
+
+def _site_blocks(values: Sequence[float], design: Design
+                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], tuple[str, ...]]:
+    """One row per person and site: values, site, covariates and their names, people."""
     y, design = _per_person(np.asarray(values, float), design)
     adjusting, used = design.adjusting(("age", "sex"))
-    share, p = partial_eta(y, dummies(design.sites), adjusting)
-    return share, p, used
+    return y, dummies(design.sites), adjusting, used, design.subjects
 
 
 def _per_person(values: np.ndarray, design: Design) -> tuple[np.ndarray, Design]:
@@ -224,36 +236,46 @@ def _share_tests(y: np.ndarray, design: Design, roaming: np.ndarray, tissue: str
 
 
 def _r2_tests(y: np.ndarray, design: Design, tissue: str, seed: int) -> list[Test]:
-    """Marginal and conditional R2 with intervals over people."""
+    """Marginal and conditional R2 with intervals over people; rescans at a site are averaged."""
+    y, design = _per_person(y, design)
     context = {"tissue": tissue}
     try:
         shares = variance_shares(y, design.sites, design.subjects)
     except (InputError, np.linalg.LinAlgError, ValueError) as error:
         return [not_possible(name, str(error).split(".")[0], design.people, question=question,
-                             **context)
-                for name, question in R2_TESTS]
-    table, people, _ = complete_table(y, design.subjects, design.sites)
-    complete = table.size == len(y)
-    sites = np.asarray(design.sites)
+                             **context) for name, question in R2_TESTS]
+    drawn, words = _drawn_shares(y, design, seed)
+    return [Test(name, design.people, getattr(shares, which), *_bounds(drawn[:, column]),
+                 method=f"site fixed, person random; {words}; {len(drawn)} bootstrap draws over "
+                 "people", question=question, **context)
+            for column, ((name, question), which) in enumerate(
+                zip(R2_TESTS, ("marginal", "conditional")))]
 
-    def draw(rows: np.ndarray, who: np.ndarray, which: str) -> float:
+
+def _drawn_shares(y: np.ndarray, design: Design, seed: int) -> tuple[np.ndarray, str]:
+    """(draws, 2) marginal and conditional R2 of resampled people, and how they were fitted."""
+    table, people, _ = complete_table(y, design.subjects, design.sites)
+    sites, complete = np.asarray(design.sites), table.size == len(y)
+
+    def draw(rows: np.ndarray, who: np.ndarray) -> tuple[float, float]:
         try:
             found = (balanced_shares(table[rows]) if complete else
                      variance_shares(y[rows], sites[rows], who.astype(str)))
-            return float(getattr(found, which))
         except (InputError, np.linalg.LinAlgError, ValueError):
-            return math.nan
+            return math.nan, math.nan
+        return found.marginal, found.conditional
 
-    labels = people if complete else design.subjects
-    draws = DRAWS if complete else SLOW_DRAWS
-    words = ("closed form of the complete table" if complete else "REML, statsmodels MixedLM")
-    return [Test(name, design.people, getattr(shares, which),
-                 *bootstrap_interval(lambda r, w: draw(r, w, which), labels, draws=draws,
-                                     seed=seed),
-                 method=f"site fixed, person random; {words}; {draws} bootstrap draws over people",
-                 question=question, **context)
-            for name, which, question in (("marginal_r2", "marginal", "scanner"),
-                                          ("conditional_r2", "conditional", "person"))]
+    labels, draws = (people, DRAWS) if complete else (design.subjects, SLOW_DRAWS)
+    return (np.array([draw(*one) for one in resample_people(labels, draws, seed)]),
+            "closed form of the complete table" if complete else "REML, statsmodels MixedLM")
+
+
+def _bounds(drawn: np.ndarray) -> tuple[float, float]:
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < len(drawn) / 2:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _eta_test(y: np.ndarray, design: Design, tissue: str, seed: int) -> Test:
@@ -262,9 +284,10 @@ def _eta_test(y: np.ndarray, design: Design, tissue: str, seed: int) -> Test:
     if not math.isfinite(share):
         return not_possible("site_partial_eta_squared", "one site, no spread, or not more people "
                             "than sites and covariates", design.people, **context)
-    low, high = bootstrap_interval(lambda rows, who: site_share(
-        y[rows], replace(design.take(rows), subjects=tuple(who.astype(str))))[0],
-        design.subjects, draws=DRAWS, seed=seed)
+    mean, site, adjusting, _, people = _site_blocks(y, design)
+    low, high = bootstrap_interval(
+        lambda rows, who: partial_share(mean[rows], site[rows], adjusting[rows]), people,
+        draws=DRAWS, seed=seed)
     chance = (len(set(design.sites)) - 1) / max(design.people - 1, 1)
     words = " and ".join(used) or "no covariate (age and sex unknown or the same for all)"
     note = ("site and person cannot be told apart here: people differ between sites too"

@@ -76,8 +76,7 @@ def tolerance(tmp_path_factory):
 
 def verdict(source: Volume, result, tolerance, segmented: bool = True):
     result = result if isinstance(result, Volume) else source.with_data(result)
-    both = (segment(source), segment(result)) if segmented else None
-    return judge(compare_anatomy(source, result, both), tolerance)
+    return judge(compare_anatomy(source, result, segment if segmented else None), tolerance)
 
 
 def test_limits_come_from_the_rescans_and_say_so(tolerance):
@@ -197,6 +196,18 @@ def test_edges_of_a_shifted_box():
     assert moved == pytest.approx(4.5, abs=0.2)
 
 
+def test_the_removal_of_a_scanner_is_no_change_of_tissue(tolerance):
+    """Thresholds at fixed grey levels see other tissues at another gain; anatomy is the same."""
+    def fixed(volume: Volume) -> np.ndarray:
+        return np.where(volume.mask, 1 + (volume.data > 50) + (volume.data > 90), 0)
+
+    source = brain(7)
+    result = source.with_data(1.3 * source.data)
+    assert overlap(fixed(source), fixed(result))[1] > 0.3
+    found = compare_anatomy(source, result, fixed)
+    assert found["dice"] > 0.98 and found["ravd"] < 0.01
+
+
 def test_overlap_by_hand():
     one = np.array([[[1, 2, 2, 3, 3, 3]]])
     two = np.array([[[1, 2, 3, 3, 3, 3]]])
@@ -204,6 +215,9 @@ def test_overlap_by_hand():
     assert dice == pytest.approx(2 * 1 / 3)  # grey matter: 2 and 1 voxels, 1 shared
     assert ravd == pytest.approx(0.5)
     assert overlap(one, one) == (1.0, 0.0)
+    without = np.array([[[2, 2, 3]]])  # a tissue that neither has does not count
+    assert overlap(without, without) == (1.0, 0.0)
+    assert overlap(without, np.array([[[1, 2, 3]]]))[0] == 0.0
 
 
 def test_the_limit_is_the_right_order_statistic():

@@ -1,0 +1,161 @@
+"""What one scan leaves behind for the referee: texture, tissue ratios, anatomy. Then it is closed.
+
+A scan and its harmonized variants are opened once, one variant at a time; only numbers stay. They
+can be kept in a folder, so that asking again with another covariate opens no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cohort import Scan
+from ..errors import InputError
+from ..files import read_json, write_json
+from ..volume import Volume
+from .anatomy import compare_anatomy
+from .segment import Segment, Segmentation, tissue_ratios
+from .site import texture_features
+
+__all__ = ["Job", "Numbers", "measure", "kept", "file_key", "spread"]
+
+VERSION = 1  # raise when a measure changes: what was kept is then not used
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers of one scan by method; "" stands for the unharmonized image."""
+
+    scan_id: str
+    texture: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ratios: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    anatomy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan, its harmonized images by method, and how to measure them.
+
+    ``labels`` (I, J, K) tissue of the template, or None; ``grey_range`` of the study; ``segment``
+    or None; ``cache``: folder of kept numbers, or None.
+    """
+
+    scan: Scan
+    variants: Mapping[str, Scan]
+    labels: np.ndarray | None
+    grey_range: tuple[float, float]
+    segment: Segment | None = None
+    cache: Path | None = None
+
+
+def measure(job: Job) -> Numbers:
+    """All numbers of a scan; InputError for an image that cannot be used, naming the scan."""
+    images = [job.scan.image, job.scan.mask,
+              *(path for scan in job.variants.values() for path in (scan.image, scan.mask))]
+    key = file_key(images, "scan", sorted(job.variants), job.grey_range,
+                   None if job.labels is None else int(job.labels.sum(dtype=np.int64)),
+                   _name(job.segment))
+    found = kept(job.cache, key, lambda: _measure(job))
+    return Numbers(job.scan.scan_id, found["texture"], found["ratios"], found["anatomy"])
+
+
+def _name(segment: Segment | None) -> str:
+    return "" if segment is None else str(getattr(segment, "name", type(segment).__name__))
+
+
+def _measure(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+    source = job.scan.read()
+    labels = job.labels
+    if labels is not None and labels.shape != source.shape:
+        raise InputError(f"{job.scan.scan_id}: expected an image on the grid of the tissue labels "
+                         f"{labels.shape}, got {source.shape}.")
+    numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
+    _add(numbers, "", source, _segmented(source, job.segment), job)
+    for backend, scan in job.variants.items():
+        result = scan.read()
+        if not source.same_grid(result):
+            raise InputError(f"{job.scan.scan_id}: expected the image of {backend} on the grid of "
+                             f"the preprocessed one {source.shape}, got {result.shape}.")
+        after = _segmented(result, job.segment)
+        _add(numbers, backend, result, after, job)
+        numbers["anatomy"][backend] = compare_anatomy(source, result, job.segment, after)
+    return numbers
+
+
+def _segmented(volume: Volume, segment: Segment | None) -> Segmentation | None:
+    """A segmentation, or None where there is none to be had: a constant image has no tissue."""
+    if segment is None or not np.ptp(volume.in_mask()) > 0:
+        return None
+    return segment(volume)
+
+
+def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: Volume,
+         segmentation: Segmentation | None, job: Job) -> None:
+    numbers["texture"][backend] = texture_features(volume, job.labels, job.grey_range)
+    if segmentation is not None:
+        numbers["ratios"][backend] = tissue_ratios(segmentation)
+
+
+def kept(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returns (JSON values; NaN allowed), from the folder if it is kept there."""
+    if folder is None:
+        return compute()
+    path = Path(folder) / f"{key}.json"
+    if path.is_file():
+        return _with_nan(read_json(path))
+    found = compute()
+    write_json(path, _without_nan(found))
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+def file_key(paths: Iterable[Path], *settings: Any) -> str:
+    """A name for numbers taken from these files with these settings.
+
+    Files are known by path, size and time of last change: reading them all to see whether they
+    must be read would save nothing.
+    """
+    parts: list[Any] = [VERSION, *settings]
+    for path in paths:
+        state = Path(path).stat() if Path(path).exists() else None
+        parts.append((str(path), state and (state.st_size, state.st_mtime_ns)))
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def spread(workers: int) -> Iterator[Callable[..., Iterable]]:
+    """``map`` over scans, in this process or in ``workers`` others; order is kept.
+
+    New processes are started clean (spawn): a fork would inherit the threads of ITK and BLAS.
+    """
+    if workers <= 1:
+        yield map
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool.map

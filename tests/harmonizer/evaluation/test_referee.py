@@ -1,0 +1,217 @@
+"""The referee on cohorts whose truth is known: every question answered rightly for every method."""
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.harmonizer.evaluation import cohorts
+
+from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError, UsageError
+from harmonizer.evaluation.referee import COMBAT, referee
+from harmonizer.evaluation.statistics import Statistics, Test
+
+
+def one(statistics: Statistics, name: str, backend: str = "", **more: str) -> Test:
+    """The only row of that name for that method."""
+    rows = statistics.select(name=name, backend=backend, **more).rows
+    assert len(rows) == 1, (name, backend, more, len(rows))
+    return rows[0]
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nested")
+    before = cohorts.write(folder / "before", cohorts.nested_plan(24))
+    return before, cohorts.all_variants(before, folder), folder
+
+
+@pytest.fixture(scope="module")
+def ruling(nested):
+    before, variants, folder = nested
+    return referee(before, variants, "A", covariates=["age", "sex", "dx"],
+                   segment=cohorts.segment, permutations=20, cache=folder / "cache",
+                   fitted_on={"good": ["00", "01"]})
+
+
+@pytest.fixture(scope="module")
+def roaming(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("roaming")
+    before = cohorts.write(folder / "before", cohorts.travelling_plan(5))
+    return before, cohorts.all_variants(before, folder)
+
+
+@pytest.fixture(scope="module")
+def travelled(roaming):
+    return referee(*roaming, "A", segment=cohorts.segment, permutations=20)
+
+
+def test_the_scanner_is_found_and_its_removal_seen(ruling):
+    table = ruling.statistics
+    assert one(table, "distribution_distance", tissue="brain").p < 0.05
+    assert one(table, "distribution_distance", "good", tissue="brain").effect < 0.02
+    assert one(table, "site_f1_retrained").effect > 0.9
+    assert one(table, "site_f1_retrained", "none").effect > 0.9
+    good = one(table, "site_f1_retrained", "good")
+    chance = one(table, "site_chance", "good")
+    assert good.p > 0.05 and good.effect <= chance.high
+    assert one(table, "target_fidelity", "none").effect < 0.2
+    assert one(table, "target_fidelity", "good").effect > 0.3
+    assert one(table, "site_partial_eta_squared", tissue="GM").effect > 0.5
+    assert one(table, "site_partial_eta_squared", "good", tissue="GM").effect < 0.3
+
+
+def test_age_survives_what_is_right_and_not_what_is_wrong(ruling):
+    table = ruling.statistics
+    assert one(table, "age_r2", "good").effect > 0.6
+    assert one(table, "age_r2", "none").effect < one(table, "age_r2", "good").effect - 0.2
+    assert one(table, "age_r2").effect == pytest.approx(one(table, "age_r2", "none").effect)
+    assert one(table, "standardised_beta", "good", reference="CSF ratio | age").low > 0.6
+
+
+def test_one_mean_image_fools_the_classifier_and_nobody_else(ruling):
+    table = ruling.statistics
+    guess = one(table, "site_f1_retrained", "mean")
+    assert guess.effect < 0.6 and guess.p > 0.05
+    assert one(table, "age_r2", "mean").effect <= 0.0
+    lost = table.select(backend="mean", reference="CSF ratio | age").rows[0]
+    assert not lost.known and "whatever it told of people is gone" in lost.note
+    assert one(table, "anatomy_flagged", "mean").effect == 1.0
+    verdict = ruling.verdicts["mean"]["sub-00_ses-1_T1w"]
+    assert not verdict.ok and len(verdict.reasons) >= 3
+
+
+def test_contrast_alone_is_seldom_flagged(ruling):
+    assert one(ruling.statistics, "anatomy_flagged", "none").effect == 0.0
+    assert one(ruling.statistics, "anatomy_flagged", "good").effect <= 0.25
+    assert ruling.tolerances["T1w"].origin.startswith("20 simulated rescans")
+
+
+def test_an_erased_lesion_is_flagged_in_that_scan_alone(nested, tmp_path):
+    before, variants, _ = nested
+    spot = np.sum((np.indices(cohorts.SHAPE) - np.reshape((13, 18, 13), (3, 1, 1, 1))) ** 2,
+                  axis=0) <= 5
+    few = before.of_subjects(["00", "01", "02", "03"])
+    erased = cohorts.variant(few, tmp_path, lambda data, scan: np.where(
+        spot & (scan.subject == "02"), data[spot].max() * 1.3, data))
+    found = referee(few, {"eraser": erased}, "A", combat=False, permutations=2).verdicts["eraser"]
+    assert {name: verdict.ok for name, verdict in found.items()} == {
+        f"sub-{i:02d}_ses-1_T1w": i != 2 for i in range(4)}
+
+
+def test_combat_stands_beside_the_methods(ruling):
+    table = ruling.statistics
+    assert one(table, "site_partial_eta_squared", COMBAT, tissue="GM").effect < (
+        one(table, "site_partial_eta_squared", tissue="GM").effect - 0.2)
+    assert one(table, "site_f1_retrained", COMBAT).fitted_on == "other people (folds)"
+    assert not table.select(name="anatomy_flagged", backend=COMBAT).rows
+
+
+def test_what_was_fitted_on_whom_is_said(ruling):
+    row = one(ruling.statistics, "distribution_distance", "good", tissue="brain")
+    assert row.fitted_on == "fit of good" and row.computed_on == "evaluated"
+    assert "2 of 24 people were in the method's own fit: optimistic" in row.note
+    assert ruling.statistics.people["fit of good"] == ("00", "01")
+    assert len(ruling.statistics.people["evaluated"]) == 24
+    assert "optimistic" not in one(ruling.statistics, "age_r2", "none").note
+
+
+def test_without_travellers_the_paired_measures_say_so(ruling):
+    table = ruling.statistics
+    assert "nobody was scanned at two sites" in one(table, "travelling_pair").note
+    assert not table.select(name="icc31").rows
+    assert not one(table, "marginal_r2", "good", tissue="GM").known
+
+
+def test_every_number_is_in_the_dictionary(ruling, travelled, tmp_path):
+    from harmonizer.evaluation.measures import TESTS
+    from harmonizer.evaluation.table import MEASURES
+
+    for found in (ruling, travelled):
+        assert set(found.statistics.distinct("name")) <= set(TESTS)
+        assert set(found.metrics.distinct("measure")) <= set(MEASURES)
+        assert {row.question for row in found.statistics} == {"scanner", "person", "biology",
+                                                              "anatomy"}
+        for row in found.statistics:
+            assert row.known or row.note, row
+    path = ruling.statistics.to_tsv(tmp_path / "group_statistics.tsv")
+    assert Statistics.from_tsv(path).people == ruling.statistics.people
+
+
+def test_another_covariate_opens_no_image(nested, ruling, monkeypatch):
+    before, variants, folder = nested
+    opened = []
+    monkeypatch.setattr("harmonizer.evaluation.measurements._measure", opened.append)
+    started = time.monotonic()
+    again = referee(before, variants, "A", covariates=["dx"], segment=cohorts.segment,
+                    permutations=2, cache=folder / "cache")
+    assert not opened and time.monotonic() - started < 60
+    for name in ("site_f1_retrained", "age_r2", "anatomy_flagged"):
+        first, second = (one(r.statistics, name, "good") for r in (ruling, again))
+        assert (first.effect, first.low, first.high) == (second.effect, second.low, second.high)
+
+
+def test_travellers_unlock_pairs_agreement_and_the_mixed_model(travelled):
+    table = travelled.statistics
+    raw = one(table, "travelling_pair", reference="psnr")
+    good = one(table, "travelling_pair", "good", reference="psnr")
+    assert raw.n == good.n == 5 and good.effect > raw.effect + 3
+    change = one(table, "travelling_wilcoxon", "good", reference="psnr | unharmonized")
+    assert change.effect > 3 and change.p == pytest.approx(0.0625) and "cannot fall" in change.note
+    assert one(table, "marginal_r2", tissue="GM").effect > 0.3
+    assert one(table, "marginal_r2", "good", tissue="GM").effect < 0.2
+    assert one(table, "conditional_r2", "good", tissue="CSF").effect > 0.9
+    assert one(table, "icc31", "good", reference="CSF ratio").effect > 0.9
+    assert table.select(name="paired_t", backend="good").rows[0].reference == "A"
+    assert not table.select(name="site_partial_eta_squared").rows
+
+
+def test_the_limits_are_the_cohorts_own_rescans(travelled):
+    assert travelled.tolerances["T1w"].origin == "5 pairs of rescans of one person on one scanner"
+    assert one(travelled.statistics, "anatomy_flagged", "mean").effect == 1.0
+    assert one(travelled.statistics, "anatomy_flagged", "none").effect == 0.0
+
+
+def test_the_same_label_may_be_two_people(roaming):
+    before, _ = roaming
+    found = referee(before, {}, "A", travelling="no", permutations=5).statistics
+    assert "nobody was scanned at two sites" in one(found, "travelling_pair").note
+    assert len(found.people["evaluated"]) == 15
+
+
+def test_one_scan_one_site_and_unknown_ages_are_no_crash(nested, tmp_path):
+    before, variants, _ = nested
+    alone = Cohort((replace(before.scans[0], age=None, sex=None),))
+    found = referee(alone, {"none": variants["none"]}, "A", permutations=5)
+    known = {row.name for row in found.statistics if row.known}
+    assert known <= {"anatomy_flagged", "anatomy_limit", "anatomy_measure"}
+    assert all(row.note for row in found.statistics if not row.known)
+    site = referee(before.of_site("A"), {"none": variants["none"]}, "A", permutations=5)
+    assert one(site.statistics, "site_f1_retrained").note == "there is one site only"
+
+
+def test_what_is_asked_wrongly_is_refused_before_images_are_opened(nested):
+    before, variants, _ = nested
+    with pytest.raises(InputError, match="covariate 'agee' is no column"):
+        referee(before, variants, "A", covariates=["agee"])
+    with pytest.raises(UsageError, match="reference site 'D'"):
+        referee(before, variants, "A", reference_site="D")
+    with pytest.raises(UsageError, match="travelling is one of auto, no"):
+        referee(before, variants, "A", travelling="yes")
+    with pytest.raises(InputError, match="at least one scan"):
+        referee(Cohort(()), {}, "A")
+    other = {"x": variants["good"].of_subjects(["00"]), "y": variants["good"].of_subjects(["01"])}
+    with pytest.raises(InputError, match="no T1w scan has an image of every method"):
+        referee(before, other, "A")
+
+
+def test_other_processes_give_the_same_numbers(nested):
+    before, variants, _ = nested
+    few = before.of_subjects(["00", "01", "02", "03"])
+    here, there = (referee(few, {"good": variants["good"]}, "A", combat=False, permutations=2,
+                           workers=workers) for workers in (1, 2))
+    assert here.metrics == there.metrics
+    assert here.statistics == there.statistics or [
+        (a, b) for a, b in zip(here.statistics, there.statistics) if a != b] == []
