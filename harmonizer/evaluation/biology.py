@@ -119,7 +119,8 @@ def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> t
     names = sorted(set(sites), key=lambda site: (site != reference, site))
     few = [name for name in names if len(set(subjects[sites == name])) < 3]
     context = {"question": "biology"}
-    if len(names) < 2 or few or len(y) <= 2 * len(names) + 1 or not x.std() > 0:
+    if len(names) < 2 or few or len(y) <= 2 * len(names) + 1 or not (
+            x.std() > 1e-6 * abs(x.mean())):
         why = (f"fewer than 3 people with an age at {', '.join(few)}" if few else
                "one site, one volume for all, or fewer scans than slopes")
         return (not_possible("age_interaction_any", why, len(set(subjects)), **context),)

@@ -1,0 +1,99 @@
+"""python -m harmonizer.evaluation BEFORE AFTER: judge any two folders of images.
+
+Images are paired by file name, lie on one grid and, for tissue volumes (--tissues), in the space
+of the template. Written to --out: metrics.tsv, group_statistics.tsv, each with its data dictionary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import HarmonizerError, UsageError
+from .answers import QUESTIONS, answers
+from .folders import cohorts_of_folders
+from .referee import Ruling, referee
+from .segment import AtroposSegmenter, CachedSegmenter
+
+__all__ = ["main", "parser"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m harmonizer.evaluation",
+        description="Is the scanner gone, the person still there, biology still there, and anatomy "
+        "where it was? Compares folders of images by file name; no BIDS needed.")
+    made.add_argument("before", type=Path, help="folder of images before harmonization")
+    made.add_argument("after", type=Path, nargs="+",
+                      help="one or more folders of harmonized images with the same file names")
+    made.add_argument("--masks", type=Path, metavar="DIR",
+                      help="brain masks named as the images, or with _mask added; default: what is "
+                      "not zero in BEFORE, where images are brain only")
+    made.add_argument("--sites", type=Path, metavar="TSV",
+                      help="table with the columns file and site, and maybe subject, session, age, "
+                      "sex and others")
+    made.add_argument("--target", default="", help="site that was harmonized to")
+    made.add_argument("--reference-site", metavar="SITE",
+                      help="site that others are tested against")
+    made.add_argument("--covariates", nargs="*", default=["age", "sex"], metavar="NAME",
+                      help="whose effects must survive (default: age sex)")
+    made.add_argument("--traveling", choices=["auto", "no"], default="auto",
+                      help="whether one subject label at several sites is one person")
+    made.add_argument("--tissues", action="store_true",
+                      help="segment every image (Atropos; images in the template's space)")
+    made.add_argument("--out", type=Path, default=Path("evaluation"),
+                      help="folder for tables and kept numbers (default: evaluation)")
+    made.add_argument("--permutations", type=int, default=200, help="shuffles per chance level")
+    made.add_argument("--nprocs", type=int, default=1, help="processes")
+    made.add_argument("--random-seed", type=int, default=1)
+    return made
+
+
+def run(given: argparse.Namespace) -> Ruling:
+    """Judge the folders, write the tables, return the ruling."""
+    variants = {folder.name or str(folder): folder for folder in given.after}
+    if len(variants) < len(given.after):
+        raise UsageError("the folders of harmonized images need different names: methods are named "
+                         "by them.")
+    before, after = cohorts_of_folders(given.before, variants, given.out / "masks",
+                                       masks=given.masks, sites=given.sites)
+    segment = CachedSegmenter(AtroposSegmenter(), given.out / "cache") if given.tissues else None
+    ruling = referee(before, after, given.target, covariates=given.covariates,
+                     reference_site=given.reference_site, travelling=given.traveling,
+                     segment=segment, permutations=given.permutations, workers=given.nprocs,
+                     cache=given.out / "cache", seed=given.random_seed)
+    ruling.metrics.to_tsv(given.out / "metrics.tsv")
+    ruling.statistics.to_tsv(given.out / "group_statistics.tsv")
+    return ruling
+
+
+def in_words(ruling: Ruling) -> list[str]:
+    """The four answers of each method, and every scan whose anatomy is in doubt."""
+    lines = []
+    for backend, verdicts in ruling.verdicts.items():
+        lines.append(f"{backend}")
+        for answer in answers(ruling.statistics, backend):
+            lines.append(f"  {QUESTIONS[answer.question]:32s}{answer.verdict:9s}{answer.sentence}")
+        lines += [f"    flagged: {name}: {'; '.join(verdict.reasons)}"
+                  for name, verdict in verdicts.items() if not verdict.ok]
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code, and explains what went wrong without a traceback."""
+    given = parser().parse_args(argv)
+    try:
+        ruling = run(given)
+    except HarmonizerError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("\n".join(in_words(ruling)))
+    print(f"Tables: {given.out / 'metrics.tsv'}, {given.out / 'group_statistics.tsv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

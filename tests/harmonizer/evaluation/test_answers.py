@@ -1,0 +1,95 @@
+"""Four answers from rows made by hand: each verdict can be reached, and for the right reason."""
+from __future__ import annotations
+
+import pytest
+
+from harmonizer.evaluation.answers import QUESTIONS, answers
+from harmonizer.evaluation.statistics import Statistics, Test, not_possible
+
+
+def row(name: str, backend: str, effect: float, low: float, high: float, p: float | None = None,
+        **more) -> Test:
+    return Test(name, 20, effect, low, high, p, p, backend=backend,
+                stage="after" if backend else "before", **more)
+
+
+def verdict(question: str, *rows: Test):
+    found = dict(zip(QUESTIONS, answers(Statistics(rows), "x")))[question]
+    assert found.question == question
+    return found.verdict, found.sentence
+
+
+BEFORE = row("site_f1_retrained", "", 0.9, 0.8, 1.0, 0.005)
+
+
+@pytest.mark.parametrize("after,expected", [
+    (row("site_f1_retrained", "x", 0.4, 0.3, 0.5, 0.4), "yes"),
+    (row("site_f1_retrained", "x", 0.7, 0.6, 0.8, 0.01), "partly"),
+    (row("site_f1_retrained", "x", 0.9, 0.8, 1.0, 0.005), "no"),
+])
+def test_the_scanner_by_the_classifier(after, expected):
+    chance = row("site_chance", "x", 0.35, 0.2, 0.5)
+    found, sentence = verdict("scanner", BEFORE, after, chance)
+    assert found == expected
+    assert "before 0.9" in sentence and "chance gives 0.2 to 0.5" in sentence
+
+
+def test_no_scanner_effect_at_first_is_no_success():
+    found, sentence = verdict("scanner", row("site_f1_retrained", "", 0.4, 0.3, 0.5, 0.5),
+                              row("site_f1_retrained", "x", 0.4, 0.3, 0.5, 0.5))
+    assert found == "unknown" and sentence.startswith("There was no scanner effect")
+
+
+def test_the_scanner_by_grey_levels_where_nothing_can_be_classified():
+    why = not_possible("site_f1_retrained", "too few people")
+    distance = [row("distribution_distance", name, *values, unit="R")
+                for name, values in (("", (0.2, 0.1, 0.3, 0.01)), ("x", (0.05, 0.02, 0.08, 0.02)))]
+    assert verdict("scanner", why, *distance)[0] == "partly"
+    assert verdict("scanner", why) == ("unknown", "It cannot be told: too few people.")
+
+
+def change(measure: str, effect: float, p: float) -> Test:
+    return row("travelling_wilcoxon", "x", effect, effect - 1, effect + 1, p,
+               reference=f"{measure} | unharmonized")
+
+
+def test_a_person_nearer_to_himself_or_not():
+    assert verdict("person", change("psnr", 2.0, 0.01), change("ssim", 0.1, 0.01))[0] == "yes"
+    found, sentence = verdict("person", change("psnr", -2.0, 0.2), change("ssim", 0.1, 0.2))
+    assert found == "partly" and sentence.endswith("not significant after correction.")
+    assert verdict("person", change("psnr", -2.0, 0.01), change("ssim", -0.1, 0.01))[0] == "no"
+    why = not_possible("travelling_pair", "nobody was scanned at two sites")
+    assert verdict("person", why)[1] == "It cannot be told: nobody was scanned at two sites."
+
+
+def test_age_kept_or_lost():
+    before = row("age_r2", "", 0.5, 0.4, 0.6, question="biology")
+    for effect, expected in ((0.6, "yes"), (0.45, "partly"), (0.3, "no"), (-0.5, "no")):
+        after = row("age_r2", "x", effect, effect - 0.1, effect + 0.1, question="biology")
+        assert verdict("biology", before, after)[0] == expected
+    nothing = [row("age_r2", name, -0.2, -0.4, 0.0, question="biology") for name in ("", "x")]
+    assert verdict("biology", *nothing)[0] == "unknown"
+    gone = not_possible("effect_size", "whatever it told of people is gone", question="biology",
+                        backend="x")
+    assert verdict("biology", before, gone)[0] == "no"
+
+
+def test_effects_where_age_cannot_be_predicted():
+    rows = [row("cohens_d", "", 0.8, 0.4, 1.2, reference="GM | sex: M - F"),
+            row("standardised_beta", "", -0.5, -0.8, -0.2, reference="GM | age"),
+            row("cohens_d", "x", 0.6, 0.2, 1.0, reference="GM | sex: M - F")]
+    kept = row("standardised_beta", "x", -0.4, -0.7, -0.1, reference="GM | age")
+    turned = row("standardised_beta", "x", 0.4, 0.1, 0.7, reference="GM | age")
+    assert verdict("biology", *rows, kept)[0] == "yes"
+    found, sentence = verdict("biology", *rows, turned)
+    assert found == "partly" and sentence.startswith("1 of 2 effects")
+
+
+@pytest.mark.parametrize("share,expected", [(0.0, "yes"), (0.1, "partly"), (1.0, "no")])
+def test_anatomy_by_the_share_of_flagged_scans(share, expected):
+    found, sentence = verdict("anatomy", row("anatomy_flagged", "x", share, share, share))
+    assert found == expected and sentence.startswith(f"{100 * share:.0f} % of the scans")
+
+
+def test_without_any_row_everything_is_unknown():
+    assert [answer.verdict for answer in answers(Statistics(), "x")] == ["unknown"] * 4
