@@ -14,19 +14,20 @@ there, though no mean over the brain notices it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
 
-from ..cohort import Cohort
+from ..cohort import Cohort, Scan
 from ..errors import InputError
 from ..volume import Volume
 from . import image as near
 from .distribution import intensity_range, quantile_function
 from .segment import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
-from .travelling import rescans
+from .travelling import Pair, rescans
 
 __all__ = ["GUARDED", "Tolerance", "Verdict", "explained_by_contrast", "moved_map",
            "edge_displacement", "overlap", "compare_anatomy", "simulated_rescan", "noise_level",
@@ -46,6 +47,7 @@ SMOOTH_MM = 12.0  # standard deviation of the window in which gain and offset ma
 LEAST_VARIANCE = 1e-4  # of f(source) in ranges squared; with less around it, the local gain is 1
 LOCAL_MM = 2.5  # standard deviation of the window over which a local change is averaged
 RIM_MM = 4.0  # taken off the mask: its border belongs to the skull-strip
+BLOCK_MM = 2.0  # blocks that the map of where it moved is worked out on
 EDGE_SHARE = 0.1  # of the voxels, those with the steepest gradient
 REGISTRATION_MM = 0.3  # shift and
 REGISTRATION_DEGREES = 0.3  # rotation that two registrations of one brain differ by
@@ -92,31 +94,73 @@ def moved_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
 
     result - (a + b f(source)) with a and b fitted over 12 mm around each voxel (a bias field is no
     anatomy), averaged over 2.5 mm; Gaussian windows that count only voxels inside the mask; 0 off
-    the mask. InputError for a constant result.
+    the mask. Worked out on blocks of about 2 mm, which a window of 2.5 mm does not notice.
+    InputError for a constant result.
+    """
+    expected = explained_by_contrast(source, result, mask)
+    box, coarse, factor = _moved_blocks(expected, result, mask, spacing)
+    shape = [part.stop - part.start for part in box]
+    where = [(np.arange(size) + 0.5) / step - 0.5 for size, step in zip(shape, factor)]
+    full = np.zeros(mask.shape, dtype=np.float32)
+    full[box] = ndimage.map_coordinates(
+        coarse, np.meshgrid(*where, indexing="ij"), order=1, mode="nearest") * mask[box]
+    return full
+
+
+def _moved_blocks(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
+                  spacing: Sequence[float]
+                  ) -> tuple[tuple[slice, ...], np.ndarray, tuple[int, int, int]]:
+    """The mask's box, the map on blocks inside it, and how many voxels a block has along an axis.
     """
     scale = intensity_range(quantile_function(result[mask]))
     if not scale > 0:
         raise InputError("expected a harmonized image with contrast, got a constant one.")
-    expected = explained_by_contrast(source, result, mask) / scale
-    rest = _without_local_line(np.where(mask, result / scale, 0), expected, mask, spacing)
-    return (_mean_inside(rest, mask, spacing, LOCAL_MM) * mask).astype(np.float32)
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    factor = tuple(max(int(BLOCK_MM / step + 1e-6), 1) for step in spacing)
+    share = _blocks(mask[box].astype(np.float32), factor)
+    x, y = (_blocks(np.where(mask[box], array[box], 0), factor) / scale
+            / np.maximum(share, 1e-6) for array in (expected, result))
+    size = np.asarray(spacing) * factor
+    rest = _without_local_line(y, x, share, size)
+    return box, _mean_inside(rest, share, size, LOCAL_MM), factor
 
 
-def _without_local_line(y: np.ndarray, x: np.ndarray, mask: np.ndarray, spacing: Sequence[float]
+def _blocks(array: np.ndarray, factor: Sequence[int]) -> np.ndarray:
+    """Mean over blocks of ``factor`` voxels, float32; the last ones are filled up with zeros."""
+    if tuple(factor) == (1, 1, 1):
+        return array.astype(np.float32)
+    padded = np.pad(array, [(0, -size % step) for size, step in zip(array.shape, factor)])
+    i, j, k = (size // step for size, step in zip(padded.shape, factor))
+    a, b, c = factor
+    return padded.reshape(i, a, j, b, k, c).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def _without_local_line(y: np.ndarray, x: np.ndarray, share: np.ndarray, spacing: Sequence[float]
                         ) -> np.ndarray:
-    """y - (a + b x), zero off the mask, a and b by local least squares over 12 mm."""
-    mean_x, mean_y, square, product = (_mean_inside(array * mask, mask, spacing, SMOOTH_MM)
-                                       for array in (x, y, x * x, x * y))
+    """y - (a + b x), a and b by local least squares over 12 mm; ``share`` of a block in the mask.
+
+    The local means are taken on blocks of about 4 mm.
+    """
+    factor = tuple(max(int(SMOOTH_MM / 3 / step + 1e-6), 1) for step in spacing)
+    wide = _blocks(share, factor)
+    size = np.asarray(spacing) * factor
+    means = [_mean_inside(_blocks(array * share, factor) / np.maximum(wide, 1e-6), wide, size,
+                          SMOOTH_MM) for array in (x, y, x * x, x * y)]
+    where = np.meshgrid(*[(np.arange(n) + 0.5) / step - 0.5 for n, step in zip(x.shape, factor)],
+                        indexing="ij")
+    mean_x, mean_y, square, product = (
+        ndimage.map_coordinates(mean, where, order=1, mode="nearest") for mean in means)
     variance = np.maximum(square - mean_x**2, 0)
     slope = (product - mean_x * mean_y + LEAST_VARIANCE) / (variance + LEAST_VARIANCE)
-    return (y - mean_y - slope * (x - mean_x)) * mask
+    return np.where(share > 0, y - mean_y - slope * (x - mean_x), 0)
 
 
-def _mean_inside(array: np.ndarray, mask: np.ndarray, spacing: Sequence[float], width_mm: float
+def _mean_inside(array: np.ndarray, share: np.ndarray, spacing: Sequence[float], width_mm: float
                  ) -> np.ndarray:
+    """Gaussian mean of ``array`` weighted by ``share`` (0 to 1) of each voxel in the mask."""
     sigma = width_mm / np.asarray(spacing)
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=3)
-    total = ndimage.gaussian_filter(array.astype(np.float32), sigma, truncate=3)
+    weight = ndimage.gaussian_filter(share.astype(np.float32), sigma, truncate=3)
+    total = ndimage.gaussian_filter((array * share).astype(np.float32), sigma, truncate=3)
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-4)
 
 
@@ -134,9 +178,14 @@ def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
     Edges: the tenth of the voxels of the mask's core with the steepest gradient (Gaussian
     derivative of 1 voxel). 0 to infinity, lower is better; NaN where an image has no edges.
     """
-    core = _core(mask, spacing)
-    edges = [_edges(image, core, spacing)
-             for image in (explained_by_contrast(source, result, mask), result)]
+    return _displacement(explained_by_contrast(source, result, mask), result, mask, spacing)
+
+
+def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
+                  spacing: Sequence[float]) -> float:
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    core = _core(mask[box], spacing)
+    edges = [_edges(image[box], core, spacing) for image in (expected, result)]
     if not all(edge.any() for edge in edges):
         return math.nan
     away = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
@@ -189,18 +238,20 @@ def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = No
     if not min(ranges) > 0:
         worst = {"ssim_structure": 0.0, "gradient_agreement": 0.0, "largest_change": 1.0}
         return worst if segment is None else {**worst, "dice": 0.0, "ravd": 1.0}
-    moved = moved_map(one, two, mask, spacing)
+    expected = explained_by_contrast(one, two, mask)
+    box, moved, factor = _moved_blocks(expected, two, mask, spacing)
+    inner = _blocks(_core(mask[box], spacing), factor) >= 0.5
     values = {
         "ssim_structure": near.ssim_structure(one, two, mask, *ranges),
         "gradient_agreement": near.gradient_agreement(one, two, mask, spacing),
-        "edge_displacement": edge_displacement(one, two, mask, spacing),
-        "largest_change": float(np.abs(moved[_core(mask, spacing)]).max()),
+        "edge_displacement": _displacement(expected, two, mask, spacing),
+        "largest_change": float(np.abs(moved[inner]).max()),
     }
     if segment is not None:
-        expected = Volume(explained_by_contrast(one, two, mask), source.affine, mask)
         goal = segment(result) if segmented is None else segmented
-        values["dice"], values["ravd"] = (overlap(segment(expected), goal)
-                                          if np.ptp(expected.in_mask()) > 0 else (0.0, 1.0))
+        values["dice"], values["ravd"] = (
+            overlap(segment(Volume(expected, source.affine, mask)), goal)
+            if np.ptp(expected[mask]) > 0 else (0.0, 1.0))
     return values
 
 
@@ -277,27 +328,34 @@ def tolerance_of(pairs: Sequence[Mapping[str, float]], origin: str) -> Tolerance
 
 
 def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int = 0,
-                    most: int = MOST_PAIRS) -> Tolerance:
+                    most: int = MOST_PAIRS, mapper: Callable[..., Iterable] = map) -> Tolerance:
     """The cohort's own within-scanner noise, from unharmonized images.
 
     From rescans (one person, one site, two scans), at most ``most`` pairs. With fewer than 3, from
-    simulated rescans of scans spread evenly over the cohort. Two volumes in memory.
+    simulated rescans of scans spread evenly over the cohort. Two volumes in memory; ``mapper``:
+    ``map``, or one with its signature that spreads pairs over processes.
     """
     real = rescans(cohort)
     if len(real) >= FEWEST_PAIRS:
         chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
-        return tolerance_of([compare_anatomy(pair.first.read(), pair.second.read(), segment)
-                             for pair in chosen], f"{len(chosen)} pairs of rescans of one person "
-                            "on one scanner")
+        return tolerance_of(list(mapper(partial(_rescanned, segment=segment), chosen)),
+                            f"{len(chosen)} pairs of rescans of one person on one scanner")
     scans = [cohort.scans[i] for i in
              np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
-    found = []
-    for number in range(most if scans else 0):
-        volume = scans[number % len(scans)].read()
-        found.append(compare_anatomy(volume, simulated_rescan(volume, seed + number), segment))
-    return tolerance_of(found, f"{len(found)} simulated rescans ({REGISTRATION_MM} mm, "
+    jobs = [(scans[number % len(scans)], seed + number) for number in range(most if scans else 0)]
+    return tolerance_of(list(mapper(partial(_simulated, segment=segment), jobs)),
+                        f"{len(jobs)} simulated rescans ({REGISTRATION_MM} mm, "
                         f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
                         f"cohort has {len(real)} real ones")
+
+
+def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:
+    return compare_anatomy(pair.first.read(), pair.second.read(), segment)
+
+
+def _simulated(job: tuple[Scan, int], segment: Segment | None) -> dict[str, float]:
+    volume = job[0].read()
+    return compare_anatomy(volume, simulated_rescan(volume, job[1]), segment)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def referee(
             trial = _trial(cohort.of_modality(modality), variants, target, reference_site,
                            tuple(covariates), travelling, seed, permutations, segment, cache)
             trial = _opened(trial, priors, combat, mapper)
-            rulings.append(_judged(trial, dict(fitted_on or {})))
+            rulings.append(_judged(trial, dict(fitted_on or {}), mapper))
     return _joined(rulings)
 
 
@@ -249,10 +249,11 @@ def _with_combat(trial: Trial) -> Trial:
     return replace(trial, features={**trial.features, COMBAT: found})
 
 
-def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]]) -> Ruling:
+def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]],
+            mapper: Callable[..., Iterable]) -> Ruling:
     """All questions, from numbers."""
     pairs, pair_tests = _pairs(trial)
-    tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial)
+    tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial, mapper)
     tests = [*_distributions(trial), *_guesses(trial), *_volumes(trial), *pair_tests,
              *_agreement(trial), *_biology(trial), *anatomy_tests]
     if COMBAT not in trial.features:
@@ -404,12 +405,12 @@ def _biology(trial: Trial) -> Iterator[Test]:
         yield from _of(tests, backend)
 
 
-def _anatomy(trial: Trial) -> tuple[Tolerance, dict[str, dict[str, Verdict]], list[Metric],
-                                    list[Test]]:
+def _anatomy(trial: Trial, mapper: Callable[..., Iterable]
+             ) -> tuple[Tolerance, dict[str, dict[str, Verdict]], list[Metric], list[Test]]:
     """F: the guard over all scans and methods."""
     if not trial.variants:
         return Tolerance(), {}, [], []
-    tolerance = _tolerance(trial)
+    tolerance = _tolerance(trial, mapper)
     verdicts, rows, tests = {}, [], []
     for backend in trial.variants:
         found = {scan.scan_id: judge(trial.numbers[scan.scan_id].anatomy[backend], tolerance)
@@ -425,12 +426,12 @@ def _anatomy(trial: Trial) -> tuple[Tolerance, dict[str, dict[str, Verdict]], li
     return tolerance, verdicts, rows, tests
 
 
-def _tolerance(trial: Trial) -> Tolerance:
+def _tolerance(trial: Trial, mapper: Callable[..., Iterable]) -> Tolerance:
     paths = [scan.image for scan in trial.before]
     key = file_key(paths, "tolerance", trial.seed, repr(trial.segment),
                    [(p.first.scan_id, p.second.scan_id) for p in rescans(trial.before)])
-    found = kept(trial.cache, key, lambda: vars(learn_tolerance(trial.before, trial.segment,
-                                                                seed=trial.seed)))
+    found = kept(trial.cache, key, lambda: vars(learn_tolerance(
+        trial.before, trial.segment, seed=trial.seed, mapper=mapper)))
     return Tolerance(**found)
 
 

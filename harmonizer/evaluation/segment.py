@@ -69,7 +69,7 @@ class AtroposSegmenter:
     """
 
     resolution_mm: int = 2
-    iterations: int = 5
+    iterations: int = 3
     prior_weight: float = 0.25
     smoothing: float = 0.1
 
