@@ -25,6 +25,7 @@ from .settings import (
     SITE_SOURCES,
     SKULL_STRIP,
     STAGES,
+    TRAVELING,
     Settings,
     load_toml,
     parse_memory,
@@ -97,7 +98,8 @@ def build_parser(prog: str = "run.py") -> argparse.ArgumentParser:
                         help=f"analysis level, one or both: {', '.join(LEVELS)}")
     parser.add_argument("--version", action="version", version=f"harmonizer {__version__}",
                         help="print the version and exit")
-    for add in (_add_selection, _add_sites, _add_method, _add_images, _add_resources, _add_run):
+    for add in (_add_selection, _add_sites, _add_method, _add_evaluation, _add_images,
+                _add_resources, _add_run):
         add(parser)
     return parser
 
@@ -162,6 +164,20 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
              "(default: auto)")
     add("--random-seed", type=int, metavar="N",
         help="the one seed of ANTs, numpy and torch (default: 1)")
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    add = _adder(parser, "evaluation")
+    add("--covariates", metavar="NAME", **_many(),
+        help="age, sex and columns of participants.tsv whose effects must survive "
+             "(default: age sex)")
+    add("--reference-site", metavar="LABEL",
+        help="site that the others are tested against (default: the target, else the largest)")
+    add("--traveling", "--travelling", metavar="HOW",
+        help=f"{', '.join(TRAVELING)}: take one label at several sites for one person, or for "
+             "several people (default: auto)")
+    add("--compare", action=Switch,
+        help="judge all harmonized variants in OUTPUT_DIR side by side")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

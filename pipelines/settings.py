@@ -41,6 +41,7 @@ LEVELS = ("participant", "group")
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
 SKULL_STRIP = ("auto", "force", "skip")
+TRAVELING = ("auto", "no")
 SCANNER_FREE = "scanner-free"
 RESERVED_DESCS = ("preproc", "brain")
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
@@ -102,6 +103,14 @@ class Settings:
     """Folder of a fitted model to apply instead of fitting one."""
     fit_participants: tuple[str, ...] = ()
     """Who is used to fit: labels without 'sub-', or column=value; empty means everybody."""
+    covariates: tuple[str, ...] = ()
+    """Age, sex and columns of participants.tsv whose effects must survive; empty: age and sex."""
+    reference_site: str | None = None
+    """Site that the others are tested against; None means the target, else the largest."""
+    traveling: str = "auto"
+    """auto: one label at several sites is one person; no: they are several people."""
+    compare: bool = False
+    """Judge every harmonized variant in the output folder side by side, not this desc alone."""
     skull_strip: str = "auto"
     """auto: recognise brain-only input; force: always extract; skip: input is brain only."""
     desc: str = "harmonized"
@@ -384,6 +393,7 @@ def _check_choices(settings: Settings) -> None:
     _each_of("--modalities", settings.modalities, MODALITIES)
     _each_of("--site-from", (settings.site_from,), SITE_SOURCES)
     _each_of("--skull-strip", (settings.skull_strip,), SKULL_STRIP)
+    _each_of("--traveling", (settings.traveling,), TRAVELING)
     if not settings.modalities:
         raise UsageError(f"--modalities: give one or more of {', '.join(MODALITIES)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..evaluation.anatomy import Tolerance, Verdict
 from ..evaluation.confounding import ConfoundingCheck, check_confounding
 from ..evaluation.distribution import QuantileTable, match_moments
+from ..evaluation.statistics import Statistics
 from ..evaluation.table import Metrics
 from . import charts
 from .figures import Figure
@@ -75,6 +77,9 @@ class GroupReport:
     methods: str = ""
     software: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    statistics: Statistics | None = None
+    verdicts: Mapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
+    tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

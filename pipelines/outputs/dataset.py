@@ -23,7 +23,7 @@ BIDS_VERSION = "1.10.0"
 
 IGNORED = (
     "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
-    "models", "models/**", "**/.tmp-*",
+    "group_*", "models", "models/**", "**/.tmp-*",
 )
 
 README = """\

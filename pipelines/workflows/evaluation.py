@@ -1,127 +1,238 @@
-"""The group level's second stage: is the scanner gone? From the output folder alone."""
+"""The group level's second stage: the referee, from the output folder alone.
+
+Is the scanner gone, the person still there, biology still there, anatomy unmoved? The answers are
+`metrics.tsv`, `group_statistics.tsv` and `group.html`; each image's anatomy verdict also goes into
+its sidecar, so that no flagged image is passed on silently.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from harmonizer.backends.model_folder import is_model
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.evaluation.distribution import QuantileTable
-from harmonizer.evaluation.evaluate import Evaluation, evaluate_cohort
+from harmonizer.evaluation.referee import Ruling, referee
+from harmonizer.evaluation.segment import AtroposSegmenter
+from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
-from harmonizer.files import read_json
+from harmonizer.files import read_json, write_json
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
 from harmonizer.template import tissue_priors
 
 from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
-from ..outputs.names import resolution_of, sidecar
+from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
 from ..settings import Settings
 from .methods import methods_text, software_versions
+from .reports import write_subject_reports
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
+SHOWN = 10  # flagged images named in the summary
+SLOPPY_PERMUTATIONS = 20
+PERMUTATIONS = 200
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One harmonized version of the cohort: images of one desc by one method to one target.
+
+    Attributes
+    ----------
+    name : how tables call it: the method, or the desc where a method occurs twice
+    desc : desc entity of its images
+    backend, target, model : of its sidecars
+    items : the scans that have it
+    """
+
+    name: str
+    desc: str
+    backend: str
+    target: str
+    model: str
+    items: tuple[Preprocessed, ...]
+
+    @property
+    def cohort(self) -> Cohort:
+        """Its images, with the scans' own masks."""
+        return Cohort(tuple(replace(i.scan, image=i.paths.image(self.desc, template=True))
+                            for i in self.items))
 
 
 def evaluate(settings: Settings) -> tuple[str, ...]:
-    """Write metrics.tsv, metrics_quantiles.tsv, cohort.tsv and group.html; returns lines.
+    """Judge what is harmonized; write tables, verdicts and reports; returns lines.
 
     Raises
     ------
     InputError
-        If nothing is preprocessed, or the harmonized images come from different runs.
+        If nothing is preprocessed, or images of one desc come from different runs.
+    UsageError
+        If a covariate or the reference site is not there.
     """
     out = settings.output_dir
     found = find_preprocessed(out, resolution_of(settings.sloppy), settings.modalities)
     if not found:
         raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
     cohort_of(found).to_tsv(out / "cohort.tsv")
-    harmonized = [item for item in found if _sidecar_of(item, settings) is not None]
-    if not harmonized:
+    rulings = {}
+    for modality in settings.modalities:
+        scans = [item for item in found if item.scan.modality == modality]
+        variants = variants_of(settings, scans)
+        if variants:
+            rulings[modality] = (variants, _rule(settings, scans, variants))
+    if not rulings:
         return ("Nothing to evaluate yet: no scan is harmonized. Run the participant level again "
                 "now that a model is fitted.",)
-    evaluation = _evaluate(settings, found, harmonized)
-    evaluation.metrics.to_tsv(out / "metrics.tsv")
-    evaluation.quantiles.to_tsv(out / "metrics_quantiles.tsv")
+    ruling = _joined([ruling for _, ruling in rulings.values()])
+    ruling.metrics.to_tsv(out / "metrics.tsv")
+    ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
+    ruling.statistics.to_tsv(out / "group_statistics.tsv")
+    flagged = _write_verdicts([v for variants, _ in rulings.values() for v in variants], ruling)
+    write_subject_reports(settings, cohort_of(found).subjects)
+    variants = next(iter(rulings.values()))[0]
     path = render_group_report(out / "group.html",
-                               _group_report(settings, found, harmonized, evaluation))
-    return (f"Metrics: {out / 'metrics.tsv'}", f"Group report: {path}")
+                               _group_report(settings, found, variants, ruling))
+    return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
+            _guard_line(flagged, sum(len(v.items) for vs, _ in rulings.values() for v in vs)),
+            f"Group report: {path}")
 
 
-def _sidecar_of(item: Preprocessed, settings: Settings) -> dict[str, Any] | None:
-    """Sidecar of the harmonized image on the template grid, or None where there is none."""
-    image = item.paths.image(settings.desc, template=True)
+def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Variant, ...]:
+    """What is to be judged: the run's own desc first, with ``--compare`` every other one too."""
+    descs = [settings.desc]
+    if settings.compare:
+        descs += sorted({desc for item in scans for desc in _descs_of(item)} - {settings.desc})
+    variants = [made for desc in descs if (made := _variant(desc, scans)) is not None]
+    names = [variant.backend for variant in variants]
+    return tuple(replace(v, name=v.backend if names.count(v.backend) == 1 else v.desc)
+                 for v in variants)
+
+
+def _descs_of(item: Preprocessed) -> list[str]:
+    """Desc labels of the harmonized images of a scan."""
+    pattern = item.paths.image("*", template=True).name
+    before, after = pattern.split("*")
+    names = (path.name for path in item.paths.image("*", template=True).parent.glob(pattern))
+    descs = [name.removeprefix(before).removesuffix(after) for name in names]
+    return [desc for desc in descs if desc != "preproc"]
+
+
+def _sidecar_of(item: Preprocessed, desc: str) -> dict[str, Any] | None:
+    """Sidecar of a harmonized image on the template grid, or None where there is none."""
+    image = item.paths.image(desc, template=True)
     return read_json(sidecar(image)) if image.is_file() and sidecar(image).is_file() else None
 
 
-def _evaluate(
-    settings: Settings, found: Sequence[Preprocessed], harmonized: Sequence[Preprocessed]
-) -> Evaluation:
-    """All modalities, each within itself and against its own target."""
-    metrics, table, missing = Metrics(), QuantileTable(), ()
-    for modality in settings.modalities:
-        before = cohort_of([i for i in found if i.scan.modality == modality])
-        items = [i for i in harmonized if i.scan.modality == modality]
-        if not items:
-            continue
-        target, backend = _one_choice(settings, items)
-        after = Cohort(tuple(replace(i.scan, image=i.paths.image(settings.desc, template=True))
-                             for i in items))
-        ruler = None if target in before.sites else {modality: _ruler(settings, items)}
-        part = evaluate_cohort(before, after, target, backend=backend,
-                               priors=tissue_priors(resolution_of(settings.sloppy)),
-                               target_quantiles=ruler)
-        metrics, missing = metrics + part.metrics, missing + part.missing
-        table = QuantileTable(table.rows + part.quantiles.rows)
-    return Evaluation(metrics, table, missing)
+def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
+    """The images of one desc; None where there are none.
 
-
-def _one_choice(settings: Settings, items: Sequence[Preprocessed]) -> tuple[str, str]:
-    """(target, backend) that all harmonized images share."""
-    made = {}
-    for item in items:
-        content = _sidecar_of(item, settings) or {}
-        made.setdefault((content["Target"], content["HarmonizationMethod"], content["ModelSHA256"]),
-                        []).append(item.scan.scan_id)
+    Raises
+    ------
+    InputError
+        If they were made by several methods, to several targets, or with several models.
+    """
+    made: dict[tuple[str, str, str], list[Preprocessed]] = {}
+    for item in scans:
+        content = _sidecar_of(item, desc)
+        if content is not None:
+            key = (content["HarmonizationMethod"], content["Target"], content["ModelSHA256"])
+            made.setdefault(key, []).append(item)
     if len(made) > 1:
-        kinds = "; ".join(f"{len(ids)} by {key[1]} to {key[0]} (model {key[2][:8]}), such as "
-                          f"{ids[0]}" for key, ids in made.items())
-        raise InputError(f"the images desc-{settings.desc} come from different runs: {kinds}. "
+        kinds = "; ".join(f"{len(items)} by {key[0]} to {key[1]} (model {key[2][:8]}), such as "
+                          f"{items[0].scan_id}" for key, items in made.items())
+        raise InputError(f"the images desc-{desc} come from different runs: {kinds}. "
                          "Run the harmonize stage again for all participants.")
-    target, backend, _ = next(iter(made))
-    return target, backend
+    for (backend, target, model), items in made.items():
+        return Variant(backend, desc, backend, target, model, tuple(items))
+    return None
 
 
-def _ruler(settings: Settings, items: Sequence[Preprocessed]) -> np.ndarray:
-    """Quantile function of a target that is no site of the cohort: that of its reference images,
-    or, for a foreign site card, the mean of what was made of it."""
-    from harmonizer.evaluation.distribution import quantile_function
+def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
+          ) -> Ruling:
+    """The referee over one modality."""
+    before = cohort_of(scans)
+    covariates = settings.covariates or tuple(
+        name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
+    LOGGER.info("Judging %d scans: %s.", len(before), ", ".join(v.name for v in variants))
+    return referee(
+        before, {v.name: v.cohort for v in variants}, variants[0].target,
+        covariates=covariates, reference_site=settings.reference_site,
+        travelling=settings.traveling, segment=None if settings.sloppy else AtroposSegmenter(),
+        priors=tissue_priors(resolution_of(settings.sloppy)),
+        fitted_on=_fitted_on(settings, variants, before),
+        permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
+        workers=settings.nprocs, cache=settings.work_dir / "referee", seed=settings.random_seed)
 
-    folder = settings.output_dir / "models" / settings.backend / items[0].scan.modality
-    references = find_preprocessed(folder / "references", resolution_of(settings.sloppy),
-                                   (items[0].scan.modality,))
-    if references and settings.target_kind == "images":
-        return np.mean([quantile_function(r.scan.read().in_mask()) for r in references], axis=0)
-    images = [replace(i.scan, image=i.paths.image(settings.desc, template=True)) for i in items]
-    return np.mean([quantile_function(scan.read().in_mask()) for scan in images], axis=0)
+
+def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort
+               ) -> dict[str, tuple[str, ...]]:
+    """Method -> people that its model was fitted on, as far as the model can be found."""
+    modality = before.scans[0].modality
+    people = {}
+    for variant in variants:
+        folder = settings.model or settings.output_dir / MODELS / variant.backend / modality
+        folder = folder if is_model(folder) else folder / modality
+        if is_model(folder):
+            ids = set(read_json(folder / "cohort.json").get("ScanIds", ()))
+            people[variant.name] = tuple(sorted({s.subject for s in before if s.scan_id in ids}))
+    return people
+
+
+def _joined(rulings: Sequence[Ruling]) -> Ruling:
+    """One ruling of several modalities; scan identifiers hold the modality."""
+    verdicts: dict[str, dict[str, Any]] = {}
+    for ruling in rulings:
+        for name, found in ruling.verdicts.items():
+            verdicts.setdefault(name, {}).update(found)
+    return Ruling(
+        sum((r.metrics for r in rulings), Metrics()),
+        sum((r.statistics for r in rulings), Statistics()),
+        QuantileTable(tuple(row for r in rulings for row in r.quantiles.rows)), verdicts,
+        {modality: limit for r in rulings for modality, limit in r.tolerances.items()})
+
+
+def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
+    """Put each image's verdict into its sidecars; returns the flagged images."""
+    flagged = []
+    for variant in variants:
+        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        for item in variant.items:
+            verdict = verdicts.get(item.scan_id)
+            if verdict is None:
+                continue
+            for template in (False, True):
+                path = sidecar(item.paths.image(variant.desc, template=template))
+                write_json(path, {**read_json(path), "AnatomyGuard": verdict.as_dict()})
+            if not verdict.ok:
+                flagged.append(f"{item.scan_id} ({variant.name}: {'; '.join(verdict.reasons)})")
+    return flagged
+
+
+def _guard_line(flagged: Sequence[str], total: int) -> str:
+    if not flagged:
+        return f"Anatomy guard: none of {total} harmonized images is flagged."
+    more = f"; and {len(flagged) - SHOWN} more" if len(flagged) > SHOWN else ""
+    return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, look at them "
+            f"before use: {'; '.join(flagged[:SHOWN])}{more}.")
 
 
 def _group_report(
-    settings: Settings, found: Sequence[Preprocessed], harmonized: Sequence[Preprocessed],
-    evaluation: Evaluation,
+    settings: Settings, found: Sequence[Preprocessed], variants: Sequence[Variant], ruling: Ruling
 ) -> GroupReport:
-    out = settings.output_dir
-    first = _sidecar_of(harmonized[0], settings) or {}
-    failures = tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out))
-    warnings = tuple(f"{scan_id} was preprocessed but not harmonized."
-                     for scan_id in evaluation.missing)
+    out, first = settings.output_dir, variants[0]
+    done = {item.scan_id for variant in variants for item in variant.items}
+    warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
+                     if item.scan_id not in done and item.scan.modality == first.items[0].
+                     scan.modality)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
     rows = tuple(ScanRow(i.scan.scan_id, i.scan.subject, i.scan.site, i.scan.modality, i.scan.age,
@@ -129,10 +240,14 @@ def _group_report(
     links = {subject: f"sub-{subject}.html" for subject in cohort_of(found).subjects
              if (out / f"sub-{subject}.html").is_file()}
     return GroupReport(
-        rows, evaluation.metrics, evaluation.quantiles,
-        backend=str(first.get("HarmonizationMethod")), target=str(first.get("Target")),
-        failures=failures, warnings=warnings, links=links, methods=methods_text(settings),
-        software=software_versions(),
-        provenance={"model (SHA-256)": str(first.get("ModelSHA256")),
-                    "random seed": str(first.get("RandomSeed")), "output": str(out)},
-    )
+        rows, ruling.metrics, ruling.quantiles, backend=first.name, target=first.target,
+        failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
+        warnings=warnings, links=links, methods=methods_text(settings),
+        software=software_versions(), provenance=_provenance(settings, variants),
+        statistics=ruling.statistics, verdicts=ruling.verdicts, tolerances=ruling.tolerances)
+
+
+def _provenance(settings: Settings, variants: Sequence[Variant]) -> dict[str, str]:
+    rows = {f"model of {v.name} (SHA-256)": v.model for v in variants}
+    return {**rows, "random seed": str(settings.random_seed),
+            "output": os.fspath(Path(settings.output_dir))}

@@ -77,7 +77,11 @@ def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
         error = after.message
     elif after is not None:
         checks += _anatomy_checks(after.facts)
-        provenance = _provenance(settings, item)
+        content = _harmonized_sidecar(settings, item)
+        provenance = {words: str(content[key]) for key, words in PROVENANCE.items()
+                      if key in content}
+        warnings += [f"Anatomy guard: {reason}" for reason in
+                     content.get("AnatomyGuard", {}).get("Reasons", ())]
         warnings += [f"{check.name} is {check.value:.3f}, expected {check.limits}: look whether "
                      "anatomy was changed." for check in checks if check.flagged
                      and check.name in ("SSIM structure", "gradient agreement")]
@@ -131,7 +135,6 @@ def _anatomy_checks(facts: Mapping[str, Any]) -> list[Check]:
             for name, value, limit in rows]
 
 
-def _provenance(settings: Settings, item: Preprocessed) -> dict[str, str]:
+def _harmonized_sidecar(settings: Settings, item: Preprocessed) -> dict[str, Any]:
     path = sidecar(item.paths.image(settings.desc, template=True))
-    content = read_json(path) if path.is_file() else {}
-    return {words: str(content[key]) for key, words in PROVENANCE.items() if key in content}
+    return read_json(path) if path.is_file() else {}

@@ -77,6 +77,10 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--skull-strip skip", "skull_strip", "skip"),
     ("--device cuda:1", "device", "cuda:1"),
     ("--backend-option a=b band=0.02", "backend_option", ("a=b", "band=0.02")),
+    ("--covariates age group", "covariates", ("age", "group")),
+    ("--reference-site KKI", "reference_site", "KKI"),
+    ("--traveling no", "traveling", "no"),
+    ("--compare", "compare", True),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
 ]

@@ -34,14 +34,15 @@ def raw_image(raw: Path, stem: str) -> Path:
 def test_it_ends_well_and_says_what_it_did(road):
     assert road.answer.code == 0, road.answer.said
     for words in ("Preprocessed: 4 of 4 scans", "Harmonized (T1w): 4 of 4 scans to 'birch'",
-                  "group.html", "Exit code 0: all done."):
+                  "Anatomy guard: ", "group.html", "Exit code 0: all done."):
         assert words in road.answer.said
     assert "Traceback" not in road.answer.said
 
 
 def test_every_file_and_no_other(road):
     expected = {".bidsignore", "README.md", "cohort.tsv", "dataset_description.json",
-                "descriptions.tsv", "metrics.json", "metrics.tsv", "metrics_quantiles.json",
+                "descriptions.tsv", "group_statistics.json", "group_statistics.tsv",
+                "metrics.json", "metrics.tsv", "metrics_quantiles.json",
                 "metrics_quantiles.tsv", "participants.json", "participants.tsv"}
     model = "models/histogram_matching/T1w/"
     expected |= {model + name for name in ("card.md", "cohort.json", "config.json", "history.tsv",
@@ -133,6 +134,9 @@ def test_sidecar_says_where_from_and_how(road):
     assert content["SkullStripped"] is False
     assert content["Manufacturer"] and content["MagneticFieldStrength"]
     assert len(content["IntensityMap"]["Before"]) == len(content["IntensityMap"]["After"]) > 50
+    guard = content["AnatomyGuard"]
+    assert guard["AnatomyHeld"] is (not guard["Reasons"]) and guard["LimitsFrom"]
+    assert set(guard["Measures"]) >= {"ssim_structure", "gradient_agreement"}
     preproc = json.loads((path.parent / f"{SCANS[0]}_{SPACE}_desc-preproc_T1w.json").read_text())
     assert preproc["Site"] == "aspen" and "sessions.tsv" in preproc["SiteSource"]
 
@@ -185,8 +189,12 @@ def test_another_method_needs_another_desc(road, copy):
     refused = run_app(*shared, "--backend", "moment_matching")
     assert refused.code == 2
     assert "was made by histogram_matching to 'birch'" in refused.said and "--desc" in refused.said
-    allowed = run_app(*shared, "--backend", "spectrum_swap", "--desc", "spectrum")
+    allowed = run_app(*shared, "--backend", "spectrum_swap", "--desc", "spectrum", "--compare")
     assert allowed.code == 0, allowed.said
+    for table in ("metrics.tsv", "group_statistics.tsv"):
+        with open(copy / table, newline="") as stream:
+            judged = {row["backend"] for row in csv.DictReader(stream, delimiter="\t")}
+        assert {"spectrum_swap", "histogram_matching"} <= judged
     assert len(list(copy.rglob("*desc-spectrum_T1w.nii.gz"))) == 8
     assert len(list(copy.rglob("*desc-harmonized_T1w.nii.gz"))) == 8
     assert "desc-spectrum\t" in (copy / "descriptions.tsv").read_text()
@@ -195,9 +203,9 @@ def test_another_method_needs_another_desc(road, copy):
 @pytest.mark.slow
 def test_reference_image_as_target(road, copy):
     reference = raw_image(road.raw, SCANS[1])
-    answer = run_app(road.raw, copy, "participant", "group", "--sloppy", "--nprocs", 1, "-w",
-                     road.work, "--target", reference, "--desc", "toRef",
-                     "--participant-label", "01", "--skip-bids-validation")
+    answer = run_app(road.raw, copy, "participant", "group", "--stages", "preprocess", "fit",
+                     "harmonize", "--sloppy", "--nprocs", 1, "-w", road.work, "--target", reference,
+                     "--desc", "toRef", "--participant-label", "01", "--skip-bids-validation")
     assert answer.code == 0, answer.said
     path = anat(copy, SCANS[0]) / f"{SCANS[0]}_{SPACE}_desc-toRef_T1w"
     assert json.loads(path.with_suffix(".json").read_text())["TargetKind"] == "reference"
@@ -280,8 +288,9 @@ def test_bad_images_are_named_and_the_others_go_on(road, copy, tmp_path):
            "empty": (b"", "is an empty file")}
     for label, (data, _) in bad.items():
         add_bad_person(raw, label, data)
-    answer = run_app(raw, copy, "participant", "group", "--sloppy", "--nprocs", 1, "-w",
-                     tmp_path / "w", "--target", "birch", "--skip-bids-validation")
+    answer = run_app(raw, copy, "participant", "group", "--stages", "preprocess", "fit",
+                     "harmonize", "--sloppy", "--nprocs", 1, "-w", tmp_path / "w", "--target",
+                     "birch", "--skip-bids-validation")
     assert answer.code == 1, answer.said
     assert "Traceback" not in answer.said
     last = answer.said.strip().splitlines()[-1]
