@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.anatomy import Tolerance, Verdict
+from ..evaluation.anatomy import Verdict
+from ..evaluation.answers import QUESTIONS, Answer, answers
 from ..evaluation.confounding import ConfoundingCheck, check_confounding
 from ..evaluation.distribution import QuantileTable, match_moments
 from ..evaluation.statistics import Statistics
@@ -62,7 +63,8 @@ class GroupReport:
 
     ``scans``: the scans that were used. ``metrics``, ``quantiles``: as written by
     `harmonizer.evaluation`. ``links``: participant label -> relative path of the subject report.
-    ``methods``: a small Markdown text.
+    ``methods``: a small Markdown text. ``statistics``: the referee's tests, from which the four
+    answers are told. ``verdicts``: method -> scan -> the anatomy guard's verdict.
     """
 
     scans: tuple[ScanRow, ...]
@@ -79,7 +81,6 @@ class GroupReport:
     provenance: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
     verdicts: Mapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
-    tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,21 @@ def render_group_report(path: Path, report: GroupReport) -> Path:
         "people": len({scan.subject for scan in report.scans}),
         "views": [_view(report, modality) for modality in modalities],
         "site_features": SITE_FEATURES,
+        "rulings": _rulings(report, modalities),
+        "questions": QUESTIONS,
+        "flagged": [(scan, method, "; ".join(verdict.reasons))
+                    for method, verdicts in report.verdicts.items()
+                    for scan, verdict in sorted(verdicts.items()) if not verdict.ok],
     })
+
+
+def _rulings(report: GroupReport, modalities: Sequence[str]) -> list[tuple[str, str, Answer]]:
+    """(modality, method, answer) of the four questions; none where nothing was tested."""
+    if report.statistics is None:
+        return []
+    methods = list(report.verdicts) or [report.backend]
+    return [(modality, method, answer) for modality in modalities for method in methods
+            for answer in answers(report.statistics, method, modality)]
 
 
 def _people(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:

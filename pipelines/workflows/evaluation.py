@@ -244,7 +244,7 @@ def _group_report(
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
         warnings=warnings, links=links, methods=methods_text(settings),
         software=software_versions(), provenance=_provenance(settings, variants),
-        statistics=ruling.statistics, verdicts=ruling.verdicts, tolerances=ruling.tolerances)
+        statistics=ruling.statistics, verdicts=ruling.verdicts)
 
 
 def _provenance(settings: Settings, variants: Sequence[Variant]) -> dict[str, str]:

@@ -351,3 +351,25 @@ def test_no_heavy_import_comes_with_the_package():
             "if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_path):
+    from harmonizer.evaluation.anatomy import Verdict
+    from harmonizer.evaluation.statistics import Statistics
+
+    metrics, quantiles, scans = tables()
+    verdicts = {"moment_matching": {"sub-1_T1w": Verdict(False, (EVIL,), {}, {}),
+                                    "sub-2_T1w": Verdict(True, (), {}, {})}}
+    report = GroupReport(scans, metrics, quantiles, "moment_matching", "A",
+                         statistics=Statistics(), verdicts=verdicts)
+    page = read(render_group_report(tmp_path / "group.html", report))
+    assert_self_contained(page)
+    title = "Images that the anatomy guard flags"
+    for words in ("Is the scanner gone?", "It cannot be told", title):
+        assert words in page.text
+    part = page.text[page.text.index(title):]
+    assert "sub-1_T1w" in part[:400] and "sub-2_T1w" not in part[:400]
+
+
+def test_group_report_without_statistics_answers_nothing(group_page):
+    assert "The referee's answers" not in group_page.text
