@@ -64,7 +64,11 @@ def _with_interval(row: Test) -> str:
 
 
 def _scanner(table: Statistics, backend: str) -> Answer:
-    """A classifier trained anew, against chance; else the distance between grey levels."""
+    """A classifier trained anew, against chance; else the distance between grey levels.
+
+    Each is asked only where it showed the scanner before.
+    """
+    unsure: Answer | None = None
     for name, tissue, words in (
             ("site_f1_retrained", "brain", "a classifier trained on the harmonized images guesses "
              "the site with a macro F1 of"),
@@ -77,33 +81,87 @@ def _scanner(table: Statistics, backend: str) -> Answer:
         chance = _known(table, "site_chance", backend)
         if name == "site_f1_retrained" and chance is not None:
             sentence += f"; chance gives {chance.low:.2g} to {chance.high:.2g}"
+        if before.p is not None and before.p > SIGNIFICANT:
+            unsure = unsure or Answer("scanner", "unknown", "These scans are too few or too alike "
+                                      f"to show a scanner effect even before: {sentence}.", after)
+            continue
         verdict = ("yes" if after.p > SIGNIFICANT else
                    "partly" if (after.high or after.effect) < before.effect else "no")
-        if verdict == "yes" and before.p is not None and before.p > SIGNIFICANT:
-            return Answer("scanner", "unknown", "There was no scanner effect to remove that these "
-                          f"scans could show: {sentence}.", after)
         return Answer("scanner", verdict, sentence[0].upper() + sentence[1:] + ".", after)
-    return _unknown("scanner", _row(table, "site_f1_retrained", backend)
-                    or _row(table, "site_f1_retrained", ""))
+    return unsure or _unknown("scanner", _row(table, "site_f1_retrained", backend)
+                              or _row(table, "site_f1_retrained", ""))
 
 
 def _person(table: Statistics, backend: str) -> Answer:
-    """Travelling people: no measure may fall below doing nothing; else unknown."""
-    changes = [row for row in table.select(name="travelling_wilcoxon", backend=backend)
-               if row.known and row.reference in ("psnr | unharmonized", "ssim | unharmonized")]
-    if not changes:
-        return _unknown("person", _row(table, "travelling_pair", backend)
+    """A person must be told from others as well as before, and look no less like him- or herself.
+
+    First identification: where everybody looks alike, likeness to oneself means nothing. Then
+    travelling pairs, against what a linear rescaling of the unharmonized images reaches.
+    """
+    for name in ("identification", "source_identification"):
+        row = _row(table, name, backend)
+        if row is not None and not row.known and "is gone" in row.note:
+            return Answer("person", "no",
+                          "The harmonized images do not tell people apart any more.", row)
+    lost = _identity_lost(table, backend)
+    pairs = _nearer(table, backend)
+    if lost is not None and (lost.verdict == "no" or pairs is None):
+        return lost
+    if pairs is None:
+        return _unknown("person", _row(table, "source_identification", backend)
                         or _row(table, "travelling_pair", ""))
-    up = sum(row.effect > 0 for row in changes)
-    words = ", ".join(f"{row.reference.split(' | ')[0].upper()} by a median of "
-                      f"{_with_interval(row)}" for row in changes)
-    sure = [row for row in changes if row.p_corrected is not None
-            and row.p_corrected <= SIGNIFICANT]
-    verdict = "yes" if up == len(changes) else "partly" if up else "no"
-    sentence = (f"Against unharmonized images, {changes[0].n} people's pictures from two scanners "
-                f"came nearer to each other in {up} of {len(changes)} measures: {words}"
-                + ("" if sure else "; not significant after correction"))
-    return Answer("person", verdict, sentence + ".", changes[0])
+    return pairs if lost is None else Answer(
+        "person", min(pairs.verdict, lost.verdict, key=("no", "partly", "yes").index),
+        f"{lost.sentence} {pairs.sentence}", pairs.rests_on)
+
+
+def _identity_lost(table: Statistics, backend: str) -> Answer | None:
+    """People identified after, against before (travelling) or against everybody (from sources)."""
+    after, before = (_known(table, "identification", name) for name in (backend, ""))
+    if after is not None and before is not None:
+        verdict = ("yes" if after.effect >= before.effect else
+                   "no" if before.low is not None and after.effect < before.low else "partly")
+        return Answer("person", verdict, "A person is found again among others at another site in "
+                      f"{_percent(after)} of the cases, before in {_percent(before)}.", after)
+    after = _known(table, "source_identification", backend)
+    if after is None:
+        return None
+    verdict = "yes" if after.effect >= 0.95 else "partly" if after.effect >= 0.5 else "no"
+    return Answer("person", verdict, f"{_percent(after)} of the harmonized images are most like "
+                  "their own source among all of the site; nobody was scanned at two sites, so "
+                  "more cannot be told.", after)
+
+
+def _percent(row: Test) -> str:
+    return f"{100 * row.effect:.0f} %"
+
+
+def _nearer(table: Statistics, backend: str) -> Answer | None:
+    """Travelling pairs: no measure may fall below doing nothing, nor below a linear rescaling.
+
+    no: an interval lies below what unharmonized images reach; partly: below rescaled ones.
+    """
+    changes = {row.reference: row for row in table.select(name="travelling_wilcoxon",
+                                                          backend=backend)
+               if row.known and row.reference.split(" | ")[0] in ("psnr", "ssim")}
+    below = {other: [row for name, row in changes.items() if name.endswith(other) and _falls(row)]
+             for other in ("unharmonized", "rescaled")}
+    if not changes:
+        return None
+    verdict = "no" if below["unharmonized"] else "partly" if below["rescaled"] else "yes"
+    words = "; ".join(f"{name.split(' | ')[0].upper()} against {name.split(' | ')[1]} images by "
+                      f"{_with_interval(row)}" for name, row in changes.items()
+                      if name.endswith(("unharmonized", "rescaled")))
+    people = next(iter(changes.values())).n
+    return Answer("person", verdict, f"The likeness of one person's images from two scanners "
+                  f"changed, in the median of {people} people: {words}.",
+                  next(iter(changes.values())))
+
+
+def _falls(row: Test) -> bool:
+    """Whether a change is below zero with its whole interval, or, without one, by itself."""
+    bound = row.effect if row.high is None or row.high != row.high else row.high
+    return bound is not None and bound < 0
 
 
 def _biology(table: Statistics, backend: str) -> Answer:

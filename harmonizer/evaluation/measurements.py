@@ -19,25 +19,30 @@ import numpy as np
 
 from ..cohort import Scan
 from ..errors import InputError
-from ..files import read_json, write_json
+from ..files import atomic_path, read_json, write_json
 from ..volume import Volume
 from .anatomy import compare_anatomy
+from .identity import fingerprint
 from .segment import Segment, Segmentation, tissue_ratios
 from .site import texture_features
 
 __all__ = ["Job", "Numbers", "measure", "kept", "file_key", "spread"]
 
-VERSION = 1  # raise when a measure changes: what was kept is then not used
+VERSION = 2  # raise when a measure changes: what was kept is then not used
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of one scan by method; "" stands for the unharmonized image."""
+    """Numbers of one scan by method; "" stands for the unharmonized image.
+
+    ``prints``: fingerprints (blocks,), see `identity.fingerprint`.
+    """
 
     scan_id: str
     texture: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     ratios: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     anatomy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    prints: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,33 @@ def measure(job: Job) -> Numbers:
     key = file_key(images, "scan", sorted(job.variants), job.grey_range,
                    None if job.labels is None else int(job.labels.sum(dtype=np.int64)),
                    _name(job.segment))
-    found = kept(job.cache, key, lambda: _measure(job))
-    return Numbers(job.scan.scan_id, found["texture"], found["ratios"], found["anatomy"])
+    path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
+    if path is not None and path.is_file() and path.with_suffix(".json").is_file():
+        found, prints = _with_nan(read_json(path.with_suffix(".json"))), _read_prints(path)
+    else:
+        found, prints = _measure(job)
+        if path is not None:
+            write_json(path.with_suffix(".json"), _without_nan(found))
+            _write_prints(path, prints)
+    return Numbers(job.scan.scan_id, found["texture"], found["ratios"], found["anatomy"], prints)
+
+
+def _write_prints(path: Path, prints: Mapping[str, np.ndarray]) -> None:
+    names = np.array(list(prints))
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, names=names, prints=np.stack(list(prints.values())))
+
+
+def _read_prints(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as kept_prints:
+        return dict(zip(kept_prints["names"].tolist(), kept_prints["prints"]))
 
 
 def _name(segment: Segment | None) -> str:
     return "" if segment is None else str(getattr(segment, "name", type(segment).__name__))
 
 
-def _measure(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, np.ndarray]]:
     source = job.scan.read()
     labels = job.labels
     if labels is not None and labels.shape != source.shape:
@@ -79,6 +102,7 @@ def _measure(job: Job) -> dict[str, dict[str, dict[str, float]]]:
                          f"{labels.shape}, got {source.shape}.")
     numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
     _add(numbers, "", source, _segmented(source, job.segment), job)
+    prints = {"": fingerprint(source)}
     for backend, scan in job.variants.items():
         result = scan.read()
         if not source.same_grid(result):
@@ -87,7 +111,8 @@ def _measure(job: Job) -> dict[str, dict[str, dict[str, float]]]:
         after = _segmented(result, job.segment)
         _add(numbers, backend, result, after, job)
         numbers["anatomy"][backend] = compare_anatomy(source, result, job.segment, after)
-    return numbers
+        prints[backend] = fingerprint(result)
+    return numbers, prints
 
 
 def _segmented(volume: Volume, segment: Segment | None) -> Segmentation | None:

@@ -16,7 +16,7 @@ TESTS: dict[str, Measure] = {
         "as the measure", "as the measure", "as the measure"),
     "travelling_wilcoxon": Measure(
         "Median over travelling people of the change of the measure against what `reference` "
-        "names: measure | other method, or measure | unharmonized",
+        "names: measure | other method, measure | unharmonized or measure | rescaled",
         "as the measure", "as the measure", "any", "Wilcoxon 1945, doi:10.2307/3001968"),
     "icc31": Measure(
         "Intraclass correlation ICC(3,1) of the feature that `reference` names, people by sites: "
@@ -29,6 +29,21 @@ TESTS: dict[str, Measure] = {
         "Within-subject coefficient of variation of the feature across sites: root mean square "
         "over people of standard deviation over mean",
         "%", "lower", "0 to infinity", "Quan and Shih 1996, doi:10.2307/2533000"),
+    "identification": Measure(
+        "Share of travelling people whose image at one site is most like their own, of all "
+        "people's, at another site (block fingerprints freed of what a site's people share)",
+        "1", "higher", "0 to 1; chance 1 / people", "Finn et al. 2015, doi:10.1038/nn.4135"),
+    "identifiability": Measure(
+        "Correlation of a person's fingerprints at two sites less the mean one with other people",
+        "1", "higher", "-2 to 2", "Amico and Goni 2018, doi:10.1038/s41598-018-25089-1"),
+    "source_identification": Measure(
+        "Share of harmonized images whose fingerprint is most like their own source's, of all "
+        "sources of the site", "1", "higher", "0 to 1; chance 1 / people",
+        "Finn et al. 2015, doi:10.1038/nn.4135"),
+    "source_identifiability": Measure(
+        "Correlation of a harmonized image's fingerprint with its source's less the mean one with "
+        "other people's sources", "1", "higher", "-2 to 2",
+        "Amico and Goni 2018, doi:10.1038/s41598-018-25089-1"),
     "anderson_darling": Measure(
         "K-sample Anderson-Darling statistic of the sites' mean grey level distributions, each "
         "read at 200 equal quantile levels; p by permutation of grey levels",

@@ -23,15 +23,16 @@ from .biology import age_by_scanner, age_tests, effect_tests
 from .combat import cross_fitted_combat
 from .confounding import check_confounding
 from .design import Design
-from .distribution import LEVELS, QuantileTable, intensity_range
+from .distribution import LEVELS, QuantileTable, intensity_range, moment_map
 from .distribution_tests import anderson_darling, distance_between_sites
 from .evaluate import Evaluation, evaluate_cohort, label_tissues
+from .identity import source_identity, travelling_identity
 from .measurements import Job, Numbers, file_key, kept, measure, spread
 from .segment import TISSUES, Segment
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics
-from .travelling import agreement_tests, compare_methods, pair_metrics, rescans
+from .travelling import RESCALED, agreement_tests, compare_methods, pair_metrics, rescans
 from .volumes import volume_tests
 
 __all__ = ["COMBAT", "Ruling", "referee"]
@@ -107,6 +108,7 @@ def referee(
     travelling: str = "auto",
     segment: Segment | None = None,
     priors: Mapping[str, np.ndarray] | None = None,
+    target_quantiles: Mapping[str, np.ndarray] | None = None,
     fitted_on: Mapping[str, Sequence[str]] | None = None,
     combat: bool = True,
     permutations: int = PERMUTATIONS,
@@ -127,6 +129,8 @@ def referee(
     travelling : "auto" takes one label at several sites for one person; "no" for several people.
     segment : volume -> labels or probabilities (`AtroposSegmenter`); without, no tissue ratios.
     priors : "GM", "WM", "CSF" on the images' grid, for tissue-wise numbers; without, brain only.
+    target_quantiles : modality -> quantile function (200,) of a target that is no site, such as
+        reference images; without, what the scans became is the ruler of distances to it.
     fitted_on : method -> people it was fitted on; named in the table, and where they are judged too
         the row says so.
     combat : add ComBat on the same features, fitted on other people than it is judged on.
@@ -149,7 +153,7 @@ def referee(
         for modality in dict.fromkeys(scan.modality for scan in cohort):
             trial = _trial(cohort.of_modality(modality), variants, target, reference_site,
                            tuple(covariates), travelling, seed, permutations, segment, cache)
-            trial = _opened(trial, priors, combat, mapper)
+            trial = _opened(trial, priors, target_quantiles, combat, mapper)
             rulings.append(_judged(trial, dict(fitted_on or {}), mapper))
     return _joined(rulings)
 
@@ -185,11 +189,13 @@ def _trial(before: Cohort, variants: Mapping[str, Cohort], target: str,
                  cache)
 
 
-def _opened(trial: Trial, priors: Mapping[str, np.ndarray] | None, combat: bool,
+def _opened(trial: Trial, priors: Mapping[str, np.ndarray] | None,
+            target_quantiles: Mapping[str, np.ndarray] | None, combat: bool,
             mapper: Callable[..., Iterable]) -> Trial:
     """The trial with all that images are opened for, one pair at a time; then ComBat on it."""
     evaluations = {name: evaluate_cohort(trial.before, cohort, trial.target, backend=name,
-                                         priors=priors, mapper=mapper)
+                                         priors=priors, target_quantiles=target_quantiles,
+                                         mapper=mapper)
                    for name, cohort in trial.variants.items()}
     if not evaluations:
         evaluations = {"": evaluate_cohort(trial.before, Cohort(()), trial.target, priors=priors,
@@ -255,7 +261,7 @@ def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]],
     pairs, pair_tests = _pairs(trial)
     tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial, mapper)
     tests = [*_distributions(trial), *_guesses(trial), *_volumes(trial), *pair_tests,
-             *_agreement(trial), *_biology(trial), *anatomy_tests]
+             *_agreement(trial), *_identity(trial), *_biology(trial), *anatomy_tests]
     if COMBAT not in trial.features:
         tests.append(not_possible(
             "combat", "ComBat needs two sites with two people each besides those it is judged on, "
@@ -354,7 +360,8 @@ def _pairs(trial: Trial) -> tuple[Metrics, list[Test]]:
             "travelling_pair", "nobody was scanned at two sites (or travelling=no), so no image "
             "can be compared with the same brain elsewhere", question="person")]
     ranges = {trial.modality: _scale(trial)}
-    tables = {"": _pair_table(trial, None, "", ranges)}
+    tables = {"": _pair_table(trial, None, "", ranges),
+              RESCALED: _pair_table(trial, None, "", ranges, _linear_maps(trial))}
     for name, cohort in trial.variants.items():
         tables[name] = _pair_table(trial, cohort, name, ranges)
     goal = trial.target if trial.target in trial.before.sites else ""
@@ -363,14 +370,23 @@ def _pairs(trial: Trial) -> tuple[Metrics, list[Test]]:
     return sum(tables.values(), Metrics()), tests
 
 
-def _pair_table(trial: Trial, after: Cohort | None, backend: str, ranges: Mapping[str, float]
-                ) -> Metrics:
+def _linear_maps(trial: Trial) -> dict[str, tuple[float, float]]:
+    """Gain and offset of every scan that give it the mean and spread of the target (or of all)."""
+    table = _curves(next(iter(trial.evaluations.values())), "before")
+    here = table.select(site=trial.target)
+    gain, offset = moment_map(table.matrix(), (here if len(here) else table).matrix().mean(axis=0))
+    return {name: (float(a), float(b))
+            for name, a, b in zip(table.column("scan"), gain[:, 0], offset[:, 0])}
+
+
+def _pair_table(trial: Trial, after: Cohort | None, backend: str, ranges: Mapping[str, float],
+                maps: Mapping[str, tuple[float, float]] | None = None) -> Metrics:
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
-    key = file_key(paths, "pairs", backend, trial.target, ranges,
+    key = file_key(paths, "pairs", backend, trial.target, ranges, maps,
                    [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
-        trial.before, after, trial.target, ranges, backend=backend)])
+        trial.before, after, trial.target, ranges, backend=backend, maps=maps)])
     return Metrics(tuple(Metric(**row) for row in rows))
 
 
@@ -383,6 +399,21 @@ def _agreement(trial: Trial) -> Iterator[Test]:
                     **found.means}
         yield from _of(_safely("icc31", "person", lambda: agreement_tests(
             features, trial.design.subjects, trial.design.sites, seed=trial.seed)), backend)
+
+
+def _identity(trial: Trial) -> Iterator[Test]:
+    """A: can a person be told from others, from site to site and after harmonization."""
+    scans = trial.before.scans
+    prints = {name: {scan.scan_id: trial.numbers[scan.scan_id].prints[name] for scan in scans}
+              for name in ("", *trial.variants)}
+    for backend, found in prints.items():
+        if trial.roams:
+            yield from _of(_safely("identification", "person", lambda: travelling_identity(
+                found, scans, trial.seed)), backend)
+        if backend:
+            yield from (replace(test, stage="change", backend=backend) for test in _safely(
+                "source_identification", "person", lambda: source_identity(
+                    prints[""], found, scans, trial.seed)))
 
 
 def _biology(trial: Trial) -> Iterator[Test]:

@@ -80,7 +80,8 @@ MEASURES = {
         "Relative absolute volume difference of the tissue ratios, of the tissue where it is "
         "largest", "1", "lower", "0 to infinity"),
     "anatomy_held": Measure(
-        "1 where the harmonized image keeps all limits of the anatomy guard, 0 where it is flagged",
+        "1 where the harmonized image keeps all limits of the anatomy guard, 0 where it is "
+        "flagged; `reference` then holds the reasons",
         "1", "higher", "0 or 1"),
     "tissue_ratio": Measure(
         "Volume of a tissue over that of all three, from a segmentation of this very image",

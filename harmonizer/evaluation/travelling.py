@@ -27,6 +27,7 @@ __all__ = ["Pair", "Icc", "travellers", "rescans", "site_pairs", "compare_images
            "agreement_tests",
            "PAIR_MEASURES"]
 
+RESCALED = "rescaled"
 PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 FEWEST_PEOPLE = 3
 CONSTANT = 1e-6  # standard deviation over mean below which a feature is the same for all
@@ -91,10 +92,13 @@ def pair_metrics(
     data_range: Mapping[str, float],
     *,
     backend: str = "",
+    maps: Mapping[str, tuple[float, float]] | None = None,
 ) -> Metrics:
     """Rows of every travelling pair, before harmonization or, where ``after`` is given, after.
 
     ``after``: the harmonized images by the same ``scan_id``; a pair without both is left out.
+    ``maps``: scan_id -> gain and offset, applied to unharmonized images: what no more than a linear
+    map per scan reaches (stage ``rescaled``).
     ``data_range``: R by modality. ``site`` of a row is the first site, ``reference`` the second.
     At most two volumes are in memory; the measures are symmetric, so an ordered pair of which both
     images were seen the other way round is not computed twice.
@@ -109,12 +113,20 @@ def pair_metrics(
             continue
         key = frozenset(str(scan.image) for scan in images)
         if key not in done:
-            done[key] = compare_images(images[0].read(), images[1].read(),
+            done[key] = compare_images(*(_read(scan, maps) for scan in images),
                                        data_range[pair.first.modality])
         rows += _pair_rows(pair, done[key])
-    stage = "before" if after is None else "after"
+    stage = "after" if after is not None else "before" if maps is None else "rescaled"
     goal = "" if after is None else target
     return Metrics(tuple(replace(r, stage=stage, backend=backend, target=goal) for r in rows))
+
+
+def _read(scan: Scan, maps: Mapping[str, tuple[float, float]] | None) -> Volume:
+    volume = scan.read()
+    if maps is None:
+        return volume
+    gain, offset = maps[scan.scan_id]
+    return volume.with_data(gain * volume.data + offset)
 
 
 def _images_of(pair: Pair, harmonized: Mapping[str, Scan], target: str
@@ -149,8 +161,9 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
                     ) -> tuple[Test, ...]:
     """Mean of each measure per method, and paired tests of every two methods.
 
-    ``tables``: method -> its rows of :func:`pair_metrics`, the unharmonized ones under "". All
-    tests on one measure are one family, Holm-corrected. ``target``: keep to pairs that end there.
+    ``tables``: method -> its rows of :func:`pair_metrics`; the unharmonized ones under "", the
+    linearly rescaled ones under "rescaled". All tests on one measure are one family,
+    Holm-corrected. ``target``: keep to pairs that end there.
     """
     tests: list[Test] = []
     for measure in PAIR_MEASURES:
@@ -159,16 +172,22 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
         names = list(means)
         family = [
             replace(paired_wilcoxon(means[one], means[two], "travelling_wilcoxon", seed=seed),
-                    unit=MEASURES[measure].unit, backend=two, question="person", stage="after",
+                    unit=MEASURES[measure].unit, question="person", **_stage_of(two),
                     reference=f"{measure} | {one or 'unharmonized'}")
             for i, one in enumerate(names) for two in names[i + 1:]]
         tests += corrected(family)
     return tuple(tests)
 
 
+def _stage_of(name: str) -> dict[str, str]:
+    """Stage and backend of a method's name in ``tables``."""
+    stage = {"": "before", RESCALED: "rescaled"}.get(name, "after")
+    return {"stage": stage, "backend": name if stage == "after" else ""}
+
+
 def _mean_test(measure: str, backend: str, means: Mapping[str, float], seed: int) -> Test:
-    context = {"question": "person", "reference": measure, "backend": backend,
-               "stage": "after" if backend else "before", "unit": MEASURES[measure].unit}
+    context = {"question": "person", "reference": measure, "unit": MEASURES[measure].unit,
+               **_stage_of(backend)}
     if not means:
         return not_possible("travelling_pair", "no travelling person has both images of a pair",
                             **context)

@@ -30,6 +30,7 @@ __all__ = ["Shares", "variance_shares", "balanced_shares", "site_share", "paired
            "volume_tests"]
 
 FEWEST_PEOPLE = 3
+FEWEST_FOR_INTERVAL = 5
 DRAWS = 500
 CONSTANT = 1e-6  # standard deviation over mean below which a ratio is the same everywhere
 R2_TESTS = (("marginal_r2", "scanner"), ("conditional_r2", "person"))
@@ -245,6 +246,8 @@ def _r2_tests(y: np.ndarray, design: Design, tissue: str, seed: int) -> list[Tes
         return [not_possible(name, str(error).split(".")[0], design.people, question=question,
                              **context) for name, question in R2_TESTS]
     drawn, words = _drawn_shares(y, design, seed)
+    if design.people < FEWEST_FOR_INTERVAL:  # most draws would be one or two people again and again
+        drawn = np.full_like(drawn, math.nan)
     return [Test(name, design.people, getattr(shares, which), *_bounds(drawn[:, column]),
                  method=f"site fixed, person random; {words}; {len(drawn)} bootstrap draws over "
                  "people", question=question, **context)

@@ -182,6 +182,14 @@ def test_contrast_explains_functions_of_intensity_but_not_of_a_lesion():
     assert explained_by_contrast(bright, source, MASK)[LESION] > 150
 
 
+def test_a_bias_field_moves_nothing_and_leaves_a_lesion_to_be_seen():
+    source = brain(4)
+    field = 1 + 0.3 * np.linspace(-1, 1, SHAPE[0])[:, None, None]
+    result = source.with_data(source.data * field)
+    assert compare_anatomy(source, result)["largest_change"] < 0.07
+    assert compare_anatomy(brain(4, lesion=True), result)["largest_change"] > 0.25
+
+
 def test_edges_of_a_shifted_box():
     """Two faces across the first axis, each an edge of two slices of 3 mm; moved by two slices the
     near slice is 3 mm from the other edge and the far one 6 mm: 4.5 mm on average.

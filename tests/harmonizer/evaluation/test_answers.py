@@ -34,10 +34,18 @@ def test_the_scanner_by_the_classifier(after, expected):
     assert "before 0.9" in sentence and "chance gives 0.2 to 0.5" in sentence
 
 
+def test_where_the_classifier_saw_nothing_before_grey_levels_are_asked():
+    rows = [row("site_f1_retrained", name, 0.9, 0.8, 1.0, 0.1) for name in ("", "x")]
+    rows += [row("distribution_distance", "", 0.3, 0.2, 0.4, 0.01),
+             row("distribution_distance", "x", 0.02, 0.01, 0.03, 0.5)]
+    found, sentence = verdict("scanner", *rows)
+    assert found == "yes" and sentence.startswith("The sites' grey levels are apart by 0.02")
+
+
 def test_no_scanner_effect_at_first_is_no_success():
     found, sentence = verdict("scanner", row("site_f1_retrained", "", 0.4, 0.3, 0.5, 0.5),
                               row("site_f1_retrained", "x", 0.4, 0.3, 0.5, 0.5))
-    assert found == "unknown" and sentence.startswith("There was no scanner effect")
+    assert found == "unknown" and sentence.startswith("These scans are too few")
 
 
 def test_the_scanner_by_grey_levels_where_nothing_can_be_classified():
@@ -48,16 +56,40 @@ def test_the_scanner_by_grey_levels_where_nothing_can_be_classified():
     assert verdict("scanner", why) == ("unknown", "It cannot be told: too few people.")
 
 
-def change(measure: str, effect: float, p: float) -> Test:
+def change(measure: str, effect: float, p: float = 0.01, other: str = "unharmonized") -> Test:
     return row("travelling_wilcoxon", "x", effect, effect - 1, effect + 1, p,
-               reference=f"{measure} | unharmonized")
+               reference=f"{measure} | {other}")
 
 
-def test_a_person_nearer_to_himself_or_not():
-    assert verdict("person", change("psnr", 2.0, 0.01), change("ssim", 0.1, 0.01))[0] == "yes"
-    found, sentence = verdict("person", change("psnr", -2.0, 0.2), change("ssim", 0.1, 0.2))
-    assert found == "partly" and sentence.endswith("not significant after correction.")
-    assert verdict("person", change("psnr", -2.0, 0.01), change("ssim", -0.1, 0.01))[0] == "no"
+def test_no_worse_than_a_linear_rescaling_and_never_than_doing_nothing():
+    better = change("psnr", 30.0), change("ssim", 20.0)
+    assert verdict("person", *better, change("psnr", -0.5, 0.6, "rescaled"))[0] == "yes"
+    found, sentence = verdict("person", *better, change("psnr", -3.0, 0.01, "rescaled"))
+    assert found == "partly"
+    assert "PSNR against rescaled images by -3 (95 % interval -4 to -2)" in sentence
+    assert verdict("person", change("psnr", -3.0), change("ssim", 2.0))[0] == "no"
+
+
+def test_likeness_means_nothing_where_everybody_looks_alike():
+    nearer = change("psnr", 5.0, 0.01), change("ssim", 0.2, 0.01)
+    gone = not_possible("identification", "whatever it told of people is gone", backend="x")
+    assert verdict("person", gone, *nearer) == (
+        "no", "The harmonized images do not tell people apart any more.")
+    before = row("identification", "", 1.0, 0.9, 1.0)
+    for effect, expected in ((1.0, "yes"), (0.95, "partly"), (0.5, "no")):
+        assert verdict("person", before, row("identification", "x", effect, 0, 1),
+                       *nearer)[0] == expected
+    away = change("psnr", -5.0, 0.01), change("ssim", -0.2, 0.01)
+    assert verdict("person", before, row("identification", "x", 1.0, 1, 1), *away)[0] == "no"
+
+
+def test_without_travellers_the_source_is_looked_for():
+    found, sentence = verdict("person", row("source_identification", "x", 1.0, 1.0, 1.0))
+    assert found == "yes" and "more cannot be told" in sentence
+    assert verdict("person", row("source_identification", "x", 0.3, 0.1, 0.5))[0] == "no"
+
+
+def test_nobody_travels():
     why = not_possible("travelling_pair", "nobody was scanned at two sites")
     assert verdict("person", why)[1] == "It cannot be told: nobody was scanned at two sites."
 

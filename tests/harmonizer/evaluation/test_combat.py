@@ -104,8 +104,8 @@ def test_nobody_is_in_the_fit_that_he_is_judged_by():
     spoiled = raw.copy()
     spoiled[:2] += 1000.0
     again = cross_fitted_combat(spoiled, sites, subjects)
-    shift = (again - done)[:2]
-    assert shift.std() / shift.mean() < 0.5 and shift.min() > 500  # his own scale was not learned
+    scale = ((again - done)[:2] / 1000)
+    assert scale == pytest.approx(1.0, abs=0.5)  # 1 / delta of a fit that never saw the 1000
     assert not np.allclose(again[10:], done[10:])
 
 

@@ -10,6 +10,7 @@ from tests.harmonizer.evaluation import cohorts
 
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError, UsageError
+from harmonizer.evaluation.answers import answers
 from harmonizer.evaluation.referee import COMBAT, referee
 from harmonizer.evaluation.statistics import Statistics, Test
 
@@ -84,6 +85,19 @@ def test_one_mean_image_fools_the_classifier_and_nobody_else(ruling):
     assert not verdict.ok and len(verdict.reasons) >= 3
 
 
+def test_people_are_told_apart_where_the_method_lets_them(ruling, travelled):
+    assert one(ruling.statistics, "source_identification", "good").effect == 1.0
+    assert one(ruling.statistics, "source_identification", "none").effect == 1.0
+    assert "is gone" in one(ruling.statistics, "source_identification", "mean").note
+    assert one(travelled.statistics, "identification").effect > 0.9
+    assert one(travelled.statistics, "identification", "good").effect > 0.9
+    assert not one(travelled.statistics, "identification", "mean").known
+    verdicts = {name: [a.verdict for a in answers(travelled.statistics, name)]
+                for name in ("good", "mean")}
+    assert verdicts["good"][1] == "yes"
+    assert (verdicts["mean"][1], verdicts["mean"][3]) == ("no", "no")
+
+
 def test_contrast_alone_is_seldom_flagged(ruling):
     assert one(ruling.statistics, "anatomy_flagged", "none").effect == 0.0
     assert one(ruling.statistics, "anatomy_flagged", "good").effect <= 0.25
@@ -156,9 +170,11 @@ def test_another_covariate_opens_no_image(nested, ruling, monkeypatch):
 
 def test_travellers_unlock_pairs_agreement_and_the_mixed_model(travelled):
     table = travelled.statistics
-    raw = one(table, "travelling_pair", reference="psnr")
+    raw = one(table, "travelling_pair", reference="psnr", stage="before")
+    rescaled = one(table, "travelling_pair", reference="psnr", stage="rescaled")
     good = one(table, "travelling_pair", "good", reference="psnr")
     assert raw.n == good.n == 5 and good.effect > raw.effect + 3
+    assert raw.effect < rescaled.effect < good.effect
     change = one(table, "travelling_wilcoxon", "good", reference="psnr | unharmonized")
     assert change.effect > 3 and change.p == pytest.approx(0.0625) and "cannot fall" in change.note
     assert one(table, "marginal_r2", tissue="GM").effect > 0.3
@@ -179,6 +195,7 @@ def test_the_same_label_may_be_two_people(roaming):
     before, _ = roaming
     found = referee(before, {}, "A", travelling="no", permutations=5).statistics
     assert "nobody was scanned at two sites" in one(found, "travelling_pair").note
+    assert not found.select(name="identification").rows
     assert len(found.people["evaluated"]) == 15
 
 

@@ -164,6 +164,18 @@ def test_methods_are_compared_over_people(written):
     assert means["psnr", "x"].effect > means["psnr", ""].effect + 20
 
 
+def test_a_linear_map_per_scan_is_a_stage_of_its_own(written):
+    before, _ = written
+    maps = {scan.scan_id: (1.0, -20.0 if scan.site == "B" else 0.0) for scan in before}
+    rescaled = pair_metrics(before, None, "A", {"T1w": 100.0}, maps=maps)
+    assert {(row.stage, row.backend) for row in rescaled} == {("rescaled", "")}
+    assert np.mean(rescaled.select(measure="rmse").values()) == pytest.approx(0.01, abs=0.001)
+    tests = compare_methods({"": pair_metrics(before, None, "A", {"T1w": 100.0}),
+                             "rescaled": rescaled})
+    assert [t.stage for t in tests if t.name == "travelling_pair" and t.reference == "mae"] == [
+        "before", "rescaled"]
+
+
 def test_a_missing_image_and_copies():
     rows = Metrics((Metric("psnr", math.inf, subject="1"), Metric("psnr", 20.0, subject="2")))
     assert person_means(rows, "psnr") == {"2": 20.0}
