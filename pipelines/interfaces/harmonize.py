@@ -13,8 +13,9 @@ from harmonizer.backends.model_folder import model_hash
 from harmonizer.backends.target import Target
 from harmonizer.evaluation.image import gradient_agreement, ssim_structure
 from harmonizer.native import apply_with_head, change_of
+from harmonizer.preprocessing.conform import conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine
-from harmonizer.volume import Volume, load_nifti, read_volume, write_volume
+from harmonizer.volume import Volume, read_volume, write_volume
 
 from ..outputs import scanlog, sidecars
 from ..outputs.names import ScanPaths, sidecar
@@ -70,11 +71,12 @@ class Harmonize(ExplainedInterface):
         self._results["native_file"] = str(paths.image(inputs.desc))
 
     def _save_native(self, paths: ScanPaths, change: Any, run: dict[str, Any]) -> None:
-        source = paths.image("preproc")
-        native = read_volume(source, paths.mask())
+        """On the stored grid, whose affine is the source's bit for bit, whichever form holds it."""
+        conformed = conform(paths.image("preproc"))
+        native = conformed.volume.with_mask(conform(paths.mask()).volume.data > 0.5)
         after = apply_with_head(change, native, read_itk_affine(paths.to_template))
         goal = paths.image(self.inputs.desc)
-        write_volume(goal, after, header=load_nifti(source).header)
+        write_on_original_grid(goal, after.data, conformed)
         self._sidecar(paths, goal, False, run)
 
     def _sidecar(self, paths: ScanPaths, image: Path, template: bool, run: dict[str, Any]) -> None:
