@@ -93,7 +93,7 @@ def test_a_constant_feature_passes_through_and_one_feature_alone_works():
 
 
 def test_nobody_is_in_the_fit_that_he_is_judged_by():
-    """Spoiling one person's features changes everybody's result but not through his own fit."""
+    """Spoiling one person changes who is judged by a fit with him, not those held out with him."""
     subjects = [str(i // 2) for i in range(24)]
     sites = ["A" if i // 2 % 2 else "B" for i in range(24)]
     raw = np.random.default_rng(1).normal(size=(24, 4)) + 3.0 * (np.array(sites) == "A")[:, None]
@@ -104,9 +104,9 @@ def test_nobody_is_in_the_fit_that_he_is_judged_by():
     spoiled = raw.copy()
     spoiled[:2] += 1000.0
     again = cross_fitted_combat(spoiled, sites, subjects)
-    scale = ((again - done)[:2] / 1000)
-    assert scale == pytest.approx(1.0, abs=0.5)  # 1 / delta of a fit that never saw the 1000
-    assert not np.allclose(again[10:], done[10:])
+    same = np.isclose(again, done, rtol=0, atol=1e-12).all(axis=1)
+    assert 2 <= same.sum() <= 6  # one or a few others of twelve, in the same of five folds
+    assert not same[:2].any()
 
 
 def test_a_site_that_no_fit_could_reach_has_no_number():

@@ -168,6 +168,19 @@ def test_another_covariate_opens_no_image(nested, ruling, monkeypatch):
         assert (first.effect, first.low, first.high) == (second.effect, second.low, second.high)
 
 
+def test_an_image_that_changed_is_measured_again(nested, tmp_path):
+    before, variants, _ = nested
+    few = before.of_subjects(["00", "01"])
+    copy = cohorts.variant(few, tmp_path / "copy", lambda data, scan: data)
+    wanted = {"combat": False, "permutations": 1, "cache": tmp_path / "cache"}
+    first = referee(few, {"copy": copy}, "A", **wanted).verdicts["copy"]
+    cohorts.variant(few, tmp_path / "copy", lambda data, scan: np.flip(data, 0) + scan.age * 0.01)
+    second = referee(few, {"copy": copy}, "A", **wanted).verdicts["copy"]
+    for name in first:
+        assert first[name].values["ssim_structure"] == pytest.approx(1.0)
+        assert second[name].values["ssim_structure"] < 0.5
+
+
 def test_travellers_unlock_pairs_agreement_and_the_mixed_model(travelled):
     table = travelled.statistics
     raw = one(table, "travelling_pair", reference="psnr", stage="before")
