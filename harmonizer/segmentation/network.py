@@ -1,0 +1,96 @@
+"""The segmenter's network: a small 3D U-Net that sees 1 mm voxels and works at 2 mm.
+
+Blocks of 2 x 2 x 2 voxels are folded into channels at the entrance and unfolded at the exit, so
+that nothing of the 1 mm image is thrown away while all convolutions run on an eighth of the voxels:
+the way to a cortex at 1 mm in seconds on two cores. Every voxel's channels are normalised by
+themselves (layer normalisation), not over the image: the answer then does not depend on how much
+air lies around the head, which is what instance normalisation would make of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "fold", "unfold"]
+
+DEFAULT_WIDTHS = (32, 64, 128, 128)
+
+
+class SegmenterNet(nn.Module):
+    """U-Net over 2 mm blocks.
+
+    Parameters
+    ----------
+    classes : of the output
+    widths : channels at 2, 4, 8, ... mm
+    """
+
+    def __init__(self, classes: int = 9, widths: tuple[int, ...] = DEFAULT_WIDTHS) -> None:
+        super().__init__()
+        self.config = {"classes": int(classes), "widths": [int(w) for w in widths]}
+        self.classes = classes
+        self.encoder = nn.ModuleList(
+            nn.Sequential(_Layer(before, width), _Layer(width, width))
+            for before, width in zip((8, *widths[:-1]), widths)
+        )
+        self.decoder = nn.ModuleList(
+            nn.Sequential(_Layer(width + below, width), _Layer(width, width))
+            for width, below in zip(widths[:-1], widths[1:])
+        )
+        self.head = nn.Conv3d(widths[0], 8 * classes, 1)
+
+    @property
+    def multiple(self) -> int:
+        """Each side of an image must be a multiple of this many voxels."""
+        return 2 ** len(self.encoder)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """(N, widths[0], I/2, J/2, K/2) features of a (N, 1, I, J, K) image with values 0..1."""
+        x = fold(image).to(memory_format=torch.channels_last_3d)
+        kept = []
+        for level, block in enumerate(self.encoder):
+            x = block(x if level == 0 else functional.max_pool3d(x, 2))
+            kept.append(x)
+        for block, skip in zip(reversed(self.decoder), reversed(kept[:-1])):
+            x = block(torch.cat([skip, functional.interpolate(x, scale_factor=2)], dim=1))
+        return x
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(N, classes, 8, I/2, J/2, K/2) logits of the voxels of each block, as `fold` orders them.
+
+        Raises `ValueError` if a side of the image is no multiple of `multiple`.
+        """
+        if any(n % self.multiple for n in image.shape[2:]):
+            raise ValueError(f"sides {tuple(image.shape[2:])} must be multiples of {self.multiple}")
+        return self.head(self.features(image)).unflatten(1, (self.classes, 8))
+
+
+class _Layer(nn.Module):
+    """Convolution, normalisation of each voxel's channels, rectification."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(before, after, 3, padding=1, bias=False)
+        self.norm = nn.LayerNorm(after)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).permute(0, 2, 3, 4, 1)
+        return functional.relu(self.norm(x)).permute(0, 4, 1, 2, 3)
+
+
+def fold(x: Any) -> Any:
+    """(N, C, I, J, K) -> (N, C * 8, I/2, J/2, K/2): each 2 x 2 x 2 block into channels."""
+    n, c, i, j, k = x.shape
+    blocks = x.reshape(n, c, i // 2, 2, j // 2, 2, k // 2, 2)
+    return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * 8, i // 2, j // 2, k // 2)
+
+
+def unfold(x: Any) -> Any:
+    """(N, C, 8, I, J, K) -> (N, C, 2I, 2J, 2K): the inverse of `fold`."""
+    n, c, _, i, j, k = x.shape
+    blocks = x.reshape(n, c, 2, 2, 2, i, j, k).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return blocks.reshape(n, c, i * 2, j * 2, k * 2)

@@ -1,0 +1,351 @@
+"""Images that no scanner made: from a label map to an image of any contrast, and its truth.
+
+The idea of SynthSeg (Billot et al., Medical Image Analysis 86:102789, 2023) and SynthStrip (Hoopes
+et al., NeuroImage 260:119474, 2022): a network that has seen every contrast cannot depend on one.
+Everything is drawn anew for each image: pose, shape and atrophy; the brightness of each structure,
+half of the time from the neighbourhood of a familiar contrast (T1w, T2w, FLAIR, PDw), else from
+nowhere; lesions; what is cut away (skull-stripped, defaced, the end of the field of view); blur,
+thick slices, noise, bias field and gamma.
+
+Image number `index` of a seed is the same whatever was drawn before it, so that training can be
+resumed and replayed. Same versions and thread count, same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from . import structures as st
+from .label_maps import LabelMap
+
+__all__ = ["SynthesisSettings", "Draw", "synthesise", "normalise", "CROP"]
+
+CROP = (128, 160, 128)
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """How far images may differ. Lengths in mm, probabilities 0..1, brightness 0..1.
+
+    Attributes
+    ----------
+    crop : voxels (1 mm) of an image; multiples of 16
+    rotation_deg, scale, shear, shift_mm : half-widths of the uniform draws of the pose
+    warp_mm : (knot spacing, standard deviation) of each random displacement field
+    atrophy : probability that ventricles and sulci are widened
+    familiar : probability that a familiar contrast is the starting point
+    stripped, defaced, cut : probabilities of what is missing
+    thick, coarse : probabilities of thick slices, and of larger voxels in all directions
+    lesions : probability of additional white matter lesions
+    """
+
+    crop: tuple[int, int, int] = CROP
+    rotation_deg: float = 20.0
+    scale: float = 0.15
+    shear: float = 0.08
+    shift_mm: float = 22.0
+    warp_mm: tuple[tuple[float, float], ...] = ((48.0, 5.0), (20.0, 2.2), (9.0, 0.7))
+    atrophy: float = 0.3
+    familiar: float = 0.55
+    stripped: float = 0.35
+    defaced: float = 0.12
+    cut: float = 0.2
+    thick: float = 0.25
+    coarse: float = 0.25
+    lesions: float = 0.25
+
+
+class Draw:
+    """Random numbers of one image: a function of (seed, index) alone."""
+
+    def __init__(self, seed: int, index: int) -> None:
+        state = np.random.SeedSequence([int(seed), int(index)]).generate_state(2, np.uint64)
+        self.rng = np.random.default_rng(state)
+        self.torch = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return bool(self.rng.random() < probability)
+
+    def between(self, low: float, high: float, size: int | None = None):
+        """Uniform: a float, or (size,) float64."""
+        return self.rng.uniform(low, high, size)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal float32 tensor."""
+        return torch.randn(shape, generator=self.torch)
+
+    def smooth(self, shape: Sequence[int], spacing: float, channels: int = 1) -> torch.Tensor:
+        """(channels, *shape) normal values at knots every `spacing` voxels, linear in between."""
+        knots = [max(2, int(np.ceil(n / spacing)) + 1) for n in shape]
+        field = self.normal(1, channels, *knots)
+        return functional.interpolate(
+            field, size=tuple(shape), mode="trilinear", align_corners=True
+        )[0]
+
+
+def synthesise(
+    maps: Sequence[LabelMap], seed: int, index: int, settings: SynthesisSettings | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image and its truth.
+
+    Returns
+    -------
+    image : `settings.crop` float32, 0..1 as `normalise` leaves it
+    target : the same shape, uint8 indices in `CLASSES`
+    """
+    settings = settings or SynthesisSettings()
+    draw = Draw(seed, index)
+    labels = _deformed(maps[int(draw.rng.integers(len(maps)))].indices, draw, settings)
+    if draw.chance(settings.atrophy):
+        labels = _atrophied(labels, draw)
+    if draw.chance(settings.lesions):
+        labels = _with_lesions(labels, draw)
+    target = torch.from_numpy(st.class_table())[labels.long()]
+    missing = _missing(labels, draw, settings)
+    image = _brightness(labels, draw, settings)
+    if missing is not None:
+        image[missing] = 0
+        target[missing] = 0
+    image = _through_scanner(image, draw, settings)
+    if missing is not None and draw.chance(0.8):
+        image[missing] = 0  # cut after reconstruction; else before it: blurred, with noise
+    return normalise(image), target
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """Intensities to 0..1: the darkest 0.5 % and brightest 0.5 % of what is not background.
+
+    Background are the voxels with exactly the lowest value (masked images) - percentiles over
+    these would depend on how much air lies around the head.
+    """
+    lowest = image.min()
+    seen = image[image > lowest]
+    if seen.numel() == 0:
+        return torch.zeros_like(image)
+    if seen.numel() > 200_000:
+        seen = seen[:: seen.numel() // 200_000]
+    low, high = torch.quantile(seen, torch.tensor([0.005, 0.995]))
+    return ((image - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+
+
+# --- where everything lies -----------------------------------------------------------------------
+
+
+def _deformed(indices: np.ndarray, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
+    """A crop of the map under a random pose and a random smooth warp: uint8."""
+    shape = settings.crop
+    points = _pose(draw, settings) @ _centred_grid(shape).reshape(3, -1)
+    points = points.reshape(3, *shape)
+    for spacing, sd in settings.warp_mm:
+        points += draw.smooth(shape, spacing, 3) * float(sd * draw.between(0.2, 1.3))
+    centre = _brain_centre(indices) + draw.between(-1, 1, 3) * settings.shift_mm
+    sizes = np.array(indices.shape, dtype=float)
+    offset = torch.tensor(2 * centre / (sizes - 1) - 1, dtype=torch.float32)
+    scale = torch.tensor(2 / (sizes - 1), dtype=torch.float32)
+    grid = points * scale[:, None, None, None] + offset[:, None, None, None]
+    source = torch.from_numpy(indices)[None, None].float()
+    found = functional.grid_sample(
+        source, grid.flip(0).permute(1, 2, 3, 0)[None], mode="nearest", align_corners=True
+    )
+    return found[0, 0].to(torch.uint8)
+
+
+def _centred_grid(shape: Sequence[int]) -> torch.Tensor:
+    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _pose(draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
+    """(3, 3) from the crop's axes to the map's: mirrored half of the time."""
+    from scipy.spatial.transform import Rotation
+
+    angles = draw.between(-settings.rotation_deg, settings.rotation_deg, 3)
+    matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    shear = np.eye(3)
+    shear[np.triu_indices(3, 1)] = draw.between(-settings.shear, settings.shear, 3)
+    common = draw.between(1 - settings.scale, 1 + settings.scale)
+    scales = common * draw.between(1 - settings.scale / 3, 1 + settings.scale / 3, 3)
+    if draw.chance(0.5):
+        scales[0] = -scales[0]
+    return torch.tensor(matrix @ shear @ np.diag(scales), dtype=torch.float32)
+
+
+def _brain_centre(indices: np.ndarray) -> np.ndarray:
+    """(3,) voxel: the middle of the box around the cerebral white matter."""
+    found = np.argwhere(indices[::2, ::2, ::2] == st.WHITE_MATTER) * 2
+    return (found.min(0) + found.max(0)) / 2
+
+
+def _grown(region: torch.Tensor, steps: int) -> torch.Tensor:
+    x = region[None, None].float()
+    for _ in range(steps):
+        x = functional.max_pool3d(x, 3, stride=1, padding=1)
+    return x[0, 0] > 0
+
+
+def _atrophied(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Ventricles grown into white matter, sulci into cortex, in some places more than in others."""
+    labels = labels.clone()
+    if draw.chance(0.7):
+        grown = _grown(labels == st.VENTRICLE, int(draw.rng.integers(1, 6)))
+        labels[grown & (labels == st.WHITE_MATTER)] = st.VENTRICLE
+    if draw.chance(0.5):
+        grown = _grown(labels == st.SULCAL_CSF, 1)
+        somewhere = draw.smooth(labels.shape, 12)[0] > float(draw.between(-0.5, 1))
+        labels[grown & somewhere & (labels == st.CORTEX)] = st.SULCAL_CSF
+    return labels
+
+
+def _with_lesions(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Blobs in the white matter, taught as white matter."""
+    blobs = draw.smooth(labels.shape, float(draw.between(4, 10)))[0]
+    where = (blobs > float(draw.between(1.2, 2.2))) & (labels == st.WHITE_MATTER)
+    return torch.where(where, torch.tensor(st.LESION, dtype=torch.uint8), labels)
+
+
+def _missing(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor | None:
+    """What the image does not show: outside of a brain mask, the face, the end of the view."""
+    missing = None
+    if draw.chance(settings.stripped):
+        missing = ~_stripping_mask(labels, draw)
+    elif draw.chance(settings.defaced):
+        missing = _face(labels.shape, draw)
+    if draw.chance(settings.cut):
+        beyond = _beyond_view(labels.shape, draw)
+        missing = beyond if missing is None else missing | beyond
+    return missing
+
+
+def _stripping_mask(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """A brain mask as various tools leave it: with or without the CSF, tight or loose."""
+    brain = (labels > 0) & (labels < st.FIRST_OUTSIDE)
+    kind = draw.between(0, 1)
+    if kind < 0.35:
+        return brain
+    tissue = brain & (labels != st.SULCAL_CSF)
+    if kind < 0.55:
+        return tissue
+    if kind < 0.85:
+        return _grown(tissue, int(draw.rng.integers(1, 4)))
+    return _grown(brain, int(draw.rng.integers(1, 4)))
+
+
+def _face(shape: Sequence[int], draw: Draw) -> torch.Tensor:
+    """A half-space before and below the brain (axes RAS+)."""
+    grid = _centred_grid(shape)
+    angle = np.deg2rad(draw.between(20, 70))
+    ahead = grid[1] * float(np.cos(angle)) - grid[2] * float(np.sin(angle))
+    return ahead > float(draw.between(55, 85))
+
+
+def _beyond_view(shape: Sequence[int], draw: Draw) -> torch.Tensor:
+    """Slabs at one or two ends of an axis."""
+    beyond = torch.zeros(tuple(shape), dtype=torch.bool)
+    axis = int(draw.rng.choice(3, p=[0.15, 0.25, 0.6]))
+    for end in range(2):
+        if end == 0 or draw.chance(0.4):
+            count = int(draw.between(4, 45))
+            start = 0 if draw.chance(0.5) else shape[axis] - count
+            beyond.narrow(axis, start, count).fill_(True)
+    return beyond
+
+
+# --- how bright everything is --------------------------------------------------------------------
+
+
+def _brightness(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
+    """A mean for each structure, texture within it, and soft tissue broken up."""
+    means, spreads = _means(draw, settings)
+    index = labels.long()
+    image = torch.from_numpy(means).float()[index]
+    if draw.chance(0.8):
+        fat = draw.smooth(labels.shape, float(draw.between(5, 14)))[0] > float(draw.between(-1, 1))
+        other = float(draw.between(0, 1))
+        image = torch.where(fat & (labels == st.SOFT_TISSUE), torch.tensor(other), image)
+    texture = draw.normal(*labels.shape)
+    if draw.chance(0.5):
+        texture = texture + draw.smooth(labels.shape, float(draw.between(2, 8)))[0]
+    return (image + texture * torch.from_numpy(spreads).float()[index]).clamp_min_(0)
+
+
+def _means(draw: Draw, settings: SynthesisSettings) -> tuple[np.ndarray, np.ndarray]:
+    """(structures,) mean and standard deviation of each structure's brightness."""
+    count = len(st.STRUCTURES)
+    if draw.chance(settings.familiar):
+        contrast = int(draw.rng.choice(4, p=[0.5, 0.25, 0.15, 0.1]))
+        looks = np.array([s.looks[contrast] for s in st.STRUCTURES])
+        far = draw.between(0.02, 0.12)
+        means = looks * draw.between(0.8, 1.2) + far * draw.rng.standard_normal(count)
+        outside = np.arange(count) >= st.FIRST_OUTSIDE
+        means[outside] += 0.12 * draw.rng.standard_normal(int(outside.sum()))
+        means = _tied(means, draw, 0.7)
+    else:
+        means = _tied(draw.between(0, 1, count), draw, 0.7)
+    spreads = draw.between(0, 0.07) * draw.between(0.3, 1.5, count)
+    means[0], spreads[0] = (0, 0) if draw.chance(0.7) else (draw.between(0, 0.1), 0.01)
+    return np.clip(means, 0, 1.5), spreads
+
+
+# structures of one tissue: the first lends its brightness to the others, nearly
+TIES = ((1, (4, 12, 17, 20)), (2, (5, 13, 14)), (3, (10, 11, 15)), (7, (8, 16)))
+
+
+def _tied(means: np.ndarray, draw: Draw, probability: float) -> np.ndarray:
+    """White matter is white matter, most of the time; so are cortices and fluids."""
+    means = means.copy()
+    for first, others in TIES:
+        if draw.chance(probability):
+            means[list(others)] = means[first] + 0.03 * draw.rng.standard_normal(len(others))
+    return means
+
+
+# --- what the scanner makes of it ----------------------------------------------------------------
+
+
+def _through_scanner(image: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
+    """Bias field, blur, voxel size, noise, gamma."""
+    bias = draw.smooth(image.shape, float(draw.between(40, 100)))[0]
+    image = image * torch.exp(bias * float(draw.between(0, 0.3)))
+    image = _resolution(image, draw, settings)
+    return image.clamp_min_(0) ** float(np.exp(0.25 * draw.rng.standard_normal()))
+
+
+def _resolution(image: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
+    """Blur to a voxel size, sample, add noise there, and interpolate back to 1 mm."""
+    sizes = np.ones(3)
+    if draw.chance(settings.thick):
+        sizes[int(draw.rng.integers(3))] = draw.between(2, 6)
+    elif draw.chance(settings.coarse):
+        sizes[:] = draw.between(1, 2.2)
+    sharp = draw.between(0.3, 0.65)
+    image = _blurred(image, [float(sharp * s) if s > 1 else float(sharp * 0.9) for s in sizes])
+    shape = tuple(image.shape)
+    small = tuple(max(4, round(n / s)) for n, s in zip(shape, sizes))
+    if small != shape:
+        image = _resized(image, small)
+    noise = float(draw.between(0, 0.06))
+    image = image + noise * draw.normal(*small)
+    return image if small == shape else _resized(image, shape)
+
+
+def _resized(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return functional.interpolate(image[None, None], size=shape, mode="trilinear")[0, 0]
+
+
+def _blurred(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """Separable Gaussian; sigma in voxels."""
+    x = image[None, None]
+    for axis, sigma in enumerate(sigmas):
+        reach = max(1, int(np.ceil(2.5 * sigma)))
+        at = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).reshape([-1 if a == axis else 1 for a in range(3)])
+        padding = [reach if a == axis else 0 for a in range(3)]
+        x = functional.conv3d(x, kernel[None, None], padding=padding)
+    return x[0, 0]

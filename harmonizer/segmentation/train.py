@@ -1,0 +1,278 @@
+"""Training the segmenter on synthesised images: one loop, resumable at any step.
+
+    python -m harmonizer.segmentation train LABEL_MAPS OUT --preset cpu-1h
+
+Step n sees image n of the seed, so a run that was stopped goes on as if it had not been. What is
+shipped is the exponential moving average of the weights. Nothing but synthesised images is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+from torch.nn import functional
+
+from ..errors import InputError, UsageError
+from ..files import atomic_path, write_json
+from .label_maps import LabelMap
+from .network import SegmenterNet, fold
+from .structures import CLASSES
+from .synthesis import SynthesisSettings, synthesise
+
+__all__ = ["TrainingSettings", "PRESETS", "train", "validate", "segmentation_loss"]
+
+LOG = logging.getLogger("harmonizer.segmentation")
+CHECKPOINT = "checkpoint.safetensors"
+VALIDATION_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What decides the weights, with the label maps.
+
+    Attributes
+    ----------
+    steps : images seen (one a step)
+    learning_rate : at its peak; a linear warm-up, then a half cosine to nothing
+    warm_up : steps
+    weight_decay : of AdamW
+    ema : decay of the moving average, itself warmed up: min(ema, (1 + n) / (10 + n))
+    seed : of weights and images
+    held_out : so many label maps, the last by name, are never trained on
+    precision : 'bf16' computes convolutions in bfloat16, 'fp32' everything in single precision
+    """
+
+    steps: int
+    learning_rate: float = 2e-3
+    warm_up: int = 150
+    weight_decay: float = 1e-4
+    ema: float = 0.998
+    seed: int = 0
+    held_out: int = 2
+    precision: str = "bf16"
+
+
+PRESETS = {
+    "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5),
+    "cpu-1h": TrainingSettings(steps=3500),
+    "shipped": TrainingSettings(steps=6000),
+    "cpu-4h": TrainingSettings(steps=14_000),
+    "cpu-12h": TrainingSettings(steps=42_000),
+    "gpu-20min": TrainingSettings(steps=12_000),
+}
+
+
+def train(
+    maps: Sequence[LabelMap],
+    out: Path,
+    settings: TrainingSettings,
+    synthesis: SynthesisSettings | None = None,
+    *,
+    device: str = "cpu",
+    workers: int = 0,
+    save_every: int = 200,
+) -> SegmenterNet:
+    """Train, or go on training in `out`; returns the network with its averaged weights.
+
+    Writes `checkpoint.safetensors` (weights, average, optimiser, step), `history.tsv` (step,
+    seconds, loss, learning rate) and `training.json` (the settings) into `out`.
+
+    Raises
+    ------
+    UsageError
+        If `out` holds a run with other settings or other label maps.
+    InputError
+        If fewer label maps are given than are held out, plus one.
+    """
+    if len(maps) <= settings.held_out:
+        raise InputError(
+            f"{len(maps)} label maps, of which {settings.held_out} would be held out: none is "
+            "left to train on. Give more label maps."
+        )
+    synthesis = synthesis or SynthesisSettings()
+    out.mkdir(parents=True, exist_ok=True)
+    _same_run(out, settings, synthesis, maps)
+    torch.manual_seed(settings.seed)
+    state = _State(SegmenterNet(len(CLASSES)).to(device), settings)
+    state.restore(out / CHECKPOINT)
+    used = maps[: len(maps) - settings.held_out]
+    for image, target in _images(used, settings, synthesis, state.step, workers):
+        started = time.monotonic()
+        loss = state.update(image.to(device), target.to(device))
+        _note(out, state, loss, time.monotonic() - started)
+        if state.step % save_every == 0 or state.step == settings.steps:
+            state.save(out / CHECKPOINT)
+    return state.averaged()
+
+
+def validate(
+    network: SegmenterNet, maps: Sequence[LabelMap], count: int = 16, seed: int = VALIDATION_SEED
+) -> dict[str, float]:
+    """Mean Dice of each class over synthesised images of these maps, where the class is present."""
+    sums = torch.zeros(len(CLASSES), 2)
+    device = next(network.parameters()).device
+    for index in range(count):
+        image, target = synthesise(maps, seed, index)
+        with torch.inference_mode():
+            found = network(image[None, None].to(device)).argmax(1)[0].cpu()
+        truth = fold(target[None, None])[0]
+        for c in torch.unique(truth).tolist():
+            both = float(((found == c) & (truth == c)).sum())
+            sums[c] += torch.tensor([2 * both / float(((found == c).sum() + (truth == c).sum())), 1])
+    return {name: float(s / n) for name, (s, n) in zip(CLASSES, sums.tolist()) if n}
+
+
+def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus one minus the mean soft Dice of the classes that are present.
+
+    Parameters
+    ----------
+    logits : (N, C, ...) float
+    target : (N, ...) int64, 0..C-1
+    """
+    logits, target = logits.flatten(2), target.flatten(1)
+    logp = functional.log_softmax(logits, dim=1)
+    entropy = functional.nll_loss(logp, target)
+    p = logp.exp()
+    classes = logits.shape[1]
+    hit = p.gather(1, target[:, None])[:, 0].flatten()
+    counts = torch.bincount(target.flatten(), minlength=classes).float()
+    both = torch.zeros(classes, device=p.device).index_add(0, target.flatten(), hit)
+    present = counts > 0
+    dice = 2 * both[present] / (p.sum(dim=(0, 2))[present] + counts[present])
+    return entropy + 1 - dice.mean()
+
+
+class _State:
+    """Network, average, optimiser and step: everything that a checkpoint holds."""
+
+    def __init__(self, network: SegmenterNet, settings: TrainingSettings) -> None:
+        self.network = network.to(memory_format=torch.channels_last_3d)
+        self.settings = settings
+        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.step = 0
+
+    def rate(self) -> float:
+        """The learning rate of this step."""
+        s = self.settings
+        if self.step < s.warm_up:
+            return s.learning_rate * (self.step + 1) / s.warm_up
+        done = (self.step - s.warm_up) / max(1, s.steps - s.warm_up)
+        return s.learning_rate * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+
+    def update(self, image: torch.Tensor, target: torch.Tensor) -> float:
+        """One step on a (I, J, K) image and its (I, J, K) truth; returns the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        half = self.settings.precision == "bf16"
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
+            logits = self.network(image[None, None])
+        loss = segmentation_loss(logits.float(), fold(target[None, None]).long())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.network.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+        return float(loss.detach())
+
+    def averaged(self) -> SegmenterNet:
+        """A new network with the averaged weights, ready for use."""
+        network = SegmenterNet(**self.network.config)
+        network.load_state_dict(self.average)
+        return network.eval()
+
+    def save(self, path: Path) -> None:
+        """Write everything, atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {f"net.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
+        tensors |= {f"ema.{k}": v.contiguous() for k, v in self.average.items()}
+        for i, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"opt.{i}.{k}": v.contiguous() for k, v in slots.items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"step": str(self.step)})
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, if there is one."""
+        from safetensors import safe_open
+
+        if not path.exists():
+            return
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            self.step = int(file.metadata()["step"])
+        self.network.load_state_dict(_below(tensors, "net."))
+        device = next(self.network.parameters()).device
+        self.average = {k: v.to(device) for k, v in _below(tensors, "ema.").items()}
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _below(tensors, "opt.").items():
+            number, name = key.split(".", 1)
+            slots.setdefault(int(number), {})[name] = value
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+class _Synthesised(torch.utils.data.Dataset):
+    """Image n of a seed, for n of the steps that are still to do."""
+
+    def __init__(self, maps, settings, synthesis, first: int) -> None:
+        self.maps, self.settings, self.synthesis, self.first = maps, settings, synthesis, first
+
+    def __len__(self) -> int:
+        return max(0, self.settings.steps - self.first)
+
+    def __getitem__(self, n: int):
+        return synthesise(self.maps, self.settings.seed, self.first + n, self.synthesis)
+
+
+def _images(maps, settings, synthesis, first: int, workers: int):
+    data = _Synthesised(maps, settings, synthesis, first)
+    return torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
+
+
+def _same_run(
+    out: Path, settings: TrainingSettings, synthesis: SynthesisSettings, maps: Sequence[LabelMap]
+) -> None:
+    """Write what is being trained, or refuse to go on with something else."""
+    wanted: dict[str, Any] = {
+        "Training": asdict(settings),
+        "Synthesis": asdict(synthesis),
+        "LabelMaps": {m.name: m.sha256 for m in maps},
+    }
+    wanted = json.loads(json.dumps(wanted))
+    path = out / "training.json"
+    if not path.exists():
+        write_json(path, wanted)
+    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise UsageError(
+            f"{path} describes another training (other settings or label maps). "
+            "Give the same ones to go on with it, or another output folder."
+        )
+
+
+def _note(out: Path, state: _State, loss: float, seconds: float) -> None:
+    """One line of history; every fiftieth step is said aloud, with what is left."""
+    path = out / "history.tsv"
+    if not path.exists():
+        path.write_text("step\tseconds\tloss\n", encoding="utf-8")
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(f"{state.step}\t{seconds:.2f}\t{loss:.4f}\n")
+    if state.step % 50 == 0:
+        left = (state.settings.steps - state.step) * seconds / 60
+        LOG.info("step %d of %d, loss %.3f, %.0f min left", state.step, state.settings.steps, loss, left)
