@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import HarmonizerError, UsageError
+from ..segmentation.atropos import AtroposSegmenter, CachedSegmenter
 from .answers import QUESTIONS, answers
 from .folders import cohorts_of_folders
 from .referee import Ruling, referee
-from .segment import AtroposSegmenter, CachedSegmenter
 
 __all__ = ["main", "parser"]
 

@@ -23,10 +23,10 @@ from scipy import ndimage
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError
+from ..segmentation.atropos import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
 from ..volume import Volume
 from . import image as near
 from .distribution import intensity_range, quantile_function
-from .segment import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
 from .travelling import Pair, rescans
 
 __all__ = ["GUARDED", "Tolerance", "Verdict", "explained_by_contrast", "moved_map",

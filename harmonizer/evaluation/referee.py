@@ -18,6 +18,7 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
+from ..segmentation.atropos import TISSUES, Segment
 from .anatomy import GUARDED, Tolerance, Verdict, judge, learn_tolerance
 from .biology import age_by_scanner, age_tests, effect_tests
 from .combat import cross_fitted_combat
@@ -28,7 +29,6 @@ from .distribution_tests import anderson_darling, distance_between_sites
 from .evaluate import Evaluation, evaluate_cohort, label_tissues
 from .identity import source_identity, travelling_identity
 from .measurements import Job, Numbers, file_key, kept, measure, spread
-from .segment import TISSUES, Segment
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics

@@ -19,12 +19,12 @@ from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.evaluation.distribution import QuantileTable
 from harmonizer.evaluation.referee import Ruling, referee
-from harmonizer.evaluation.segment import AtroposSegmenter
 from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
+from harmonizer.segmentation.atropos import AtroposSegmenter
 from harmonizer.template import tissue_priors
 
 from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed

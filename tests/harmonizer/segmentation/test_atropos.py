@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.segment import (
+from harmonizer.segmentation.atropos import (
     AtroposSegmenter,
     CachedSegmenter,
     as_labels,
@@ -103,3 +103,14 @@ def test_the_cache_answers_by_content(tmp_path: Path):
     assert tissue_ratios(first) == tissue_ratios(again) == tissue_ratios(segment(one))
     cached(one.with_data(one.data + 1))
     assert len(asked) == 3  # one of them by the line before the last
+
+
+def test_answer_on_the_own_grid_lies_where_the_answer_on_the_template_lies(brain, maps):
+    """A grid turned about and shifted by half a voxel sees the same tissue in the same place."""
+    affine = brain.affine @ np.diag([-1.0, 1, 1, 1])
+    affine[:3, 3] = (brain.affine @ [brain.shape[0] - 1, 0, 0, 1])[:3]
+    mirrored = Volume(np.flip(brain.data, 0), affine, np.flip(brain.mask, 0))
+    own = AtroposSegmenter(resolution_mm=4, own_grid=True)(mirrored)
+    for name, array in own.items():
+        np.testing.assert_allclose(np.flip(array, 0), maps[name], atol=0.02)
+    assert not sum(own.values())[~mirrored.mask].any()

@@ -65,13 +65,15 @@ class AtroposSegmenter:
     """``segmenter(volume)`` -> probabilities of CSF, GM and WM on the template grid.
 
     ``resolution_mm``: grid to work on (2; 1 is eight times slower); ``iterations`` of Atropos;
-    ``prior_weight``: 0 uses the priors to start only, 1 nothing but them.
+    ``prior_weight``: 0 uses the priors to start only, 1 nothing but them; ``own_grid``: carry the
+    answer to the volume's own grid (linear) instead of leaving it on the template's.
     """
 
     resolution_mm: int = 2
     iterations: int = 3
     prior_weight: float = 0.25
     smoothing: float = 0.1
+    own_grid: bool = False
 
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         """InputError unless the volume has a mask that lies on the template's brain."""
@@ -83,13 +85,14 @@ class AtroposSegmenter:
                 f"expected an image in the space of the template, but its brain mask overlaps the "
                 f"template's by a Dice of {overlap:.2f} only. Register it first, or pass another "
                 "segmentation.")
-        return _atropos(image, self)
+        found = _atropos(image, self)
+        return _carried(found, image, volume) if self.own_grid else found
 
     @property
     def name(self) -> str:
         """One word for what it does and with which settings, for caches."""
         return (f"atropos-{self.resolution_mm}mm-{self.iterations}-{self.prior_weight:g}-"
-                f"{self.smoothing:g}")
+                f"{self.smoothing:g}{'-own' if self.own_grid else ''}")
 
 
 def _dice(one: np.ndarray, two: np.ndarray) -> float:
@@ -113,6 +116,19 @@ def _on_grid(volume: Volume, grid: Volume) -> Volume:
     data, share = (ndimage.affine_transform(array, step[:3, :3], step[:3, 3], grid.shape, order=1)
                    for array in (smooth, inside))
     return Volume(np.where(share > 0.5, data, 0), grid.affine, share > 0.5)
+
+
+def _carried(maps: dict[str, np.ndarray], image: Volume, volume: Volume) -> dict[str, np.ndarray]:
+    """The maps, on the grid of `image`, on the grid of `volume`; one in all inside its mask."""
+    if not image.same_grid(volume):
+        step = np.linalg.inv(image.affine) @ volume.affine
+        maps = {name: ndimage.affine_transform(one, step[:3, :3], step[:3, 3], volume.shape,
+                                               order=1, mode="nearest")
+                for name, one in maps.items()}
+    total = sum(maps.values())
+    known = volume.mask & (total > 1e-3)
+    return {name: np.divide(one, total, out=np.zeros_like(one), where=known)
+            for name, one in maps.items()}
 
 
 def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]:
