@@ -1,7 +1,8 @@
 """python -m harmonizer.evaluation BEFORE AFTER: judge any two folders of images.
 
 Images are paired by file name, lie on one grid and, for tissue volumes (--tissues), in the space
-of the template. Written to --out: metrics.tsv, group_statistics.tsv, each with its data dictionary.
+of the template. Written to --out: cohort.tsv, metrics.tsv, metrics_quantiles.tsv and
+group_statistics.tsv, with data dictionaries; `python -m harmonizer.reports OUT` makes a page of it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def run(given: argparse.Namespace) -> Ruling:
                      reference_site=given.reference_site, travelling=given.traveling,
                      segment=segment, permutations=given.permutations, workers=given.nprocs,
                      cache=given.out / "cache", seed=given.random_seed)
+    before.to_tsv(given.out / "cohort.tsv")
     ruling.metrics.to_tsv(given.out / "metrics.tsv")
+    ruling.quantiles.to_tsv(given.out / "metrics_quantiles.tsv")
     ruling.statistics.to_tsv(given.out / "group_statistics.tsv")
     return ruling
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluation.anatomy import Verdict
-from ..evaluation.answers import QUESTIONS, Answer, answers
 from ..evaluation.confounding import ConfoundingCheck, check_confounding
 from ..evaluation.distribution import QuantileTable, match_moments
 from ..evaluation.statistics import Statistics
 from ..evaluation.table import Metrics
 from . import charts
+from .evidence import Evidence, evidence_of
 from .figures import Figure
 from .html import render
 from .summary import (
@@ -64,7 +64,8 @@ class GroupReport:
     ``scans``: the scans that were used. ``metrics``, ``quantiles``: as written by
     `harmonizer.evaluation`. ``links``: participant label -> relative path of the subject report.
     ``methods``: a small Markdown text. ``statistics``: the referee's tests, from which the four
-    answers are told. ``verdicts``: method -> scan -> the anatomy guard's verdict.
+    answers are told. ``verdicts``: method -> scan -> the anatomy guard's verdict. ``moved``: maps
+    of where flagged images moved.
     """
 
     scans: tuple[ScanRow, ...]
@@ -81,6 +82,7 @@ class GroupReport:
     provenance: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
     verdicts: Mapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
+    moved: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class ModalityView:
     features: list[FeatureRow]
     sites: list[SiteRow]
     outliers: list[Outlier]
+    evidence: Evidence
 
 
 def render_group_report(path: Path, report: GroupReport) -> Path:
@@ -110,21 +113,36 @@ def render_group_report(path: Path, report: GroupReport) -> Path:
         "people": len({scan.subject for scan in report.scans}),
         "views": [_view(report, modality) for modality in modalities],
         "site_features": SITE_FEATURES,
-        "rulings": _rulings(report, modalities),
-        "questions": QUESTIONS,
-        "flagged": [(scan, method, "; ".join(verdict.reasons))
-                    for method, verdicts in report.verdicts.items()
-                    for scan, verdict in sorted(verdicts.items()) if not verdict.ok],
-    })
+        "scan_rows": _scan_rows(report),
+        "people_of": {scan.scan_id: scan.subject for scan in report.scans},
+    }, script="sort.js")
 
 
-def _rulings(report: GroupReport, modalities: Sequence[str]) -> list[tuple[str, str, Answer]]:
-    """(modality, method, answer) of the four questions; none where nothing was tested."""
-    if report.statistics is None:
-        return []
-    methods = list(report.verdicts) or [report.backend]
-    return [(modality, method, answer) for modality in modalities for method in methods
-            for answer in answers(report.statistics, method, modality)]
+@dataclass(frozen=True)
+class ScanLine:
+    """One scan in the list of all: its person, place, and how its anatomy was judged."""
+
+    scan: ScanRow
+    before: float | None
+    after: float | None
+    structure: float | None
+    verdict: str
+
+
+def _scan_rows(report: GroupReport) -> list[ScanLine]:
+    """Every scan with its distance to the target before and after, structure, and verdict."""
+    found: dict[tuple[str, str], dict[str, float | None]] = {}
+    for row in report.metrics:
+        if row.scan and row.tissue == "brain" and row.backend in ("", report.backend):
+            found.setdefault((row.measure, row.stage), {})[row.scan] = row.value
+    distance = [found.get(("wasserstein_to_target", stage), {}) for stage in ("before", "after")]
+    structure = found.get(("ssim_structure", "change"), {})
+    judged = report.verdicts.get(report.backend, {})
+    return [ScanLine(scan, distance[0].get(scan.scan_id), distance[1].get(scan.scan_id),
+                     structure.get(scan.scan_id),
+                     "" if scan.scan_id not in judged else
+                     "held" if judged[scan.scan_id].ok else "flagged")
+            for scan in report.scans]
 
 
 def _people(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
@@ -144,13 +162,27 @@ def _site_counts(scans: Sequence[ScanRow], checks: Sequence[ConfoundingCheck]
 
 
 def _view(report: GroupReport, modality: str) -> ModalityView:
-    metrics = report.metrics.select(modality=modality)
+    metrics = _of_method(report.metrics.select(modality=modality), report.backend)
     quantiles = report.quantiles.select(modality=modality, tissue="brain")
     return ModalityView(
         modality, headline(metrics, report.backend, report.target), anatomy_sentence(metrics),
         _figures(metrics.select(tissue="brain"), quantiles, report.target),
         distance_rows(metrics), feature_rows(metrics), site_rows(metrics),
-        outliers(metrics))
+        outliers(metrics), _evidence(report, modality))
+
+
+def _evidence(report: GroupReport, modality: str) -> Evidence:
+    """The referee's cards and tables; nothing where nothing was tested."""
+    if report.statistics is None:
+        return Evidence()
+    others = [name for name in report.verdicts if name != report.backend]
+    return evidence_of(report.statistics, modality, [report.backend, *others], report.verdicts)
+
+
+def _of_method(metrics: Metrics, backend: str) -> Metrics:
+    """The rows of one method; all where no row names it (tables of another maker)."""
+    own = metrics.select(backend=backend)
+    return own if len(own) else metrics
 
 
 def _figures(metrics: Metrics, quantiles: QuantileTable, target: str) -> tuple[Figure, ...]:

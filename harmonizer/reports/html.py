@@ -1,12 +1,14 @@
 """One HTML file that needs nothing else: no network, no folder beside it, no trust in its text.
 
 Participant labels, site names and error messages come from strangers. Jinja2 escapes all of them;
-pictures are inlined as data; a content security policy forbids the file to load or run anything.
+pictures are inlined as data; a content security policy forbids the file to load anything and to run
+anything but the one script that sorts tables, known by its hash.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -16,22 +18,32 @@ from urllib.parse import quote
 
 from ..files import write_text
 
-__all__ = ["render", "markdown", "image_uri", "number_words", "relative_link"]
+__all__ = ["render", "script_hash", "markdown", "image_uri", "number_words", "relative_link"]
 
 _INLINE = re.compile(r"\*\*(?P<bold>[^*]+)\*\*|\*(?P<slanted>[^*\s][^*]*)\*|`(?P<code>[^`]+)`"
                      r"|\[(?P<words>[^\]]+)\]\((?P<target>https?://[^\s)]+)\)"
                      r"|(?P<link>https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:])")
 
 
-def render(template: str, path: Path, context: Mapping[str, Any]) -> Path:
-    """Fill ``templates/<template>`` with ``context`` and write it to ``path`` atomically."""
+def render(template: str, path: Path, context: Mapping[str, Any], *, script: str = "") -> Path:
+    """Fill ``templates/<template>`` with ``context`` and write it to ``path`` atomically.
+
+    ``script``: a file of ``templates``, the only one that the page may run, or none.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("harmonizer.reports"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(markdown=markdown, image=image_uri, number=number_words,
                                href=relative_link, anchor=anchor)
-    return write_text(Path(path), environment.get_template(template).render(**context))
+    code = script and environment.loader.get_source(environment, script)[0].strip()
+    return write_text(Path(path), environment.get_template(template).render(
+        **context, script=code, script_hash=script_hash(code) if code else ""))
+
+
+def script_hash(code: str) -> str:
+    """The hash by which a content security policy knows an inline script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
 
 
 def image_uri(png: bytes) -> str:

@@ -70,6 +70,21 @@ def test_the_command_judges_and_writes(folders, tmp_path, capsys):
     assert held.values() == [1.0] * 8
 
 
+def test_the_tables_make_a_report(folders, tmp_path, capsys):
+    from harmonizer.reports.__main__ import main as report
+
+    main([str(folders / "before"), str(folders / "done"), "--masks", str(folders / "masks"),
+          "--sites", str(folders / "sites.tsv"), "--target", "A", "--permutations", "2",
+          "--out", str(tmp_path)])
+    assert report([str(tmp_path)]) == 0
+    text = (tmp_path / "group.html").read_text(encoding="utf-8")
+    assert text.count('<article class="card') == 4 and "done to A" in text
+    assert "8 scans of 8 people from 2 sites" in " ".join(text.split())
+    assert text.count(">held<") == 8
+    (tmp_path / "metrics.tsv").unlink()
+    assert report([str(tmp_path)]) == 65 and "metrics.tsv" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change,words", [
     (["--masks", "nowhere"], "holds no mask"),
     (["--sites", "nowhere.tsv"], "expected a tab-separated table"),

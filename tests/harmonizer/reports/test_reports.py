@@ -72,9 +72,11 @@ def read(path) -> Page:
     return page
 
 
-def assert_self_contained(page: Page) -> None:
-    """Nothing to load, nothing to run; links leave the file only on a click."""
-    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+def assert_self_contained(page: Page, scripts: int = 0) -> None:
+    """Nothing to load, and to run nothing but the script that the policy knows by its hash; links
+    leave the file only on a click."""
+    assert page.all("script") == [{}] * scripts
+    assert not page.all("link") and not page.all("iframe")
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
     assert all(image["alt"] for image in page.all("img"))
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
@@ -249,8 +251,21 @@ def group_page(tmp_path_factory) -> Page:
 
 
 def test_group_report_is_self_contained_and_escaped(group_page):
-    assert_self_contained(group_page)
+    assert_self_contained(group_page, scripts=1)
     assert group_page.text.count("<script>alert('x')</script>") >= 5
+
+
+def test_the_policy_knows_the_script_by_its_hash_and_no_other(tmp_path):
+    import hashlib
+
+    text = render_group_report(tmp_path / "g.html", GroupReport(
+        (), Metrics(), QuantileTable(), "none", "A")).read_text(encoding="utf-8")
+    code = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    known = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert f"script-src 'sha256-{known}'" in text and "unsafe-inline' 's" not in text
+    assert "http" not in code and "innerHTML" not in code
+    subject = render_subject_report(tmp_path / "s.html", SubjectReport("1", ()))
+    assert "script" not in subject.read_text(encoding="utf-8")
 
 
 def test_group_report_tells_sites_confounding_distances_and_failures(group_page):
@@ -363,7 +378,7 @@ def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_pat
     report = GroupReport(scans, metrics, quantiles, "moment_matching", "A",
                          statistics=Statistics(), verdicts=verdicts)
     page = read(render_group_report(tmp_path / "group.html", report))
-    assert_self_contained(page)
+    assert_self_contained(page, scripts=1)
     title = "Images that the anatomy guard flags"
     for words in ("Is the scanner gone?", "It cannot be told", title):
         assert words in page.text
@@ -372,4 +387,4 @@ def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_pat
 
 
 def test_group_report_without_statistics_answers_nothing(group_page):
-    assert "The referee's answers" not in group_page.text
+    assert "Is the scanner gone?" not in group_page.text
