@@ -37,6 +37,9 @@ ARROWS = {
     "harmonizer/preprocessing": ("harmonizer.backends", "harmonizer.evaluation",
                                  "harmonizer.reports", "harmonizer.phantom", "torch"),
     "harmonizer/backends": ("harmonizer.evaluation", "harmonizer.reports", "harmonizer.phantom"),
+    "harmonizer/segmentation": ("harmonizer.backends", "harmonizer.training",
+                                "harmonizer.evaluation", "harmonizer.reports",
+                                "harmonizer.phantom"),
     "harmonizer/evaluation": ("harmonizer.backends", "harmonizer.training", "harmonizer.reports",
                               "harmonizer.phantom"),
     "harmonizer/reports": ("harmonizer.backends", "harmonizer.training", "torch"),
@@ -62,6 +65,7 @@ MAY_BE_HEAVY = {
     "harmonizer/diffusion": ("torch",),
     "harmonizer/losses": ("torch",),
     "harmonizer/training": ("torch", "lightning"),
+    "harmonizer/segmentation": ("torch",),
 }
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "requests",
                      "urllib.request", "http.client", "ftplib")

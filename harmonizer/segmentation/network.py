@@ -3,8 +3,8 @@
 Blocks of 2 x 2 x 2 voxels are folded into channels at the entrance and unfolded at the exit, so
 that nothing of the 1 mm image is thrown away while all convolutions run on an eighth of the voxels:
 the way to a cortex at 1 mm in seconds on two cores. Every voxel's channels are normalised by
-themselves (layer normalisation), not over the image: the answer then does not depend on how much
-air lies around the head, which is what instance normalisation would make of it.
+themselves (layer normalisation), not over the image: so the air around a head does not change
+the scale of its features, as it would with instance normalisation.
 """
 
 from __future__ import annotations

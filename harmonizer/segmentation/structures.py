@@ -7,9 +7,9 @@ sides. `CLASSES` is the network's output; `TISSUES` says which classes make up w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Mapping
 
 import numpy as np
 

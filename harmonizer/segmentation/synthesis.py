@@ -13,8 +13,9 @@ resumed and replayed. Same versions and thread count, same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Draw:
         """True with this probability."""
         return bool(self.rng.random() < probability)
 
-    def between(self, low: float, high: float, size: int | None = None):
+    def between(self, low: float, high: float, size: int | None = None) -> Any:
         """Uniform: a float, or (size,) float64."""
         return self.rng.uniform(low, high, size)
 

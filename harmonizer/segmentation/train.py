@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -24,48 +25,13 @@ from .label_maps import LabelMap
 from .network import SegmenterNet, fold
 from .structures import CLASSES
 from .synthesis import SynthesisSettings, synthesise
+from .train_settings import TrainingSettings
 
-__all__ = ["TrainingSettings", "PRESETS", "train", "validate", "segmentation_loss"]
+__all__ = ["train", "validate", "segmentation_loss"]
 
 LOG = logging.getLogger("harmonizer.segmentation")
 CHECKPOINT = "checkpoint.safetensors"
 VALIDATION_SEED = 1_000_003
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What decides the weights, with the label maps.
-
-    Attributes
-    ----------
-    steps : images seen (one a step)
-    learning_rate : at its peak; a linear warm-up, then a half cosine to nothing
-    warm_up : steps
-    weight_decay : of AdamW
-    ema : decay of the moving average, itself warmed up: min(ema, (1 + n) / (10 + n))
-    seed : of weights and images
-    held_out : so many label maps, the last by name, are never trained on
-    precision : 'bf16' computes convolutions in bfloat16, 'fp32' everything in single precision
-    """
-
-    steps: int
-    learning_rate: float = 2e-3
-    warm_up: int = 150
-    weight_decay: float = 1e-4
-    ema: float = 0.998
-    seed: int = 0
-    held_out: int = 2
-    precision: str = "bf16"
-
-
-PRESETS = {
-    "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5),
-    "cpu-1h": TrainingSettings(steps=3500),
-    "shipped": TrainingSettings(steps=6000),
-    "cpu-4h": TrainingSettings(steps=14_000),
-    "cpu-12h": TrainingSettings(steps=42_000),
-    "gpu-20min": TrainingSettings(steps=12_000),
-}
 
 
 def train(
@@ -102,29 +68,36 @@ def train(
     state = _State(SegmenterNet(len(CLASSES)).to(device), settings)
     state.restore(out / CHECKPOINT)
     used = maps[: len(maps) - settings.held_out]
+    started = time.monotonic()
     for image, target in _images(used, settings, synthesis, state.step, workers):
-        started = time.monotonic()
         loss = state.update(image.to(device), target.to(device))
-        _note(out, state, loss, time.monotonic() - started)
+        now = time.monotonic()
+        _note(out, state, loss, now - started)
+        started = now
         if state.step % save_every == 0 or state.step == settings.steps:
             state.save(out / CHECKPOINT)
     return state.averaged()
 
 
 def validate(
-    network: SegmenterNet, maps: Sequence[LabelMap], count: int = 16, seed: int = VALIDATION_SEED
+    network: SegmenterNet,
+    maps: Sequence[LabelMap],
+    count: int = 16,
+    seed: int = VALIDATION_SEED,
+    synthesis: SynthesisSettings | None = None,
 ) -> dict[str, float]:
     """Mean Dice of each class over synthesised images of these maps, where the class is present."""
     sums = torch.zeros(len(CLASSES), 2)
     device = next(network.parameters()).device
     for index in range(count):
-        image, target = synthesise(maps, seed, index)
+        image, target = synthesise(maps, seed, index, synthesis)
         with torch.inference_mode():
             found = network(image[None, None].to(device)).argmax(1)[0].cpu()
         truth = fold(target[None, None])[0]
         for c in torch.unique(truth).tolist():
-            both = float(((found == c) & (truth == c)).sum())
-            sums[c] += torch.tensor([2 * both / float(((found == c).sum() + (truth == c).sum())), 1])
+            one, two = found == c, truth == c
+            dice = 2 * float((one & two).sum()) / float(one.sum() + two.sum())
+            sums[c] += torch.tensor([dice, 1.0])
     return {name: float(s / n) for name, (s, n) in zip(CLASSES, sums.tolist()) if n}
 
 
@@ -274,5 +247,6 @@ def _note(out: Path, state: _State, loss: float, seconds: float) -> None:
     with path.open("a", encoding="utf-8") as stream:
         stream.write(f"{state.step}\t{seconds:.2f}\t{loss:.4f}\n")
     if state.step % 50 == 0:
-        left = (state.settings.steps - state.step) * seconds / 60
-        LOG.info("step %d of %d, loss %.3f, %.0f min left", state.step, state.settings.steps, loss, left)
+        steps = state.settings.steps
+        left = (steps - state.step) * seconds / 60
+        LOG.info("step %d of %d, loss %.3f, %.0f min left", state.step, steps, loss, left)

@@ -1,0 +1,113 @@
+"""`python -m harmonizer.segmentation`: train the segmenter, use it, or look at what it is shown."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import HarmonizerError, UsageError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands; returns the exit code (see `harmonizer.errors`)."""
+    given = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    try:
+        given.run(given)
+    except HarmonizerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .train_settings import PRESETS
+
+    parser = argparse.ArgumentParser(prog="python -m harmonizer.segmentation", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train on images synthesised from label maps")
+    train.add_argument("label_maps", type=Path, help="folder of SynthSeg's training label maps")
+    train.add_argument("out", type=Path, help="a run that stopped there is gone on with")
+    train.add_argument("--preset", choices=PRESETS, default="shipped")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    train.add_argument("--threads", type=int, default=2, help="of the CPU")
+    train.add_argument("--workers", type=int, default=0, help="processes that synthesise images")
+    train.set_defaults(run=_train)
+    use = commands.add_parser("segment", help="segment images: tissues, classes and brain mask")
+    use.add_argument("images", type=Path, nargs="+", help="NIfTI, any contrast")
+    use.add_argument("--out", type=Path, required=True, help="folder for the results")
+    use.add_argument("--threads", type=int, default=1)
+    use.set_defaults(run=_segment)
+    draw = commands.add_parser("draw", help="write synthesised images, to look at")
+    draw.add_argument("label_maps", type=Path)
+    draw.add_argument("out", type=Path)
+    draw.add_argument("--count", type=int, default=10)
+    draw.add_argument("--seed", type=int, default=0)
+    draw.set_defaults(run=_draw)
+    return parser
+
+
+def _train(given: argparse.Namespace) -> None:
+    import torch
+
+    from .card import write_model
+    from .label_maps import load_label_maps
+    from .train import train, validate
+    from .train_settings import PRESETS
+
+    if given.device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"--device {given.device} was asked for, but there is no CUDA device.")
+    torch.set_num_threads(given.threads)
+    settings = replace(PRESETS[given.preset], seed=given.seed)
+    maps = load_label_maps(given.label_maps)
+    network = train(maps, given.out, settings, device=given.device, workers=given.workers)
+    unseen = maps[len(maps) - settings.held_out :] or maps
+    path = write_model(given.out, network, validate(network, unseen), given.preset, given.seed)
+    print(path)
+
+
+def _segment(given: argparse.Namespace) -> None:
+    from ..volume import load_nifti, read_volume, write_labels, write_mask, write_volume
+    from .predict import segment
+
+    for path in given.images:
+        volume, header = read_volume(path), load_nifti(path).header
+        found = segment(volume, threads=given.threads)
+        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        stem = name.rsplit("_", 1)[0] if "_" in name else name
+        start = f"{given.out / stem}"
+        for tissue, share in found.tissues.items():
+            write_volume(f"{start}_label-{tissue}_probseg.nii.gz", volume.with_data(share),
+                         header=header)
+        write_labels(f"{start}_dseg.nii.gz", found.classes, volume.affine, header=header)
+        write_mask(f"{start}_desc-brain_mask.nii.gz", found.brain, volume.affine, header=header)
+        litres = {t: round(float(s.sum() * np.prod(volume.spacing)) / 1e3)
+                  for t, s in found.tissues.items()}
+        print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in litres.items()))
+
+
+def _draw(given: argparse.Namespace) -> None:
+    from ..volume import Volume, write_labels, write_volume
+    from .label_maps import load_label_maps
+    from .synthesis import synthesise
+
+    maps = load_label_maps(given.label_maps)
+    for index in range(given.count):
+        image, target = synthesise(maps, given.seed, index)
+        volume = Volume(image.numpy(), np.eye(4))
+        write_volume(given.out / f"seed-{given.seed}_index-{index}_image.nii.gz", volume)
+        write_labels(given.out / f"seed-{given.seed}_index-{index}_dseg.nii.gz", target.numpy(),
+                     volume.affine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

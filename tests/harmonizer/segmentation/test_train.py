@@ -1,0 +1,136 @@
+"""The training loop: it learns, it resumes to the same bits, it refuses what does not fit."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from harmonizer.errors import InputError, UsageError
+from harmonizer.segmentation.card import write_model
+from harmonizer.segmentation.network import SegmenterNet, fold, unfold
+from harmonizer.segmentation.train import segmentation_loss, train, validate
+from harmonizer.segmentation.train_settings import PRESETS
+from harmonizer.segmentation.weights_file import read_weights, write_weights
+from tests.harmonizer.segmentation.heads import SMALL, ball_map
+
+TEST = replace(PRESETS["test"], steps=6)
+
+
+def test_fold_and_unfold_are_inverse() -> None:
+    x = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
+    assert torch.equal(unfold(fold(x).unflatten(1, (3, 8))), x)
+
+
+def test_the_network_is_small_and_names_its_multiple() -> None:
+    network = SegmenterNet()
+    assert sum(p.numel() for p in network.parameters()) < 4e6
+    assert network.multiple == 16
+    with pytest.raises(ValueError, match="multiples of 16"):
+        network(torch.zeros(1, 1, 16, 16, 24))
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    network = SegmenterNet()
+    loss = segmentation_loss(network(torch.rand(1, 1, 16, 16, 16)),
+                             torch.randint(0, 9, (1, 8, 8, 8, 8)))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_the_loss_of_a_sure_and_right_answer_is_nothing() -> None:
+    target = torch.randint(0, 3, (1, 4, 4, 4))
+    right = torch.nn.functional.one_hot(target, 3).permute(0, 4, 1, 2, 3) * 50.0
+    assert float(segmentation_loss(right, target)) == pytest.approx(0, abs=1e-4)
+    assert float(segmentation_loss(-right, target)) > 1.5
+
+
+def test_training_learns(tmp_path) -> None:
+    maps = [ball_map()]
+    train(maps, tmp_path, replace(TEST, steps=30), SMALL)
+    with open(tmp_path / "history.tsv", encoding="utf-8") as stream:
+        losses = [float(row["loss"]) for row in csv.DictReader(stream, delimiter="\t")]
+    assert len(losses) == 30
+    assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.5
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
+    maps = [ball_map()]
+    whole = train(maps, tmp_path / "whole", TEST, SMALL)
+    stop_at(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(maps, tmp_path / "parts", TEST, SMALL, save_every=2)
+    monkeypatch.undo()
+    parts = train(maps, tmp_path / "parts", TEST, SMALL, save_every=2)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """Interrupt the training when this step is to be noted."""
+    from harmonizer.segmentation import train as module
+
+    note = module._note
+
+    def interrupted(out, state, loss, seconds) -> None:
+        if state.step > step:
+            raise KeyboardInterrupt
+        note(out, state, loss, seconds)
+
+    monkeypatch.setattr(module, "_note", interrupted)
+
+
+def test_another_training_in_the_same_folder_is_refused(tmp_path) -> None:
+    train([ball_map()], tmp_path, replace(TEST, steps=1), SMALL)
+    with pytest.raises(UsageError, match="another training"):
+        train([ball_map()], tmp_path, replace(TEST, steps=2), SMALL)
+
+
+def test_maps_that_are_all_held_out_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="none is left"):
+        train([ball_map()], tmp_path, replace(TEST, held_out=1), SMALL)
+
+
+def test_weights_survive_the_file_and_the_card_tells_their_story(tmp_path) -> None:
+    network = train([ball_map()], tmp_path, replace(TEST, steps=1), SMALL)
+    dice = validate(network, [ball_map()], count=2, synthesis=SMALL)
+    path = write_model(tmp_path, network, dice, "test", 0)
+    loaded = read_weights(path)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    card = (tmp_path / "segmenter.md").read_text(encoding="utf-8")
+    assert "--preset test --seed 0" in card and "| cortex |" in card
+
+
+def test_validation_of_a_perfect_network_would_be_one(monkeypatch) -> None:
+    """The Dice that validation reports is that of the answer with the truth."""
+    from harmonizer.segmentation import train as module
+
+    image, target = module.synthesise([ball_map()], 9, 0, SMALL)
+    truth = fold(target[None, None]).long()
+    answer = torch.nn.functional.one_hot(truth, 9).permute(0, 5, 1, 2, 3, 4)
+
+    class Perfect(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            return answer.float()
+
+    dice = validate(Perfect(), [ball_map()], count=1, seed=9, synthesis=SMALL)
+    assert all(value == pytest.approx(1.0) for value in dice.values())
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "classes"])
+def test_strange_weights_are_refused(tmp_path, damage: str) -> None:
+    path = tmp_path / "segmenter.safetensors"
+    if damage == "text":
+        path.write_text("not weights", encoding="utf-8")
+    if damage == "classes":
+        write_weights(path, SegmenterNet(widths=(8, 8)), {"classes": '["a", "b"]'})
+    with pytest.raises(InputError, match="knows other classes|cannot be read as weights"):
+        read_weights(path)
