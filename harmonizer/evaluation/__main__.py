@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from ..cohort import Cohort
 from ..errors import HarmonizerError, UsageError
 from ..segmentation.atropos import AtroposSegmenter, CachedSegmenter
+from ..volume import write_volume
+from .anatomy import moved_map
 from .answers import QUESTIONS, answers
 from .folders import cohorts_of_folders
 from .referee import Ruling, referee
 
-__all__ = ["main", "parser"]
+__all__ = ["main", "parser", "write_moved_maps"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
                       help="segment every image (Atropos; images in the template's space)")
     made.add_argument("--out", type=Path, default=Path("evaluation"),
                       help="folder for tables and kept numbers (default: evaluation)")
+    made.add_argument("--moved-maps", choices=["none", "flagged", "all"], default="none",
+                      help="write OUT/moved/METHOD/NAME_moved.nii.gz: where an image differs from "
+                      "its source by more than contrast, in shares of its range (default: none)")
     made.add_argument("--permutations", type=int, default=200, help="shuffles per chance level")
     made.add_argument("--nprocs", type=int, default=1, help="processes")
     made.add_argument("--random-seed", type=int, default=1)
@@ -70,7 +78,30 @@ def run(given: argparse.Namespace) -> Ruling:
     ruling.metrics.to_tsv(given.out / "metrics.tsv")
     ruling.quantiles.to_tsv(given.out / "metrics_quantiles.tsv")
     ruling.statistics.to_tsv(given.out / "group_statistics.tsv")
+    if given.moved_maps != "none":
+        write_moved_maps(given.out / "moved", before, after, ruling, given.moved_maps == "all")
     return ruling
+
+
+def write_moved_maps(folder: Path, before: Cohort, variants: Mapping[str, Cohort], ruling: Ruling,
+                     every: bool = False) -> list[Path]:
+    """The map of where it moved of each flagged image, or of every one; see `moved_map`.
+
+    A constant image has no map: everything moved.
+    """
+    sources = {scan.scan_id: scan for scan in before}
+    written = []
+    for method, cohort in variants.items():
+        for scan in cohort:
+            verdict = ruling.verdicts.get(method, {}).get(scan.scan_id)
+            if verdict is None or (verdict.ok and not every):
+                continue
+            source, result = sources[scan.scan_id].read(), scan.read()
+            if np.ptp(result.data[source.mask]) > 0:
+                moved = moved_map(source.data, result.data, source.mask, tuple(source.spacing))
+                written.append(write_volume(folder / method / f"{scan.scan_id}_moved.nii.gz",
+                                            source.with_data(moved)))
+    return written
 
 
 def in_words(ruling: Ruling) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ..volume import Volume
 from . import distribution as dist
 from . import image as near
 from .distribution import QuantileRow, QuantileTable
+from .kept import array_key, file_key, kept
 from .table import MEASURES, Metric, Metrics
 
 __all__ = ["Evaluation", "evaluate_cohort", "label_tissues", "tissue_values", "scan_features"]
@@ -46,6 +48,7 @@ def evaluate_cohort(
     priors: Mapping[str, np.ndarray] | None = None,
     target_quantiles: Mapping[str, np.ndarray] | None = None,
     mapper: Callable[..., Iterable] = map,
+    cache: Path | None = None,
 ) -> Evaluation:
     """Measure every scan before and after harmonization, and the sites against each other.
 
@@ -61,6 +64,7 @@ def evaluate_cohort(
         distances where ``target`` is no site of ``before``. Else the mean over the site's scans
         or, where there is no such site, over all harmonized scans.
     mapper : ``map``, or one with its signature that spreads scans over processes.
+    cache : folder for the numbers of each scan, or None.
 
     Each modality is measured within itself. Raises InputError for unreadable or misfitting images.
     """
@@ -69,7 +73,7 @@ def evaluate_cohort(
     for modality in dict.fromkeys(scan.modality for scan in before):
         parts.append(_evaluate_modality(
             before.of_modality(modality), after.of_modality(modality), target, labels,
-            (target_quantiles or {}).get(modality), mapper))
+            (target_quantiles or {}).get(modality), mapper, cache))
     metrics = Metrics(tuple(replace(row, backend=backend, target=target)
                             for part in parts for row in part.metrics))
     quantiles = QuantileTable(tuple(row for part in parts for row in part.quantiles.rows))
@@ -128,14 +132,15 @@ def _evaluate_modality(
     labels: np.ndarray | None,
     target_quantiles: np.ndarray | None,
     mapper: Callable[..., Iterable] = map,
+    cache: Path | None = None,
 ) -> Evaluation:
     """One modality: two passes over the images, one volume or one pair in memory."""
     harmonized = {scan.scan_id: scan for scan in after}
     pairs = [(scan, harmonized[scan.scan_id]) for scan in before if scan.scan_id in harmonized]
     rows: list[Metric] = []
     table: list[QuantileRow] = []
-    for found in (*mapper(partial(_scan_alone, labels=labels), before.scans),
-                  *mapper(partial(_scan_pair, labels=labels), pairs)):
+    leave = partial(_left_behind, labels=labels, key=array_key(labels), cache=cache)
+    for found in mapper(leave, [(scan,) for scan in before] + pairs):
         rows += found[0]
         table += found[1]
     quantiles = QuantileTable(tuple(table))
@@ -179,6 +184,22 @@ def _contrast_rows(quantiles: QuantileTable, scale: float) -> list[Metric]:
 def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = "") -> Metric:
     return Metric(measure, value, MEASURES[measure].unit, stage, scan.subject, scan.session or "",
                   scan.scan_id, scan.modality, scan.site, reference=reference)
+
+
+def _left_behind(images: tuple[Scan, ...], labels: np.ndarray | None, key: int | None,
+                 cache: Path | None) -> tuple[list[Metric], list[QuantileRow]]:
+    """What a scan alone, or with its harmonized image, leaves behind; kept between runs."""
+    def compute() -> list[list[dict]]:
+        rows, table = (_scan_alone(images[0], labels) if len(images) == 1
+                       else _scan_pair((images[0], images[1]), labels))
+        return [[vars(row) for row in rows],
+                [{**vars(row), "quantiles": row.quantiles.tolist()} for row in table]]
+
+    about = [(s.scan_id, s.subject, s.session, s.site, s.modality) for s in images]
+    paths = [path for scan in images for path in (scan.image, scan.mask)]
+    rows, table = kept(cache, file_key(paths, "left behind", key, about), compute)
+    return ([Metric(**row) for row in rows],
+            [QuantileRow(**{**row, "quantiles": np.array(row["quantiles"])}) for row in table])
 
 
 def _scan_alone(scan: Scan, labels: np.ndarray | None) -> tuple[list[Metric], list[QuantileRow]]:

@@ -6,15 +6,10 @@ can be kept in a folder, so that asking again with another covariate opens no im
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from ..cohort import Scan
@@ -24,11 +19,10 @@ from ..segmentation.atropos import Segment, Segmentation, tissue_ratios
 from ..volume import Volume
 from .anatomy import compare_anatomy
 from .identity import fingerprint
+from .kept import array_key, file_key, with_nan, without_nan
 from .site import texture_features
 
-__all__ = ["Job", "Numbers", "measure", "kept", "file_key", "spread"]
-
-VERSION = 2  # raise when a measure changes: what was kept is then not used
+__all__ = ["Job", "Numbers", "measure", "spread"]
 
 
 @dataclass(frozen=True)
@@ -66,15 +60,14 @@ def measure(job: Job) -> Numbers:
     images = [job.scan.image, job.scan.mask,
               *(path for scan in job.variants.values() for path in (scan.image, scan.mask))]
     key = file_key(images, "scan", sorted(job.variants), job.grey_range,
-                   None if job.labels is None else int(job.labels.sum(dtype=np.int64)),
-                   _name(job.segment))
+                   array_key(job.labels), _name(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
-        found, prints = _with_nan(read_json(path.with_suffix(".json"))), _read_prints(path)
+        found, prints = with_nan(read_json(path.with_suffix(".json"))), _read_prints(path)
     else:
         found, prints = _measure(job)
         if path is not None:
-            write_json(path.with_suffix(".json"), _without_nan(found))
+            write_json(path.with_suffix(".json"), without_nan(found))
             _write_prints(path, prints)
     return Numbers(job.scan.scan_id, found["texture"], found["ratios"], found["anatomy"], prints)
 
@@ -127,47 +120,6 @@ def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: 
     numbers["texture"][backend] = texture_features(volume, job.labels, job.grey_range)
     if segmentation is not None:
         numbers["ratios"][backend] = tissue_ratios(segmentation)
-
-
-def kept(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returns (JSON values; NaN allowed), from the folder if it is kept there."""
-    if folder is None:
-        return compute()
-    path = Path(folder) / f"{key}.json"
-    if path.is_file():
-        return _with_nan(read_json(path))
-    found = compute()
-    write_json(path, _without_nan(found))
-    return found
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _with_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _with_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(item) for item in value]
-    return math.nan if value is None else value
-
-
-def file_key(paths: Iterable[Path], *settings: Any) -> str:
-    """A name for numbers taken from these files with these settings.
-
-    Files are known by path, size and time of last change: reading them all to see whether they
-    must be read would save nothing.
-    """
-    parts: list[Any] = [VERSION, *settings]
-    for path in paths:
-        state = Path(path).stat() if Path(path).exists() else None
-        parts.append((str(path), state and (state.st_size, state.st_mtime_ns)))
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 
 @contextmanager

@@ -28,11 +28,19 @@ from .distribution import LEVELS, QuantileTable, intensity_range, moment_map
 from .distribution_tests import anderson_darling, distance_between_sites
 from .evaluate import Evaluation, evaluate_cohort, label_tissues
 from .identity import source_identity, travelling_identity
-from .measurements import Job, Numbers, file_key, kept, measure, spread
+from .kept import file_key, kept
+from .measurements import Job, Numbers, measure, spread
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics
-from .travelling import RESCALED, agreement_tests, compare_methods, pair_metrics, rescans
+from .travelling import (
+    RESCALED,
+    agreement_tests,
+    compare_methods,
+    pair_metrics,
+    rescans,
+    site_pairs,
+)
 from .volumes import volume_tests
 
 __all__ = ["COMBAT", "Ruling", "referee"]
@@ -195,11 +203,11 @@ def _opened(trial: Trial, priors: Mapping[str, np.ndarray] | None,
     """The trial with all that images are opened for, one pair at a time; then ComBat on it."""
     evaluations = {name: evaluate_cohort(trial.before, cohort, trial.target, backend=name,
                                          priors=priors, target_quantiles=target_quantiles,
-                                         mapper=mapper)
+                                         mapper=mapper, cache=trial.cache)
                    for name, cohort in trial.variants.items()}
     if not evaluations:
         evaluations = {"": evaluate_cohort(trial.before, Cohort(()), trial.target, priors=priors,
-                                           mapper=mapper)}
+                                           mapper=mapper, cache=trial.cache)}
     curves = _curves(next(iter(evaluations.values())), "before").matrix().mean(axis=0)
     low, high = np.interp([0.005, 0.995], LEVELS, curves)
     labels = None if priors is None else label_tissues(priors)
@@ -258,7 +266,7 @@ def _with_combat(trial: Trial) -> Trial:
 def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]],
             mapper: Callable[..., Iterable]) -> Ruling:
     """All questions, from numbers."""
-    pairs, pair_tests = _pairs(trial)
+    pairs, pair_tests = _pairs(trial, mapper)
     tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial, mapper)
     tests = [*_distributions(trial), *_guesses(trial), *_volumes(trial), *pair_tests,
              *_agreement(trial), *_identity(trial), *_biology(trial), *anatomy_tests]
@@ -353,18 +361,18 @@ def _volumes(trial: Trial) -> Iterator[Test]:
             found.ratios, trial.design, trial.reference, seed=trial.seed)), backend)
 
 
-def _pairs(trial: Trial) -> tuple[Metrics, list[Test]]:
+def _pairs(trial: Trial, mapper: Callable[..., Iterable]) -> tuple[Metrics, list[Test]]:
     """A: travelling people, image against image."""
     if not trial.roams:
         return Metrics(), [not_possible(
             "travelling_pair", "nobody was scanned at two sites (or travelling=no), so no image "
             "can be compared with the same brain elsewhere", question="person")]
     ranges = {trial.modality: _scale(trial)}
-    tables = {"": _pair_table(trial, None, "", ranges),
-              RESCALED: _pair_table(trial, None, "", ranges, _linear_maps(trial))}
+    goal = _goal(trial)
+    table = partial(_pair_table, trial, goal, ranges, mapper)
+    tables = {"": table(None, ""), RESCALED: table(None, "", _linear_maps(trial))}
     for name, cohort in trial.variants.items():
-        tables[name] = _pair_table(trial, cohort, name, ranges)
-    goal = trial.target if trial.target in trial.before.sites else ""
+        tables[name] = table(cohort, name)
     tests = _safely("travelling_pair", "person",
                     lambda: compare_methods(tables, target=goal, seed=trial.seed))
     return sum(tables.values(), Metrics()), tests
@@ -379,14 +387,24 @@ def _linear_maps(trial: Trial) -> dict[str, tuple[float, float]]:
             for name, a, b in zip(table.column("scan"), gain[:, 0], offset[:, 0])}
 
 
-def _pair_table(trial: Trial, after: Cohort | None, backend: str, ranges: Mapping[str, float],
+def _goal(trial: Trial) -> str:
+    """The target where travelling people were at it: pairs then end there, so that their number
+    grows with the scans and not with the square of the sites. Else every ordered pair counts.
+    """
+    ends = {pair.second.site for pair in site_pairs(trial.before)}
+    return trial.target if trial.target in ends else ""
+
+
+def _pair_table(trial: Trial, goal: str, ranges: Mapping[str, float],
+                mapper: Callable[..., Iterable], after: Cohort | None, backend: str,
                 maps: Mapping[str, tuple[float, float]] | None = None) -> Metrics:
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
-    key = file_key(paths, "pairs", backend, trial.target, ranges, maps,
+    key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps,
                    [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
-        trial.before, after, trial.target, ranges, backend=backend, maps=maps)])
+        trial.before, after, trial.target, ranges, backend=backend, maps=maps, to=goal,
+        mapper=mapper)])
     return Metrics(tuple(Metric(**row) for row in rows))
 
 

@@ -10,8 +10,9 @@ the second harmonized image where it is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,8 @@ def pair_metrics(
     *,
     backend: str = "",
     maps: Mapping[str, tuple[float, float]] | None = None,
+    to: str = "",
+    mapper: Callable[..., Iterable] = map,
 ) -> Metrics:
     """Rows of every travelling pair, before harmonization or, where ``after`` is given, after.
 
@@ -100,33 +103,41 @@ def pair_metrics(
     ``maps``: scan_id -> gain and offset, applied to unharmonized images: what no more than a linear
     map per scan reaches (stage ``rescaled``).
     ``data_range``: R by modality. ``site`` of a row is the first site, ``reference`` the second.
-    At most two volumes are in memory; the measures are symmetric, so an ordered pair of which both
-    images were seen the other way round is not computed twice.
+    ``to``: keep to pairs that end at that site. ``mapper``: ``map``, or one with its signature that
+    spreads pairs over processes. Two volumes are in memory for each; the measures are symmetric, so
+    an ordered pair of which both images were seen the other way round is not computed twice.
     """
     harmonized = {scan.scan_id: scan for scan in after} if after is not None else {}
-    done: dict[frozenset, dict[str, float]] = {}
-    rows: list[Metric] = []
+    jobs: dict[frozenset, _Comparison] = {}
+    pairs: list[tuple[Pair, frozenset]] = []
     for pair in site_pairs(before):
         images = _images_of(pair, harmonized, target) if after is not None else (
             pair.first, pair.second)
-        if images is None:
+        if images is None or to not in ("", pair.second.site):
             continue
         key = frozenset(str(scan.image) for scan in images)
-        if key not in done:
-            done[key] = compare_images(*(_read(scan, maps) for scan in images),
-                                       data_range[pair.first.modality])
-        rows += _pair_rows(pair, done[key])
+        jobs.setdefault(key, (images, data_range[pair.first.modality], tuple(
+            None if maps is None else maps[scan.scan_id] for scan in images)))
+        pairs.append((pair, key))
+    done = dict(zip(jobs, mapper(_compared, jobs.values())))
+    rows = [row for pair, key in pairs for row in _pair_rows(pair, done[key])]
     stage = "after" if after is not None else "before" if maps is None else "rescaled"
     goal = "" if after is None else target
     return Metrics(tuple(replace(r, stage=stage, backend=backend, target=goal) for r in rows))
 
 
-def _read(scan: Scan, maps: Mapping[str, tuple[float, float]] | None) -> Volume:
+_Comparison = tuple[tuple[Scan, Scan], float, tuple[Any, Any]]
+
+
+def _compared(job: _Comparison) -> dict[str, float]:
+    """Two images, read and compared; R; a gain and an offset for each, or None."""
+    images, scale, maps = job
+    return compare_images(*(_read(scan, one) for scan, one in zip(images, maps)), scale)
+
+
+def _read(scan: Scan, linear: tuple[float, float] | None) -> Volume:
     volume = scan.read()
-    if maps is None:
-        return volume
-    gain, offset = maps[scan.scan_id]
-    return volume.with_data(gain * volume.data + offset)
+    return volume if linear is None else volume.with_data(linear[0] * volume.data + linear[1])
 
 
 def _images_of(pair: Pair, harmonized: Mapping[str, Scan], target: str

@@ -22,9 +22,11 @@ from harmonizer.evaluation.referee import Ruling, referee
 from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
+from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
 from harmonizer.segmentation.atropos import AtroposSegmenter
+from harmonizer.reports.moved import moved_figure
 from harmonizer.template import tissue_priors
 
 from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
@@ -38,6 +40,7 @@ __all__ = ["evaluate", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
 SHOWN = 10  # flagged images named in the summary
+DRAWN = 4  # flagged images whose map of where it moved is in the report
 SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
 
@@ -244,7 +247,24 @@ def _group_report(
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
         warnings=warnings, links=links, methods=methods_text(settings),
         software=software_versions(), provenance=_provenance(settings, variants),
-        statistics=ruling.statistics, verdicts=ruling.verdicts)
+        statistics=ruling.statistics, verdicts=ruling.verdicts, moved=_moved(first, ruling))
+
+
+def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
+    """Maps of where it moved, of the flagged images that moved most."""
+    verdicts = ruling.verdicts.get(variant.name, {})
+    flagged = [item for item in variant.items
+               if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
+    flagged.sort(key=lambda item: -verdicts[item.scan_id].values.get("largest_change", 0.0))
+    after = {scan.scan_id: scan for scan in variant.cohort}
+    figures = []
+    for item in flagged[:DRAWN]:
+        try:
+            figures.append(moved_figure(item.scan_id, item.scan.read(), after[item.scan_id].read(),
+                                        "; ".join(verdicts[item.scan_id].reasons)))
+        except InputError as error:  # a constant image: everything moved, and the flag says so
+            LOGGER.warning("%s: no map of where it moved: %s", item.scan_id, error)
+    return tuple(figures)
 
 
 def _provenance(settings: Settings, variants: Sequence[Variant]) -> dict[str, str]:

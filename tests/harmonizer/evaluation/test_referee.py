@@ -158,7 +158,7 @@ def test_every_number_is_in_the_dictionary(ruling, travelled, tmp_path):
 def test_another_covariate_opens_no_image(nested, ruling, monkeypatch):
     before, variants, folder = nested
     opened = []
-    monkeypatch.setattr("harmonizer.evaluation.measurements._measure", opened.append)
+    monkeypatch.setattr("harmonizer.cohort.read_volume", opened.append)
     started = time.monotonic()
     again = referee(before, variants, "A", covariates=["dx"], segment=cohorts.segment,
                     permutations=2, cache=folder / "cache")

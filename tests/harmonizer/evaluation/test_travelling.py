@@ -149,6 +149,20 @@ def test_the_targets_own_image_is_the_reference(written):
     assert set(person_means(done, "mae", "B").values()) < set(done.select(measure="mae").values())
 
 
+def test_pairs_may_be_kept_to_those_that_end_at_one_site(tmp_path, people):
+    volume = Volume(np.random.default_rng(0).normal(size=SHAPE), np.eye(4))
+    mask = write_mask(tmp_path / "m.nii.gz", np.ones(SHAPE, bool), np.eye(4))
+    cohort = Cohort(tuple(replace(
+        s, image=write_volume(tmp_path / f"{s.scan_id}.nii.gz", volume.with_data(volume.data * i)),
+        mask=mask) for i, s in enumerate(people, 1) if s.modality == "T1w" and s.subject == "1"))
+    read = []
+    every = pair_metrics(cohort, None, "C", {"T1w": 1.0})
+    some = pair_metrics(cohort, None, "C", {"T1w": 1.0}, to="C",
+                        mapper=lambda f, jobs: read.extend(jobs) or map(f, jobs))
+    assert len(every.select(measure="psnr")) == 6 and len(read) == 2
+    assert some.rows == tuple(row for row in every if row.reference == "C")
+
+
 def test_methods_are_compared_over_people(written):
     before, after = written
     tables = {"": pair_metrics(before, None, "A", {"T1w": 100.0}),
