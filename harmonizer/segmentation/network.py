@@ -2,9 +2,9 @@
 
 Blocks of 2 x 2 x 2 voxels are folded into channels at the entrance and unfolded at the exit, so
 that nothing of the 1 mm image is thrown away while all convolutions run on an eighth of the voxels:
-the way to a cortex at 1 mm in seconds on two cores. Every voxel's channels are normalised by
-themselves (layer normalisation), not over the image: so the air around a head does not change
-the scale of its features, as it would with instance normalisation.
+the way to a cortex at 1 mm in seconds on two cores. Features are normalised in groups of channels
+over the image (group normalisation). Normalising each voxel's channels by themselves was tried and
+learned where the brain is, but no tissue: it takes a voxel's brightness away.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional
 __all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "fold", "unfold"]
 
 DEFAULT_WIDTHS = (32, 64, 128, 128)
+GROUPS = 8
 
 
 class SegmenterNet(nn.Module):
@@ -26,7 +27,7 @@ class SegmenterNet(nn.Module):
     Parameters
     ----------
     classes : of the output
-    widths : channels at 2, 4, 8, ... mm
+    widths : channels at 2, 4, 8, ... mm; multiples of 8
     """
 
     def __init__(self, classes: int = 9, widths: tuple[int, ...] = DEFAULT_WIDTHS) -> None:
@@ -70,16 +71,15 @@ class SegmenterNet(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Convolution, normalisation of each voxel's channels, rectification."""
+    """Convolution, normalisation, rectification."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(before, after, 3, padding=1, bias=False)
-        self.norm = nn.LayerNorm(after)
+        self.norm = nn.GroupNorm(GROUPS, after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x).permute(0, 2, 3, 4, 1)
-        return functional.relu(self.norm(x)).permute(0, 4, 1, 2, 3)
+        return functional.relu(self.norm(self.conv(x)))
 
 
 def fold(x: Any) -> Any:

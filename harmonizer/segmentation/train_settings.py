@@ -25,7 +25,7 @@ class TrainingSettings:
 
     steps: int
     learning_rate: float = 2e-3
-    warm_up: int = 150
+    warm_up: int = 100
     weight_decay: float = 1e-4
     ema: float = 0.998
     seed: int = 0
@@ -36,7 +36,7 @@ class TrainingSettings:
 PRESETS = {
     "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5),
     "cpu-1h": TrainingSettings(steps=3500),
-    "shipped": TrainingSettings(steps=6000),
+    "shipped": TrainingSettings(steps=3300),
     "cpu-4h": TrainingSettings(steps=14_000),
     "cpu-12h": TrainingSettings(steps=42_000),
     "gpu-20min": TrainingSettings(steps=12_000),
