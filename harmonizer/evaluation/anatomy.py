@@ -2,8 +2,9 @@
 
 A harmonized image may differ from its source in contrast, and by no more in anatomy than two scans
 of one person on one scanner differ from each other. That is measured, on the cohort's own rescans;
-where there are none, on simulated ones: the scan moved by what registration repeats to, with its
-own noise added once more. An image that breaks a limit is flagged with the reason and the place.
+where there are none, on simulated ones: the scan moved by what registration repeats to, and apart
+from itself by the noise of two visits. An image that breaks a limit is flagged with the reason and
+the place.
 
 What moved is seen after the contrast is explained away: harmonized = a + b f(source) + rest, where
 f is a stiff function of intensity alone and a, b vary only over 12 mm (a bias field). The rest,
@@ -275,7 +276,8 @@ def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATIO
     """The scan as a second visit to the same scanner might have given it, on the same grid.
 
     Moved by a rigid motion of ``shift_mm`` and ``degrees`` about the brain's centre in a random
-    direction (what two registrations of one brain differ by), with its own noise added once more.
+    direction (what two registrations of one brain differ by). Two visits differ by two draws of the
+    noise and the source holds one of them, so what is added has the variance of two.
     """
     if volume.mask is None:
         raise InputError("a simulated rescan needs a brain mask and the volume has none.")
@@ -290,7 +292,7 @@ def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATIO
     step = np.linalg.inv(volume.affine) @ motion @ volume.affine
     moved = ndimage.affine_transform(volume.data, step[:3, :3], step[:3, 3], order=3,
                                      mode="nearest")
-    noise = rng.normal(0, noise_level(volume.data, volume.mask), volume.shape)
+    noise = rng.normal(0, math.sqrt(2) * noise_level(volume.data, volume.mask), volume.shape)
     return volume.with_data(np.where(volume.mask, moved + noise, volume.data))
 
 

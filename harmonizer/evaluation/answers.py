@@ -21,6 +21,7 @@ QUESTIONS = {
     "anatomy": "Did anatomy stay where it was?",
 }
 SIGNIFICANT = 0.05
+WORST = -10.0  # R2 below which a prediction is only called worse
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def _falls(row: Test) -> bool:
 
 
 def _biology(table: Statistics, backend: str) -> Answer:
-    """Age predicted across sites, then effects of covariates: not below what it was before."""
+    """Age predicted across sites, not below what it was before; where neither images tell anything
+    of age that way, the effects of covariates.
+    """
     lost = [row for row in table.select(question="biology", backend=backend)
             if "whatever it told of people is gone" in row.note]
     if lost:
@@ -177,13 +180,13 @@ def _biology(table: Statistics, backend: str) -> Answer:
         fell = before.low is not None and after.effect < before.low
         worse = after.effect < before.effect
         sentence = (f"Age learned at one site and predicted at others reaches an R2 of "
-                    f"{_with_interval(after)}, before {before.effect:.3g}")
+                    f"{_with_interval(after)}, before "
+                    f"{before.effect if before.effect > WORST else WORST:.3g}"
+                    f"{'' if before.effect > WORST else ' or worse'}")
         verdict = "no" if fell or after.effect <= 0 < before.effect else (
             "partly" if worse else "yes")
-        if before.effect <= 0 and after.effect <= 0:
-            verdict = "unknown"
-            sentence += "; neither tells anything of age"
-        return Answer("biology", verdict, sentence + ".", after)
+        if before.effect > 0 or after.effect > 0:
+            return Answer("biology", verdict, sentence + ".", after)
     return _effects(table, backend)
 
 

@@ -30,14 +30,18 @@ REGISTRATION_DEGREES = 0.15  # rotation from scan to scan
 
 
 def aligned_image(person: Person, scanner: Scanner, modality: str = "T1w", rescan: int = 0, *,
-                  resolution_mm: int = 2, rendered: np.ndarray | None = None) -> Volume:
+                  resolution_mm: int = 2, rendered: np.ndarray | None = None,
+                  seen_by: Scanner | None = None) -> Volume:
     """A scan on the grid of `load_template(resolution_mm)`, with the person's true brain mask.
 
     Zero outside the mask; intensities in the scanner's gain. Another `rescan` has another noise and
-    registration. `rendered` saves time where `render(person, scanner, modality)` is already there.
+    registration. `seen_by`: this very scan, in its place, as another scanner would show it, noise
+    and all: what a perfect harmonization would give. `rendered` saves time where
+    `render(person, seen_by or scanner, modality)` is already there.
     UsageError if the scanner has no such modality or the template no such resolution.
     """
     grid = _grid(person, scanner, modality, rescan, load_template(resolution_mm))
+    scanner = seen_by or scanner
     shown = render(person, scanner, modality) if rendered is None else rendered
     voxel = person.spacing**3 / np.prod(scanner.voxel_mm)  # more tissue in a voxel, less noise
     sigma = scanner.noise * scanner.gain / np.sqrt(max(voxel, 1.0))

@@ -101,6 +101,14 @@ def test_age_kept_or_lost():
         assert verdict("biology", before, after)[0] == expected
     nothing = [row("age_r2", name, -0.2, -0.4, 0.0, question="biology") for name in ("", "x")]
     assert verdict("biology", *nothing)[0] == "unknown"
+    effects = [row("standardised_beta", name, value, value - 0.3, value + 0.3,
+                   reference="GM ratio | age") for name, value in (("", -0.7), ("x", -0.2))]
+    assert verdict("biology", *nothing, *effects)[0] == "no"  # then the effect of age is asked
+    absurd = row("age_r2", "", -1e5, -2e5, -9e4, question="biology")
+    better = row("age_r2", "x", 0.8, 0.7, 0.9, question="biology")
+    assert verdict("biology", absurd, better) == (
+        "yes", "Age learned at one site and predicted at others reaches an R2 of 0.8 (95 % interval"
+        " 0.7 to 0.9), before -10 or worse.")
     gone = not_possible("effect_size", "whatever it told of people is gone", question="biology",
                         backend="x")
     assert verdict("biology", before, gone)[0] == "no"
