@@ -1,0 +1,207 @@
+"""The leaderboard: every registered backend before the same referee.
+
+    python benchmarks/leaderboard.py WORK [--phantom [FOLDER]] [--travelling OUT] [--sites OUT]
+        [--backends A B] [--resolution MM] [--folds 4] [--tissues] [--markdown docs/benchmarks.md]
+
+WORK keeps harmonized images and numbers, so that a new backend costs only itself. The data:
+*phantom*, simulated people on four scanners (made in WORK, or a folder with cohort.tsv as
+`write_aligned` leaves it); *travelling*, an output folder of this app whose people were scanned at
+several sites; *sites*, one whose people were not, which can answer for scanner, biology and anatomy
+alone. Output folders need the preprocess stage only.
+
+Nobody is harmonized by a model that saw him or her: people are dealt into folds, and each fold is
+harmonized by a fit on the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import put_section  # noqa: E402
+
+from harmonizer.backends import registry  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.errors import HarmonizerError  # noqa: E402
+from harmonizer.evaluation.answers import answers  # noqa: E402
+from harmonizer.evaluation.referee import COMBAT, Ruling, referee  # noqa: E402
+from harmonizer.evaluation.statistics import Statistics  # noqa: E402
+from harmonizer.phantom import SCANNERS  # noqa: E402
+from harmonizer.phantom.aligned import write_aligned  # noqa: E402
+from harmonizer.segmentation.atropos import AtroposSegmenter, CachedSegmenter  # noqa: E402
+from harmonizer.template import tissue_priors  # noqa: E402
+from harmonizer.volume import write_volume  # noqa: E402
+from pipelines.outputs.collect import cohort_of, find_preprocessed  # noqa: E402
+
+PEOPLE, TRAVELLERS = 8, 4  # of the phantom: per scanner, and besides
+RESCALED = "only rescaled"
+COLUMNS = (  # heading, test, reference or tissue, digits
+    ("site F1", "site_f1_retrained", {}, 2),
+    ("distance, R", "distribution_distance", {"tissue": "brain"}, 3),
+    ("PSNR, dB", "travelling_pair", {"reference": "psnr"}, 1),
+    ("SSIM", "travelling_pair", {"reference": "ssim"}, 3),
+    ("RMSE, R", "travelling_pair", {"reference": "rmse"}, 4),
+    ("identified", "identification", {}, 2),
+    ("GM site R²", "marginal_r2", {"tissue": "GM"}, 2),
+    ("GM site + person R²", "conditional_r2", {"tissue": "GM"}, 2),
+    ("age R²", "age_r2", {}, 2),
+    ("flagged", "anatomy_flagged", {}, 2),
+)
+MARKS = {"yes": "yes", "partly": "partly", "no": "no", "unknown": "?"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Judge, print, and put the section into the markdown file where one is named."""
+    given = _parser().parse_args(argv)
+    cohorts = dict(_cohorts(given))
+    if not cohorts:
+        print("name at least one of --phantom, --travelling, --sites.", file=sys.stderr)
+        return 2
+    parts = [f"`{_command(given)}`", __doc__.split("\n\n")[-1].strip()]
+    for title, cohort in cohorts.items():
+        parts.append(board(title, cohort, given))
+        print(parts[-1], flush=True)
+    if given.markdown:
+        put_section(given.markdown, "Leaderboard", "\n\n".join(parts))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--phantom", type=Path, nargs="?", const=Path("made"))
+    parser.add_argument("--travelling", type=Path, help="output folder with travelling people")
+    parser.add_argument("--sites", type=Path, help="output folder with people of one site each")
+    parser.add_argument("--backends", nargs="+", default=list(registry.names()))
+    parser.add_argument("--modality", default="T1w")
+    parser.add_argument("--resolution", type=int, default=1, help="of the output folders, mm")
+    parser.add_argument("--target", help="site; default: the largest")
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--tissues", action="store_true", help="segment every image")
+    parser.add_argument("--permutations", type=int, default=200)
+    parser.add_argument("--nprocs", type=int, default=1)
+    parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
+    return parser
+
+
+def _command(given: argparse.Namespace) -> str:
+    """What was asked, without the folders of this machine."""
+    words = ["python benchmarks/leaderboard.py WORK"]
+    words += [f"--{name}" + ("" if name == "phantom" else " OUT")
+              for name in ("phantom", "travelling", "sites") if getattr(given, name)]
+    words += ["--tissues"] if given.tissues else []
+    return " ".join([*words, f"--folds {given.folds}"])
+
+
+def _cohorts(given: argparse.Namespace) -> Iterator[tuple[str, Cohort]]:
+    if given.phantom is not None:
+        folder = given.work / "phantom" if str(given.phantom) == "made" else given.phantom
+        if not (folder / "cohort.tsv").is_file():
+            write_aligned(folder, SCANNERS, people=PEOPLE, design="mixed", travellers=TRAVELLERS)
+        yield "Phantom", Cohort.from_tsv(folder / "cohort.tsv")
+    for title, folder in (("Travelling people", given.travelling), ("Sites", given.sites)):
+        if folder is not None:
+            found = find_preprocessed(folder.resolve(), given.resolution, (given.modality,))
+            yield title, cohort_of(found)
+
+
+def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
+    """One data set's table."""
+    target = given.target if given.target in cohort.sites else cohort.largest_site
+    work = given.work / re.sub(r"\W+", "-", title.lower())
+    variants, seconds, failed = {}, {}, []
+    for name in given.backends:
+        started = time.process_time()
+        try:
+            variants[name] = harmonized(name, cohort, target, work / name, given.folds)
+        except HarmonizerError as error:
+            failed.append(f"{name} could not take part: {error}")
+        seconds[name] = (time.process_time() - started) / len(cohort)
+    resolution = int(round(float(cohort.scans[0].read().spacing[0])))
+    segment = CachedSegmenter(AtroposSegmenter(), work / "cache") if given.tissues else None
+    ruling = referee(cohort, variants, target, segment=segment,
+                     priors=tissue_priors(resolution), permutations=given.permutations,
+                     workers=given.nprocs, cache=work / "cache", covariates=_known(cohort))
+    ruling.statistics.to_tsv(work / "group_statistics.tsv")
+    people = len(cohort.subjects)
+    head = (f"### {title}\n\n{len(cohort)} scans of {people} people at {len(cohort.sites)} sites, "
+            f"{resolution} mm, to {target}.")
+    return "\n".join([head, "", *table(ruling, list(variants)), *(f"\n{line}" for line in failed)])
+
+
+def _known(cohort: Cohort) -> tuple[str, ...]:
+    return tuple(n for n in ("age", "sex") if any(getattr(s, n) is not None for s in cohort))
+
+
+def harmonized(name: str, cohort: Cohort, target: str, folder: Path, folds: int) -> Cohort:
+    """Every scan by a model that did not see its person; images that are there are kept."""
+    done = []
+    for number, held in enumerate(dealt(cohort, folds)):
+        rest = cohort.where(lambda scan: scan.subject not in held)
+        model = None
+        for scan in cohort.of_subjects(held):
+            path = folder / f"{scan.scan_id}.nii.gz"
+            if not path.is_file():
+                model = model or registry.get(name)().fit(rest, seed=1)
+                result = model.harmonize(scan.read(), model.target(target), source=scan.site)
+                write_volume(path, result)
+            done.append(replace(scan, image=path))
+    return Cohort(tuple(done))
+
+
+def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
+    """People in ``folds`` parts, dealt site by site so that every part has all sites."""
+    home = {who: min(s.site for s in cohort if s.subject == who) for who in cohort.subjects}
+    order = sorted(home, key=lambda who: (home[who], who))
+    count = max(2, min(folds, len(order)))
+    return [order[part::count] for part in range(count)]
+
+
+def table(ruling: Ruling, methods: Sequence[str]) -> list[str]:
+    """Markdown: what was there before, what a linear map does, every method, ComBat."""
+    rows = [("unharmonized", "", "before"), (RESCALED, "", "rescaled"),
+            *((name, name, "") for name in methods), ("ComBat on features", COMBAT, "")]
+    cells = {name: [_cell(ruling.statistics, *column[1:], backend, stage)
+                    for column in COLUMNS] for name, backend, stage in rows}
+    shown = [i for i in range(len(COLUMNS)) if any(row[i] for row in cells.values())]
+    chance = ruling.statistics.select(name="site_chance", backend="").rows
+    lines = ["| method | " + " | ".join(COLUMNS[i][0] for i in shown)
+             + " | scanner gone | person there | biology there | anatomy stayed |",
+             "|---" * (len(shown) + 5) + "|"]
+    for name, backend, _ in rows:
+        if not any(cells[name]):
+            continue
+        verdicts = ([MARKS[a.verdict] for a in answers(ruling.statistics, name)]
+                    if backend in methods else [""] * 4)
+        lines.append("| " + " | ".join([name, *(cells[name][i] for i in shown), *verdicts]) + " |")
+    if chance and chance[0].known:
+        lines += ["", f"Chance guesses the site with an F1 of {chance[0].low:.2f} to "
+                  f"{chance[0].high:.2f}."]
+    return lines
+
+
+def _cell(statistics: Statistics, test: str, more: dict[str, str], digits: int, backend: str,
+          stage: str) -> str:
+    found = statistics.select(name=test, backend=backend, **more)
+    found = found.select(stage=stage) if stage else found
+    known = [row for row in found.rows if row.known]
+    if not known or (stage == "rescaled" and test != "travelling_pair"):
+        return ""
+    value = known[0].effect
+    return "< -10" if value < -10 and test == "age_r2" else f"{np.round(value, digits):.{digits}f}"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    raise SystemExit(main())

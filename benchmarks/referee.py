@@ -1,0 +1,229 @@
+"""What the referee costs: time and memory, how they grow, and what a thousand scans would take.
+
+    python benchmarks/referee.py WORK [--scans 25 50 100] [--many 250 500 1000] [--markdown FILE]
+
+Two parts are measured apart, because they grow differently. *Images*: phantom scans at 2 mm on four
+scanners, before and after histogram matching, each run in a process of its own, first with nothing
+kept, then again with another covariate. *Numbers*: what is left once images are closed (tests,
+intervals, permutations), on many tiny scans. WORK keeps the phantom; a second call is quicker.
+Seconds are processor seconds of one process: on a busy machine the clock says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import put_section  # noqa: E402
+
+from harmonizer.cohort import Cohort, Scan  # noqa: E402
+from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
+from harmonizer.phantom import SCANNERS  # noqa: E402
+from harmonizer.phantom.aligned import write_aligned  # noqa: E402
+from harmonizer.segmentation.atropos import AtroposSegmenter, CachedSegmenter, Segment  # noqa: E402
+from harmonizer.template import load_template, tissue_priors  # noqa: E402
+from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
+
+TARGET = "aspen"
+TRAVELLERS = 3
+FINE, TINY = 2, 8  # mm
+CORES = 16
+GOAL = 1000  # scans
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, and put it into the markdown file where one is named."""
+    given = _parser().parse_args(argv)
+    if given.one:
+        return _one(Path(given.one), given.tissues)
+    images = [measured(cohort_of(given.work, n, max(given.scans)), given.work, given.tissues)
+              for n in given.scans]
+    numbers = [measured(tiny_cohort(given.work, n), given.work, "simple") for n in given.many]
+    text = report(images, numbers, given.tissues)
+    print(text)
+    if given.markdown:
+        put_section(given.markdown, "The referee: time and memory", text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--scans", type=int, nargs="*", default=[25, 50, 100])
+    parser.add_argument("--many", type=int, nargs="*", default=[250, 500, 1000])
+    parser.add_argument("--tissues", choices=("none", "simple", "atropos"), default="none",
+                        help="segmentation of every image at 2 mm (default: none)")
+    parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser
+
+
+def cohort_of(work: Path, count: int, most: int) -> Path:
+    """A folder with ``count`` of ``most`` scans of a phantom study, and their harmonized images."""
+    study = work / f"phantom-{FINE}mm-{most}"
+    if not (study / "cohort.tsv").is_file():
+        write_aligned(study, SCANNERS, people=most // 4 - TRAVELLERS, design="mixed",
+                      travellers=TRAVELLERS, resolution_mm=FINE)
+    scans = in_order(Cohort.from_tsv(study / "cohort.tsv"))[:count]
+    return _harmonized(Cohort(scans), work / f"run-{FINE}mm-{count}")
+
+
+def in_order(cohort: Cohort) -> tuple[Scan, ...]:
+    """Scans so that any first part has all sites alike and its share of travelling people."""
+    settled = [s for s in cohort if s.session is None]
+    rank = {s.scan_id: [o.site for o in settled[:i]].count(s.site) for i, s in enumerate(settled)}
+    settled.sort(key=lambda s: (rank[s.scan_id], s.site))
+    roaming = [[s for s in cohort if s.subject == who]
+               for who in cohort.where(lambda s: s.session is not None).subjects]
+    part = -(-len(settled) // max(len(roaming), 1))
+    blocks = [settled[i:i + part] for i in range(0, len(settled), part)]
+    order: list[Scan] = []
+    for i, block in enumerate(blocks):
+        order += [*(roaming[i] if i < len(roaming) else []), *block]
+    return tuple(order)
+
+
+def tiny_cohort(work: Path, count: int) -> Path:
+    """As many scans at 8 mm, each a phantom person with folds and age of his or her own."""
+    few = work / f"phantom-{TINY}mm"
+    if not (few / "cohort.tsv").is_file():
+        write_aligned(few, SCANNERS, people=4, design="nested", resolution_mm=TINY)
+    base = Cohort.from_tsv(few / "cohort.tsv").scans
+    folder = work / f"tiny-{count}"
+    scans = []
+    for i in range(count):
+        rng, scan = np.random.default_rng(i), base[i % len(base)]
+        volume = scan.read()
+        own = volume.data * (1 + rng.normal(0, 0.05, volume.shape))
+        name = f"sub-{i:04d}_T1w"
+        scans.append(replace(
+            scan, scan_id=name, subject=f"{i:04d}", age=float(rng.uniform(20, 80)),
+            image=write_volume(folder / f"{name}.nii.gz", volume.with_data(own)),
+            mask=write_mask(folder / f"{name}_mask.nii.gz", volume.mask, volume.affine)))
+    return _harmonized(Cohort(tuple(scans)), work / f"run-tiny-{count}")
+
+
+def _harmonized(chosen: Cohort, folder: Path) -> Path:
+    """``before.tsv`` and ``after.tsv``: the scans, and what histogram matching makes of them."""
+    from harmonizer.backends import registry
+
+    if not (folder / "after.tsv").is_file():
+        model = registry.get("histogram_matching")().fit(chosen, seed=1)
+        done = []
+        for scan in chosen:
+            result = model.harmonize(scan.read(), model.target(TARGET), source=scan.site)
+            path = write_volume(folder / "after" / f"{scan.scan_id}.nii.gz", result)
+            done.append(replace(scan, image=path))
+        Cohort(tuple(done)).to_tsv(folder / "after.tsv")
+    chosen.to_tsv(folder / "before.tsv")
+    return folder
+
+
+def nearest_mean(volume: Volume) -> np.ndarray:
+    """Labels by the nearest of three mean intensities, taken where the template is sure of them.
+
+    A segmentation that costs nothing: what is measured is the referee, not a segmentation.
+    """
+    resolution = int(round(float(volume.spacing[0])))
+    sure = label_tissues(tissue_priors(resolution))
+    means = np.array([volume.data[(sure == code) & volume.mask].mean() for code in (1, 2, 3)])
+    nearest = np.abs(volume.data[..., None] - means).argmin(axis=-1) + 1
+    return np.where(volume.mask, nearest, 0).astype(np.uint8)
+
+
+def measured(folder: Path, work: Path, tissues: str) -> dict[str, float]:
+    """Numbers of a run with nothing kept and of one with another covariate."""
+    command = [sys.executable, __file__, str(work), "--one", str(folder), "--tissues", tissues]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True,
+                           env={**os.environ, "OMP_NUM_THREADS": "1",
+                                "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"})
+    numbers = json.loads(found.stdout.splitlines()[-1])
+    print(f"{folder.name}: {numbers}", file=sys.stderr)
+    return numbers
+
+
+def _one(folder: Path, tissues: str) -> int:
+    """Both runs of one cohort, in this process; a line of JSON."""
+    import shutil
+
+    from harmonizer.evaluation.referee import referee
+
+    before, after = (Cohort.from_tsv(folder / f"{name}.tsv") for name in ("before", "after"))
+    resolution = int(round(float(before.scans[0].read().spacing[0])))
+    load_template(resolution)
+    given = {"segment": _segmenter(tissues, folder), "cache": folder / "cache", "permutations": 200,
+             "priors": tissue_priors(resolution)}
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    times = []
+    for covariates in (("age",), ("sex",)):
+        started = time.process_time()
+        referee(before, {"histogram_matching": after}, TARGET, covariates=covariates, **given)
+        times.append(time.process_time() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"scans": len(before), "first": times[0], "again": times[1], "peak_mb": peak}))
+    return 0
+
+
+def _segmenter(name: str, folder: Path) -> Segment | None:
+    return {"none": None, "simple": nearest_mean,
+            "atropos": CachedSegmenter(AtroposSegmenter(), folder / "cache")}[name]
+
+
+def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tissues: str) -> str:
+    """The section's text."""
+    lines = [f"`python benchmarks/referee.py WORK --tissues {tissues}`: one process, processor "
+             "seconds. Before and after one method, 200 permutations, ComBat beside it.", "",
+             "| scans | what | nothing kept | per scan | again, other covariate | peak |",
+             "|---|---|---|---|---|---|"]
+    for what, rows in ((f"phantom at {FINE} mm", images), (f"phantom at {TINY} mm", numbers)):
+        lines += [f"| {r['scans']} | {what} | {r['first']:.0f} s | {r['first'] / r['scans']:.2f} s "
+                  f"| {r['again']:.1f} s | {r['peak_mb']:.0f} MB |" for r in rows]
+    if len(images) > 1 and numbers:
+        lines += ["", _outlook(images, numbers)]
+    return "\n".join(lines)
+
+
+def _outlook(images: list[dict[str, float]], numbers: list[dict[str, float]]) -> str:
+    """A thousand scans on 16 cores: images by the slope per scan, numbers as measured."""
+    opened = [r["first"] - r["again"] for r in images]
+    scans = [r["scans"] for r in images]
+    slope, start = np.polyfit(scans, opened, 1)
+    growth = _exponent([r["scans"] for r in numbers], [r["again"] for r in numbers])
+    last = numbers[-1]
+    rest = last["again"] * (GOAL / last["scans"]) ** max(growth, 1.0)
+    hours = ((max(start, 0) + slope * GOAL) / CORES + rest) / 3600
+    fine = (8 * (max(start, 0) + slope * GOAL) / CORES + rest) / 3600
+    return (f"Opening images costs {slope:.2f} s a scan (and {max(start, 0):.0f} s for the guard's "
+            f"limits), however many there are; the numbers alone grow as n^{growth:.1f} and take "
+            f"{last['again']:.0f} s for {last['scans']} scans. {GOAL} scans on {CORES} cores: "
+            f"about {60 * hours:.0f} min at 2 mm and, with eight times the voxels, "
+            f"{60 * fine:.0f} min at 1 mm. Memory grows by "
+            f"{1000 * _slope(numbers):.0f} MB per thousand scans in the main process; each other "
+            "process holds one pair of images and their maps.")
+
+
+def _exponent(sizes: list[float], seconds: list[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]) if len(sizes) > 1 else 1.0
+
+
+def _slope(rows: list[dict[str, float]]) -> float:
+    """Peak memory per scan, MB."""
+    if len(rows) < 2:
+        return 0.0
+    return max(float(np.polyfit([r["scans"] for r in rows], [r["peak_mb"] for r in rows], 1)[0]), 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
