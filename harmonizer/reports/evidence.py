@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation.anatomy import GUARDED, Verdict
-from ..evaluation.answers import QUESTIONS, Answer, answers
+from ..evaluation.answers import QUESTIONS, WORST, Answer, answers
 from ..evaluation.statistics import Statistics, Test
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
@@ -166,8 +166,16 @@ def _marks(source: _Source, name: str, combat: bool = True, **more: str) -> list
         look = ("before" if not method else
                 "after" if method == source.methods[0] else "other")
         if row is not None and row.known:
-            marks.append(Mark(method_words(method), row.effect, row.low, row.high, look))
+            marks.append(Mark(method_words(method), row.effect, row.low, row.high, look,
+                              _value_words(row)))
     return marks
+
+
+def _value_words(row: Test, digits: int = 3) -> str:
+    """The number, or, for a prediction of age that has failed altogether, that it has."""
+    if row.name == "age_r2" and row.effect < WORST:
+        return f"< {WORST:.0f}"
+    return number_words(row.effect, digits)
 
 
 def _scanner_chart(source: _Source) -> tuple[Any, str]:
@@ -204,7 +212,9 @@ def _person_chart(source: _Source) -> tuple[Any, str]:
 def _biology_chart(source: _Source) -> tuple[Any, str]:
     marks = _marks(source, "age_r2")
     if len(marks) > 1:
-        return (interval_chart(marks, "R2 of age predicted across sites", zero=True),
+        lowest = min(0.0, *(mark.value for mark in marks))
+        return (interval_chart(marks, "R2 of age predicted across sites", zero=True,
+                               ends=(max(lowest, -1.0) - 0.05, 1.0)),
                 "R² of age learned at one site and predicted for other people at other sites; "
                 "below 0 it is worse than a guess at the mean age.")
     marks = []
@@ -259,8 +269,8 @@ def _cell(row: Test | None, digits: int = 3) -> Cell:
         return Cell("n/a")
     if not row.known:
         return Cell("n/a", hint=row.note)
-    text = number_words(row.effect, digits)
-    if row.low is not None and row.high is not None and math.isfinite(row.low):
+    text = _value_words(row, digits)
+    if row.low is not None and row.high is not None and math.isfinite(row.low) and text[0] != "<":
         text += f" ({number_words(row.low, 2)} to {number_words(row.high, 2)})"
     return Cell(text, row.effect, row.note)
 
@@ -509,4 +519,4 @@ def _short(row: Test | None) -> Cell:
     """The number alone."""
     if row is None or not row.known:
         return Cell("n/a", hint=row.note if row is not None else "")
-    return Cell(number_words(row.effect, 2), row.effect)
+    return Cell(_value_words(row, 2), row.effect)

@@ -29,13 +29,17 @@ FURTHEST = 2.0  # a strip shows twice the limit; what lies beyond stands at the 
 
 @dataclass(frozen=True)
 class Mark:
-    """One row: a number, its interval, and a look: "before", "other", "after" or "bad"."""
+    """One row: a number, its interval, and a look: "before", "other", "after" or "bad".
+
+    ``words``: what is written instead of the number, where that says too much.
+    """
 
     label: str
     value: float | None
     low: float | None = None
     high: float | None = None
     look: str = "after"
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ def _row(axis: _Axis, mark: Mark, y: float) -> Any:
         parts += _line(f"span {mark.look}", axis(mark.low), y, axis(mark.high), y)
     parts += Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(
         mark.look, axis(mark.value), y)
-    return parts + _text(WIDTH, y + 4, number_words(mark.value), "end", "value")
+    return parts + _text(WIDTH, y + 4, mark.words or number_words(mark.value), "end",
+                         "value")
 
 
 def _dots(axis: _Axis, y: float, values: Sequence[tuple[float, bool]]) -> Any:

@@ -116,6 +116,15 @@ def test_travelling_pairs_biology_and_volumes_are_told():
     assert found.tables["scanner"][2].rows[0][2].order == 0.3
 
 
+def test_a_prediction_that_failed_altogether_is_told_in_words():
+    rows = [row("age_r2", "", -1.2e5, spread=1e5), row("age_r2", "x", 0.8)]
+    found = evidence_of(statistics(*rows), "T1w", ["x"], VERDICTS)
+    assert [r[1].text for r in found.tables["biology"][0].rows] == ["< -10", "0.8 (0.7 to 0.9)"]
+    drawn = str(found.cards[2].chart)
+    assert "&lt; -10" in drawn and "120000" not in drawn and "-1.2" not in drawn
+    assert circles(drawn, "after")[0] - circles(drawn, "before")[0] > 100
+
+
 def test_without_age_the_card_draws_effects():
     effects = [row("standardised_beta", name, value, 0.02, reference="GM ratio | age", spread=0.2)
                for name, value in (("", -0.6), ("x", -0.5))]
