@@ -1,11 +1,10 @@
 """Brain and tissues of an image, by the network that comes with the package.
 
-The image is brought to 1 mm along the axes of the world (linear, anti-aliased), seen by the network
-as it is and mirrored, and the mean of both answers is carried back to the image's own grid. Nothing
-is asked of the contrast: no tissue is assumed to be brighter than another.
-
-A white matter lesion is white matter here: it was taught so. Where a mask is given, it decides what
-is brain; without one, the network does.
+The image is brought to 1 mm along the axes of the world (linear, anti-aliased). Without a mask a
+first pass finds the brain; then what lies around the brain is seen as it is and mirrored, and the
+mean of both answers is carried back to the image's own grid. Nothing is asked of the
+contrast: no tissue is assumed to be brighter than another. A white matter lesion is white matter
+here: it was taught so.
 """
 
 from __future__ import annotations
@@ -37,10 +36,11 @@ class TissueMaps:
 
     Attributes
     ----------
-    tissues : 'CSF', 'GM', 'WM' -> (I, J, K) float32, 0..1; they sum to one inside `brain`, and are
-        zero outside
-    classes : (I, J, K) uint8 indices in `CLASSES`: the likeliest class
-    brain : (I, J, K) bool: everything inside the skull, sulcal CSF included (or the given mask)
+    tissues : 'CSF', 'GM', 'WM' -> (I, J, K) float32, 0..1; they sum to one where the network sees
+        tissue inside the image's mask (without a mask: inside `brain`), and are zero elsewhere
+    classes : (I, J, K) uint8 indices in `CLASSES`: the likeliest class there, 0 elsewhere
+    brain : (I, J, K) bool: the network's own brain mask, everything inside the skull, sulcal CSF
+        included, whatever mask was given
     """
 
     tissues: Mapping[str, np.ndarray]
@@ -49,8 +49,8 @@ class TissueMaps:
 
     @property
     def parenchyma(self) -> np.ndarray:
-        """(I, J, K) bool: brain without the CSF around it; ventricles belong to it."""
-        return self.brain & (self.classes > 1)
+        """(I, J, K) bool: what is neither sulcal CSF nor outside; ventricles belong to it."""
+        return self.classes > 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
 
     Parameters
     ----------
-    volume : its mask, where it has one, says what is brain
+    volume : its mask, where it has one, says where tissue can be
     network : a `SegmenterNet` to use instead of the one that comes with the package
     threads : of torch; the answer does not depend on it beyond rounding (1e-5 of a probability)
 
@@ -87,9 +87,13 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
         raise InputError("the brain mask is empty: there is nothing to segment. Give a mask.")
     box = _working_image(volume)
     network = network or load_network()
-    shares = _mirrored_mean(network, box.data, threads)
-    brain = _brain_at(volume, box, shares)
-    if not brain.any():
+    if volume.mask is None:
+        box = _around_brain(box, _shares(network, box.data, threads)[0])
+    shares = _shares(network, box.data, threads)
+    shares += _shares(network, box.data[::-1], threads)[:, ::-1]
+    shares /= 2
+    brain = _brain(volume, box, shares)
+    if volume.mask is None and not brain.any():
         raise InputError("nothing in the image looks like a brain. Look at it, and exclude it.")
     return _carried_back(volume, box, shares, brain)
 
@@ -112,7 +116,6 @@ def _weights_digest() -> str:
 def _working_image(volume: Volume) -> Volume:
     """The image at 1 mm along the world's axes: what is not background, or what is near the mask.
 
-    The box is symmetric about nothing; the mirrored pass sees it mirrored.
     """
     if volume.mask is not None:
         seen, margin = volume.mask, MARGIN_MM
@@ -121,10 +124,10 @@ def _working_image(volume: Volume) -> Volume:
     if not seen.any():
         raise InputError("the image is constant: there is nothing to segment. Exclude it.")
     corners = _world_box(seen, volume.affine)
-    low, high = np.floor(corners[0] - margin), np.ceil(corners[1] + margin)
+    low, high = corners[0] - margin, corners[1] + margin  # 1 mm images are not interpolated
     affine = np.eye(4)
     affine[:3, 3] = low
-    shape = tuple((high - low + 1).astype(int))
+    shape = tuple(np.ceil(high - low + 1).astype(int))
     grid = Volume(np.zeros(shape, np.float32), affine)
     return resample(volume.with_mask(None), grid, antialias=True)
 
@@ -144,55 +147,58 @@ def _world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     return world.min(axis=1), world.max(axis=1)
 
 
-def _mirrored_mean(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
-    """(classes, I, J, K) float32 probabilities: mean over the image and its mirror image."""
-    import torch
-
-    from .synthesis import normalise
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        image = normalise(torch.tensor(data))
-        shares = _shares(network, image)
-        shares += _shares(network, image.flip(0)).flip(1)
-        return (shares / 2).numpy()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _shares(network: Any, image: Any) -> Any:
-    """(classes, I, J, K) float32 tensor: one pass, padded to what the network needs."""
+def _shares(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
+    """(classes, I, J, K) float32 probabilities: one pass, padded to what the network needs."""
     import torch
     from torch.nn import functional
 
     from .network import unfold
+    from .synthesis import normalise
 
-    multiple = network.multiple
-    padding = [(-n) % multiple for n in image.shape]
-    padded = functional.pad(image, [x for n in reversed(padding) for x in (0, n)])
-    out = torch.empty((network.classes, *padded.shape))
-    with torch.inference_mode():
-        features = network.features(padded[None, None])
-        for start in range(0, features.shape[2], SLAB):
-            logits = network.head(features[:, :, start : start + SLAB])
-            part = torch.softmax(logits.unflatten(1, (network.classes, 8)), dim=1)
-            out[:, 2 * start : 2 * (start + SLAB)] = unfold(part)[0]
-    i, j, k = image.shape
-    return out[:, :i, :j, :k]
+    before, multiple = torch.get_num_threads(), network.multiple
+    padding = [x for n in reversed(data.shape) for x in (0, (-n) % multiple)]
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            image = functional.pad(normalise(torch.tensor(data.copy())), padding)
+            features = network.features(image[None, None])
+            out = torch.empty((network.classes, *image.shape))
+            for start in range(0, features.shape[2], SLAB):
+                logits = network.head(features[:, :, start : start + SLAB])
+                part = torch.softmax(logits.unflatten(1, (network.classes, 8)), dim=1)
+                out[:, 2 * start : 2 * (start + SLAB)] = unfold(part)[0]
+    finally:
+        torch.set_num_threads(before)
+    i, j, k = data.shape
+    return out[:, :i, :j, :k].numpy()
 
 
-def _brain_at(volume: Volume, box: Volume, shares: np.ndarray) -> np.ndarray:
-    """(I, J, K) bool on the image's grid: the given mask, or one piece without holes."""
-    if volume.mask is not None:
-        return volume.mask
+def _around_brain(box: Volume, outside: np.ndarray) -> Volume:
+    """The box cut down to the largest piece that is not outside, and a margin of head."""
+    brain = _largest(outside < 0.5)
+    if not brain.any():
+        raise InputError("nothing in the image looks like a brain. Look at it, and exclude it.")
+    where, margin = np.argwhere(brain), int(MARGIN_MM)
+    low = np.maximum(where.min(axis=0) - margin, 0)
+    high = np.minimum(where.max(axis=0) + margin + 1, box.shape)
+    affine = box.affine.copy()
+    affine[:3, 3] += low
+    return Volume(box.data[tuple(slice(a, b) for a, b in zip(low, high))], affine)
+
+
+def _largest(region: np.ndarray) -> np.ndarray:
+    pieces, count = ndimage.label(region)
+    if count <= 1:
+        return region
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return pieces == sizes.argmax()
+
+
+def _brain(volume: Volume, box: Volume, shares: np.ndarray) -> np.ndarray:
+    """(I, J, K) bool on the image's grid: one piece without holes."""
     inside = resample(box.with_data(1 - shares[0]), volume).data > 0.5
-    pieces, count = ndimage.label(inside)
-    if count > 1:
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        inside = pieces == sizes.argmax()
-    return ndimage.binary_fill_holes(inside)
+    return ndimage.binary_fill_holes(_largest(inside))
 
 
 def _carried_back(
@@ -202,7 +208,7 @@ def _carried_back(
     maps = {name: resample(box.with_data(shares[list(which)].sum(axis=0)), volume).data
             for name, which in TISSUES.items()}
     total = sum(maps.values())
-    known = brain & (total > 1e-3)
+    known = (brain if volume.mask is None else volume.mask) & (total > 1e-3)
     tissues = {name: np.divide(one, total, out=np.zeros_like(one), where=known)
                for name, one in maps.items()}
     likeliest = box.with_data((shares[1:].argmax(axis=0) + 1).astype(np.float32))
