@@ -15,8 +15,6 @@ from harmonizer.segmentation.predict import segment
 from harmonizer.volume import Volume
 
 
-
-
 class ByBrightness(torch.nn.Module):
     """Says white matter above 0.8, cortex above 0.45, CSF above 0.15, else outside."""
 
@@ -34,12 +32,12 @@ class ByBrightness(torch.nn.Module):
 
 
 def ball(shape: tuple[int, ...], affine: np.ndarray, centre=(3.0, -2.0, 5.0)) -> Volume:
-    """Shells of 12, 20 and 26 mm around a world point: white matter, cortex, CSF; air is zero."""
+    """Shells of 12, 20, 26 mm around a world point: white matter, cortex, CSF; a rim; air."""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
     world = index @ affine[:3, :3].T + affine[:3, 3]
     radius = np.linalg.norm(world - centre, axis=-1)
     data = np.zeros(shape, np.float32)
-    for limit, value in ((26, 300.0), (20, 600.0), (12, 1000.0)):
+    for limit, value in ((27, 20.0), (26, 300.0), (20, 600.0), (12, 1000.0)):
         data[radius < limit] = value
     return Volume(data, affine)
 
@@ -74,7 +72,7 @@ def test_tissues_lie_where_they_are_on_every_grid(name: str) -> None:
         truth, said = volume.data == value, found.tissues[tissue] > 0.5
         assert found.tissues[tissue].shape == volume.shape
         assert 2 * (truth & said).sum() / (truth.sum() + said.sum()) > 0.88, tissue
-    inside = volume.data > 0
+    inside = volume.data > 200
     assert 2 * (inside & found.brain).sum() / (inside.sum() + found.brain.sum()) > 0.96
     assert (found.classes[volume.data == 1000] == 4).mean() > 0.9
 
@@ -88,7 +86,7 @@ def test_shares_sum_to_one_in_the_brain_and_to_nothing_outside() -> None:
 
 def test_a_given_mask_limits_tissue_but_not_the_networks_own_brain() -> None:
     volume = ball((80, 80, 80), centred(np.eye(3), (80,) * 3))
-    half = (volume.data > 0) & (np.arange(80) < 43)[:, None, None]
+    half = (volume.data > 200) & (np.arange(80) < 43)[:, None, None]
     found = segment(volume.with_mask(half), network=ByBrightness())
     assert sum(found.tissues.values())[~half].max() == 0
     assert (found.classes[~half] == 0).all()
