@@ -78,6 +78,10 @@ def age_tests(train: np.ndarray, test: np.ndarray, design: Design, target: str, 
         why = (f"{learners} people with an age at the target '{target}' and {tested} elsewhere; "
                f"{FEWEST_TO_LEARN} and {FEWEST_TO_TEST} are needed")
         return tuple(not_possible(name, why, tested, **context) for name in ("age_r2", "age_mae"))
+    if not all(np.ptp(design.ages[rows & np.isfinite(design.ages)]) > 0 for rows in _two_sides(
+            design, target)):
+        return tuple(not_possible(name, "everybody at the target, or elsewhere, has the same age",
+                                  tested, **context) for name in ("age_r2", "age_mae"))
     predicted = predict_age(train, test, design, target, seed)
     rows = np.flatnonzero(np.isfinite(predicted))
     ages, guess = design.ages[rows], predicted[rows]
@@ -91,6 +95,12 @@ def age_tests(train: np.ndarray, test: np.ndarray, design: Design, target: str, 
              *bootstrap_interval(score, who, draws=DRAWS, seed=seed), method=method,
              unit="1" if name == "age_r2" else "years", **context)
         for name, score in scores.items())
+
+
+def _two_sides(design: Design, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) bool: scans at the target, and those elsewhere."""
+    at = np.asarray(design.sites) == target
+    return at, ~at
 
 
 def _people(train: np.ndarray, test: np.ndarray, design: Design, target: str) -> tuple[int, int]:
@@ -119,10 +129,10 @@ def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> t
     names = sorted(set(sites), key=lambda site: (site != reference, site))
     few = [name for name in names if len(set(subjects[sites == name])) < 3]
     context = {"question": "biology"}
-    if len(names) < 2 or few or len(y) <= 2 * len(names) + 1 or not (
+    if len(names) < 2 or few or len(y) <= 2 * len(names) + 1 or not np.ptp(y) > 0 or not (
             x.std() > 1e-6 * abs(x.mean())):
         why = (f"fewer than 3 people with an age at {', '.join(few)}" if few else
-               "one site, one volume for all, or fewer scans than slopes")
+               "one site, one age or volume for all, or fewer scans than slopes")
         return (not_possible("age_interaction_any", why, len(set(subjects)), **context),)
     z = (x - x.mean()) / x.std(ddof=1)
     site = dummies(sites, first=names[0])

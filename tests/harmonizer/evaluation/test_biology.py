@@ -71,6 +71,14 @@ def test_too_few_ages_are_said():
                              "needed")
 
 
+def test_one_age_for_all_gives_no_number():
+    design = people()
+    same = Design(design.subjects, design.sites, np.full(60, 40.0), design.sexes)
+    for test in (*age_tests(brains(design), brains(design), same, "A"),
+                 *age_by_scanner(brains(design)[:, 0], same, "A")):
+        assert not test.known and test.p is None and "age" in test.note
+
+
 def test_interactions_are_statsmodels():
     import pandas as pd
     import statsmodels.formula.api as smf
