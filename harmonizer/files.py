@@ -19,6 +19,8 @@ from .errors import InputError
 
 __all__ = ["atomic_path", "write_text", "write_json", "read_json", "sha256_of"]
 
+MAX_JSON_BYTES = 64 << 20  # a sidecar has a few kB; more would only fill the memory
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -51,12 +53,20 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[A
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read JSON; a file that is missing or broken is an `InputError` that names it."""
+    """Read JSON; a file that is missing or broken is an `InputError` that names it.
+
+    What Python reads and JSON does not allow, and `write_json` could not write again, is broken
+    too: NaN, numbers beyond a float, and halves of characters.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if Path(path).stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        return content
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}). Repair or remove it.") from error
 
 

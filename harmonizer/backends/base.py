@@ -29,9 +29,10 @@ from ..volume import Volume
 from . import model_folder
 from .target import Target
 
-__all__ = ["Capabilities", "Backend", "StatisticsBackend", "SCANNER_FREE"]
+__all__ = ["Capabilities", "Backend", "StatisticsBackend", "BRIGHTEST", "SCANNER_FREE"]
 
 SCANNER_FREE = "scanner-free"
+BRIGHTEST = 1e30  # no image is brighter; beyond it, float32 arithmetic would overflow
 MAX_ENROLLED = 20  # scans a site card is made of; more belongs into a fit
 
 Progress = Callable[[int, int], None]
@@ -238,6 +239,9 @@ class Backend(ABC):
     def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `_state`; KeyError or ValueError if the arrays do not fit."""
 
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        """KeyError or ValueError if these arrays are no style of this method (cards travel)."""
+
     # Invariants -----------------------------------------------------------------------------
 
     def _check_fitted(self) -> None:
@@ -256,6 +260,11 @@ class Backend(ABC):
                 f"target {target.label!r} was made for {target.backend} on {target.modality}, this "
                 f"is {self.name} on {self.modality_}. Enroll its scans again with this model."
             )
+        try:
+            self._check_style(target.style)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"target {target.label!r}: its numbers are none of {self.name} "
+                             f"({error}). Enroll its scans again with this model.") from error
 
     def _check_result(self, before: Volume, after: Volume) -> Volume:
         """`after` with the background put back; a broken promise is our own fault and says so."""
@@ -297,8 +306,17 @@ class StatisticsBackend(Backend):
         super().__init__(config)
         self.styles_: dict[str, dict[str, np.ndarray]] = {}
 
-    def intensity_map(self, volume: Volume, target: Target) -> IntensityMap:
+    def intensity_map(
+        self, volume: Volume, target: Target, *, source: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
+    ) -> IntensityMap:
         """The map from `volume` to `target`, to be applied on any grid of the same world.
+
+        Parameters
+        ----------
+        source : site label of the scan, for methods that use it; may be unseen
+        covariates : what is known of the person (``age``, ``sex``, columns of participants.tsv),
+            for methods that keep what they explain
 
         Raises
         ------
@@ -309,6 +327,11 @@ class StatisticsBackend(Backend):
         values = _check_volume(volume)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
+        return self._map_of(volume, target, source, covariates or {})
+
+    def _map_of(self, volume: Volume, target: Target, source: str | None,
+                covariates: Mapping[str, Any]) -> IntensityMap:
+        """As `_map`, for methods that ask where a scan comes from; most need not."""
         return self._map(volume, target.style)
 
     @abstractmethod
@@ -345,7 +368,7 @@ class StatisticsBackend(Backend):
     def _harmonize(
         self, volume: Volume, target: Target, source: str | None, rng: np.random.Generator
     ) -> Volume:
-        return self._map(volume, target.style).apply(volume)
+        return self._map_of(volume, target, source, {}).apply(volume)
 
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         return self.styles_[label]
@@ -359,6 +382,6 @@ class StatisticsBackend(Backend):
         for key, array in arrays.items():
             site, name = key.rsplit("/", 1)
             styles[site][name] = array
-        if not all(styles.values()):
-            raise ValueError("a site has no numbers")
+        for style in styles.values():
+            self._check_style(style)
         self.styles_ = styles

@@ -18,7 +18,7 @@ import numpy as np
 from ..intensity import LANDMARKS, PROBABILITIES, quantile_function
 from ..intensity_map import PointwiseMap
 from ..volume import Volume
-from .base import Capabilities, StatisticsBackend
+from .base import BRIGHTEST, Capabilities, StatisticsBackend
 
 __all__ = ["HistogramMatching", "HistogramMatchingConfig"]
 
@@ -65,6 +65,11 @@ class HistogramMatching(StatisticsBackend):
         shape = np.mean([s["quantiles"] for s in summaries], axis=0)
         offset, unit = np.mean([s["scale"] for s in summaries], axis=0)
         return {"quantiles": np.maximum(offset + unit * shape, 0.0)}
+
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        q, n = style["quantiles"], len(self._probabilities)
+        if q.shape != (n,) or q[0] < 0 or not 0 < q[-1] < BRIGHTEST or (np.diff(q) < 0).any():
+            raise ValueError(f"expected {n} rising quantiles from 0 to {BRIGHTEST:g}")
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> PointwiseMap:
         return PointwiseMap(

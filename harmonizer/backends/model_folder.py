@@ -3,6 +3,9 @@
 ``config.json`` (backend, version, config, modality, hashes), ``cohort.json`` (sites, counts,
 covariate ranges, who was in it), ``weights.safetensors``, ``history.tsv`` and ``card.md``. The
 config holds the hashes of weights and cohort; a folder whose hashes do not fit is refused.
+
+A folder may come from a stranger, who can also make the hashes fit: links out of the folder, facts
+of another type, site labels that are no labels and weights that are not finite are refused too.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..cohort import Cohort
-from ..errors import UnavailableError
+from ..errors import InputError, UnavailableError
 from ..files import atomic_path, read_json, sha256_of, write_json, write_text
+from .target import LABEL, check_arrays
 
 if TYPE_CHECKING:
     from .base import Backend
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_cohort", "write", "read", "model_hash", "is_model"]
 
 FORMAT = 1
+MAX_WEIGHTS_BYTES = 8 << 30
 FILES = ("config.json", "cohort.json", "weights.safetensors")
 
 
@@ -49,6 +55,10 @@ def write(folder: Path, backend: Backend, arrays: dict[str, np.ndarray]) -> Path
     """Write a model folder; `config.json`, which makes it valid, comes last."""
     from safetensors.numpy import save_file
 
+    for label in backend.cohort_["Sites"]:
+        if not re.fullmatch(LABEL, label):
+            raise InputError(f"site {label!r:.80}: expected 1 to 120 letters, digits, spaces, . _ "
+                             "+ -, because files are named after it. Rename the site.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     contiguous = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
@@ -77,24 +87,71 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     UnavailableError
         If a file is missing, a hash differs, or the format is not ours.
     """
-    from safetensors.numpy import load_file
-
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise UnavailableError(f"{folder}: is not a model folder, {', '.join(missing)} missing. "
-                               "Expected a folder that the fit stage wrote.")
-    facts = read_json(folder / "config.json")
+    _check_files(folder)
+    facts = _json_of(folder, "config.json")
     if not isinstance(facts, dict) or facts.get("FormatVersion") != FORMAT:
         raise UnavailableError(f"{folder}: model format is not {FORMAT}. Fit again.")
     for key, name in (("WeightsSHA256", FILES[2]), ("CohortSHA256", FILES[1])):
         if facts.get(key) != sha256_of(folder / name):
             raise UnavailableError(f"{folder}: {name} does not fit its hash in config.json; the "
                                    "folder was damaged or edited. Copy it again, or fit again.")
-    lacking = [k for k in ("Backend", "BackendVersion", "Modality", "Config") if k not in facts]
-    if lacking:
-        raise UnavailableError(f"{folder}: config.json lacks {', '.join(lacking)}. Fit again.")
-    facts["Cohort"] = read_json(folder / "cohort.json")
-    return facts, load_file(folder / "weights.safetensors")
+    facts["Cohort"] = _json_of(folder, "cohort.json")
+    _check_facts(folder, facts)
+    return facts, _weights(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """The files are there, lie in the folder itself, and are not absurdly large."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UnavailableError(f"{folder}: is not a model folder, {', '.join(missing)} missing. "
+                               "Expected a folder that the fit stage wrote.")
+    for name in FILES:
+        if (folder / name).resolve().parent != folder.resolve():
+            raise UnavailableError(f"{folder}: {name} is a link that leads out of the folder. Copy "
+                                   "the files themselves (cp -rL).")
+    if (folder / FILES[2]).stat().st_size > MAX_WEIGHTS_BYTES:
+        raise UnavailableError(f"{folder}: {FILES[2]} has more than {MAX_WEIGHTS_BYTES >> 30} GiB; "
+                               "no method here needs that. Check where the folder comes from.")
+
+
+def _json_of(folder: Path, name: str) -> Any:
+    try:
+        return read_json(folder / name)
+    except InputError as error:
+        raise UnavailableError(f"{error} Or fit again.") from error
+
+
+def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Types of what the rest of the program takes for granted."""
+    wrong = [key for key, kind in (("Backend", str), ("BackendVersion", str), ("Modality", str),
+                                   ("Config", dict)) if not isinstance(facts.get(key), kind)]
+    if wrong:
+        raise UnavailableError(f"{folder}: config.json lacks {', '.join(wrong)}, or they are not "
+                               "what they should be. Fit again.")
+    sites = facts["Cohort"].get("Sites") if isinstance(facts["Cohort"], dict) else None
+    if not isinstance(sites, dict) or not all(map(_is_count_of_site, sites.items())):
+        raise UnavailableError(f"{folder}: cohort.json does not list sites with their numbers of "
+                               "scans. Fit again.")
+
+
+def _is_count_of_site(entry: tuple[str, Any]) -> bool:
+    label, site = entry
+    count = site.get("Scans") if isinstance(site, dict) else None
+    return re.fullmatch(LABEL, label) is not None and type(count) is int and count > 0
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    """Arrays of finite numbers; safetensors checks that names, shapes and bytes agree."""
+    from safetensors.numpy import load_file
+
+    path = folder / FILES[2]
+    try:
+        arrays = load_file(path)
+        check_arrays(arrays)
+    except Exception as error:  # safetensors raises a kind of its own, numpy others
+        raise UnavailableError(f"{path}: cannot be used ({error}). Fit again.") from error
+    return arrays
 
 
 def model_hash(folder: Path) -> str:

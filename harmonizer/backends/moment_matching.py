@@ -15,7 +15,7 @@ import numpy as np
 from ..intensity import trimmed_moments
 from ..intensity_map import PointwiseMap
 from ..volume import Volume
-from .base import Capabilities, StatisticsBackend
+from .base import BRIGHTEST, Capabilities, StatisticsBackend
 
 __all__ = ["MomentMatching", "MomentMatchingConfig"]
 
@@ -50,6 +50,11 @@ class MomentMatching(StatisticsBackend):
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         mean, variation = np.mean([s["moments"] for s in summaries], axis=0)
         return {"moments": np.array([mean, mean * variation])}
+
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        moments = style["moments"]
+        if moments.shape != (2,) or not ((0 < moments) & (moments < BRIGHTEST)).all():
+            raise ValueError(f"expected a mean and a deviation above 0 and below {BRIGHTEST:g}")
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> PointwiseMap:
         values = volume.in_mask()

@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import InputError
 from ..intensity_map import FieldMap
 from ..volume import Volume
-from .base import Capabilities, StatisticsBackend
+from .base import BRIGHTEST, Capabilities, StatisticsBackend
 
 __all__ = ["SpectrumSwap", "SpectrumSwapConfig"]
 
@@ -62,6 +62,13 @@ class SpectrumSwap(StatisticsBackend):
                   for name in ("amplitude", "mean")}
         return {**pooled, "shape": summaries[0]["shape"]}
 
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        amplitude, mean, shape = style["amplitude"], style["mean"], style["shape"]
+        if (mean.shape, shape.shape) != ((1,), (3,)) or amplitude.ndim != 1:
+            raise ValueError("expected amplitudes, one mean and the three sides of a grid")
+        if not 0 < mean[0] < BRIGHTEST or (amplitude < 0).any() or (amplitude > 1e3).any():
+            raise ValueError(f"expected amplitudes from 0 to 1000, a mean up to {BRIGHTEST:g}")
+
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> FieldMap:
         if tuple(style["shape"].tolist()) != volume.shape:
             raise InputError(
@@ -71,6 +78,11 @@ class SpectrumSwap(StatisticsBackend):
         values = volume.in_mask()
         gain = float(style["mean"][0]) / max(float(values.mean()), 1e-12)
         spectrum, band = gain * _spectrum(volume), self._band_of(volume)
+        if style["amplitude"].shape != (int(band.sum()),):
+            raise InputError(
+                f"spectrum_swap expects {int(band.sum())} amplitudes for voxels of "
+                f"{np.round(volume.spacing, 3)} mm, got {style['amplitude'].shape}. Fit again."
+            )
         change = np.zeros_like(spectrum)
         phase = np.exp(1j * np.angle(spectrum[band]))
         change[band] = style["amplitude"] * np.abs(spectrum[0, 0, 0]) * phase - spectrum[band]

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_path
 
-__all__ = ["Target", "CARD_SUFFIX"]
+__all__ = ["Target", "CARD_SUFFIX", "check_arrays"]
 
 CARD_SUFFIX = ".safetensors"
 CARD_FORMAT = "harmonizer site card 1"
+MAX_CARD_BYTES = 256 << 20  # numbers about a scanner; ours have kilobytes
+LABEL = r"[0-9A-Za-z_+][0-9A-Za-z _.+-]{0,119}"  # goes into a file name: no slash, no dot in front
+Kind = Literal["site", "reference", "scanner-free"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,7 @@ class Target:
     style : the method's own description of the scanner, arrays by name
     """
 
-    kind: Literal["site", "reference", "scanner-free"]
+    kind: Kind
     label: str
     n_scans: int
     backend: str
@@ -48,10 +52,39 @@ class Target:
     def __post_init__(self) -> None:
         object.__setattr__(self, "style", MappingProxyType(dict(self.style)))
 
+    def check(self) -> None:
+        """Refuse what no enrolment writes; a card may come from anybody.
+
+        Raises
+        ------
+        ValueError
+            If the kind is not known, the label could not be part of a file name, the count is no
+            count, or an array holds anything but finite numbers.
+        """
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind is {self.kind!r}, not one of {', '.join(get_args(Kind))}")
+        for name in ("label", "backend", "modality"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not re.fullmatch(LABEL, value):
+                raise ValueError(f"{name} {value!r:.80} has not 1 to 120 letters, digits, spaces, . _ + -")
+        if self.n_scans < 0:
+            raise ValueError(f"{self.n_scans} scans")
+        check_arrays(self.style)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a site card (safetensors: arrays and a JSON header, no images), atomically."""
+        """Write a site card (safetensors: arrays and a JSON header, no images), atomically.
+
+        Raises
+        ------
+        InputError
+            If `load` would refuse it.
+        """
         from safetensors.numpy import save_file
 
+        try:
+            self.check()
+        except ValueError as error:
+            raise InputError(f"target {self.label!r:.80} cannot be kept: {error}.") from error
         facts = {
             "format": CARD_FORMAT, "kind": self.kind, "label": self.label,
             "n_scans": str(self.n_scans), "backend": self.backend, "modality": self.modality,
@@ -67,14 +100,27 @@ class Target:
         from safetensors import safe_open
 
         try:
+            if os.path.getsize(path) > MAX_CARD_BYTES:
+                raise ValueError(f"larger than {MAX_CARD_BYTES >> 20} MiB")
             with safe_open(os.fspath(path), framework="numpy") as card:
                 facts = json.loads((card.metadata() or {}).get("card", "{}"))
                 style = {name: card.get_tensor(name) for name in card.keys()}
             if facts.get("format") != CARD_FORMAT:
-                raise ValueError(f"format is {facts.get('format')!r}, not {CARD_FORMAT!r}")
-            return cls(facts["kind"], facts["label"], int(facts["n_scans"]), facts["backend"],
-                       facts["modality"], style)
-        except Exception as error:
+                raise ValueError(f"format is {facts.get('format')!r:.80}, not {CARD_FORMAT!r}")
+            target = cls(facts["kind"], facts["label"], int(facts["n_scans"]), facts["backend"],
+                         facts["modality"], style)
+            target.check()
+            return target
+        except Exception as error:  # safetensors and json raise kinds of their own
             raise InputError(
                 f"{path}: is not a site card ({error}). Expected a file that `enroll` wrote."
             ) from error
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that hold anything but finite real numbers (`ValueError` that names one)."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iufb":
+            raise ValueError(f"array {name!r:.80} is {array.dtype}, not real numbers")
+        if not np.isfinite(array).all():
+            raise ValueError(f"array {name!r:.80} holds NaN or infinity")
