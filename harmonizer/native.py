@@ -7,6 +7,9 @@ difference it made, which is then the only thing that is resampled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from .backends.base import Backend, StatisticsBackend
@@ -18,14 +21,15 @@ __all__ = ["change_of", "apply_with_head"]
 
 
 def change_of(
-    backend: Backend, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0
+    backend: Backend, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
+    covariates: Mapping[str, Any] | None = None,
 ) -> IntensityMap:
     """The change that `backend` makes to a template-grid volume, as a map in template world.
 
     For a method without maps of its own it is the field after - before.
     """
     if isinstance(backend, StatisticsBackend):
-        return backend.intensity_map(volume, target)
+        return backend.intensity_map(volume, target, source=source, covariates=covariates)
     after = backend.harmonize(volume, target, source=source, seed=seed)
     values = volume.in_mask()
     low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))

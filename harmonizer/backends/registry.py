@@ -26,6 +26,7 @@ BUILT_IN = {
     "histogram_matching": "harmonizer.backends.histogram_matching:HistogramMatching",
     "moment_matching": "harmonizer.backends.moment_matching:MomentMatching",
     "spectrum_swap": "harmonizer.backends.spectrum_swap:SpectrumSwap",
+    "tissue_matching": "harmonizer.backends.tissue_matching:TissueMatching",
 }
 
 LOGGER = logging.getLogger("harmonizer")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from tests.contract.brains import scan_of
+from collections.abc import Iterator
 
+import pytest
+from tests.contract.brains import scan_of, three_levels
+
+from harmonizer.backends import tissue_matching
 from harmonizer.cohort import Cohort
 
 
@@ -13,3 +16,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     """Four people at site A, three others at site B."""
     folder = tmp_path_factory.mktemp("cohort")
     return Cohort(tuple(scan_of(folder, p, "A" if p < 4 else "B") for p in range(7)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def segmenters() -> Iterator[None]:
+    """Methods that segment do so by brightness here, under their usual names."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in tissue_matching.SEGMENTERS:
+            patch.setitem(tissue_matching.SEGMENTERS, name, lambda: three_levels)
+        yield

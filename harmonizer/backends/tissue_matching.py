@@ -1,0 +1,304 @@
+"""Local tissue matching: each tissue, at each place, gets the brightness it has at the target.
+
+The map is `harmonizer.tissue_map`. What is fitted of a site are local means and spreads of CSF, GM
+and WM on a lattice of 4 mm, averaged over its scans, each freed of its own gain.
+
+**How much of a scan's own maps is replaced.** With the site's maps as the source (weight 0) the
+person's regional intensities survive; with the scan's own (weight 1) everything regional becomes
+the target's. A scan's map is site + person. The mean over n people of a site misses the site by
+tau^2 / n, tau^2 the variance between people; a scan misses it by tau^2. The combination with the
+least error, (1 - w) site + w scan, has w = 1 / (n + 1): the empirical-Bayes thought of ComBat
+(Johnson, Li and Rabinovic 2007, doi:10.1093/biostatistics/kxj037), here applied to the source.
+tau^2 cancels, since both errors are made of it. A share q of the variance that is no person's but
+the scan's (bias field, segmentation) is to be removed: w = (q + 1/n) / (1 + 1/n). An unseen site
+has n = 0 and w = 1. A scan of the target site itself has w = 0: it only gets the site's gain. A
+scan that is further from its site's maps than STRANGE times what is usual among people (d^2 against
+tau^2 (1 + 1/n)) was hardly scanned as the site scans: w = 1 - STRANGE^2 tau^2 (1 + 1/n) / d^2 then,
+where that is more (the positive part of James and Stein).
+
+**Covariates.** Age, sex and numeric columns that are known of all scans are regressed on within
+sites, place by place; site maps are compared at the same age and sex, and a scan's person part is
+counted from what is usual at its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..cohort import Cohort, Scan
+from ..errors import InputError
+from ..local_statistics import (
+    TISSUES,
+    Lattice,
+    LocalStatistics,
+    measure,
+    pool,
+    relative_gain,
+    shares_of,
+)
+from ..segmentation.atropos import AtroposSegmenter, Segment
+from ..tissue_map import Shares, TissueMap, spread_ratio
+from ..volume import Volume
+from .base import Capabilities, Progress, StatisticsBackend
+from .target import Target
+
+__all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
+           "shares_with"]
+
+
+def _atropos() -> Segment:
+    return AtroposSegmenter(own_grid=True)
+
+
+def _network() -> Segment:
+    from ..segmentation.predict import NetworkSegmenter
+
+    return NetworkSegmenter()
+
+
+SEGMENTERS = {"atropos": _atropos, "network": _network}
+DEFAULT_SEGMENTER = "atropos"
+STRANGE = 2.0  # times the usual distance of a person from the site's maps
+LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is modelled
+
+
+@dataclass(frozen=True)
+class TissueMatchingConfig:
+    """Settings.
+
+    `sigma_mm`: of the Gaussian, 4 to 30; `step_mm` of the lattice, 2 to 12; `segmenter`: a name in
+    `SEGMENTERS`; `scan_share`: q, the share of the differences within a site that is no person's,
+    0 to 1; `covariates`: names that are kept where they are known of all scans.
+    """
+
+    sigma_mm: float = 8.0
+    step_mm: float = 4.0
+    segmenter: str = DEFAULT_SEGMENTER
+    scan_share: float = 0.0
+    covariates: tuple[str, ...] = ("age", "sex")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("sigma_mm", 4, 30), ("step_mm", 2, 12), ("scan_share", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie between {low} and {high}, "
+                                 f"got {getattr(self, name)}.")
+        if self.segmenter not in SEGMENTERS:
+            raise ValueError(f"segmenter must be one of {tuple(SEGMENTERS)}, "
+                             f"got {self.segmenter!r}.")
+
+
+def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
+    """(3, I, J, K) memberships of a volume by the named segmenter."""
+    return shares_of(SEGMENTERS[segmenter]()(volume), volume)
+
+
+class TissueMatching(StatisticsBackend):
+    """Corrects contrast, bias field and regional differences at once; keeps what is finer."""
+
+    name = "tissue_matching"
+    reference = "local tissue matching, this project (docs/benchmarks.md)"
+    summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
+               "to those of the target by smooth maps, applied to the scan's own voxels.")
+    capabilities = Capabilities(intensity_map=True)
+    Config = TissueMatchingConfig
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.lattice_: Lattice | None = None
+        self.effects_: dict[str, np.ndarray] = {}
+        self.centres_: dict[str, float] = {}
+        self.between_ = 0.0  # tau^2: mean square relative distance of people; 0: not known
+
+    # Fit ------------------------------------------------------------------------------------
+
+    def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
+        self.lattice_, self.effects_, self.centres_ = None, {}, {}
+        found = []
+        for done, scan in enumerate(cohort):
+            progress(done, len(cohort))
+            found.append(_statistics(self._summary_of(scan)))
+        progress(len(cohort), len(cohort))
+        self._learn_effects(cohort.scans, found)
+        self.styles_, squares, freedom = {}, 0.0, 0
+        for site in cohort.sites:
+            here = [(scan, one) for scan, one in zip(cohort, found) if scan.site == site]
+            self.styles_[site] = self._style([scan for scan, _ in here], [one for _, one in here])
+            squares += sum(self._distance(one, site, _covariates(scan)) for scan, one in here)
+            freedom += len(here) - 1
+        self.between_ = squares / freedom if freedom else 0.0
+
+    def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
+        return _arrays(self._measured(volume)[0])
+
+    def _measured(self, volume: Volume) -> tuple[LocalStatistics, np.ndarray]:
+        """(local statistics, memberships) of one image."""
+        if self.lattice_ is None:
+            self.lattice_ = Lattice.around(volume, self.config.step_mm)
+        shares = shares_with(self.config.segmenter, volume)
+        return measure(volume, shares, self.lattice_, self.config.sigma_mm), shares
+
+    def _learn_effects(self, scans: tuple[Scan, ...], found: list[LocalStatistics]) -> None:
+        """Slopes of the local means on covariates, within sites; none where data are few."""
+        names, values = _known(scans, self.config.covariates)
+        sites = [scan.site for scan in scans]
+        freedom = len(scans) - len(set(sites)) - len(names)
+        if not names or freedom < LEAST_FREEDOM:
+            return
+        rows = np.arange(len(scans))
+        columns = np.array([values[name] for name in names]).T
+        inner, means = np.zeros_like(columns), np.zeros((len(scans), found[0].mean.size))
+        for site in set(sites):
+            here = rows[np.array(sites) == site]
+            pooled, gains = pool([found[i] for i in here])
+            inner[here] = columns[here] - columns[here].mean(axis=0)
+            for i, gain in zip(here, gains):
+                means[i] = (found[i].mean / gain / pooled.mean - 1).ravel()
+        scale = np.maximum(inner.std(axis=0), 1e-12)
+        inner /= scale  # one standard deviation; the ridge is worth one scan
+        slopes = np.linalg.solve(inner.T @ inner + np.eye(len(names)), inner.T @ means)
+        self.centres_ = dict(zip(names, columns.mean(axis=0).tolist()))
+        self.effects_ = {name: (slope / s).reshape(found[0].mean.shape).astype(np.float32)
+                         for name, slope, s in zip(names, slopes, scale)}
+
+    def _expected(self, covariates: Mapping[str, Any]) -> np.ndarray | float:
+        """Local means of such a person over those of the average person; 1 without covariates."""
+        factor: np.ndarray | float = 1.0
+        for name, effect in self.effects_.items():
+            value = _number(name, covariates.get(name))
+            if value is not None:
+                factor = factor + effect * np.float32(value - self.centres_[name])
+        return np.maximum(factor, 0.5) if self.effects_ else factor
+
+    def _site_as_scanned(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any]
+                         ) -> LocalStatistics:
+        """The maps of a site, for such a person and with the gain of this scan."""
+        site = _statistics(self.styles_[source])
+        site = replace(site, mean=site.mean * self._expected(covariates))
+        return site.scaled(relative_gain(own, site))
+
+    def _distance(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any]) -> float:
+        """d^2: mean square of the relative difference of local means, tissues counting alike."""
+        site = self._site_as_scanned(own, source, covariates)
+        weight = np.minimum(own.mass, site.mass).astype(np.float64)
+        weight /= np.maximum(weight.sum(axis=(1, 2, 3), keepdims=True), 1e-30)
+        return float((weight * (own.mean / site.mean - 1) ** 2).sum() / len(TISSUES))
+
+    def _style(self, scans: list[Scan], found: list[LocalStatistics]) -> dict[str, np.ndarray]:
+        """A site's maps, as of the average person."""
+        level = [replace(one, mean=one.mean / self._expected(_covariates(scan)))
+                 for scan, one in zip(scans, found)]
+        assert self.lattice_ is not None
+        return {**_arrays(pool(level)[0]), "affine": self.lattice_.affine,
+                "people": np.array([len({scan.subject for scan in scans})], np.float64)}
+
+    def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
+        return self._style(list(scans), [_statistics(self._summary_of(scan)) for scan in scans])
+
+    def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return _arrays(pool([_statistics(one) for one in summaries])[0])
+
+    # Harmonize ------------------------------------------------------------------------------
+
+    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> TissueMap:
+        return self._tissue_map(volume, style, None, {}, False)
+
+    def _map_of(self, volume: Volume, target: Target, source: str | None,
+                covariates: Mapping[str, Any]) -> TissueMap:
+        same = target.kind == "site" and target.label == source
+        return self._tissue_map(volume, target.style, source, covariates, same)
+
+    def _tissue_map(
+        self, volume: Volume, style: Mapping[str, np.ndarray], source: str | None,
+        covariates: Mapping[str, Any], same: bool,
+    ) -> TissueMap:
+        assert self.lattice_ is not None
+        if style["mean"].shape[1:] != self.lattice_.shape:
+            raise InputError("the target's maps lie on another lattice than this model's. Enroll "
+                             "its scans again with this model.")
+        own, shares = self._measured(volume)
+        goal, usual = _statistics(style), self._expected(covariates)
+        people = int(self.styles_[source]["people"][0]) if source in self.styles_ else 0
+        weight, before = 1.0, own
+        if source in self.styles_:
+            weight = 0.0 if same else self._weight(people)
+            weight = max(weight, self._strangeness(own, str(source), covariates, people))
+            before = self._site_as_scanned(own, str(source), covariates).towards(own, weight)
+        goal = replace(goal, mean=goal.mean * usual)
+        facts = {"SourceWeightOfScan": round(weight, 4), "SourcePeople": people,
+                 "Segmenter": self.config.segmenter,
+                 "Covariates": [n for n in self.effects_ if covariates.get(n) is not None]}
+        return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean,
+                         spread_ratio(before, goal), Shares.of(shares, volume), facts)
+
+    def _weight(self, people: int) -> float:
+        """w of a site with so many people."""
+        return (self.config.scan_share + 1 / people) / (1 + 1 / people)
+
+    def _strangeness(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any],
+                     people: int) -> float:
+        """w that the scan's distance from its site asks for; 0 for a usual one."""
+        usual = self.between_ * (1 + 1 / people) * STRANGE ** 2
+        distance = self._distance(own, source, covariates)
+        return max(1 - usual / distance, 0.0) if usual and distance else 0.0
+
+    # State ----------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, np.ndarray]:
+        assert self.lattice_ is not None
+        shared = {"lattice_affine": self.lattice_.affine,
+                  "lattice_shape": np.array(self.lattice_.shape),
+                  "between": np.array([self.between_])}
+        for name, effect in self.effects_.items():
+            shared[f"effect:{name}"] = effect
+            shared[f"centre:{name}"] = np.array([self.centres_[name]])
+        return {**super()._state(), **shared}
+
+    def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        shared = {key: array for key, array in arrays.items() if "/" not in key}
+        i, j, k = (int(n) for n in shared["lattice_shape"])
+        self.lattice_ = Lattice((i, j, k), shared["lattice_affine"])
+        self.between_ = float(shared["between"][0])
+        self.effects_ = {key.partition(":")[2]: array for key, array in shared.items()
+                         if key.startswith("effect:")}
+        self.centres_ = {name: float(shared[f"centre:{name}"][0]) for name in self.effects_}
+        super()._set_state({key: array for key, array in arrays.items() if "/" in key})
+
+
+def _arrays(one: LocalStatistics) -> dict[str, np.ndarray]:
+    return {"mean": one.mean, "spread": one.spread, "mass": one.mass}
+
+
+def _statistics(arrays: Mapping[str, np.ndarray]) -> LocalStatistics:
+    if arrays["mean"].shape[:1] != (len(TISSUES),):
+        raise ValueError("the maps are not of three tissues")
+    return LocalStatistics(arrays["mean"], arrays["spread"], arrays["mass"])
+
+
+def _covariates(scan: Scan) -> dict[str, Any]:
+    return {**scan.covariates, "age": scan.age, "sex": scan.sex}
+
+
+def _number(name: str, value: Any) -> float | None:
+    """A covariate as a number; sex as -0.5 (F) and 0.5 (M); None where it is unknown."""
+    if name == "sex":
+        return {"F": -0.5, "M": 0.5}.get(str(value)[:1].upper())
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _known(scans: tuple[Scan, ...], wanted: tuple[str, ...]
+           ) -> tuple[list[str], dict[str, list[float]]]:
+    """Covariates that are numbers in all scans and differ within a site."""
+    values = {}
+    for name in wanted:
+        column = [_number(name, _covariates(scan).get(name)) for scan in scans]
+        sites = {(scan.site, value) for scan, value in zip(scans, column)}
+        if None not in column and len(sites) > len({scan.site for scan in scans}):
+            values[name] = [float(value) for value in column if value is not None]
+    return list(values), values
