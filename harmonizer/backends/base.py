@@ -332,11 +332,6 @@ class StatisticsBackend(Backend):
     def _map_of(self, volume: Volume, target: Target, source: str | None,
                 covariates: Mapping[str, Any]) -> IntensityMap:
         """As `_map`, for methods that ask where a scan comes from; most need not."""
-        return self._map_of(volume, target, source, covariates or {})
-
-    def _map_of(self, volume: Volume, target: Target, source: str | None,
-                covariates: Mapping[str, Any]) -> IntensityMap:
-        """As `_map`, for methods that ask where a scan comes from; most need not."""
         return self._map(volume, target.style)
 
     @abstractmethod
