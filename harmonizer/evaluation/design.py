@@ -58,8 +58,9 @@ class Design:
     @property
     def kind(self) -> str:
         """travelling (everybody at two or more sites), nested (nobody is) or mixed."""
-        seen = {who: {s for s, w in zip(self.sites, self.subjects) if w == who}
-                for who in set(self.subjects)}
+        seen: dict[str, set[str]] = {}
+        for who, where in zip(self.subjects, self.sites):
+            seen.setdefault(who, set()).add(where)
         roaming = sum(len(sites) > 1 for sites in seen.values())
         return ("nested" if not roaming else
                 "travelling" if roaming == len(seen) else "mixed")

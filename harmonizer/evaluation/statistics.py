@@ -167,8 +167,7 @@ def resample_people(subjects: Sequence[str], draws: int, seed: int
 
     ``who`` numbers the drawn people, so that one drawn twice counts as two.
     """
-    labels = np.asarray(subjects)
-    rows = [np.flatnonzero(labels == name) for name in np.unique(labels)]
+    rows = _rows_of(subjects)
     sizes = np.array([len(index) for index in rows])
     alone = np.concatenate(rows) if (sizes == 1).all() else None
     rng, everyone = np.random.default_rng(seed), np.arange(len(rows))
@@ -178,6 +177,13 @@ def resample_people(subjects: Sequence[str], draws: int, seed: int
             yield alone[chosen], everyone
         else:
             yield (np.concatenate([rows[i] for i in chosen]), np.repeat(everyone, sizes[chosen]))
+
+
+def _rows_of(subjects: Sequence[str]) -> list[np.ndarray]:
+    """Row indices of each person, people in sorted order; not quadratic in people."""
+    counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
+    order = np.argsort(counts[1], kind="stable")
+    return np.split(order, np.cumsum(counts[2])[:-1])
 
 
 def bootstrap_interval(
@@ -316,16 +322,17 @@ def shuffle_labels(labels: Sequence[str], subjects: Sequence[str], rng: np.rando
     A person with several labels (a traveller) has them shuffled among his own scans; people with
     one label swap it with each other, all their scans together (restricted permutation, Good 2005).
     """
-    labels, subjects = np.array(labels), np.asarray(subjects)
-    rows = {who: np.flatnonzero(subjects == who) for who in np.unique(subjects)}
-    settled = [who for who, index in rows.items() if len(set(labels[index])) == 1]
+    labels = np.array(labels)
+    people = _rows_of(subjects)
+    settled = [(labels[rows] == labels[rows[0]]).all() for rows in people]
+    homes = iter(rng.permutation([labels[rows[0]] for rows, one in zip(people, settled) if one]))
     shuffled = labels.copy()
-    homes = rng.permutation([labels[rows[who][0]] for who in settled])
-    for who, home in zip(settled, homes):
-        shuffled[rows[who]] = home
-    for who, index in rows.items():
-        if who not in settled:
-            shuffled[index] = rng.permutation(labels[index])
+    for rows, one in zip(people, settled):
+        if one:
+            shuffled[rows] = next(homes)
+    for rows, one in zip(people, settled):
+        if not one:
+            shuffled[rows] = rng.permutation(labels[rows])
     return shuffled
 
 
