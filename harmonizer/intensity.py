@@ -6,10 +6,13 @@ So what is averaged over the scans of a site is divided by each scan's own in-ma
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 __all__ = [
-    "PROBABILITIES", "LANDMARKS", "quantile_function", "trimmed_moments", "strictly_increasing",
+    "PROBABILITIES", "LANDMARKS", "IntensityScale", "quantile_function", "trimmed_moments",
+    "strictly_increasing",
 ]
 
 PROBABILITIES = np.concatenate(
@@ -47,3 +50,34 @@ def strictly_increasing(values: np.ndarray, step: float) -> np.ndarray:
     """
     offsets = step * np.arange(len(values))
     return np.maximum.accumulate(np.asarray(values, dtype=np.float64) - offsets) + offsets
+
+
+@dataclass(frozen=True)
+class IntensityScale:
+    """A straight line between scanner units and the [-1, 1] that networks see, exactly undone.
+
+    Attributes
+    ----------
+    low, high : intensities that become -1 and 1; high > low
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, tail: float = 0.005) -> IntensityScale:
+        """From the `tail` and 1 - `tail` quantiles of in-mask values (CACD: 0.5 and 99.5 %)."""
+        low, high = np.quantile(np.asarray(values, dtype=np.float64), [tail, 1 - tail])
+        if not high > low:  # nearly constant: the extremes are all there is
+            low, high = float(np.min(values)), float(np.max(values))
+        return cls(float(low), float(max(high, np.nextafter(low, np.inf))))
+
+    def to_unit(self, data: np.ndarray) -> np.ndarray:
+        """float32, not clipped: what lies beyond the quantiles lies beyond [-1, 1]."""
+        scaled = (np.asarray(data, np.float64) - self.low) * (2 / (self.high - self.low)) - 1
+        return scaled.astype(np.float32)
+
+    def from_unit(self, unit: np.ndarray) -> np.ndarray:
+        """The inverse of `to_unit`, float32."""
+        wide = (np.asarray(unit, np.float64) + 1) * ((self.high - self.low) / 2) + self.low
+        return wide.astype(np.float32)

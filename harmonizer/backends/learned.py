@@ -1,0 +1,485 @@
+"""What all methods with networks share: presets, training, and the way in and out of a network.
+
+A method derives from `LearnedBackend` and fills in
+
+    presets    {"tiny": {...}, "small": {...}, "paper": {...}}: values that differ from `Config`'s
+    _build()             -> {name: nn.Module}, from config and `labels_`
+    _game(store, trained, seed) -> Game: players, losses, batches (harmonizer.training)
+    _describe(volume)    -> numbers of one scan;   _pool(numbers of scans) -> style of a site
+    _change(unit, mask, style, source, rng) -> the change of intensities, in the network's unit
+
+and gets: the split by people, the cache of volumes, resume, devices, the average of the weights,
+early stopping on people who were held out, the null hypothesis as starting point, whole volumes on
+any grid, saving and loading. torch is imported inside the methods.
+
+**Start at the null.** With `start` the image is first brought to the target by a method without
+training (its style is kept inside ours), in the target's own unit; the network sees that image and
+its answer is added as a change. An untrained network changes nothing and equals the null, which
+learned methods otherwise lose 2-4 dB against. `start="none"` scales by robust percentiles alone,
+which is what the papers do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..cohort import Cohort, Scan
+from ..errors import InputError, UsageError, did_you_mean
+from ..intensity import IntensityScale
+from ..volume import Volume
+from . import registry
+from .base import Backend, Progress, StatisticsBackend, _check_volume
+from .target import Target
+
+if TYPE_CHECKING:
+    from ..training.data import Canvas, VolumeStore
+    from ..training.players import Game
+    from ..training.settings import Pace, Resources
+
+__all__ = ["LearnedBackend", "LearnedConfig", "PRESETS"]
+
+PRESETS = ("tiny", "small", "paper")
+NONE = "none"
+FLOOR = 0.1  # a change may darken a voxel to a tenth, never to zero or below
+START = "start."
+
+
+@dataclass(frozen=True)
+class LearnedConfig:
+    """What every learned method lets one choose; a method's own config derives from this.
+
+    Attributes
+    ----------
+    preset : ``tiny`` (tests), ``small`` (CPU), ``paper`` (GPU); a word for the values below
+    start : a method without training that makes the first guess, or ``none``
+    held_out : share of each site's people that are held out of training
+    steps, ema, log_every, validate_every, patience, save_every : see `harmonizer.training.Pace`
+    validation_cases : simulated changes of scanner that the held-out error is measured on
+    validation_depth : axial slices of each of them; 0 = all
+    """
+
+    preset: str = "small"
+    start: str = "histogram_matching"
+    held_out: float = 0.1
+    steps: int = 20_000
+    ema: float = 0.999
+    log_every: int = 50
+    validate_every: int = 500
+    patience: int = 0
+    save_every: int = 250
+    validation_cases: int = 6
+    validation_depth: int = 16
+
+    def pace(self) -> Pace:
+        """The part of the config that the training loop reads."""
+        from ..training.settings import Pace
+
+        return Pace(self.steps, self.ema, self.log_every, self.validate_every, self.patience,
+                    self.save_every)
+
+
+class LearnedBackend(Backend):
+    """A method with networks; see the module's docstring for its blanks."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    multiple: ClassVar[tuple[int, int, int]] = (1, 1, 1)
+    """Sides of the canvas are multiples of these; a method may make it a property."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        from ..training.settings import Resources
+
+        self.resources: Resources = Resources()
+        self.labels_: tuple[str, ...] = ()
+        self.networks_: dict[str, Any] = {}
+        self.styles_: dict[str, dict[str, np.ndarray]] = {}
+        self.canvas_: Canvas | None = None
+        self.grid_shape_: tuple[int, ...] = ()
+        self.history_: list[dict[str, Any]] = []
+        self.training_: dict[str, Any] = {}
+        self._null = _null_of(self.config.start)
+
+    @classmethod
+    def config_from(cls, values: Mapping[str, Any]) -> Any:
+        """A `Config` from names and values, over those of the preset that is named among them."""
+        preset = values.get("preset", cls.Config().preset)
+        if preset not in cls.presets:
+            raise UsageError(f"{cls.name} has no preset {preset!r}. "
+                             f"{did_you_mean(str(preset), cls.presets)}")
+        return super().config_from({**cls.presets[preset], **values})
+
+    # Blanks ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _build(self) -> dict[str, Any]:
+        """New networks by name, on the CPU; torch's generator is seeded."""
+
+    @abstractmethod
+    def _game(self, store: VolumeStore, trained: tuple[int, ...], seed: int) -> Game:
+        """The game over `self.networks_` on the scans `trained` of the store.
+
+        `identity` and `score` may be left as they are: they are filled in.
+        """
+
+    @abstractmethod
+    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
+        """Numbers of one scan, by the trained networks; any intensity unit."""
+
+    @abstractmethod
+    def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The style of a site from its scans' numbers."""
+
+    @abstractmethod
+    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
+                source: str | None, rng: np.random.Generator) -> np.ndarray:
+        """The change that brings an image to a style.
+
+        Parameters
+        ----------
+        unit : (I, J, K) float32 canvas, the image after `start` in [-1, 1], background -1
+        mask : (I, J, K) bool canvas
+
+        Returns
+        -------
+        ndarray
+            (I, J, K) float32, after - before; what lies outside the mask is not used.
+        """
+
+    # Fit ------------------------------------------------------------------------------------
+
+    def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
+        import torch
+
+        from ..training.processes import launch
+        from ..training.settings import has_fast_bf16  # noqa: F401  (checked before any process)
+
+        for scan in cohort:
+            _read_checked(scan)
+        with self._folder() as folder:
+            cohort.to_tsv(folder / "cohort.tsv")
+            alone = self.resources.world == 1
+            outcome = launch(_fit_in_process, replace(self.resources, folder=folder), type(self),
+                             self.config, replace(self.resources, folder=folder), seed,
+                             progress if alone else None)
+        self.labels_ = tuple(cohort.sites)
+        with torch.random.fork_rng([]):
+            self._set_networks(outcome.weights)
+        self.canvas_, self.grid_shape_ = outcome.canvas, outcome.grid_shape
+        self.history_, self.training_ = outcome.history, outcome.facts
+        summaries: dict[str, list[dict[str, np.ndarray]]] = {}
+        for scan in cohort:
+            summaries.setdefault(scan.site, []).append(self._summary_of(_read_checked(scan)))
+        self.styles_ = {site: self._pool_all(summaries[site]) for site in sorted(summaries)}
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        if self.resources.folder is not None:
+            self.resources.folder.mkdir(parents=True, exist_ok=True)
+            yield self.resources.folder
+            return
+        with tempfile.TemporaryDirectory(prefix="harmonizer-fit-") as folder:
+            yield Path(folder)
+
+    def _set_networks(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Build the networks and give them these weights; in evaluation mode, on the device."""
+        import torch
+
+        networks = self._build()
+        for name, network in networks.items():
+            mine = {k.split(".", 1)[1]: torch.from_numpy(np.array(v)) for k, v in weights.items()
+                    if k.split(".", 1)[0] == name}
+            network.load_state_dict(mine)  # RuntimeError if they do not fit
+            network.to(self.resources.device).eval().requires_grad_(False)
+        self.networks_ = networks
+
+    # Styles ---------------------------------------------------------------------------------
+
+    def _summary_of(self, volume: Volume) -> dict[str, np.ndarray]:
+        scale = IntensityScale.of(volume.in_mask())
+        numbers = {START + k: v for k, v in (self._null._summary(volume) if self._null
+                                             else {}).items()}
+        return {**numbers, START + "percentiles": np.array([scale.low, scale.high]),
+                **self._describe(volume)}
+
+    def _pool_all(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        percentiles = np.mean([s[START + "percentiles"] for s in summaries], axis=0)
+        style = {START + "percentiles": percentiles}
+        if self._null:
+            null = [{k.removeprefix(START): v for k, v in s.items()
+                     if k.startswith(START) and k != START + "percentiles"} for s in summaries]
+            style |= {START + k: v for k, v in self._null._pool(null).items()}
+        own = [{k: v for k, v in s.items() if not k.startswith(START)} for s in summaries]
+        return {**style, **self._pool(own)}
+
+    def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
+        return self.styles_[label]
+
+    def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
+        return self._pool_all([self._summary_of(_read_checked(scan)) for scan in scans])
+
+    # Harmonize ------------------------------------------------------------------------------
+
+    def _harmonize(self, volume: Volume, target: Target, source: str | None,
+                   rng: np.random.Generator) -> Volume:
+        first = self._first_guess(volume, target.style)
+        scale = IntensityScale.of(first.in_mask())
+        canvas = self._canvas_of(volume)
+        unit, mask = self._on_canvas(first, scale, canvas)
+        change = self._change(unit, mask, target.style, source, rng) * np.float32(
+            (scale.high - scale.low) / 2)
+        whole = canvas.put(np.where(mask, change, 0).astype(np.float32),
+                           np.zeros(volume.shape, np.float32))
+        return _added(first, whole)
+
+    def _first_guess(self, volume: Volume, style: Mapping[str, np.ndarray]) -> Volume:
+        """The image in the target's unit: by the null, or by two percentiles alone."""
+        if self._null:
+            null = {k.removeprefix(START): v for k, v in style.items() if k.startswith(START)}
+            return self._null._map(volume, null).apply(volume)
+        goal = IntensityScale(*(float(v) for v in style[START + "percentiles"]))
+        values = goal.from_unit(IntensityScale.of(volume.in_mask()).to_unit(volume.data))
+        return volume.with_data(np.where(volume.mask, np.where(volume.data >= 0,
+                                         np.maximum(values, 0), values), volume.data))
+
+    def _canvas_of(self, volume: Volume) -> Canvas:
+        """The fit's canvas where the grid is the fit's and holds the brain, else one around it."""
+        from ..training.data import Canvas
+
+        assert volume.mask is not None and self.canvas_ is not None
+        if volume.shape == self.grid_shape_:
+            shown = self.canvas_.take(volume.mask, False)
+            if shown.sum() == volume.mask.sum():
+                return self.canvas_
+        return Canvas.around(volume.mask, self.multiple)
+
+    def _on_canvas(self, volume: Volume, scale: IntensityScale, canvas: Canvas
+                   ) -> tuple[np.ndarray, np.ndarray]:
+        """(image in [-1, 1], mask) on the canvas; clipped, background -1."""
+        assert volume.mask is not None
+        unit = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
+        return canvas.take(unit, -1.0), canvas.take(volume.mask, False)
+
+    def _unit_of(self, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+        """(image in [-1, 1], mask) of any scan as `_describe` wants it."""
+        return self._on_canvas(volume, IntensityScale.of(volume.in_mask()),
+                               self._canvas_of(volume))
+
+    # State ----------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, np.ndarray]:
+        assert self.canvas_ is not None
+        arrays = {f"net/{name}.{k}": v.cpu().numpy() for name, network in self.networks_.items()
+                  for k, v in network.state_dict().items()}
+        arrays |= {f"style/{site}/{k}": v for site, style in self.styles_.items()
+                   for k, v in style.items()}
+        return {**arrays, "canvas": np.array([self.canvas_.start, self.canvas_.shape,
+                                              self.grid_shape_], dtype=np.int64)}
+
+    def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        import torch
+
+        from ..training.data import Canvas
+
+        start, shape, grid = (tuple(int(v) for v in row) for row in arrays["canvas"])
+        self.canvas_, self.grid_shape_ = Canvas(start, shape), grid  # type: ignore[arg-type]
+        self.labels_ = tuple(self.sites_)
+        styles: dict[str, dict[str, np.ndarray]] = {site: {} for site in self.sites_}
+        for key, array in arrays.items():
+            if key.startswith("style/"):
+                site, name = key.removeprefix("style/").rsplit("/", 1)
+                styles[site][name] = array
+        if not all(styles.values()):
+            raise ValueError("a site has no style")
+        self.styles_ = styles
+        try:
+            with torch.random.fork_rng([]):
+                self._set_networks({k.removeprefix("net/"): v for k, v in arrays.items()
+                                    if k.startswith("net/")})
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[0]) from error
+
+    # Held-out people ------------------------------------------------------------------------
+
+    def held_out_error(self, cases: list[_Case]) -> dict[str, float]:
+        """Error of simulated changes of scanner on held-out people, ours and the null's.
+
+        The source is one person under a view, the target another person under a second view, the
+        truth the first person under the second view. Root mean square in the brain over the
+        truth's 0.5 to 99.5 % range, mean over cases.
+        """
+        ours, null = [], []
+        for number, case in enumerate(cases):
+            style = self._pool_all([self._summary_of(case.reference)])
+            target = Target("reference", "held-out", 1, self.name, "T1w", style)
+            after = self._harmonize(case.source, target, None, np.random.default_rng(number))
+            first = self._first_guess(case.source, style)
+            ours.append(case.error(after))
+            null.append(case.error(first))
+        return {"error": float(np.mean(ours)), "null": float(np.mean(null))}
+
+    def training_facts(self) -> list[str]:
+        """Lines for the model's card."""
+        facts = self.training_
+        if not facts:
+            return []
+        lines = [f"Trained for {facts['Steps']} steps in {facts['Minutes']:.1f} minutes on "
+                 f"{facts['Device']} (ended by: {facts['EndedBy']}); the weights are averages of "
+                 f"step {facts['Best']}."]
+        if facts.get("Error") is not None:
+            lines.append(
+                f"Simulated changes of scanner on {facts['HeldOut']} held-out scans: error "
+                f"{facts['Error']:.4f} of the intensity range; {self.config.start} alone "
+                f"{facts['Null']:.4f}.")
+        else:
+            lines.append("Nobody was held out: how good it is was not measured in the fit.")
+        return lines
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """A simulated change of scanner with its truth."""
+
+    source: Volume
+    reference: Volume
+    truth: Volume
+
+    def error(self, after: Volume) -> float:
+        """Root mean square in the brain over the truth's robust range."""
+        truth = self.truth.in_mask()
+        low, high = np.quantile(truth, [0.005, 0.995])
+        return float(np.sqrt(np.mean((after.in_mask() - truth) ** 2)) / max(high - low, 1e-6))
+
+
+@dataclass
+class _Learned:
+    """What a process hands back: plain values."""
+
+    weights: dict[str, np.ndarray]
+    canvas: Any
+    grid_shape: tuple[int, ...]
+    history: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resources: Resources,
+                    seed: int, progress: Progress | None) -> _Learned:
+    """One process of a fit: the store, the game, the loop."""
+    import torch
+
+    from ..training.data import VolumeStore
+    from ..training.loop import train
+
+    assert resources.folder is not None
+    backend = kind(config)
+    backend.resources = replace(resources, device=str(ranks.device))
+    cohort = Cohort.from_tsv(resources.folder / "cohort.tsv")
+    backend.labels_ = tuple(cohort.sites)
+    if ranks.first:
+        VolumeStore.build(cohort, resources.folder / "volumes", backend.multiple)
+    ranks.wait()
+    store = VolumeStore.build(cohort, resources.folder / "volumes", backend.multiple)
+    backend.canvas_, backend.grid_shape_ = store.canvas, store.grid_shape
+    trained, held = _split(cohort, config.held_out, seed)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        backend.networks_ = backend._build()
+    game = backend._game(store, trained, seed)
+    game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
+                     "config": {k: v for k, v in vars(config).items()},
+                     "scans": [scan.scan_id for scan in cohort]}
+    if held and config.validation_cases:
+        cases = make_cases(store, held, config, seed)
+        game.score = lambda: backend.held_out_error(cases)  # type: ignore[method-assign]
+    outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
+                    progress=progress)
+    facts = {"Steps": outcome.steps, "Best": outcome.best, "Minutes": outcome.minutes,
+             "EndedBy": outcome.why, "Device": f"{ranks.size} x {ranks.device}",
+             "HeldOut": len(held), "Error": outcome.numbers.get("error"),
+             "Null": outcome.numbers.get("null")}
+    weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
+    return _Learned(weights, store.canvas, store.grid_shape, outcome.history, facts)
+
+
+def _split(cohort: Cohort, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(trained, held out) indices of scans; no person is on both sides."""
+    rest, held = cohort.split(fraction, seed)
+    subjects = set(held.subjects)
+    indices = range(len(cohort.scans))
+    return (tuple(i for i in indices if cohort.scans[i].subject not in subjects),
+            tuple(i for i in indices if cohort.scans[i].subject in subjects))
+
+
+def make_cases(store: VolumeStore, held: tuple[int, ...], config: Any, seed: int) -> list[_Case]:
+    """Simulated changes of scanner on held-out people (a reference may be the only one there is).
+
+    Source: contrast, bias field, noise and blur of a scanner; target: another contrast, clean.
+    """
+    from ..augment.contrast import ContrastSettings, draw_view
+
+    dirty = ContrastSettings(bias=0.2, blur=0.6, noise=0.03)
+    clean = ContrastSettings(bias=0.0)
+    cases = []
+    for number in range(config.validation_cases):
+        rng = np.random.default_rng([seed, number, 3])
+        i = held[number % len(held)]
+        others = [j for j in held if store.scans[j].subject != store.scans[i].subject]
+        others = others or [j for j in range(len(store.scans))
+                            if store.scans[j].subject != store.scans[i].subject] or [i]
+        j = int(rng.choice(others))
+        one, two = draw_view(rng, dirty, 3), draw_view(rng, clean, 3)
+        depth = config.validation_depth
+        cases.append(_Case(_seen(store, i, one, depth), _seen(store, j, two, depth),
+                           _seen(store, i, two, depth)))
+    return cases
+
+
+def _seen(store: VolumeStore, index: int, view: Any, depth: int) -> Volume:
+    """The middle slices of a scan under a view, as a volume of 0..200."""
+    import torch
+
+    low, high = store.boxes[index, 2]
+    middle = (low + high) // 2
+    half = (depth or 2 * store.canvas.shape[2]) // 2
+    at = np.s_[:, :, max(0, middle - half):middle + max(1, half)]
+    image = torch.from_numpy(store.image(index)[at].astype(np.float32))[None, None]
+    mask = torch.from_numpy((store.mask(index)[at] > 0).astype(np.float32))[None, None]
+    seen = 100 * (view.apply(image, mask) + 1) * mask
+    return Volume(seen[0, 0].numpy(), np.eye(4), mask[0, 0].numpy() > 0)
+
+
+def _null_of(name: str) -> StatisticsBackend | None:
+    if name == NONE:
+        return None
+    kind = registry.get(name)
+    if not issubclass(kind, StatisticsBackend):
+        raise UsageError(f"start {name!r} makes no intensity map. Give histogram_matching, "
+                         "moment_matching or none.")
+    return kind()
+
+
+def _read_checked(scan: Scan) -> Volume:
+    volume = scan.read()
+    try:
+        _check_volume(volume)
+    except InputError as error:
+        raise InputError(f"{scan.image}: {error}") from error
+    return volume
+
+
+def _added(volume: Volume, change: np.ndarray) -> Volume:
+    """volume + change; fades towards zero intensity, so that nothing becomes dark or negative."""
+    assert volume.mask is not None
+    values = volume.data[volume.mask].astype(np.float64)
+    low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))
+    y = values + change[volume.mask] * np.clip(values / low, 0, 1)
+    data = volume.data.copy()
+    data[volume.mask] = np.where(values > 0, np.maximum(y, FLOOR * values), values)
+    return volume.with_data(data)

@@ -1,0 +1,312 @@
+"""From a cohort to slices, slabs and patches: every volume is read and scaled once.
+
+`VolumeStore` keeps all volumes of a fit, scaled to [-1, 1] and cut to the canvas, as memory-mapped
+float16 beside their masks, so that a study larger than memory trains. What is drawn in a step is a
+pure function of (seed, step, rank): sites first, evenly, then a person of the site, then a scan,
+then a place in the brain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cohort import Cohort, Scan
+from ..errors import InputError
+from ..files import atomic_path, read_json, write_json
+from ..intensity import IntensityScale
+from ..volume import Volume, same_grid
+
+__all__ = ["Canvas", "VolumeStore", "SlabDraw", "PatchDraw", "draw_scans"]
+
+BACKGROUND = -1.0
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The box that networks see of a grid: from `start` (may be negative) over `shape` voxels.
+
+    Voxels beyond the volume are background.
+    """
+
+    start: tuple[int, int, int]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def around(cls, mask: np.ndarray, multiple: tuple[int, int, int],
+               at_least: tuple[int, int, int] = (1, 1, 1)) -> Canvas:
+        """The box around the True voxels, grown evenly to multiples of `multiple`."""
+        start, shape = [], []
+        for axis in range(3):
+            others = tuple(a for a in range(3) if a != axis)
+            hits = np.flatnonzero(mask.any(axis=others))
+            low, high = int(hits[0]), int(hits[-1]) + 1
+            need = max(high - low, at_least[axis])
+            side = -(-need // multiple[axis]) * multiple[axis]
+            start.append(low - (side - (high - low)) // 2)
+            shape.append(side)
+        return cls(tuple(start), tuple(shape))  # type: ignore[arg-type]
+
+    def take(self, array: np.ndarray, fill: float = 0.0) -> np.ndarray:
+        """What the canvas shows of an (I, J, K) array."""
+        out = np.full(self.shape, fill, dtype=array.dtype)
+        inside, within = self._overlap(array.shape)
+        out[within] = array[inside]
+        return out
+
+    def put(self, shown: np.ndarray, array: np.ndarray) -> np.ndarray:
+        """A copy of `array` with the canvas' part replaced."""
+        out = np.array(array)
+        inside, within = self._overlap(array.shape)
+        out[inside] = shown[within]
+        return out
+
+    def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        inside, within = [], []
+        for a, n, size in zip(self.start, self.shape, shape):
+            low, high = max(a, 0), min(a + n, size)
+            inside.append(slice(low, max(high, low)))
+            within.append(slice(low - a, max(high, low) - a))
+        return tuple(inside), tuple(within)
+
+
+class VolumeStore:
+    """Scaled volumes on disk.
+
+    Attributes
+    ----------
+    scans : in the order of the arrays
+    canvas : the box around all brains
+    grid_shape : of the volumes that the canvas was cut from
+    """
+
+    def __init__(self, folder: Path, cohort: Cohort) -> None:
+        facts = read_json(folder / "store.json")
+        self.folder, self.scans = folder, cohort.scans
+        self.canvas = Canvas(tuple(facts["start"]), tuple(facts["shape"]))
+        self.grid_shape = tuple(facts["grid_shape"])
+        i, j, k = self.canvas.shape
+        stored = (len(self.scans), k, i, j)  # slices lie together on disk
+        self._images = np.memmap(folder / "images.f16", np.float16, "r", shape=stored)
+        self._masks = np.memmap(folder / "masks.u8", np.uint8, "r", shape=stored)
+
+    @classmethod
+    def build(cls, cohort: Cohort, folder: Path, multiple: tuple[int, int, int] = (1, 1, 1),
+              at_least: tuple[int, int, int] = (1, 1, 1)) -> VolumeStore:
+        """Read, scale and keep all scans, or open what an earlier call kept of the same files.
+
+        Raises
+        ------
+        InputError
+            If a scan cannot be read, is constant in its mask, or lies on another grid.
+        """
+        wanted = {"scans": [_identity(scan) for scan in cohort], "multiple": list(multiple),
+                  "at_least": list(at_least)}
+        path = folder / "store.json"
+        if path.exists() and read_json(path).get("of") == json.loads(json.dumps(wanted)):
+            return cls(folder, cohort)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        union, first = _union_of_masks(cohort)
+        canvas = Canvas.around(union, multiple, at_least)
+        with atomic_path(folder / "images.f16") as images, atomic_path(folder / "masks.u8") as masks:
+            with open(images, "wb") as image_file, open(masks, "wb") as mask_file:
+                for scan in cohort:
+                    image, mask = _scaled(scan, canvas)
+                    image_file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes())
+                    mask_file.write(np.ascontiguousarray(mask.transpose(2, 0, 1)).tobytes())
+        write_json(path, {"of": wanted, "start": list(canvas.start), "shape": list(canvas.shape),
+                          "grid_shape": list(first.shape)})
+        return cls(folder, cohort)
+
+    def image(self, index: int) -> np.ndarray:
+        """(I, J, K) float16 view of a scan's canvas, in [-1, 1], background -1."""
+        return self._images[index].transpose(1, 2, 0)
+
+    def mask(self, index: int) -> np.ndarray:
+        """(I, J, K) uint8 view, 1 in the brain."""
+        return self._masks[index].transpose(1, 2, 0)
+
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """(n, K) brain voxels in every axial slice."""
+        return np.stack([m.reshape(len(m), -1).sum(1, dtype=np.int64) for m in self._masks])
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """(n, 3, 2) first and last + 1 brain voxel along each axis."""
+        boxes = np.zeros((len(self.scans), 3, 2), int)
+        for n in range(len(self.scans)):
+            for axis in range(3):
+                others = tuple(a for a in range(3) if a != axis)
+                hits = np.flatnonzero(self.mask(n).any(axis=others))
+                boxes[n, axis] = hits[0], hits[-1] + 1
+        return boxes
+
+    def volume(self, index: int) -> Volume:
+        """A scan's canvas as a `Volume` with intensities 0..2 and an identity affine."""
+        data = np.float32(1) + self.image(index)
+        return Volume(data, np.eye(4), self.mask(index) > 0)
+
+
+def _identity(scan: Scan) -> list[Any]:
+    """Names the files that a scan was read from."""
+    stats = [path.stat() for path in (scan.image, scan.mask) if path.exists()]
+    return [scan.scan_id, *[value for s in stats for value in (s.st_size, s.st_mtime_ns)]]
+
+
+def _union_of_masks(cohort: Cohort) -> tuple[np.ndarray, Volume]:
+    union, first = None, None
+    for scan in cohort:
+        volume = scan.read()
+        if volume.mask is None or not volume.mask.any():
+            raise InputError(f"{scan.image}: the brain mask is empty. Check the brain extraction.")
+        if union is None or first is None:
+            union, first = volume.mask.copy(), volume
+        elif not same_grid(first.shape, first.affine, volume.shape, volume.affine):
+            raise InputError(f"{scan.image}: lies on another grid than the others. Preprocess all "
+                             "scans to one template grid (keep --sloppy the same).")
+        else:
+            union |= volume.mask
+    if union is None or first is None:
+        raise InputError("there is no scan to train on.")
+    return union, first
+
+
+def _scaled(scan: Scan, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    volume = scan.read()
+    values = volume.in_mask()
+    if values.min() == values.max():
+        raise InputError(f"{scan.image}: is constant in the brain mask. Check image and mask.")
+    unit = np.clip(IntensityScale.of(values).to_unit(volume.data), -1, 1)
+    unit = np.where(volume.mask, unit, BACKGROUND).astype(np.float16)
+    assert volume.mask is not None
+    return canvas.take(unit, BACKGROUND), canvas.take(volume.mask.astype(np.uint8))
+
+
+def draw_scans(rng: np.random.Generator, scans: Sequence[Scan], count: int, *,
+               distinct: bool = False) -> list[int]:
+    """`count` indices: sites in a random order, each as often as the others, then a person, a scan.
+
+    `distinct`: no person twice, as far as there are people (the count may then be smaller).
+    """
+    people: dict[str, dict[str, list[int]]] = {}
+    for index, scan in enumerate(scans):
+        people.setdefault(scan.site, {}).setdefault(scan.subject, []).append(index)
+    drawn: list[int] = []
+    seen: set[str] = set()
+    while len(drawn) < count:
+        before = len(drawn)
+        for site in rng.permutation(sorted(people)):
+            free = sorted(set(people[site]) - (seen if distinct else set()))
+            if free and len(drawn) < count:
+                person = str(rng.choice(free))
+                seen.add(person)
+                drawn.append(int(rng.choice(people[site][person])))
+        if len(drawn) == before:
+            break
+    return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class SlabDraw:
+    """Axial slices, or slabs of 2 `neighbours` + 1 of them, as channels.
+
+    Attributes
+    ----------
+    store : the volumes
+    scans : indices of those that may be drawn (the people trained on)
+    count : scans in a batch
+    seed : with step and rank it decides everything
+    neighbours : slices on either side
+    middle : only slices within so many of the brain's middle; None: all
+    least : share of the largest slice's area below which a slice is not drawn
+    distinct : no person twice in a batch
+    """
+
+    store: VolumeStore
+    scans: tuple[int, ...]
+    count: int
+    seed: int
+    neighbours: int = 0
+    middle: int | None = None
+    least: float = 0.1
+    distinct: bool = False
+
+    def __call__(self, step: int, rank: int = 0) -> dict[str, Any]:
+        """image, mask (N, 2n + 1, I, J) float32; scan, place: lists; rng: for what comes next."""
+        rng = np.random.default_rng([self.seed, step, rank, 1])
+        pool = [self.store.scans[i] for i in self.scans]
+        drawn = [self.scans[i]
+                 for i in draw_scans(rng, pool, self.count, distinct=self.distinct)]
+        places = [int(rng.choice(self.slices(index))) for index in drawn]
+        slabs = [self.slab(index, place) for index, place in zip(drawn, places)]
+        return {"image": torch.from_numpy(np.stack([s[0] for s in slabs])),
+                "mask": torch.from_numpy(np.stack([s[1] for s in slabs])),
+                "scan": drawn, "place": places, "rng": rng,
+                "site": [self.store.scans[i].site for i in drawn]}
+
+    def slices(self, index: int) -> np.ndarray:
+        """The slices of a scan that may be drawn."""
+        area = self.store.areas[index]
+        good = np.flatnonzero(area >= max(1, self.least * area.max()))
+        if self.middle is None:
+            return good
+        centre = (good[0] + good[-1]) // 2
+        return good[(good >= centre - self.middle) & (good < centre + self.middle)]
+
+    def slab(self, index: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """(2n + 1, I, J) image and mask around a slice; beyond the volume its last slice again."""
+        last = self.store.canvas.shape[2] - 1
+        around = np.clip(np.arange(place - self.neighbours, place + self.neighbours + 1), 0, last)
+        images, masks = self.store._images[index], self.store._masks[index]
+        return (np.stack([images[k] for k in around]).astype(np.float32),
+                np.stack([masks[k] for k in around]).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class PatchDraw:
+    """3D patches at random places whose centre is in the brain's box.
+
+    Attributes as in `SlabDraw`; `patch` is the side lengths, at most the canvas'.
+    """
+
+    store: VolumeStore
+    scans: tuple[int, ...]
+    count: int
+    seed: int
+    patch: tuple[int, int, int]
+    distinct: bool = False
+
+    def __call__(self, step: int, rank: int = 0) -> dict[str, Any]:
+        """image, mask (N, 1, i, j, k) float32; scan, corner: lists; rng: for what comes next."""
+        rng = np.random.default_rng([self.seed, step, rank, 2])
+        pool = [self.store.scans[i] for i in self.scans]
+        drawn = [self.scans[i]
+                 for i in draw_scans(rng, pool, self.count, distinct=self.distinct)]
+        corners = [self._corner(rng, index) for index in drawn]
+        images, masks = [], []
+        for index, corner in zip(drawn, corners):
+            at = tuple(slice(c, c + p) for c, p in zip(corner, self.patch))
+            images.append(self.store.image(index)[at].astype(np.float32))
+            masks.append(self.store.mask(index)[at].astype(np.float32))
+        return {"image": torch.from_numpy(np.stack(images)[:, None]),
+                "mask": torch.from_numpy(np.stack(masks)[:, None]),
+                "scan": drawn, "corner": corners, "rng": rng,
+                "site": [self.store.scans[i].site for i in drawn]}
+
+    def _corner(self, rng: np.random.Generator, index: int) -> tuple[int, ...]:
+        corner = []
+        for (low, high), side, n in zip(self.store.boxes[index], self.patch,
+                                        self.store.canvas.shape):
+            first = int(np.clip(low, 0, n - side))
+            last = int(np.clip(high - side, first, n - side))
+            corner.append(int(rng.integers(first, last + 1)))
+        return tuple(corner)
