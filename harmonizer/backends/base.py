@@ -382,6 +382,8 @@ class StatisticsBackend(Backend):
         for key, array in arrays.items():
             site, name = key.rsplit("/", 1)
             styles[site][name] = array
+        if not all(styles.values()):
+            raise ValueError("a site has no numbers")
         for style in styles.values():
             self._check_style(style)
         self.styles_ = styles

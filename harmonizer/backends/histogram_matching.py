@@ -67,7 +67,7 @@ class HistogramMatching(StatisticsBackend):
         return {"quantiles": np.maximum(offset + unit * shape, 0.0)}
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
-        q, n = style["quantiles"], len(self._probabilities)
+        q, n = np.asarray(style["quantiles"], np.float64), len(self._probabilities)
         if q.shape != (n,) or q[0] < 0 or not 0 < q[-1] < BRIGHTEST or (np.diff(q) < 0).any():
             raise ValueError(f"expected {n} rising quantiles from 0 to {BRIGHTEST:g}")
 

@@ -52,7 +52,7 @@ class MomentMatching(StatisticsBackend):
         return {"moments": np.array([mean, mean * variation])}
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
-        moments = style["moments"]
+        moments = np.asarray(style["moments"], np.float64)
         if moments.shape != (2,) or not ((0 < moments) & (moments < BRIGHTEST)).all():
             raise ValueError(f"expected a mean and a deviation above 0 and below {BRIGHTEST:g}")
 

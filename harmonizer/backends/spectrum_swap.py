@@ -63,7 +63,8 @@ class SpectrumSwap(StatisticsBackend):
         return {**pooled, "shape": summaries[0]["shape"]}
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
-        amplitude, mean, shape = style["amplitude"], style["mean"], style["shape"]
+        shape = style["shape"]
+        amplitude, mean = (np.asarray(style[name], np.float64) for name in ("amplitude", "mean"))
         if (mean.shape, shape.shape) != ((1,), (3,)) or amplitude.ndim != 1:
             raise ValueError("expected amplitudes, one mean and the three sides of a grid")
         if not 0 < mean[0] < BRIGHTEST or (amplitude < 0).any() or (amplitude > 1e3).any():

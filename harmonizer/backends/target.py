@@ -66,7 +66,8 @@ class Target:
         for name in ("label", "backend", "modality"):
             value = getattr(self, name)
             if not isinstance(value, str) or not re.fullmatch(LABEL, value):
-                raise ValueError(f"{name} {value!r:.80} has not 1 to 120 letters, digits, spaces, . _ + -")
+                raise ValueError(f"{name} {value!r:.80} is not made of 1 to 120 letters, digits, "
+                                 "spaces and . _ + -")
         if self.n_scans < 0:
             raise ValueError(f"{self.n_scans} scans")
         check_arrays(self.style)
