@@ -1,6 +1,11 @@
 """PSNR and SSIM of every training-free backend against voxelwise truth, on people it never saw.
 
     python benchmarks/truth.py OUT [--truth TRUTH.tsv] [--backends A B] [--fit others|disjoint]
+                               [--labels FOLDER] [--cache FOLDER]
+
+A backend may carry options, `tissue_matching:segmenter=atropos`; with the true labels of the truth
+table, or of a FOLDER of `sub-X*_dseg.nii.gz` (1 CSF, 2 GM, 3 WM), also `segmenter=labels`, and the
+contrast of grey and white matter is scored: log(WM median / GM median), after minus truth.
 
 OUT is an output folder in which the preprocess stage has run. Truth is either a table (columns
 scan, target_site, image, mask; the phantom writes one) or, for travelling people whose scans lie
@@ -19,7 +24,8 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.base import Backend  # noqa: E402
+from harmonizer.backends.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.image import psnr, ssim  # noqa: E402
+from harmonizer.local_statistics import TISSUES  # noqa: E402
 from harmonizer.native import apply_with_head, change_of  # noqa: E402
-from harmonizer.preprocessing.transforms import read_itk_affine  # noqa: E402
+from harmonizer.preprocessing.transforms import read_itk_affine, resample  # noqa: E402
+from harmonizer.segmentation.atropos import CachedSegmenter  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
 
@@ -44,6 +53,7 @@ class Case:
     target: str
     truth: Path
     mask: Path
+    labels: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,9 +65,12 @@ def main(argv: list[str] | None = None) -> int:
               "preprocess stage first (sloppy runs: --resolution 2).", file=sys.stderr)
         return 65
     cases = from_table(found, args.truth) if args.truth else same_person(found)
+    if args.labels:
+        cases = [replace(case, labels=labels_of(case, args.labels)) for case in cases]
+    prepare_segmenters(cases, args.cache)
     rows = []
     for subject in sorted({case.item.scan.subject for case in cases}):
-        mine = [case for case in cases if case.item.scan.subject == subject]
+        mine = [case for case in cases if case.item.scan.subject == subject][::args.every]
         others = cohort_of([i for i in found if i.scan.subject != subject])
         rows += score_subject(mine, others, args.backends, args.fit)
         print(f"sub-{subject}: {len(mine)} cases", file=sys.stderr)
@@ -76,6 +89,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fit", choices=("others", "disjoint"), default="others")
     parser.add_argument("--modality", default="T1w")
     parser.add_argument("--resolution", type=int, default=1)
+    parser.add_argument("--labels", type=Path, help="folder of true tissue labels")
+    parser.add_argument("--cache", type=Path, help="keep segmentations here")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th case only")
     parser.add_argument("--tsv", type=Path, help="write every number here")
     return parser.parse_args(argv)
 
@@ -89,7 +105,8 @@ def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[Case]:
             item = by_id.get(Path(row["scan"]).name.split(".")[0])
             if item is not None and row["target_site"] != item.scan.site:
                 cases.append(Case(item, row["target_site"], table.parent / row["image"],
-                                  table.parent / row["mask"]))
+                                  table.parent / row["mask"],
+                                  table.parent / row["labels"] if row.get("labels") else None))
     return cases
 
 
@@ -104,6 +121,41 @@ def same_person(found: tuple[Preprocessed, ...]) -> list[Case]:
     return cases
 
 
+def labels_of(case: Case, folder: Path) -> Path:
+    """The person's true labels, on the grid of the person's scans."""
+    return next(folder.glob(f"sub-{case.item.scan.subject}*_dseg.nii.gz"))
+
+
+def prepare_segmenters(cases: list[Case], cache: Path | None) -> None:
+    """Offer the true labels as a segmenter, and keep what the others find in a folder."""
+    for name, make in list(SEGMENTERS.items()):
+        if cache is not None:
+            SEGMENTERS[name] = lambda make=make: CachedSegmenter(make(), cache)
+    known = {}
+    for case in cases:
+        if case.labels is not None and case.item.scan_id not in known:
+            known[case.item.scan_id] = case
+    if known:
+        answers = {key_of(case.item.scan.read()): case for case in known.values()}
+        SEGMENTERS["labels"] = lambda: partial(true_memberships, answers)
+
+
+def key_of(volume: Volume) -> tuple[float, ...]:
+    """What tells one image from all others."""
+    values = volume.in_mask().astype(np.float64)
+    return (len(values), float(values.sum()), float((values ** 2).sum()))
+
+
+def true_memberships(answers: dict[tuple[float, ...], Case], volume: Volume
+                     ) -> dict[str, np.ndarray]:
+    """True labels as shares on the template grid."""
+    case = answers[key_of(volume)]
+    labels = read_volume(case.labels)
+    matrix = read_itk_affine(case.item.paths.to_template)
+    return {name: resample(labels.with_data(labels.data == code), volume, matrix).data * volume.mask
+            for code, name in enumerate(TISSUES, start=1)}
+
+
 def score_subject(cases: list[Case], others: Cohort, backends: list[str], how: str) -> list[dict]:
     """All numbers of one person, with models that never saw that person."""
     rows = []
@@ -114,11 +166,20 @@ def score_subject(cases: list[Case], others: Cohort, backends: list[str], how: s
         for name in backends:
             key = (name, *pair) if how == "disjoint" else (name, "", "")
             if key not in fitted:
-                fitted[key] = registry.get(name)().fit(training, seed=1)
+                fitted[key] = backend_named(name).fit(training, seed=1)
         models = {name: fitted[(name, *pair) if how == "disjoint" else (name, "", "")]
                   for name in backends}
         rows += score(case, models, training.of_site(case.target))
     return rows
+
+
+def backend_named(text: str) -> Backend:
+    """`name` or `name:option=value,option=value`, not fitted yet."""
+    name, _, options = text.partition(":")
+    kind = registry.get(name)
+    pairs = dict(option.split("=") for option in options.split(",") if option)
+    return kind(kind.config_from({k: float(v) if v.replace(".", "").isdigit() else v
+                                  for k, v in pairs.items()}))
 
 
 def disjoint(cohort: Cohort, source: str, target: str) -> Cohort:
@@ -139,8 +200,19 @@ def score(case: Case, models: dict[str, Backend], target_scans: Cohort) -> list[
     return [{"scan": case.item.scan.scan_id, "source": case.item.scan.site, "target": case.target,
              "method": name,
              "psnr": psnr(truth.data, result, truth.mask, float(high - low)),
-             "ssim": ssim(truth.data, result, truth.mask, float(high - low))}
+             "ssim": ssim(truth.data, result, truth.mask, float(high - low)),
+             "contrast": contrast_error(case, result, truth)}
             for name, result in candidates.items()]
+
+
+def contrast_error(case: Case, result: np.ndarray, truth: Volume) -> float:
+    """log(WM median / GM median) of the result minus that of the truth; NaN without labels."""
+    if case.labels is None:
+        return float("nan")
+    labels = np.where(truth.mask, read_volume(case.labels).data, 0)
+    after, wanted = ([float(np.median(image[labels == code])) for code in (2, 3)]
+                     for image in (result, truth.data))
+    return float(np.log(after[1] / after[0]) - np.log(wanted[1] / wanted[0]))
 
 
 def candidates_of(
@@ -152,7 +224,9 @@ def candidates_of(
     template = case.item.scan.read()
     matrix = read_itk_affine(case.item.paths.to_template)
     for name, model in models.items():
-        change = change_of(model, template, model.target(case.target), source=case.item.scan.site)
+        scan = case.item.scan
+        change = change_of(model, template, model.target(case.target), source=scan.site,
+                           covariates={**scan.covariates, "age": scan.age, "sex": scan.sex})
         yield name, apply_with_head(change, native, matrix).data
 
 
@@ -160,7 +234,8 @@ def report(rows: list[dict]) -> None:
     """Mean by method, and by pair of sites."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     pairs = sorted({(row["source"], row["target"]) for row in rows})
-    print(f"n = {len(rows) // len(methods)} cases; PSNR dB / SSIM, mean (minimum)")
+    print(f"n = {len(rows) // len(methods)} cases; PSNR dB / SSIM, mean (minimum)"
+          "; last: absolute error of log GM/WM contrast")
     print("| pair | " + " | ".join(methods) + " |")
     print("|---" * (len(methods) + 1) + "|")
     for pair in [*pairs, None]:
@@ -172,6 +247,8 @@ def report(rows: list[dict]) -> None:
             cells.append(f"{np.mean(p):.1f} ({min(p):.1f}) / {np.mean(s):.3f} ({min(s):.3f})")
         name = "**all**" if pair is None else f"{pair[0]} > {pair[1]}"
         print(f"| {name} | " + " | ".join(cells) + " |")
+    contrast = [np.mean([abs(r["contrast"]) for r in rows if r["method"] == m]) for m in methods]
+    print("| contrast | " + " | ".join(f"{value:.3f}" for value in contrast) + " |")
 
 
 def write(rows: list[dict], path: Path) -> None:

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 
 from ..cohort import Cohort, Scan
-from ..errors import InputError
 from ..local_statistics import (
     TISSUES,
     Lattice,
@@ -43,7 +42,7 @@ from ..local_statistics import (
 from ..segmentation.atropos import AtroposSegmenter, Segment
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume
-from .base import Capabilities, Progress, StatisticsBackend
+from .base import BRIGHTEST, Capabilities, Progress, StatisticsBackend
 from .target import Target
 
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
@@ -201,6 +200,16 @@ class TissueMatching(StatisticsBackend):
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return _arrays(pool([_statistics(one) for one in summaries])[0])
 
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        shape = (len(TISSUES), *(self.lattice_.shape if self.lattice_ else ()))
+        for name in ("mean", "spread", "mass"):
+            maps = style[name]
+            low = 0.0 if name == "mass" else np.finfo(np.float32).tiny
+            if maps.shape != shape or not ((maps >= low) & (maps < BRIGHTEST)).all():
+                raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
+        if not style["people"].shape == (1,) or not style["people"][0] >= 1:
+            raise ValueError("expected a number of people, 1 or more")
+
     # Harmonize ------------------------------------------------------------------------------
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> TissueMap:
@@ -216,9 +225,6 @@ class TissueMatching(StatisticsBackend):
         covariates: Mapping[str, Any], same: bool,
     ) -> TissueMap:
         assert self.lattice_ is not None
-        if style["mean"].shape[1:] != self.lattice_.shape:
-            raise InputError("the target's maps lie on another lattice than this model's. Enroll "
-                             "its scans again with this model.")
         own, shares = self._measured(volume)
         goal, usual = _statistics(style), self._expected(covariates)
         people = int(self.styles_[source]["people"][0]) if source in self.styles_ else 0
@@ -273,8 +279,6 @@ def _arrays(one: LocalStatistics) -> dict[str, np.ndarray]:
 
 
 def _statistics(arrays: Mapping[str, np.ndarray]) -> LocalStatistics:
-    if arrays["mean"].shape[:1] != (len(TISSUES),):
-        raise ValueError("the maps are not of three tissues")
     return LocalStatistics(arrays["mean"], arrays["spread"], arrays["mass"])
 
 
