@@ -5,6 +5,10 @@ that nothing of the 1 mm image is thrown away while all convolutions run on an e
 the way to a cortex at 1 mm in seconds on two cores. Features are normalised in groups of channels
 over the image (group normalisation). Normalising each voxel's channels by themselves was tried and
 learned where the brain is, but no tissue: it takes a voxel's brightness away.
+
+Whether white matter is the bright or the dark tissue is a question about the whole image, and its
+answer turns every local decision around. So the mean of the deepest features, a code of the image's
+contrast, scales and shifts the features of each block of the decoder.
 """
 
 from __future__ import annotations
@@ -39,9 +43,10 @@ class SegmenterNet(nn.Module):
             for before, width in zip((8, *widths[:-1]), widths)
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(_Layer(width + below, width), _Layer(width, width))
+            _Block(width + below, width, code=widths[-1])
             for width, below in zip(widths[:-1], widths[1:])
         )
+        self.code = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.ReLU())
         self.head = nn.Conv3d(widths[0], 8 * classes, 1)
 
     @property
@@ -56,8 +61,9 @@ class SegmenterNet(nn.Module):
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else functional.max_pool3d(x, 2))
             kept.append(x)
+        code = self.code(x.mean(dim=(2, 3, 4)))
         for block, skip in zip(reversed(self.decoder), reversed(kept[:-1])):
-            x = block(torch.cat([skip, functional.interpolate(x, scale_factor=2)], dim=1))
+            x = block(torch.cat([skip, functional.interpolate(x, scale_factor=2)], dim=1), code)
         return x
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -80,6 +86,24 @@ class _Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.relu(self.norm(self.conv(x)))
+
+
+class _Block(nn.Module):
+    """Two layers; the first one's features are scaled and shifted by the image's contrast code."""
+
+    def __init__(self, before: int, after: int, code: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(before, after, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(GROUPS, after)
+        self.modulation = nn.Linear(code, 2 * after)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.second = _Layer(after, after)
+
+    def forward(self, x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.modulation(code)[..., None, None, None].chunk(2, dim=1)
+        x = torch.addcmul(shift, self.norm(self.conv(x)), 1 + scale)
+        return self.second(functional.relu(x))
 
 
 def fold(x: Any) -> Any:

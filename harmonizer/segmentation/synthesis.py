@@ -40,6 +40,7 @@ class SynthesisSettings:
     warp_mm : (knot spacing, standard deviation) of each random displacement field
     atrophy : probability that ventricles and sulci are widened
     familiar : probability that a familiar contrast is the starting point
+    contrasts : weights of T1w, T2w, FLAIR and PDw among the familiar ones
     stripped, defaced, cut : probabilities of what is missing
     thick, coarse : probabilities of thick slices, and of larger voxels in all directions
     lesions : probability of additional white matter lesions
@@ -53,6 +54,7 @@ class SynthesisSettings:
     warp_mm: tuple[tuple[float, float], ...] = ((48.0, 5.0), (20.0, 2.2), (9.0, 0.7))
     atrophy: float = 0.3
     familiar: float = 0.55
+    contrasts: tuple[float, float, float, float] = (0.5, 0.25, 0.15, 0.1)
     stripped: float = 0.35
     defaced: float = 0.12
     cut: float = 0.2
@@ -279,7 +281,7 @@ def _means(draw: Draw, settings: SynthesisSettings) -> tuple[np.ndarray, np.ndar
     """(structures,) mean and standard deviation of each structure's brightness."""
     count = len(st.STRUCTURES)
     if draw.chance(settings.familiar):
-        contrast = int(draw.rng.choice(4, p=[0.5, 0.25, 0.15, 0.1]))
+        contrast = int(draw.rng.choice(4, p=settings.contrasts))
         looks = np.array([s.looks[contrast] for s in st.STRUCTURES])
         far = draw.between(0.02, 0.12)
         means = looks * draw.between(0.8, 1.2) + far * draw.rng.standard_normal(count)

@@ -38,7 +38,6 @@ def train(
     maps: Sequence[LabelMap],
     out: Path,
     settings: TrainingSettings,
-    synthesis: SynthesisSettings | None = None,
     *,
     device: str = "cpu",
     workers: int = 0,
@@ -61,15 +60,14 @@ def train(
             f"{len(maps)} label maps, of which {settings.held_out} would be held out: none is "
             "left to train on. Give more label maps."
         )
-    synthesis = synthesis or SynthesisSettings()
     out.mkdir(parents=True, exist_ok=True)
-    _same_run(out, settings, synthesis, maps)
+    _same_run(out, settings, maps)
     torch.manual_seed(settings.seed)
     state = _State(SegmenterNet(len(CLASSES)).to(device), settings)
     state.restore(out / CHECKPOINT)
     used = maps[: len(maps) - settings.held_out]
     started = time.monotonic()
-    for image, target in _images(used, settings, synthesis, state.step, workers):
+    for image, target in _images(used, settings, state.step, workers):
         loss = state.update(image.to(device), target.to(device))
         now = time.monotonic()
         _note(out, state, loss, now - started)
@@ -204,28 +202,27 @@ def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 class _Synthesised(torch.utils.data.Dataset):
     """Image n of a seed, for n of the steps that are still to do."""
 
-    def __init__(self, maps, settings, synthesis, first: int) -> None:
-        self.maps, self.settings, self.synthesis, self.first = maps, settings, synthesis, first
+    def __init__(self, maps, settings: TrainingSettings, first: int) -> None:
+        self.maps, self.settings, self.first = maps, settings, first
 
     def __len__(self) -> int:
         return max(0, self.settings.steps - self.first)
 
     def __getitem__(self, n: int):
-        return synthesise(self.maps, self.settings.seed, self.first + n, self.synthesis)
+        step = self.first + n
+        how = self.settings.synthesis_at(step)
+        return synthesise(self.maps, self.settings.seed, step, how)
 
 
-def _images(maps, settings, synthesis, first: int, workers: int):
-    data = _Synthesised(maps, settings, synthesis, first)
+def _images(maps, settings: TrainingSettings, first: int, workers: int):
+    data = _Synthesised(maps, settings, first)
     return torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
 
 
-def _same_run(
-    out: Path, settings: TrainingSettings, synthesis: SynthesisSettings, maps: Sequence[LabelMap]
-) -> None:
+def _same_run(out: Path, settings: TrainingSettings, maps: Sequence[LabelMap]) -> None:
     """Write what is being trained, or refuse to go on with something else."""
     wanted: dict[str, Any] = {
         "Training": asdict(settings),
-        "Synthesis": asdict(synthesis),
         "LabelMaps": {m.name: m.sha256 for m in maps},
     }
     wanted = json.loads(json.dumps(wanted))

@@ -13,11 +13,11 @@ from harmonizer.errors import InputError, UsageError
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.network import SegmenterNet, fold, unfold
 from harmonizer.segmentation.train import segmentation_loss, train, validate
-from harmonizer.segmentation.train_settings import PRESETS
+from harmonizer.segmentation.train_settings import CURRICULUM, PRESETS, Phase
 from harmonizer.segmentation.weights_file import read_weights, write_weights
 from tests.harmonizer.segmentation.heads import SMALL, ball_map
 
-TEST = replace(PRESETS["test"], steps=6)
+TEST = replace(PRESETS["test"], steps=6, phases=(Phase(1.0, SMALL),))
 
 
 def test_fold_and_unfold_are_inverse() -> None:
@@ -48,9 +48,17 @@ def test_the_loss_of_a_sure_and_right_answer_is_nothing() -> None:
     assert float(segmentation_loss(-right, target)) > 1.5
 
 
+def test_each_step_belongs_to_one_phase() -> None:
+    settings = replace(PRESETS["test"], steps=100, phases=CURRICULUM)
+    seen = [CURRICULUM.index(next(p for p in CURRICULUM if p.synthesis == settings.synthesis_at(n)))
+            for n in range(100)]
+    assert seen == sorted(seen)
+    assert [seen.count(n) for n in range(4)] == [16, 24, 48, 12]
+
+
 def test_training_learns(tmp_path) -> None:
     maps = [ball_map()]
-    train(maps, tmp_path, replace(TEST, steps=30), SMALL)
+    train(maps, tmp_path, replace(TEST, steps=30))
     with open(tmp_path / "history.tsv", encoding="utf-8") as stream:
         losses = [float(row["loss"]) for row in csv.DictReader(stream, delimiter="\t")]
     assert len(losses) == 30
@@ -59,12 +67,12 @@ def test_training_learns(tmp_path) -> None:
 
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
     maps = [ball_map()]
-    whole = train(maps, tmp_path / "whole", TEST, SMALL)
+    whole = train(maps, tmp_path / "whole", TEST)
     stop_at(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
-        train(maps, tmp_path / "parts", TEST, SMALL, save_every=2)
+        train(maps, tmp_path / "parts", TEST, save_every=2)
     monkeypatch.undo()
-    parts = train(maps, tmp_path / "parts", TEST, SMALL, save_every=2)
+    parts = train(maps, tmp_path / "parts", TEST, save_every=2)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
 
@@ -84,18 +92,18 @@ def stop_at(monkeypatch, step: int) -> None:
 
 
 def test_another_training_in_the_same_folder_is_refused(tmp_path) -> None:
-    train([ball_map()], tmp_path, replace(TEST, steps=1), SMALL)
+    train([ball_map()], tmp_path, replace(TEST, steps=1))
     with pytest.raises(UsageError, match="another training"):
-        train([ball_map()], tmp_path, replace(TEST, steps=2), SMALL)
+        train([ball_map()], tmp_path, replace(TEST, steps=2))
 
 
 def test_maps_that_are_all_held_out_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="none is left"):
-        train([ball_map()], tmp_path, replace(TEST, held_out=1), SMALL)
+        train([ball_map()], tmp_path, replace(TEST, held_out=1))
 
 
 def test_weights_survive_the_file_and_the_card_tells_their_story(tmp_path) -> None:
-    network = train([ball_map()], tmp_path, replace(TEST, steps=1), SMALL)
+    network = train([ball_map()], tmp_path, replace(TEST, steps=1))
     dice = validate(network, [ball_map()], count=2, synthesis=SMALL)
     path = write_model(tmp_path, network, dice, "test", 0)
     loaded = read_weights(path)
