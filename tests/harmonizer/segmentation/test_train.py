@@ -35,6 +35,8 @@ def test_the_network_is_small_and_names_its_multiple() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     network = SegmenterNet()
+    for block in network.decoder:  # it starts at zero, which keeps the first gradient from the code
+        torch.nn.init.normal_(block.modulation.weight)
     loss = segmentation_loss(network(torch.rand(1, 1, 16, 16, 16)),
                              torch.randint(0, 9, (1, 8, 8, 8, 8)))
     loss.backward()
