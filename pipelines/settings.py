@@ -218,7 +218,7 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not valid TOML ({error}). Repair it.") from error
     values = {key.replace("-", "_"): value for key, value in content.items()}
     _refuse_unknown(values, str(path))
