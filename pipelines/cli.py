@@ -19,6 +19,7 @@ from harmonizer.errors import UnavailableError, UsageError, did_you_mean
 
 from .settings import (
     CARD_SUFFIX,
+    DETAIL,
     LEVELS,
     MODALITIES,
     SCANNER_FREE,
@@ -159,6 +160,13 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="fit on these only: labels, or column=value such as group=HC (default: everybody)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
+    add("--detail", metavar="HOW",
+        help=f"{', '.join(DETAIL)}: the method's result as it is, or its change of contrast as "
+             "smooth maps on the scan's own voxels, so that invented detail cannot pass "
+             "(default: direct)")
+    add("--detail-map", action=Switch,
+        help="also write what guided leaves out (direct minus guided): where the method changed "
+             "more than contrast")
     add("--device", metavar="DEVICE",
         help="auto, cpu, cuda, cuda:N; one that is asked for and missing is an error "
              "(default: auto)")

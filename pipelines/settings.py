@@ -21,6 +21,7 @@ from typing import Any
 from harmonizer.errors import UsageError, did_you_mean
 
 __all__ = [
+    "DETAIL",
     "LEVELS",
     "MODALITIES",
     "SCANNER_FREE",
@@ -42,6 +43,7 @@ MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
 SKULL_STRIP = ("auto", "force", "skip")
 TRAVELING = ("auto", "no")
+DETAIL = ("direct", "guided")
 SCANNER_FREE = "scanner-free"
 RESERVED_DESCS = ("preproc", "brain")
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
@@ -115,6 +117,10 @@ class Settings:
     """auto: recognise brain-only input; force: always extract; skip: input is brain only."""
     desc: str = "harmonized"
     """Value of the desc entity in the names of the harmonized images."""
+    detail: str = "direct"
+    """direct: the method's own voxels or map; guided: its change of contrast on the scan's own."""
+    detail_map: bool = False
+    """Write what guided leaves out, direct minus guided, as a map, and summarise it."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
     random_seed: int = 1
@@ -394,6 +400,7 @@ def _check_choices(settings: Settings) -> None:
     _each_of("--site-from", (settings.site_from,), SITE_SOURCES)
     _each_of("--skull-strip", (settings.skull_strip,), SKULL_STRIP)
     _each_of("--traveling", (settings.traveling,), TRAVELING)
+    _each_of("--detail", (settings.detail,), DETAIL)
     if not settings.modalities:
         raise UsageError(f"--modalities: give one or more of {', '.join(MODALITIES)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):

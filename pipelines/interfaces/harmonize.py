@@ -11,7 +11,11 @@ from nipype.interfaces.base import File, traits
 from harmonizer.backends import registry
 from harmonizer.backends.model_folder import model_hash
 from harmonizer.backends.target import Target
+from harmonizer.backends.tissue_matching import DEFAULT_SEGMENTER, shares_with
+from harmonizer.carrier import guide, left_out
 from harmonizer.evaluation.image import gradient_agreement, ssim_structure
+from harmonizer.files import read_json, write_json
+from harmonizer.intensity_map import IntensityMap
 from harmonizer.native import apply_with_head, change_of
 from harmonizer.preprocessing.conform import conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine
@@ -35,6 +39,10 @@ class _HarmonizeInputSpec(InputSpec):
     card = File(exists=True, mandatory=True, desc="target as a site card")
     card_sha256 = traits.Str(mandatory=True, desc="names the target; part of the cache key")
     source_sha256 = traits.Str(mandatory=True, desc="names the preprocessed image")
+    detail = traits.Enum("direct", "guided", usedefault=True, desc="whose voxels: the method's map "
+                         "or result, or its change of contrast on the scan's own")
+    detail_map = traits.Bool(False, usedefault=True, desc="write direct minus guided")
+    covariates = traits.Dict(usedefault=True, desc="what is known of the person")
     desc = traits.Str(mandatory=True, desc="desc entity of the results")
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="where networks run")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="takes a GPU slot")
@@ -59,9 +67,16 @@ class Harmonize(ExplainedInterface):
         backend = registry.get(inputs.backend).load(inputs.model)
         target = Target.load(inputs.card)
         volume = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
-        change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed)
+        change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,
+                           covariates=inputs.covariates)
+        facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
+        if inputs.detail == "guided" or inputs.detail_map:
+            guided, facts["DirectMinusGuided"] = self._guided(paths, change, volume)
+            if inputs.detail == "guided":
+                facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
+                change = guided
         after = apply_with_head(change, volume)
-        run = self._provenance(target, change.describe(), volume)
+        run = {**self._provenance(target, volume), **facts}
         self._save_native(paths, change, run)
         template_file = paths.image(inputs.desc, template=True)
         write_volume(template_file, after, code=4)
@@ -69,6 +84,21 @@ class Harmonize(ExplainedInterface):
         self._log(paths, target, volume, after)
         self._results["template_file"] = str(template_file)
         self._results["native_file"] = str(paths.image(inputs.desc))
+
+    def _guided(self, paths: ScanPaths, direct: IntensityMap, volume: Volume
+                ) -> tuple[IntensityMap, dict[str, Any]]:
+        """The method's change of contrast as local tissue maps, and a summary of the rest."""
+        method = direct.apply(volume)
+        change = guide(volume, method, shares_with(DEFAULT_SEGMENTER, volume))
+        difference, summary = left_out(method, change.apply(volume))
+        if self.inputs.detail_map:
+            goal = paths.left_out(self.inputs.desc)
+            write_volume(goal, volume.with_data(difference), code=4)
+            write_json(sidecar(goal), {
+                "Description": "what the method changed beyond smooth maps of contrast: its own "
+                               "result minus the guided one", "Units": "arbitrary",
+                **sidecars.space(True, paths.resolution), **summary})
+        return change, summary
 
     def _save_native(self, paths: ScanPaths, change: Any, run: dict[str, Any]) -> None:
         """On the stored grid, whose affine is the source's bit for bit, whichever form holds it."""
@@ -80,16 +110,13 @@ class Harmonize(ExplainedInterface):
         self._sidecar(paths, goal, False, run)
 
     def _sidecar(self, paths: ScanPaths, image: Path, template: bool, run: dict[str, Any]) -> None:
-        from harmonizer.files import read_json, write_json
-
         before = paths.image("preproc", template=template)
         source = read_json(sidecar(before))
         content = sidecars.harmonized(
             [paths.uri(before)], bool(source["SkullStripped"]), template, paths.resolution, run)
         write_json(sidecar(image), {**sidecars.kept(source), **content})
 
-    def _provenance(self, target: Target, intensity_map: dict[str, Any], volume: Volume
-                    ) -> dict[str, Any]:
+    def _provenance(self, target: Target, volume: Volume) -> dict[str, Any]:
         """What was done, in words that a sidecar keeps."""
         inputs = self.inputs
         backend = registry.get(inputs.backend)
@@ -109,7 +136,6 @@ class Harmonize(ExplainedInterface):
             "Device": inputs.device,
             "Precision": "float32",
             "ForegroundVoxels": int(np.count_nonzero(volume.mask)),
-            "IntensityMap": intensity_map,
         }
 
     def _log(self, paths: ScanPaths, target: Target, before: Volume, after: Volume) -> None:

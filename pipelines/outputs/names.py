@@ -60,6 +60,10 @@ class ScanPaths:
         """Image of a desc (``preproc``, ``harmonized``), native or on the template grid."""
         return self._anat(f"{self._space(template)}_desc-{desc}_{self.modality}.nii.gz")
 
+    def left_out(self, desc: str) -> Path:
+        """Map of direct minus guided of a desc, on the template grid."""
+        return self._anat(f"{self._space(True)}_desc-{desc}_leftout.nii.gz")
+
     def mask(self, *, template: bool = False) -> Path:
         """Brain mask. Scans of one session that differ only in suffix need their own mask: the
         modality is kept in the name where it is not T1w."""

@@ -77,7 +77,7 @@ def _harmonize_modality(
         raise InputError(f"{settings.output_dir}: no preprocessed {modality} scan of these "
                          "participants. Run the preprocess stage first.")
     key = {"ModelSHA256": model_hash(aim.model), "TargetSHA256": sha256_of(aim.card),
-           "RandomSeed": settings.random_seed}
+           "RandomSeed": settings.random_seed, "Detail": settings.detail}
     jobs = [item for item in found if not _is_finished(item, settings, aim, key)]
     if len(jobs) < len(found):
         LOGGER.info("%d of %d scans are harmonized already and reused.",
@@ -104,6 +104,8 @@ def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str
         Nothing is overwritten that another choice of method or target made.
     """
     images = [item.paths.image(settings.desc, template=t) for t in (False, True)]
+    if settings.detail_map and not item.paths.left_out(settings.desc).is_file():
+        return False
     if not all(path.is_file() and sidecar(path).is_file() for path in images):
         return False
     content = read_json(sidecar(images[1]))
@@ -154,6 +156,8 @@ def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[
         **place, site=item.scan.site, backend=settings.backend, model=str(aim.model),
         model_sha256=model_hash(aim.model), card=str(aim.card), card_sha256=sha256_of(aim.card),
         source_sha256=item.sidecar["ImageSHA256"], desc=settings.desc, device=device,
+        detail=settings.detail, detail_map=settings.detail_map,
+        covariates={**item.scan.covariates, "age": item.scan.age, "sex": item.scan.sex},
         use_gpu=device.startswith("cuda"), seed=settings.random_seed),
         name="harmonize", mem_gb=1.0, n_procs=1)
     draw = Node(DrawHarmonized(**place, desc=settings.desc, target=aim.label,

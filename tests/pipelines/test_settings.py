@@ -26,7 +26,7 @@ EVERYTHING: dict[str, Any] = {
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
     "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
-    "traveling": "no", "compare": True,
+    "traveling": "no", "compare": True, "detail": "guided", "detail_map": True,
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,
     "write_graph": True, "notrack": True, "verbose": 2, "config_file": "/old.toml",

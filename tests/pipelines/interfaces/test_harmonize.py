@@ -3,19 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.contract.brains import brain_of, oblique_affine, scan_of
+from tests.contract.brains import (
+    GAIN,
+    OFFSET,
+    at_site_b,
+    brain_of,
+    oblique_affine,
+    scan_of,
+    three_levels,
+)
 
+from harmonizer.backends import tissue_matching
 from harmonizer.backends.histogram_matching import HistogramMatching
 from harmonizer.cohort import Cohort
-from harmonizer.files import sha256_of, write_json
+from harmonizer.files import read_json, sha256_of, write_json
 from harmonizer.preprocessing.transforms import write_itk_affine
-from harmonizer.volume import write_mask, write_volume
+from harmonizer.volume import read_volume, write_mask, write_volume
 from pipelines.interfaces.harmonize import Harmonize
 from pipelines.outputs.names import ScanPaths, sidecar
+
+
+def prepared(folder: Path) -> tuple[ScanPaths, dict[str, Any]]:
+    """One scan as the preprocess stage leaves it, a fitted model, and the node's inputs."""
+    paths = ScanPaths(folder, Path("sub-01/anat"), "sub-01", "T1w", 2)
+    brain = at_site_b(brain_of(5))
+    for template in (False, True):
+        write_volume(paths.image("preproc", template=template), brain)
+        write_mask(paths.mask(template=template), brain.mask, brain.affine)
+        write_json(sidecar(paths.image("preproc", template=template)), {"SkullStripped": True})
+    write_itk_affine(paths.to_template, np.eye(4))
+    cohort = Cohort((scan_of(folder, 1, "A"), scan_of(folder, 2, "B")))
+    backend = HistogramMatching().fit(cohort)
+    card = backend.target("A").save(folder / "card.safetensors")
+    (folder / "node").mkdir()
+    return paths, {
+        "out_dir": str(folder), "folder": "sub-01/anat", "stem": "sub-01", "modality": "T1w",
+        "resolution": 2, "site": "B", "backend": "histogram_matching",
+        "model": str(backend.save(folder / "model")), "model_sha256": "m", "card": str(card),
+        "card_sha256": sha256_of(card), "source_sha256": "s", "desc": "harmonized", "seed": 1}
+
+
+@pytest.mark.parametrize("detail", ["direct", "guided"])
+def test_guided_is_near_direct_and_what_it_leaves_out_is_told(tmp_path, monkeypatch, detail):
+    monkeypatch.setitem(tissue_matching.SEGMENTERS, tissue_matching.DEFAULT_SEGMENTER,
+                        lambda: three_levels)
+    paths, inputs = prepared(tmp_path)
+    Harmonize(**inputs, detail=detail, detail_map=True).run(cwd=str(tmp_path / "node"))
+    before, after = (read_volume(paths.image(desc, template=True), paths.mask(template=True))
+                     for desc in ("preproc", "harmonized"))
+    told = read_json(sidecar(paths.image("harmonized", template=True)))
+    rest = read_volume(paths.left_out("harmonized"), paths.mask(template=True))
+    assert told["Detail"] == detail
+    assert ("local tissue map" in told["IntensityMap"]["Type"]) == (detail == "guided")
+    assert ("DirectMap" in told) == (detail == "guided")
+    assert 0 < told["DirectMinusGuided"]["RMS"] < 0.1
+    assert np.abs(rest.in_mask()).max() > 0 and not rest.data[~rest.mask].any()
+    gain = np.median(after.in_mask()) / np.median(before.in_mask())
+    assert gain == pytest.approx(100 / (GAIN * 100 + OFFSET), rel=0.05)
+    native = read_volume(paths.image("harmonized"), paths.mask())
+    np.testing.assert_allclose(native.data, after.data, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1)], ids=["qform", "sform", "both"])
