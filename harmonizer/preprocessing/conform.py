@@ -26,6 +26,7 @@ grids. *Singular*: not invertible, or not finite. *Differs*: some voxel corner m
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ __all__ = [
 SHEAR_TOLERANCE = 1e-3  # cosine between two axes
 DISAGREEMENT_MM = 0.1  # between the sform and the qform, at the worst corner
 MIN_VOXELS = 8  # along every axis; fewer is a slice or a slab, not a head
+MAX_VOXELS = 1 << 29  # a head at 0.3 mm; a header may claim anything, and a gzip file cannot tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +216,11 @@ def _spatial_shape(image: Any, path: str | os.PathLike[str]) -> tuple[int, int, 
         raise InputError(
             f"{path}: has only {min(shape)} voxels along one axis (shape {image.shape}); a head "
             f"needs at least {MIN_VOXELS}. Drop localizers and slabs from the dataset."
+        )
+    if math.prod(shape) > MAX_VOXELS:
+        raise InputError(
+            f"{path}: claims {math.prod(shape):.3g} voxels (shape {shape}), a head has at most "
+            f"{MAX_VOXELS:.3g}. Its header is probably broken; convert the DICOMs again."
         )
     return shape  # type: ignore[return-value]
 

@@ -53,6 +53,8 @@ def check_header(path: Path) -> Finding | None:
     """
     if not path.exists():
         return Finding(path, "is a link to a file that is not there", "Fetch it (datalad get).")
+    if not path.is_file():
+        return Finding(path, "is not a file but a folder, device or pipe", "Remove it.")
     if path.stat().st_size == 0:
         return Finding(path, "is an empty file", "Copy it again.")
     try:

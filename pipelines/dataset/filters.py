@@ -8,6 +8,8 @@ from typing import Any
 
 from harmonizer.errors import UsageError
 
+from ..settings import MODALITIES
+
 __all__ = ["load_filters"]
 
 SHORT_NAMES = {  # as in file names -> as pybids says
@@ -17,6 +19,9 @@ SHORT_NAMES = {  # as in file names -> as pybids says
     "ce": "ceagent",
     "rec": "reconstruction",
 }
+NOT_ENTITIES = ("return_type", "target", "scope", "regex_search", "absolute_paths",
+                "invalid_filters", "self")
+QUERIES = tuple(modality.lower() for modality in MODALITIES)
 
 
 def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -24,12 +29,13 @@ def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
 
     The file is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
     "session": "*"}}`; null means that the entity is absent, "*" that it is there. Queries for
-    other data (bold, fmap, ...) are left alone.
+    other data (bold, fmap, ...) are left out.
 
     Raises
     ------
     UsageError
-        If the file is missing, is not JSON, or is not a table of tables.
+        If the file is missing, is not JSON, is not a table of tables, or asks for what is no
+        entity.
     """
     if path is None:
         return {}
@@ -37,13 +43,31 @@ def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not valid JSON ({error}). Repair the filter file.") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise UsageError(
             f'{path}: expected queries such as {{"t1w": {{"session": "A"}}}}, got other JSON.'
         )
-    return {key.lower(): _pybids_query(query) for key, query in content.items()}
+    ours = {key.lower(): query for key, query in content.items() if key.lower() in QUERIES}
+    for query in ours.values():
+        _check_query(path, query)
+    return {key: _pybids_query(query) for key, query in ours.items()}
+
+
+def _check_query(path: Path, query: dict[str, Any]) -> None:
+    """Refuse what pybids would take for an option of its own, and values that no index holds."""
+    for name, value in query.items():
+        if name in NOT_ENTITIES:
+            raise UsageError(f"{path}: {name!r} is no entity. Give session, run or the like.")
+        for item in value if isinstance(value, list) else [value]:
+            if not (item is None or isinstance(item, str) or _is_index_number(item)):
+                raise UsageError(f"{path}: {name}: expected text, a number, null or a list of "
+                                 f"them, got {value!r:.80}.")
+
+
+def _is_index_number(item: Any) -> bool:
+    return isinstance(item, (int, float)) and abs(item) < 2**53  # NaN is not below it
 
 
 def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ __all__ = ["Site", "SiteFinder", "clean_label", "sidecar_site", "site_warnings"]
 
 VENDORS = ("Siemens", "Philips", "GE", "Canon", "Toshiba", "Hitachi", "UIH", "Hyperfine")
 NOMINAL_FIELDS_T = (0.064, 0.2, 0.35, 0.5, 0.55, 1.0, 1.5, 3.0, 4.7, 7.0, 9.4, 10.5, 11.7)
+MAX_LABEL = 80  # characters; site cards are named after sites
 FIELD_TOLERANCE = 0.06  # relative; a "3 T" Siemens magnet reports 2.89362 T
 
 
@@ -128,7 +129,12 @@ def clean_label(text: str) -> str:
     'Hopital-Nord-Marseille'
     """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^0-9A-Za-z._]+", "-", plain).strip("-.") or "site"
+    return _of_file_length(re.sub(r"[^0-9A-Za-z._]+", "-", plain).strip("-.") or "site")
+
+
+def _of_file_length(label: str) -> str:
+    """The label, its end replaced by a mark where it would be too long for a file name."""
+    return label if len(label) <= MAX_LABEL else f"{label[:MAX_LABEL - 7]}-{_mark(label)}"
 
 
 def distinct_labels(values: Iterable[str]) -> dict[str, str]:
@@ -166,7 +172,8 @@ def sidecar_site(metadata: Mapping[str, Any]) -> Site | None:
     if not any(facts[name] for name in enough):
         return None
     known = {name: text for name, text in facts.items() if text}
-    return Site("_".join(known.values()), "sidecar: " + ", ".join(known))
+    label = _of_file_length("_".join(known.values()))
+    return Site(label, "sidecar: " + ", ".join(known))
 
 
 def _word(metadata: Mapping[str, Any], name: str) -> str:

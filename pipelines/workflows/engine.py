@@ -207,11 +207,13 @@ def load_plugin(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--use-plugin {path}: cannot be read as YAML ({error}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+    given = content if isinstance(content, dict) else {}
+    arguments = given.get("plugin_args") or {}
+    if not isinstance(given.get("plugin"), str) or not isinstance(arguments, dict):
         raise UsageError(f"--use-plugin {path}: expected the keys plugin and plugin_args.")
-    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args") or {}}
+    return {"plugin": given["plugin"], "plugin_args": arguments}
 
 
 def progress_bar(total: int, label: str) -> Any:
