@@ -27,7 +27,8 @@ def conv(dims: int, before: int, after: int, kernel: int = 3, stride: int = 1) -
 
 def norm(channels: int, groups: int = 32) -> nn.GroupNorm:
     """GroupNorm with the most groups, up to `groups`, that divide the channels by 4 or more."""
-    count = max(g for g in range(1, groups + 1) if channels % g == 0 and channels // g >= 4 or g == 1)
+    fits = [g for g in range(2, groups + 1) if channels % g == 0 and channels // g >= 4]
+    count = max(fits, default=1)
     return nn.GroupNorm(count, channels)
 
 

@@ -1,4 +1,4 @@
-"""A U-Net of residual blocks: the denoiser of the diffusion methods, or, without time, a translator.
+"""A U-Net of residual blocks: denoiser of the diffusion methods, or, without time, a translator.
 
 With `fold` = 2, blocks of 2^dims voxels become channels at the entrance and voxels again at the
 exit: nothing of the image is thrown away while all convolutions run on a fraction of the places,

@@ -116,7 +116,8 @@ class VolumeStore:
         path.unlink(missing_ok=True)
         union, first = _union_of_masks(cohort)
         canvas = Canvas.around(union, multiple, at_least)
-        with atomic_path(folder / "images.f16") as images, atomic_path(folder / "masks.u8") as masks:
+        images_at, masks_at = folder / "images.f16", folder / "masks.u8"
+        with atomic_path(images_at) as images, atomic_path(masks_at) as masks:
             with open(images, "wb") as image_file, open(masks, "wb") as mask_file:
                 for scan in cohort:
                     image, mask = _scaled(scan, canvas)
