@@ -34,6 +34,8 @@ ARROWS = {
     "harmonizer/losses": ("harmonizer.backends", "harmonizer.training", "harmonizer.volume",
                           "harmonizer.cohort", "nibabel", "ants"),
     "harmonizer/training": ("harmonizer.backends", "harmonizer.evaluation", "harmonizer.reports"),
+    "harmonizer/augment": ("harmonizer.backends", "harmonizer.training", "harmonizer.networks",
+                           "harmonizer.volume", "harmonizer.cohort"),
     "harmonizer/preprocessing": ("harmonizer.backends", "harmonizer.evaluation",
                                  "harmonizer.reports", "harmonizer.phantom", "torch"),
     "harmonizer/backends": ("harmonizer.evaluation", "harmonizer.reports", "harmonizer.phantom"),
@@ -65,6 +67,7 @@ MAY_BE_HEAVY = {
     "harmonizer/diffusion": ("torch",),
     "harmonizer/losses": ("torch",),
     "harmonizer/training": ("torch", "lightning"),
+    "harmonizer/augment": ("torch",),
     "harmonizer/segmentation": ("torch",),
 }
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "requests",

@@ -211,6 +211,10 @@ class Backend(ABC):
         except (TypeError, ValueError) as error:
             raise UsageError(f"{cls.name}: {error}") from error
 
+    def on(self: Self, device: str) -> Self:
+        """The same backend, with its networks (if it has any) on ``cpu``, ``cuda`` or ``cuda:N``."""
+        return self
+
     # Blanks ---------------------------------------------------------------------------------
 
     @abstractmethod

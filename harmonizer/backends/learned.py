@@ -36,7 +36,7 @@ from ..errors import InputError, UsageError, did_you_mean
 from ..intensity import IntensityScale
 from ..volume import Volume
 from . import registry
-from .base import Backend, Progress, StatisticsBackend, _check_volume
+from .base import Backend, Progress, Self, StatisticsBackend, _check_volume
 from .target import Target
 
 if TYPE_CHECKING:
@@ -159,7 +159,6 @@ class LearnedBackend(Backend):
         import torch
 
         from ..training.processes import launch
-        from ..training.settings import has_fast_bf16  # noqa: F401  (checked before any process)
 
         for scan in cohort:
             _read_checked(scan)
@@ -178,6 +177,18 @@ class LearnedBackend(Backend):
         for scan in cohort:
             summaries.setdefault(scan.site, []).append(self._summary_of(_read_checked(scan)))
         self.styles_ = {site: self._pool_all(summaries[site]) for site in sorted(summaries)}
+
+    def on(self: Self, device: str) -> Self:
+        """Networks on a device; see `Backend.on`."""
+        self.resources = replace(self.resources, device=device)
+        for network in self.networks_.values():
+            network.to(device)
+        return self
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process saves the model (one of those that a scheduler started does)."""
+        return bool(self.training_.get("First", True))
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -403,7 +414,7 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     facts = {"Steps": outcome.steps, "Best": outcome.best, "Minutes": outcome.minutes,
              "EndedBy": outcome.why, "Device": f"{ranks.size} x {ranks.device}",
              "HeldOut": len(held), "Error": outcome.numbers.get("error"),
-             "Null": outcome.numbers.get("null")}
+             "Null": outcome.numbers.get("null"), "First": ranks.first}
     weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
     return _Learned(weights, store.canvas, store.grid_shape, outcome.history, facts)
 

@@ -182,10 +182,12 @@ def _card(backend: Backend) -> str:
         for label, s in backend.cohort_["Sites"].items()
     )
     config = "\n".join(f"* `{k}`: {v}" for k, v in dataclasses.asdict(backend.config).items())
+    lines = getattr(backend, "training_facts", list)()
+    training = "\n## Training\n" + "\n".join(lines) + "\n" if lines else ""
     return (
         f"# {backend.name} (version {backend.version}), {backend.modality_}\n\n"
         f"{backend.summary}\n\nMethod: {backend.reference}\n\n## Settings\n{config}\n\n"
-        f"## Fitted on\n| site | scans | subjects | age range |\n|---|---|---|---|\n{sites}\n\n"
+        f"## Fitted on\n| site | scans | subjects | age range |\n|---|---|---|---|\n{sites}\n{training}\n"
         "## Limits\nMade from the scans above alone; of people unlike them it knows nothing. It "
         "holds summary numbers and scan identifiers, no image. Not a medical device.\n"
     )

@@ -23,6 +23,7 @@ __all__ = ["GROUP", "BUILT_IN", "names", "get", "available"]
 GROUP = "harmonizer.backends"
 
 BUILT_IN = {
+    "cacd": "harmonizer.backends.cacd:Cacd",
     "histogram_matching": "harmonizer.backends.histogram_matching:HistogramMatching",
     "moment_matching": "harmonizer.backends.moment_matching:MomentMatching",
     "spectrum_swap": "harmonizer.backends.spectrum_swap:SpectrumSwap",

@@ -148,7 +148,8 @@ class _State:
         decay = min(self.pace.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             weights = self._weights(copy=False)
-            torch._foreach_lerp_(list(self.average.values()), list(weights.values()), 1 - decay)
+            torch._foreach_lerp_([self.average[k] for k in weights], list(weights.values()),
+                                 1 - decay)
         self.history.add(said)
 
     def _turn(self, player: Player, batch: Batch) -> dict[str, float]:
