@@ -185,27 +185,30 @@ def _biology(table: Statistics, backend: str) -> Answer:
                     f"{'' if before.effect > WORST else ' or worse'}")
         verdict = "no" if fell or after.effect <= 0 < before.effect else (
             "partly" if worse else "yes")
-        if before.effect > 0 or after.effect > 0:
+        if before.effect > 0 or (after.low or 0.0) > 0:
             return Answer("biology", verdict, sentence + ".", after)
     return _effects(table, backend)
 
 
 def _effects(table: Statistics, backend: str) -> Answer:
-    """Every covariate effect whose interval excluded zero before should keep its sign."""
+    """Every covariate effect whose interval excluded zero before should keep its sign.
+
+    One that was asked for again and cannot be given any more is lost.
+    """
     names = ("standardised_beta", "cohens_d")
     found = {row.reference: row for name in names for row in table.select(name=name, backend="")
              if row.known and row.low is not None and row.low * row.high > 0}
-    after = {row.reference: row for name in names for row in table.select(name=name,
-                                                                          backend=backend)
-             if row.known}
-    shared = [name for name in found if name in after]
-    if not shared:
+    rows = [row for name in (*names, "effect_size")
+            for row in table.select(name=name, backend=backend)]
+    after = {name: row for name in found for row in rows
+             if row.reference in (name, name.split(":")[0])}
+    if not after:
         return _unknown("biology", _row(table, "age_r2", backend) or _row(table, "age_r2", ""))
-    kept = [name for name in shared if after[name].effect * found[name].effect > 0
-            and after[name].low * after[name].high > 0]
-    verdict = "yes" if len(kept) == len(shared) else "partly" if kept else "no"
-    return Answer("biology", verdict, f"{len(kept)} of {len(shared)} effects of age, sex or named "
-                  "covariates that were there before are there after.", after[shared[0]])
+    kept = [name for name, row in after.items() if row.known
+            and row.effect * found[name].effect > 0 and row.low * row.high > 0]
+    verdict = "yes" if len(kept) == len(after) else "partly" if kept else "no"
+    return Answer("biology", verdict, f"{len(kept)} of {len(after)} effects of age, sex or named "
+                  "covariates that were there before are there after.", next(iter(after.values())))
 
 
 def _anatomy(table: Statistics, backend: str) -> Answer:

@@ -224,9 +224,11 @@ def _share_tests(y: np.ndarray, design: Design, roaming: np.ndarray, tissue: str
                  ) -> list[Test]:
     rows = np.flatnonzero(roaming & np.isfinite(y))
     part = design.take(rows)
-    if not np.nanstd(y) > CONSTANT * np.abs(np.nanmean(y)):
-        return [not_possible(name, "the same in every scan", design.people, tissue=tissue,
-                             question=question) for name, question in R2_TESTS]
+    known = y[np.isfinite(y)]
+    if not known.size or not known.std() > CONSTANT * abs(known.mean()):
+        why = "the same in every scan" if known.size else "no image could be segmented"
+        return [not_possible(name, why, design.people, tissue=tissue, question=question)
+                for name, question in R2_TESTS]
     tests = [] if design.kind == "travelling" else [_eta_test(y, design, tissue, seed)]
     if part.people >= FEWEST_PEOPLE:
         return tests + _r2_tests(y[rows], part, tissue, seed)

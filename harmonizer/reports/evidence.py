@@ -136,8 +136,10 @@ def method_words(name: str) -> str:
 def _card(source: _Source, answer: Answer) -> Card:
     row = answer.rests_on
     own = row is not None and row.backend == source.methods[0]
+    if own and row.name == "travelling_wilcoxon":  # what a linear map does not do already
+        row = source.known(row.name, row.backend, reference="psnr | rescaled") or row
     number, words = _number(row) if own else ("", "")
-    chart, caption = _CHARTS[answer.question](source)
+    chart, caption = _CHARTS[answer.question](source, answer.rests_on)
     return Card(answer.question, QUESTIONS[answer.question], answer.verdict,
                 VERDICTS[answer.verdict], number, words, answer.sentence, chart, caption)
 
@@ -153,6 +155,10 @@ def _number(row: Test) -> tuple[str, str]:
         unit = f" {row.unit}" if row.unit not in ("1", "") else ""
         return (f"{row.effect:+.2g}{unit}",
                 f"change of {measure.upper()} between scanners against {other} images")
+    if row.name in EFFECTS:
+        feature, covariate = row.reference.split(" | ")
+        return (number_words(row.effect, 2),
+                f"effect of {covariate} on the {feature} ({KINDS[row.name]})")
     unit = f" {row.unit}" if row.unit not in ("1", "") else ""
     return number_words(row.effect, 2) + unit, WORDS.get(row.name, row.reference)
 
@@ -178,9 +184,10 @@ def _value_words(row: Test, digits: int = 3) -> str:
     return number_words(row.effect, digits)
 
 
-def _scanner_chart(source: _Source) -> tuple[Any, str]:
+def _scanner_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
     own = source.methods[0]
-    if source.known("site_f1_retrained", own):
+    levels = rests_on is not None and rests_on.name == "distribution_distance"
+    if source.known("site_f1_retrained", own) and not levels:
         chance = source.known("site_chance", own)
         band = None if chance is None else Band(chance.low, chance.high, "chance")
         return (interval_chart(_marks(source, "site_f1_retrained"), "Macro F1 of the guessed site",
@@ -194,11 +201,12 @@ def _scanner_chart(source: _Source) -> tuple[Any, str]:
             "Distance between the sites' grey levels as a share of the range R; 0 is none.")
 
 
-def _person_chart(source: _Source) -> tuple[Any, str]:
+def _person_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
     marks = [Mark(words, row.effect, row.low, row.high, look)
              for words, look, row in _pair_rows(source, "psnr") if row is not None and row.known]
     if marks:
-        return (interval_chart(marks, "PSNR of one person's images from two scanners"),
+        return (interval_chart(marks, "PSNR of one person's images from two scanners",
+                               ends=_without_the_first(marks)),
                 "Likeness (PSNR, dB) of one person's images from two scanners, mean over people; "
                 "rescaled: what one linear map per scan reaches.")
     name = "identification" if source.known("identification") else "source_identification"
@@ -209,9 +217,21 @@ def _person_chart(source: _Source) -> tuple[Any, str]:
             "Share of images that are most like their own person's.")
 
 
-def _biology_chart(source: _Source) -> tuple[Any, str]:
+def _without_the_first(marks: Sequence[Mark]) -> tuple[float, float] | None:
+    """Ends of an axis for all but the first mark, where that one is so far off that the others
+    could not be told apart: unharmonized images in other units.
+    """
+    first, rest = marks[0].value, [m.value for m in marks[1:]]
+    if not rest or min(rest) - first < 4 * (max(rest) - min(rest) + 1):
+        return None
+    bounds = [b for m in marks[1:] for b in (m.value, m.low, m.high)
+              if b is not None and math.isfinite(b)]
+    return min(bounds) - 1, max(bounds) + 1
+
+
+def _biology_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
     marks = _marks(source, "age_r2")
-    if len(marks) > 1:
+    if len(marks) > 1 and (rests_on is None or rests_on.name == "age_r2"):
         lowest = min(0.0, *(mark.value for mark in marks))
         return (interval_chart(marks, "R2 of age predicted across sites", zero=True,
                                ends=(max(lowest, -1.0) - 0.05, 1.0)),
@@ -230,7 +250,7 @@ def _biology_chart(source: _Source) -> tuple[Any, str]:
             "Effects of covariates on tissue features, before (grey) and after.")
 
 
-def _anatomy_chart(source: _Source) -> tuple[Any, str]:
+def _anatomy_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
     found = source.verdicts.get(source.methods[0], {})
     strips = []
     for name, (words, higher) in GUARDED.items():
@@ -256,7 +276,7 @@ def _share_of_limit(verdict: Verdict, name: str, higher: bool) -> tuple[float, b
     return ((value - ideal) / (limit - ideal) if limit != ideal else float(bad)), bad
 
 
-_CHARTS: dict[str, Callable[[_Source], tuple[Any, str]]] = {
+_CHARTS: dict[str, Callable[[_Source, Test | None], tuple[Any, str]]] = {
     "scanner": _scanner_chart, "person": _person_chart, "biology": _biology_chart,
     "anatomy": _anatomy_chart}
 
@@ -435,6 +455,8 @@ def _age(source: _Source) -> Table:
         rows, source.row("age_r2"))
 
 
+KINDS = {"cohens_d": "Cohen's d", "standardised_beta": "standardised slope",
+         "partial_eta_squared": "share of variance"}
 EFFECTS = {"cohens_d": "d", "standardised_beta": "β", "partial_eta_squared": "η²"}
 
 

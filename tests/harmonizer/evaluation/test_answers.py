@@ -123,6 +123,11 @@ def test_effects_where_age_cannot_be_predicted():
     assert verdict("biology", *rows, kept)[0] == "yes"
     found, sentence = verdict("biology", *rows, turned)
     assert found == "partly" and sentence.startswith("1 of 2 effects")
+    gone = not_possible("effect_size", "0 people have a value", backend="x",
+                        reference="GM | age")
+    assert verdict("biology", *rows, gone)[0] == "partly"
+    lost = not_possible("effect_size", "0 people have a value", backend="x", reference="GM | sex")
+    assert verdict("biology", *rows[:2], gone, lost)[0] == "no"
 
 
 @pytest.mark.parametrize("share,expected", [(0.0, "yes"), (0.1, "partly"), (1.0, "no")])

@@ -107,7 +107,7 @@ def test_travelling_pairs_biology_and_volumes_are_told():
     rest += [row("marginal_r2", name, 0.3, tissue="GM") for name in ("", "x")]
     found = evidence_of(statistics(*pairs, *changes, *rest), "T1w", ["x"], VERDICTS)
     cards = {card.question: card for card in found.cards}
-    assert cards["person"].number == "+7 dB" and len(circles(cards["person"].chart, "other")) == 1
+    assert cards["person"].number == "+3 dB" and len(circles(cards["person"].chart, "other")) == 1
     assert cards["biology"].verdict == "yes" and cards["biology"].number == "0.5"
     table = found.tables["person"][0]
     assert [cell.text for cell in table.rows[-1]][3:7] == [
@@ -131,6 +131,16 @@ def test_without_age_the_card_draws_effects():
     card = evidence_of(statistics(*effects), "T1w", ["x"], VERDICTS).cards[2]
     assert card.verdict == "yes" and "GM, age" in str(card.chart)
     assert circles(card.chart, "before")[0] < circles(card.chart, "after")[0]
+    assert (card.number, card.number_words) == (
+        "-0.5", "effect of age on the GM ratio (standardised slope)")
+
+
+def test_the_picture_is_of_what_the_answer_rests_on():
+    rows = [row("age_r2", name, -0.5) for name in ("", "x")]
+    rows += [row("standardised_beta", name, -0.6, 0.02, reference="GM ratio | age", spread=0.2)
+             for name in ("", "x")]
+    card = evidence_of(statistics(*rows), "T1w", ["x"], VERDICTS).cards[2]
+    assert card.verdict == "yes" and "GM, age" in str(card.chart)
 
 
 def test_drawings_escape_their_words_and_are_xml():

@@ -1,0 +1,82 @@
+"""The commands that write docs/benchmarks.md: sections replaced in place, nobody judged by a model
+that saw him or her."""
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from harmonizer.cohort import Cohort, Scan
+from harmonizer.evaluation.referee import Ruling
+from harmonizer.evaluation.distribution import QuantileTable
+from harmonizer.evaluation.statistics import Statistics, Test, not_possible
+from harmonizer.evaluation.table import Metrics
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def module(name: str):
+    """A benchmark as a module, under a name that hides nobody's."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    sys.modules[spec.name] = made
+    try:
+        spec.loader.exec_module(made)
+    finally:
+        sys.path[:] = before
+    return made
+
+
+@pytest.fixture(scope="module")
+def leaderboard():
+    return module("leaderboard")
+
+
+def test_a_section_is_added_once_and_replaced_in_place(tmp_path):
+    put, path = module("sections").put_section, tmp_path / "b.md"
+    put(path, "One", "first")
+    put(path, "Two", "second")
+    put(path, "One", "third\n\n### Part\n\nwith \\1 and | bars |")
+    text = path.read_text()
+    assert text.startswith("# Benchmarks\n") and "first" not in text
+    assert text.index("## One") < text.index("with \\1 and | bars |") < text.index("## Two")
+    assert text.count("## One") == text.count("## Two") == 1 and text.endswith("second\n")
+    assert "\n\n\n" not in text
+
+
+def scans(plan: dict[str, str]) -> Cohort:
+    return Cohort(tuple(Scan(f"sub-{who}_ses-{site}_T1w", who, site, "T1w", site, "test", Path("x"),
+                             Path("m")) for who, sites in plan.items() for site in sites))
+
+
+def test_people_are_dealt_whole_and_every_part_has_all_sites(leaderboard):
+    cohort = scans({**{f"{i}": "A" for i in range(8)}, **{f"{i}": "B" for i in range(8, 16)},
+                    "20": "AB"})
+    parts = leaderboard.dealt(cohort, 4)
+    assert sorted(who for part in parts for who in part) == sorted(cohort.subjects)
+    assert all({s.site for s in cohort.of_subjects(part)} == {"A", "B"} for part in parts)
+    assert len(leaderboard.dealt(scans({"1": "AB", "2": "AB", "3": "AB"}), 4)) == 3
+
+
+def test_the_table_shows_what_is_known_and_no_more(leaderboard):
+    def row(name, backend, effect, stage, **more):
+        return Test(name, 9, effect, backend=backend, stage=stage, **more)
+
+    table = Statistics((
+        row("site_f1_retrained", "", 0.9, "before"), row("site_f1_retrained", "x", 0.3, "after"),
+        row("travelling_pair", "", 20.0, "before", reference="psnr"),
+        row("travelling_pair", "", 24.04, "rescaled", reference="psnr"),
+        row("travelling_pair", "x", 26.0, "after", reference="psnr"),
+        row("age_r2", "", -1e5, "before"), row("age_r2", "x", 0.5, "after"),
+        not_possible("identification", "too few", backend="x"),
+        Test("site_chance", 9, 0.3, 0.2, 0.4)))
+    lines = leaderboard.table(Ruling(Metrics(), table, QuantileTable(), {}, {}), ["x"])
+    assert lines[0] == ("| method | site F1 | PSNR, dB | age R² | scanner gone | person there | "
+                        "biology there | anatomy stayed |")
+    assert lines[2].startswith("| unharmonized | 0.90 | 20.0 | < -10 |")
+    assert lines[3].startswith("| only rescaled |  | 24.0 |  |")
+    assert lines[4].startswith("| x | 0.30 | 26.0 | 0.50 |")
+    assert lines[-1] == "Chance guesses the site with an F1 of 0.20 to 0.40."
