@@ -25,6 +25,7 @@ GROUP = "harmonizer.backends"
 BUILT_IN = {
     "cacd": "harmonizer.backends.cacd:Cacd",
     "histogram_matching": "harmonizer.backends.histogram_matching:HistogramMatching",
+    "ihf": "harmonizer.backends.ihf:Ihf",
     "moment_matching": "harmonizer.backends.moment_matching:MomentMatching",
     "spectrum_swap": "harmonizer.backends.spectrum_swap:SpectrumSwap",
     "tissue_matching": "harmonizer.backends.tissue_matching:TissueMatching",

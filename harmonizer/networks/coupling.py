@@ -39,6 +39,7 @@ __all__ = ["FUSIONS", "Stage", "AffineNet", "HierarchyFlow", "ArtefactAwareNorm"
 
 FUSIONS = ("exact", "paper")
 LARGEST = 2.0  # log factor by which AAN may stretch or shrink a channel
+GAIN = 8.0  # of z_s at AAN's entrance: scanners differ by some hundredths in it
 LEAST_SPREAD = 1e-3  # of a channel, in [-1, 1] units; below it there is nothing to divide by
 
 
@@ -186,8 +187,9 @@ class ArtefactAwareNorm(nn.Module):
     def __init__(self, channels: int, statistics: int, width: int, anchored: bool = True) -> None:
         super().__init__()
         self.anchored = anchored
-        self.target = nn.Sequential(nn.LayerNorm(statistics), nn.Linear(statistics, 2 * width),
-                                    nn.SiLU(), nn.Linear(2 * width, width))
+        self.norm = nn.LayerNorm(statistics)
+        self.target = nn.Sequential(nn.Linear(statistics, 2 * width), nn.SiLU(),
+                                    nn.Linear(2 * width, width))
         self.content = nn.Sequential(nn.LayerNorm(2 * channels), nn.Linear(2 * channels, width))
         self.both = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.SiLU())
         self.heads = zeroed(nn.Linear(2 * width, 2 * channels))
@@ -196,9 +198,10 @@ class ArtefactAwareNorm(nn.Module):
                 own_s: torch.Tensor) -> torch.Tensor:
         """z: (N, C, H, W); own: its (N, C) mean and spread; z_s, own_s: (N, statistics)."""
         mean, spread = own
-        said = self._said(own, z_s)
-        if self.anchored:
-            said = said - self._said(own, own_s)
+        with torch.autocast(z.device.type, enabled=False):  # differences of like numbers
+            said = self._said(own, z_s)
+            if self.anchored:
+                said = said - self._said(own, own_s)
         log_factor, shift = said.float().chunk(2, dim=1)
         factor = torch.exp(LARGEST * torch.tanh(log_factor / LARGEST))
         change = (z - _wide(mean)) * _wide(factor - 1) + _wide(shift * spread)
@@ -206,7 +209,8 @@ class ArtefactAwareNorm(nn.Module):
 
     def _said(self, own: tuple[torch.Tensor, torch.Tensor], z_s: torch.Tensor) -> torch.Tensor:
         content = self.content(torch.cat([own[0], own[1].log()], dim=1))
-        return self.heads(self.both(torch.cat([self.target(z_s), content], dim=1)))
+        target = self.target(GAIN * self.norm(z_s))
+        return self.heads(self.both(torch.cat([target, content], dim=1)))
 
 
 def _wide(vector: torch.Tensor) -> torch.Tensor:

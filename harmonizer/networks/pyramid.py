@@ -53,13 +53,17 @@ class FeaturePyramid(nn.Module):
     def forward(self, x: torch.Tensor, levels: int | None = None) -> list[torch.Tensor]:
         """The first `levels` of them; None = all."""
         found = []
-        for level in range(len(self.widths) if levels is None else levels):
-            x = functional.avg_pool2d(x, 2) if level else x
-            x = functional.pad(x, (1, 1, 1, 1), mode="replicate")
-            x = functional.relu(functional.conv2d(x, getattr(self, f"filters{level}"),
-                                                  getattr(self, f"shifts{level}")))
-            found.append(x)
+        with torch.autocast(x.device.type, enabled=False):  # statistics differ by hundredths
+            for level in range(len(self.widths) if levels is None else levels):
+                x = functional.avg_pool2d(x, 2) if level else x.float()
+                x = self._level(x, level)
+                found.append(x)
         return found
+
+    def _level(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        x = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        return functional.relu(functional.conv2d(x, getattr(self, f"filters{level}"),
+                                                 getattr(self, f"shifts{level}")))
 
 
 def _filters(rng: np.random.Generator, before: int, after: int, first: bool) -> np.ndarray:

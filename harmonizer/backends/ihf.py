@@ -1,0 +1,514 @@
+"""IHF-Harmony: an invertible hierarchy flow whose features take on the target's statistics.
+
+Zhu et al. 2026, "IHF-Harmony: Multi-Modality Magnetic Resonance Images Harmonization using
+Invertible Hierarchy Flow Model". Slabs of three slices pass the flow of
+`harmonizer.networks.coupling`; artefact-aware normalization gives its features the statistics that
+the target's feature statistics z_s call for; the flow is then run backwards.
+
+Theirs (preset ``paper``, and by what it is said): three slices as channels, Adam 1e-4, batch 32,
+unpaired images of different sites, L = L_ac + 2 L_art with k = 0.9. VGG-19 gives z_s and features.
+
+Ours, each a setting, and why:
+
+* `fusion` ``exact``: as printed the way back is not the inverse of the way forth (coupling.py);
+* features are a pyramid of fixed random filters: VGG's weights cannot be downloaded where patients'
+  images are. `tiny` to `paper` differ in its widths alone;
+* statistics, of z, of z_s and of the losses, are taken over the brain of the whole volume: a batch
+  is a few people with `slices` slices each, spread over the brain and at the same heights in
+  source and target; a volume is harmonized in two passes. Per-slice statistics make slices flicker;
+* `anchored`: AAN says how target and source differ, so that an image is unchanged, exactly, where
+  its own statistics are the target's;
+* the three predictions of a slice (as lower, middle and upper one of a slab) are averaged;
+* besides real pairs (`share_sites`), simulated ones: a person under one contrast view is to become
+  the same person under the view of another person. There the truth is known (`weight_truth`), which
+  unpaired losses only hint at. Pairs of one site (`share_same`) are to stay as they were scanned
+  (`weight_identity`), also where the null moved them;
+* anatomy is compared after equalisation, so that L_ac and L_art do not pull at the same contrast;
+* `start`: the image is first matched by its histogram (harmonizer.backends.learned), in training
+  as in use;
+* `keep_same_site`: a scan whose `source` is the target site is returned as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..intensity import IntensityScale
+from ..training.players import Batch, Game, Player
+from ..volume import Volume
+from .base import BRIGHTEST, Capabilities, StatisticsBackend
+from .learned import LearnedBackend, LearnedConfig
+from .target import Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..augment.contrast import View
+    from ..networks.coupling import FlowNetwork
+    from ..networks.pyramid import FeaturePyramid
+    from ..training.data import VolumeStore
+
+__all__ = ["Ihf", "IhfConfig"]
+
+KINDS = ("view", "site", "same")
+
+
+@dataclass(frozen=True)
+class IhfConfig(LearnedConfig):
+    """Settings of IHF; the defaults are the preset ``small``.
+
+    Attributes
+    ----------
+    squeezes, splits, hidden : of each block of the flow (`harmonizer.networks.coupling.Stage`)
+    fusion : ``exact`` or ``paper``
+    instance : instance norm in the affine-nets (the paper's base); else within each place
+    anchored : AAN is the identity for the image's own statistics (the paper: not)
+    style : width of AAN's projections
+    neighbours : slices on either side in a slab
+    pyramid, pyramid_seed : widths and seed of the fixed features
+    pairs, slices : in a batch; slices of each volume
+    share_sites, share_same : of real pairs of two sites and of one; the rest is simulated
+    weight_anatomy, weight_artefact, kept : of the paper's losses; `kept` is its k
+    weight_identity : on pairs of one site
+    weight_truth, weight_steps : on simulated pairs; intensities, and steps between neighbours
+    patch, patches, points : of the anatomy loss
+    gamma, bias, blur, noise : largest strengths of simulated contrasts
+    learning_rate, clip : of Adam
+    keep_same_site : a scan of the target site is returned as it is
+    batch_slices : at once in inference; changes memory alone
+    """
+
+    squeezes: tuple[int, ...] = (2, 2)
+    splits: tuple[int, ...] = (4, 2)
+    hidden: tuple[int, ...] = (48, 96)
+    fusion: str = "exact"
+    instance: bool = False
+    anchored: bool = True
+    style: int = 64
+    neighbours: int = 1
+    pyramid: tuple[int, ...] = (16, 32, 48, 64)
+    pyramid_seed: int = 0
+    pairs: int = 3
+    slices: int = 5
+    share_sites: float = 0.25
+    share_same: float = 0.1
+    weight_anatomy: float = 1.0
+    weight_artefact: float = 2.0
+    kept: float = 0.9
+    weight_identity: float = 1.0
+    weight_truth: float = 10.0
+    weight_steps: float = 5.0
+    patch: int = 32
+    patches: int = 4
+    points: int = 64
+    gamma: float = 0.5
+    bias: float = 0.2
+    blur: float = 0.6
+    noise: float = 0.03
+    learning_rate: float = 5e-4
+    clip: float = 1.0
+    keep_same_site: bool = True
+    batch_slices: int = 8
+
+    def __post_init__(self) -> None:
+        from ..networks.coupling import FUSIONS
+
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {FUSIONS}, got {self.fusion!r}.")
+        if not len(self.squeezes) == len(self.splits) == len(self.hidden) > 0:
+            raise ValueError("squeezes, splits and hidden need one number for each block.")
+        if min(*self.squeezes, *self.splits, self.pairs, self.slices) < 1:
+            raise ValueError("squeezes, splits, pairs and slices are 1 or more.")
+        if not 0 <= self.share_sites + self.share_same <= 1:
+            raise ValueError("share_sites and share_same add up to 1 at most.")
+        if not 0 < self.kept <= 1:
+            raise ValueError(f"kept lies in (0, 1], got {self.kept}.")
+
+
+TINY = dict(
+    squeezes=(2,), splits=(2,), hidden=(8,), style=8, pyramid=(4, 8), pairs=2, slices=2, patch=8,
+    patches=2, points=8, steps=20, log_every=10, validate_every=20, validation_cases=1,
+    save_every=100, learning_rate=1e-3,
+)
+PAPER = dict(
+    squeezes=(1, 2), splits=(10, 4), hidden=(64, 128), instance=True, anchored=False, style=128,
+    pyramid=(64, 128, 256, 512), pairs=4, slices=8, share_sites=1.0, share_same=0.0,
+    weight_identity=0.0, weight_truth=0.0, weight_steps=0.0, learning_rate=1e-4, steps=100_000,
+    validate_every=2_000, save_every=2_000, log_every=200,
+)
+
+
+class Ihf(LearnedBackend):
+    """Unseen scanners on both sides: the network knows statistics, not sites."""
+
+    name = "ihf"
+    reference = ("Zhu et al. 2026, IHF-Harmony: Multi-Modality Magnetic Resonance Images "
+                 "Harmonization using Invertible Hierarchy Flow Model")
+    summary = ("Slabs of slices were decomposed by an invertible hierarchy flow, its features given "
+               "the statistics that the target's feature statistics call for, and recomposed.")
+    capabilities = Capabilities(trained=True)
+    Config = IhfConfig
+    presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
+               "paper": {"preset": "paper", **PAPER}}
+
+    @property
+    def multiple(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """In-plane sides of the canvas are multiples of all squeezes and halvings."""
+        c = self.config
+        side = int(np.lcm(np.prod(c.squeezes), 2 ** (len(c.pyramid) - 1)))
+        return side, side, 1
+
+    def _build(self) -> dict[str, Any]:
+        from ..networks.coupling import FlowNetwork, Stage
+
+        c = self.config
+        stages = tuple(Stage(*stage) for stage in zip(c.squeezes, c.splits, c.hidden))
+        return {"flow": FlowNetwork(2 * c.neighbours + 1, stages, self._pyramid.size, c.style,
+                                    c.fusion, c.instance, c.anchored)}
+
+    @property
+    def _pyramid(self) -> FeaturePyramid:
+        from ..networks.pyramid import FeaturePyramid
+
+        c = self.config
+        return FeaturePyramid(2 * c.neighbours + 1, c.pyramid, c.pyramid_seed).to(
+            self.resources.device)
+
+    def _game(self, store: VolumeStore, trained: tuple[int, ...], seed: int) -> Game:
+        return _IhfGame(self.config, self.networks_, self._pyramid, self._null, store, trained,
+                        seed)
+
+    # Styles ---------------------------------------------------------------------------------
+
+    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
+        return {"z_s": self._artefact(*self._unit_of(volume))}
+
+    def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {"z_s": np.mean([s["z_s"] for s in summaries], axis=0, dtype=np.float64
+                               ).astype(np.float32)}
+
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        super()._check_style(style)
+        z_s, size = np.asarray(style["z_s"]), 2 * sum(self.config.pyramid)
+        if z_s.shape != (size,) or not (np.abs(z_s) < BRIGHTEST).all():
+            raise ValueError(f"expected {size} statistics of features")
+
+    def _artefact(self, unit: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(2 C,) means and spreads of the pyramid's channels over the brain (eq. 1)."""
+        import torch
+
+        pyramid = self._pyramid
+        with torch.no_grad():
+            sums = _summed(_moments(pyramid(x), m) for _, x, m in self._slabs(unit, mask))
+        return _embedding(sums)[0].cpu().numpy()
+
+    # Change ---------------------------------------------------------------------------------
+
+    def _harmonize(self, volume: Volume, target: Target, source: str | None,
+                   rng: np.random.Generator) -> Volume:
+        same = target.kind == "site" and source == target.label
+        if same and self.config.keep_same_site:
+            return volume
+        return super()._harmonize(volume, target, source, rng)
+
+    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
+                source: str | None, rng: np.random.Generator) -> np.ndarray:
+        import torch
+
+        flow, device = self.networks_["flow"], self.resources.device
+        goal, own = (torch.from_numpy(np.asarray(z, np.float32))[None].to(device)
+                     for z in (style["z_s"], self._artefact(unit, mask)))
+        change, seen = np.zeros(unit.shape, np.float32), np.zeros(unit.shape[2])
+        with torch.no_grad():
+            sums = _summed(flow.statistics(flow.encode(x), m)
+                           for _, x, m in self._slabs(unit, mask))
+            for places, x, _ in self._slabs(unit, mask):
+                n = len(x)
+                after = flow.decode(flow.encode(x), [s.expand(n, -1) for s in sums],
+                                    goal.expand(n, -1), own.expand(n, -1))
+                _overlay(change, seen, (after - x).cpu().numpy(), places)
+        return change / np.maximum(seen, 1).astype(np.float32)
+
+    def _slabs(self, unit: np.ndarray, mask: np.ndarray
+               ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """(places (n, 2 neighbours + 1), slabs (n, 2 neighbours + 1, I, J), masks (n, 1, I, J)).
+
+        Of every slice with brain; beyond the volume stands its last slice again.
+        """
+        import torch
+
+        device, around = self.resources.device, self.config.neighbours
+        middles = np.flatnonzero(mask.any(axis=(0, 1)))
+        for first in range(0, len(middles), self.config.batch_slices):
+            at = middles[first:first + self.config.batch_slices]
+            places = np.clip(at[:, None] + np.arange(-around, around + 1), 0, unit.shape[2] - 1)
+            x = np.ascontiguousarray(unit[:, :, places].transpose(2, 3, 0, 1), np.float32)
+            m = np.ascontiguousarray(mask[:, :, at].transpose(2, 0, 1)[:, None], np.float32)
+            yield places, torch.from_numpy(x).to(device), torch.from_numpy(m).to(device)
+
+
+class _IhfGame(Game):
+    """One player, the flow, on the paper's losses and on simulated pairs whose truth is known."""
+
+    def __init__(self, config: IhfConfig, networks: dict[str, Any], pyramid: FeaturePyramid,
+                 null: StatisticsBackend | None, store: VolumeStore, trained: tuple[int, ...],
+                 seed: int) -> None:
+        from ..augment.contrast import ContrastSettings
+
+        self.config, self.networks, self.identity = config, networks, {}
+        self.pyramid, self.null, self.store = pyramid, null, store
+        self.trained, self.seed = trained, seed
+        c = config
+        self.dirty = ContrastSettings(gamma=c.gamma, bias=c.bias, blur=c.blur, noise=c.noise)
+        self.clean = ContrastSettings(gamma=c.gamma, bias=0.0)
+
+    def players(self) -> tuple[Player, ...]:
+        """The flow, alone."""
+        return (Player("ihf", ("flow",), self.loss, self.config.learning_rate,
+                       clip=self.config.clip),)
+
+    # Batches --------------------------------------------------------------------------------
+
+    def batch(self, step: int, rank: int) -> dict[str, Any]:
+        """Pairs one after another, `slices` slabs each: (P S, 2n + 1, I, J).
+
+        source: after the null; goal: the target person's slabs; truth: the source person as the
+        target's scanner shows it, where that is known (`view`: simulated; `same`: as it is); all in
+        the network's unit. view, site, same: (P,) one where the pair is of that kind.
+        """
+        import torch
+
+        rng = np.random.default_rng([self.seed, step, rank, 4])
+        pairs = [self._pair(rng) for _ in range(self.config.pairs)]
+        drawn = {key: torch.cat([pair[key] for pair in pairs]) for key in pairs[0]}
+        return {**drawn, "pairs": len(pairs)}
+
+    def _pair(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        import torch
+
+        kind, one, two = self._draw(rng)
+        x, mask, places = self._slabs(rng, one)
+        y, mask_goal, _ = self._slabs(rng, two, places)
+        source, truth, goal = self._views(rng, x, mask, y, mask_goal) if kind == "view" \
+            else (x, x, y)
+        source, truth, goal = self._started(source, mask, truth, goal, mask_goal)
+        return {"source": source, "truth": truth, "mask": mask, "goal": goal,
+                "mask_goal": mask_goal,
+                **{k: torch.tensor([float(k == kind)]) for k in KINDS}}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[str, int, int]:
+        """(kind, source, target): indices of two people's scans, as far as there are two."""
+        from ..training.data import draw_scans
+
+        c, scans = self.config, self.store.scans
+        kind = KINDS[rng.choice(3, p=[1 - c.share_sites - c.share_same, c.share_sites,
+                                      c.share_same])]
+        one = self.trained[draw_scans(rng, [scans[i] for i in self.trained], 1)[0]]
+        others = [i for i in self.trained if scans[i].subject != scans[one].subject]
+        away = [i for i in others if scans[i].site != scans[one].site]
+        home = [i for i in others if scans[i].site == scans[one].site]
+        pool = {"view": others, "site": away or others, "same": home}[kind] or [one]
+        if kind == "site" and not away:
+            kind = "same"
+        return kind, one, pool[draw_scans(rng, [scans[i] for i in pool], 1)[0]]
+
+    def _slabs(self, rng: np.random.Generator, index: int, places: np.ndarray | None = None
+               ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """(S, 2n + 1, I, J) slabs and masks, one from each of S parts of the brain's height."""
+        import torch
+
+        from ..training.data import SlabDraw
+
+        draw = SlabDraw(self.store, (index,), 1, 0, neighbours=self.config.neighbours)
+        if places is None:
+            good = draw.slices(index)
+            cuts = np.linspace(0, len(good), self.config.slices + 1)
+            places = np.array([good[min(int(rng.uniform(a, b)), len(good) - 1)]
+                               for a, b in zip(cuts, cuts[1:])])
+        slabs = [draw.slab(index, int(place)) for place in places]
+        return (torch.from_numpy(np.stack([s[0] for s in slabs])),
+                torch.from_numpy(np.stack([s[1] for s in slabs])), places)
+
+    def _views(self, rng: np.random.Generator, x: torch.Tensor, mask: torch.Tensor,
+               y: torch.Tensor, mask_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Source under one scanner, truth and target under another."""
+        from ..augment.contrast import draw_view
+
+        one, two = draw_view(rng, self.dirty), draw_view(rng, self.clean)
+        return _seen(one, x, mask), _seen(two, x, mask), _seen(two, y, mask_y)
+
+    def _started(self, x: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor, y: torch.Tensor,
+                 mask_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The three as `_harmonize` shows them: source after the null, truth in its unit."""
+        if self.null is None:
+            return x, truth, y
+        source, target = _as_volume(x, mask), _as_volume(y, mask_y)
+        if min(np.ptp(source.in_mask()), np.ptp(target.in_mask())) <= 0:
+            return x, truth, y
+        style = self.null._pool([self.null._summary(target)])
+        first = self.null._map(source, style).apply(source)
+        scale = IntensityScale.of(first.in_mask())
+        own = IntensityScale.of(target.in_mask())
+        return (_in_unit(first.data, scale, mask), _in_unit(_data(truth), scale, mask),
+                _in_unit(target.data, own, mask_y))
+
+    # Loss -----------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The paper's two between sites, and the truth where it is known; each pair weighs alike.
+        """
+        from ..losses.within import absolute, steps
+
+        c, mask, count = self.config, batch["mask"], batch["pairs"]
+        self.pyramid = self.pyramid.to(mask.device)
+        z_s = self._embedded(batch["goal"], batch["mask_goal"], count)
+        after = self._translated(batch, z_s)
+        away = absolute(after, batch["truth"], mask).unflatten(0, (count, -1)).mean(1)
+        edges = steps(after, batch["truth"], mask).unflatten(0, (count, -1)).mean(1)
+        return {"truth": c.weight_truth * (away * batch["view"]).mean(),
+                "steps": c.weight_steps * (edges * batch["view"]).mean(),
+                "identity": c.weight_identity * (away * batch["same"]).mean(),
+                **self._between_sites(batch, after)}
+
+    def _translated(self, batch: Batch, z_s: torch.Tensor) -> torch.Tensor:
+        """(P S, 2n + 1, I, J) slabs with the goal's artefacts; statistics are those of each pair.
+        """
+        flow: FlowNetwork = self.networks["flow"]
+        x, mask, count = batch["source"], batch["mask"], batch["pairs"]
+        middle = mask[:, self._middle]
+        encoded = flow.encode(x)
+        sums = [_pooled(s, count) for s in flow.statistics(encoded, middle)]
+        own = self._embedded(x, mask, count)
+        spread = len(x) // count
+        return flow.decode(encoded, [_repeated(s, spread) for s in sums], _repeated(z_s, spread),
+                           _repeated(own, spread))
+
+    @property
+    def _middle(self) -> slice:
+        """The channel of a slab's own slice."""
+        return slice(self.config.neighbours, self.config.neighbours + 1)
+
+    def _embedded(self, x: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+        """(P, 2 C) statistics z_s of the slabs of each pair."""
+        found = _moments(self.pyramid(x), mask[:, self._middle])
+        return _embedding([_pooled(s, count) for s in found])
+
+    def _between_sites(self, batch: Batch, after: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Anatomy as the source's and artefacts as the goal's (eq. 3, 4), of pairs of two sites."""
+        from ..losses.artefact import artefact
+
+        c, count = self.config, batch["pairs"]
+        chosen = batch["site"].nonzero()[:, 0]
+        zero = after.sum() * 0
+        if not len(chosen) or not (c.weight_anatomy or c.weight_artefact):
+            return {"anatomy": zero, "artefact": zero}
+        x, y, mask, mask_goal, ours = (
+            t.unflatten(0, (count, -1))[chosen].flatten(0, 1)
+            for t in (batch["source"], batch["goal"], batch["mask"], batch["mask_goal"], after))
+        ours = ours.where(mask > 0, ours.new_tensor(-1.0))
+        n, share = len(chosen), len(chosen) / count
+        levels = min(3, len(c.pyramid))
+        stats = [self._statistics(image, where, n, levels)
+                 for image, where in ((ours, mask), (y, mask_goal))]
+        return {"anatomy": c.weight_anatomy * share * self._anatomy(x, ours, mask, n),
+                "artefact": c.weight_artefact * share * artefact(*stats, c.kept).mean()}
+
+    def _statistics(self, x: torch.Tensor, mask: torch.Tensor, count: int, levels: int
+                    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        from ..networks.coupling import mean_and_spread
+
+        found = _moments(self.pyramid(x, levels), mask[:, self._middle])
+        return [mean_and_spread(_pooled(s, count)) for s in found]
+
+    def _anatomy(self, x: torch.Tensor, ours: torch.Tensor, mask: torch.Tensor, count: int
+                 ) -> torch.Tensor:
+        """L_ac of the second level and those above it, equalised volume by volume."""
+        import torch
+
+        from ..losses.spatial_correlation import draw_points, equalised, spatial_correlation
+
+        c = self.config
+        places = draw_points(mask[:, self._middle], c.patch, c.patches, c.points)
+        features = []
+        for image in (x, ours):
+            even = torch.cat([equalised(i, m) for i, m in zip(image.chunk(count),
+                                                              mask.chunk(count))])
+            features.append(self.pyramid(even)[1:])
+        return spatial_correlation(*features, places, tuple(x.shape[2:]))  # type: ignore[arg-type]
+
+
+# Statistics ---------------------------------------------------------------------------------
+
+
+def _moments(features: list[torch.Tensor], mask: torch.Tensor) -> list[torch.Tensor]:
+    from ..networks.coupling import moments
+
+    return [moments(f, mask) for f in features]
+
+
+def _summed(parts: Iterable[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """(1, ...) sums over all slices of each level's moments."""
+    total: list[torch.Tensor] = []
+    for part in parts:
+        sums = [p.double().sum(0, keepdim=True) for p in part]
+        total = [a + b for a, b in zip(total, sums)] if total else sums
+    return [t.float() for t in total]
+
+
+def _pooled(sums: torch.Tensor, count: int) -> torch.Tensor:
+    """(P S, ...) moments of slices -> (P, ...) of volumes."""
+    return sums.unflatten(0, (count, -1)).sum(1)
+
+
+def _repeated(sums: torch.Tensor, times: int) -> torch.Tensor:
+    """(P, ...) -> (P S, ...)."""
+    return sums.repeat_interleave(times, 0)
+
+
+def _embedding(sums: list[torch.Tensor]) -> torch.Tensor:
+    """z_s of eq. 1: the means of all levels, then their spreads."""
+    import torch
+
+    from ..networks.coupling import mean_and_spread
+
+    both = [mean_and_spread(s) for s in sums]
+    return torch.cat([mean for mean, _ in both] + [spread for _, spread in both], dim=1)
+
+
+# Slabs --------------------------------------------------------------------------------------
+
+
+def _overlay(change: np.ndarray, seen: np.ndarray, slabs: np.ndarray, places: np.ndarray) -> None:
+    """Add (n, 2n + 1, I, J) changes at their places (n, 2n + 1) and count them."""
+    for slab, at in zip(slabs, places):
+        for part, place in zip(slab, at):
+            change[:, :, place] += part
+            seen[place] += 1
+
+
+def _seen(view: View, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Every slice of (S, 2n + 1, I, J) slabs under a view."""
+    shown = view.apply(x.flatten(0, 1)[:, None], mask.flatten(0, 1)[:, None])
+    return shown[:, 0].unflatten(0, tuple(x.shape[:2]))
+
+
+def _data(x: torch.Tensor) -> np.ndarray:
+    """(I, J, S (2n + 1)) intensities 0..2 of (S, 2n + 1, I, J) slabs in [-1, 1]."""
+    return np.ascontiguousarray(x.flatten(0, 1).numpy().transpose(1, 2, 0)) + np.float32(1)
+
+
+def _as_volume(x: torch.Tensor, mask: torch.Tensor) -> Volume:
+    return Volume(_data(x), np.eye(4), _data(mask) > 1.5)
+
+
+def _in_unit(data: np.ndarray, scale: IntensityScale, mask: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_data` in the unit of `scale`, clipped, background -1."""
+    import torch
+
+    unit = np.clip(scale.to_unit(data), -1, 1).transpose(2, 0, 1)
+    slabs = torch.from_numpy(np.ascontiguousarray(unit)).unflatten(0, tuple(mask.shape[:2]))
+    return slabs.where(mask > 0, torch.tensor(-1.0))
