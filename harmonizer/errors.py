@@ -56,6 +56,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     "Did you mean 'histogram_matching'? Known: histogram_matching, spectrum_swap."
     """
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    guess = f"Did you mean {near[0]!r}? " if near else ""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    guess = f"Did you mean {lower[near[0]]!r}? " if near else ""
     return f"{guess}Known: {', '.join(names) or 'none'}."

@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,6 +191,8 @@ class Run:
             LOGGER.debug("%s: site %s (%s)", record.scan_id, record.site, record.site_source)
         sites = ", ".join(f"{site} {count}" for site, count in sorted(counts.items()))
         LOGGER.info("%d scans at %d sites: %s", len(records), len(counts), sites)
+        for doubt in site_doubts(self.settings, counts):
+            LOGGER.warning("%s", doubt)
 
     def _crash(self, error: BaseException) -> int:
         """Write all that a report needs into a file; say little on the screen."""
@@ -206,6 +208,21 @@ class Run:
         LOGGER.error("A fault of ours: %s: %s. Please report it with %s.",
                      type(error).__name__, error, where)
         return InternalError.exit_code
+
+
+def site_doubts(settings: Settings, counts: Mapping[str, int]) -> Iterator[str]:
+    """What the fit will stumble over, said before the hours of preprocessing; only of a run that
+    looks at everybody."""
+    if "fit" not in settings.planned_stages or settings.participant_label or settings.session_label:
+        return
+    if len(counts) == 1 and settings.target_kind not in ("images", "card"):
+        yield (f"All scans are of one site, {next(iter(counts))!r}: unless {settings.output_dir} "
+               "holds scans of others, there is nothing to harmonize. Check --site-from and "
+               "--site-column.")
+    lone = [site for site, count in sorted(counts.items()) if count == 1]
+    if lone and len(counts) > 1:
+        yield (f"One scan alone at {', '.join(lone[:SHOWN_PARTICIPANTS])}: what is the scanner's "
+               "and what is the person's cannot be told apart there.")
 
 
 def participant(scan_id: str) -> str:

@@ -476,6 +476,11 @@ def _check_folders(settings: Settings) -> None:
             f"output folder {out} is the input folder. Give another, such as "
             f"{bids / 'derivatives' / 'harmonizer'}."
         )
+    if bids in out.parents and out.relative_to(bids).parts[0] != "derivatives":
+        raise UsageError(
+            f"output folder {out} lies inside the input folder, and not in its derivatives, where "
+            f"BIDS allows it. Give another, such as {bids / 'derivatives' / 'harmonizer'}."
+        )
     if work == bids or bids in work.parents:
         raise UsageError(
             f"work folder {work} lies inside the input folder {bids}, which is never written. "
