@@ -79,10 +79,8 @@ class ScannerEncoder(nn.Module):
     def __init__(self, dims: int = 3, labels: int = 2,
                  widths: tuple[int, ...] = (8, 16, 24, 32), *, code: int = 8) -> None:
         super().__init__()
-        kind = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
         self.entrance = conv(dims, 1 + labels, widths[0], 3, 2)
-        self.steps = nn.ModuleList(_Halving(dims, a, b, kind(2, ceil_mode=True))
-                                   for a, b in itertools.pairwise(widths))
+        self.steps = nn.ModuleList(_Halving(dims, a, b) for a, b in itertools.pairwise(widths))
         self.mean = nn.Linear(widths[-1], code)
         self.logvar = nn.Linear(widths[-1], code)
 
@@ -100,14 +98,20 @@ class ScannerEncoder(nn.Module):
 class _Halving(nn.Module):
     """Two convolutions before which LeakyReLU 0.2 stands, a mean pool, and a pooled 1x1 skip."""
 
-    def __init__(self, dims: int, before: int, after: int, pool: nn.Module) -> None:
+    def __init__(self, dims: int, before: int, after: int) -> None:
         super().__init__()
         self.inner = nn.Sequential(nn.LeakyReLU(0.2), conv(dims, before, before),
-                                   nn.LeakyReLU(0.2), conv(dims, before, after), pool)
-        self.skip = nn.Sequential(pool, conv(dims, before, after, 1))
+                                   nn.LeakyReLU(0.2), conv(dims, before, after))
+        self.skip = conv(dims, before, after, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) + self.skip(x)
+        return _halved(self.inner(x)) + self.skip(_halved(x))
+
+
+def _halved(x: torch.Tensor) -> torch.Tensor:
+    """Means of 2^dims voxels; a side of one voxel stays, an odd side loses its last voxel."""
+    pool = functional.avg_pool2d if x.ndim == 4 else functional.avg_pool3d
+    return pool(x, [min(2, side) for side in x.shape[2:]])
 
 
 class Generator(nn.Module):
