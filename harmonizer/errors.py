@@ -14,6 +14,7 @@ __all__ = [
     "UsageError",
     "InputError",
     "UnavailableError",
+    "OutputError",
     "InternalError",
     "did_you_mean",
 ]
@@ -41,6 +42,12 @@ class UnavailableError(HarmonizerError):
     """A device or a model that was asked for is not there (EX_UNAVAILABLE)."""
 
     exit_code = 69
+
+
+class OutputError(HarmonizerError):
+    """Results cannot be written: the disk is full, or the folder is not writable (EX_IOERR)."""
+
+    exit_code = 74
 
 
 class InternalError(HarmonizerError):

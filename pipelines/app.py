@@ -10,16 +10,22 @@
 | 65 | no usable input (EX_DATAERR) |
 | 69 | a device or a model is not available (EX_UNAVAILABLE) |
 | 70 | our own fault (EX_SOFTWARE); a crash file lies in OUT/logs |
-| 130 | interrupted |
+| 74 | results cannot be written (EX_IOERR): disk full, folder not writable |
+| 130 | interrupted (Ctrl-C) |
+| 143 | terminated (SIGTERM: a scheduler's time limit, docker stop) |
 
 Errors that we can explain are printed without a traceback; anything else is a fault of ours.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -29,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harmonizer import __version__
-from harmonizer.errors import HarmonizerError, InputError, InternalError, UsageError
+from harmonizer.errors import HarmonizerError, InputError, InternalError, OutputError, UsageError
 from harmonizer.files import write_text
 
 from .cli import check_world, parse
@@ -41,9 +47,12 @@ if TYPE_CHECKING:
 __all__ = ["main", "prepare_environment"]
 
 LOGGER = logging.getLogger("harmonizer")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+               errno.ESTALE)
 OUR_LOGGERS = ("harmonizer", "pipelines")
 HANDLER = "harmonizer-run"
 INTERRUPTED = 130
+TERMINATED = 143
 SHOWN_PARTICIPANTS = 20
 
 
@@ -63,9 +72,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     try:
-        return run.finish()
+        with sigterm_raises():
+            return run.finish()
     finally:
         stop_logging()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: like Ctrl-C, but from a scheduler."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`; without it Python would end without a word.
+
+    In the middle of a step of ANTs in this process (`--nprocs 1`) it is heard when the step ends.
+    """
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there are signals set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -104,14 +137,19 @@ class Run:
         failed: set[str] = set()
         try:
             code = self._work(failed)
-        except KeyboardInterrupt:
-            LOGGER.error("Interrupted; the same command resumes from the work folder.")
-            code = INTERRUPTED
+        except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, Terminated)
+            LOGGER.error("%s; the same command resumes from the work folder.",
+                         "Terminated (SIGTERM)" if terminated else "Interrupted")
+            stop_workers()
+            code = TERMINATED if terminated else INTERRUPTED
         except InternalError as error:
             code = self._crash(error)
         except HarmonizerError as error:
             LOGGER.error("%s", error)
             code = error.exit_code
+        except OSError as error:
+            code = self._os_error(error)
         except Exception as error:
             code = self._crash(error)
         LOGGER.log(logging.ERROR if code else logging.INFO, "%s", last_line(code, failed))
@@ -194,6 +232,15 @@ class Run:
         for doubt in site_doubts(self.settings, counts):
             LOGGER.warning("%s", doubt)
 
+    def _os_error(self, error: OSError) -> int:
+        """A full disk or a missing permission is nobody's fault; anything else is ours."""
+        if error.errno not in DISK_ERRORS:
+            return self._crash(error)
+        LOGGER.error("%s: %s. Make room or repair the permissions, then give the same command "
+                     "again: finished work is kept.",
+                     error.filename or self.settings.output_dir, error.strerror)
+        return OutputError.exit_code
+
     def _crash(self, error: BaseException) -> int:
         """Write all that a report needs into a file; say little on the screen."""
         path = self.file("crash", "txt")
@@ -225,6 +272,20 @@ def site_doubts(settings: Settings, counts: Mapping[str, int]) -> Iterator[str]:
                "and what is the person's cannot be told apart there.")
 
 
+def stop_workers() -> None:
+    """End the worker processes: a step of ANTs takes minutes, a scheduler waits for seconds.
+
+    What they were writing is a temporary file, so nothing is left half done.
+    """
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
+
+
 def participant(scan_id: str) -> str:
     """'sub-01' of 'sub-01_ses-A_T1w'."""
     return scan_id.partition("_")[0]
@@ -234,7 +295,8 @@ def last_line(code: int, failed: Iterable[str]) -> str:
     """The line that a log ends with: the exit code, what it means, and who failed."""
     meanings = {
         0: "all done", 1: "some participants failed", 2: "usage error", 65: "no usable input",
-        69: "a device or model is not available", 70: "a fault of ours", 130: "interrupted",
+        69: "a device or model is not available", 70: "a fault of ours",
+        74: "results cannot be written", 130: "interrupted", 143: "terminated",
     }
     names = sorted(failed)
     shown = ", ".join(names[:SHOWN_PARTICIPANTS])
@@ -252,6 +314,7 @@ def start_logging(verbose: int, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     screen, file = logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")
+    file.handleError = lambda record: None  # on a full disk the screen has it still
     screen.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     screen.setLevel(logging.INFO if verbose == 0 else logging.DEBUG)

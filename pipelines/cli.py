@@ -42,7 +42,7 @@ Underscores may stand for hyphens in all flags (--participant_label, --n_cpus).
 stages: participant = preprocess, harmonize; group = fit, evaluate. Both levels together run
 preprocess, fit, harmonize, evaluate in that order.
 exit codes: 0 all done; 1 some participants failed; 2 usage; 65 no usable input; 69 device or model
-not available; 70 our own fault; 130 interrupted."""
+not available; 70 our own fault; 74 results cannot be written; 130 interrupted; 143 terminated."""
 
 
 class Switch(argparse.Action):

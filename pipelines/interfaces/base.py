@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,20 @@ class ExplainedInterface(SimpleInterface):
         try:
             self._work(folder)
         except HarmonizerError as error:
-            (folder / ERROR_FILE).write_text(str(error), encoding="utf-8")
+            _leave(folder, str(error))
+            raise
+        except OSError as error:
+            _leave(folder, f"{error.filename or folder}: {error.strerror}. Check the disk's room "
+                           "and the permissions, then give the same command again.")
             raise
         self._results["seconds"] = round(time.perf_counter() - started, 2)
         return runtime
 
     def _work(self, folder: Path) -> None:
         raise NotImplementedError  # an abstract method; nipype's metaclass leaves no room for ABC
+
+
+def _leave(folder: Path, message: str) -> None:
+    """Leave a message for the main process; a full disk must not hide the first error."""
+    with contextlib.suppress(OSError):
+        (folder / ERROR_FILE).write_text(message, encoding="utf-8")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harmonizer.errors import UsageError
-from harmonizer.files import write_text
+from harmonizer.errors import OutputError, UsageError
+from harmonizer.files import atomic_path, write_text
 
 from ..settings import Settings
 
@@ -27,6 +27,7 @@ __all__ = ["Failure", "RunResult", "execute", "load_plugin", "progress_bar", "re
 
 LOGGER = logging.getLogger("pipelines")
 PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
+PROBE_BYTES = 1 << 20
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
@@ -106,6 +107,8 @@ def execute(
     ------
     UsageError
         If the plugin file is wrong.
+    OutputError
+        If scans fail because nothing can be written any more; more of them would fail, too.
     """
     plugin, arguments = plugin_of(settings)
     total = count_steps(build(jobs[:1])) * len(jobs)
@@ -115,6 +118,8 @@ def execute(
             workflow = build(portion)
             _run(workflow, settings, plugin, {**arguments, "status_callback": monitor})
             _tidy(settings.work_dir / workflow.name, portion, monitor)
+            if monitor.failures:
+                require_room(settings.output_dir / "logs", settings.work_dir)
             if monitor.failures and settings.stop_on_first_crash:
                 break
     return tuple(monitor.failures.values())
@@ -129,6 +134,26 @@ def _run(workflow: Workflow, settings: Settings, plugin: str, arguments: dict[st
         if len(arguments["status_callback"].failures) == known:
             raise
         LOGGER.debug("nipype: %s", error)
+
+
+def require_room(*folders: Path) -> None:
+    """Refuse to go on where not even a megabyte can be written.
+
+    Raises
+    ------
+    OutputError
+        That names the folder and the reason.
+    """
+    for folder in folders:
+        try:
+            with atomic_path(folder / "room") as probe, open(probe, "wb") as stream:
+                stream.write(bytes(PROBE_BYTES))
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be written any more ({error.strerror}). Make room or repair the "
+                "permissions, then give the same command again: finished work is kept."
+            ) from error
+        (folder / "room").unlink(missing_ok=True)
 
 
 def _tidy(folder: Path, portion: Sequence[Any], monitor: Monitor) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harmonizer.errors import InternalError, UnavailableError
@@ -253,3 +258,39 @@ def test_verbosity(
 def test_long_lists_of_failures_are_cut() -> None:
     line = app.last_line(1, {f"sub-{n:02d}" for n in range(25)})
     assert line.endswith("sub-18, sub-19 and 5 more.")
+
+
+@pytest.mark.parametrize(("number", "code", "words"), [
+    (errno.ENOSPC, 74, "No space left on device"), (errno.EROFS, 74, "Read-only file system"),
+    (errno.EACCES, 74, "Permission denied"), (errno.ENOENT, 70, "A fault of ours"),
+])
+def test_a_disk_that_takes_no_more(
+    make_tree: Any, workflows: Workflows, number: int, code: int, words: str
+) -> None:
+    def fail() -> Result:
+        raise OSError(number, os.strerror(number), "/out/file")
+
+    workflows.answer = fail
+    root = make_tree(TREE)
+    assert run(root) == code
+    assert words in logs(root, "run")[-1]
+    assert bool(logs(root, "crash")) is (code == 70)
+
+
+def test_sigterm_is_answered_and_ends_the_workers(make_tree: Any, workflows: Workflows) -> None:
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def wait() -> Result:
+        workers.append(subprocess.Popen(["sleep", "60"]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        return Result()
+
+    workflows.answer = wait
+    before = signal.getsignal(signal.SIGTERM)
+    root = make_tree(TREE)
+    assert run(root) == 143
+    assert last_line(root).endswith("Exit code 143: terminated.")
+    assert "Terminated (SIGTERM); the same command resumes" in logs(root, "run")[-1]
+    assert not psutil.pid_exists(workers[0].pid)
+    assert signal.getsignal(signal.SIGTERM) is before
