@@ -24,6 +24,7 @@ GROUP = "harmonizer.backends"
 
 BUILT_IN = {
     "cacd": "harmonizer.backends.cacd:Cacd",
+    "disarm": "harmonizer.backends.disarm:Disarm",
     "histogram_matching": "harmonizer.backends.histogram_matching:HistogramMatching",
     "ihf": "harmonizer.backends.ihf:Ihf",
     "moment_matching": "harmonizer.backends.moment_matching:MomentMatching",
