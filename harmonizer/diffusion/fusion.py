@@ -73,6 +73,7 @@ def outside_known(parts: PartsOf, mask: torch.Tensor, schedule: Schedule, value:
         x0, eps = parts(x, t)
         bar = schedule.abar(t, x)
         rest = (x - bar.sqrt() * value) / (1 - bar).sqrt()
-        return Parts(torch.where(mask, x0, torch.full_like(x0, value)), torch.where(mask, eps, rest))
+        flat = torch.full_like(x0, value)
+        return Parts(torch.where(mask, x0, flat), torch.where(mask, eps, rest))
 
     return known

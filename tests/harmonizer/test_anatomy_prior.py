@@ -1,4 +1,4 @@
-"""The anatomical prior: what it forgets (gain), what it keeps (borders), what it must not make up."""
+"""The anatomical prior: what it forgets (gain), what it keeps (borders)."""
 
 from __future__ import annotations
 
