@@ -28,6 +28,7 @@ BUILT_IN = {
     "histogram_matching": "harmonizer.backends.histogram_matching:HistogramMatching",
     "ihf": "harmonizer.backends.ihf:Ihf",
     "moment_matching": "harmonizer.backends.moment_matching:MomentMatching",
+    "patch_diffusion": "harmonizer.backends.patch_diffusion:PatchDiffusion",
     "spectrum_swap": "harmonizer.backends.spectrum_swap:SpectrumSwap",
     "tissue_matching": "harmonizer.backends.tissue_matching:TissueMatching",
 }
