@@ -7,7 +7,7 @@ given again, and its results are compared bit for bit with those of an undisturb
 sidecars, tables, transforms and models are compared; logs and HTML hold times and are not.
 
 kill      SIGKILL to the whole run at random moments (seeded), again and again until one ends by
-          itself, then compare and start anew, until there were so many kills. After each kill, every
+          itself, then compare and start anew, until there were so many kills. After each, every
           file with a final name must be whole
 sigterm   SIGTERM at three random moments: exit code 143 within seconds, then the same command
 disk      OUT on a disk that is too small (a tmpfs; needs root): exit code 74 and a message, then
