@@ -10,6 +10,7 @@ import fnmatch
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -277,3 +278,60 @@ def test_the_image_tells_the_pipeline_about_itself() -> None:
     assert names <= set(pairs("ENV"))
     for name in names:
         assert f"{name}=" in read("Singularity.def")
+
+
+# Rules of hadolint (https://github.com/hadolint/hadolint) that matter here, kept without it.
+
+
+def test_the_dockerfile_has_no_habit_that_a_linter_refuses() -> None:
+    steps = instructions(read("Dockerfile"))
+    words = [word for word, _ in steps]
+    assert "ADD" not in words and "MAINTAINER" not in words  # DL3020, DL4000
+    assert words.count("ENTRYPOINT") == 1 and "CMD" not in words  # DL4003, DL4004
+    assert all(word.isupper() for word in words)
+    for word, rest in steps:
+        if word == "WORKDIR":
+            assert rest.startswith("/"), rest  # DL3000
+        if word == "FROM":
+            assert ":latest" not in rest  # DL3007
+        if word == "COPY":
+            assert rest.split()[-2] not in (".", "./"), "a COPY of everything takes secrets along"
+            assert len(rest.split()) <= 2 or rest.startswith("--") or rest.endswith("/")  # DL3021
+        if word == "RUN":
+            assert not re.search(r"\b(sudo|ssh|vim|shutdown)\b|apt |cd /", rest), rest  # DL3001-4
+            assert "|" not in rest.replace("||", "") or "pipefail" in rest or "case" in rest  # 4006
+
+
+def test_no_secret_is_handed_to_a_build() -> None:
+    names = [rest.split("=")[0] for rest in arguments_of("ARG")] + list(pairs("ENV"))
+    assert not [name for name in names if re.search("TOKEN|SECRET|PASSWORD|KEY", name)]
+
+
+def test_the_base_has_a_tag_and_a_python_that_is_supported() -> None:
+    image, _, tag = pairs("ARG")["BASE_IMAGE"].partition(":")
+    assert image == "python"
+    assert re.match(r"3\.\d+", tag).group(0) in PYTHONS
+
+
+def test_the_singularity_recipe_has_its_sections_and_decides_nothing() -> None:
+    text = read("Singularity.def")
+    assert re.findall(r"^%(\w+)", text, re.M) == ["labels", "environment", "runscript", "test",
+                                                  "help"]
+    assert "%post" not in text, "what is installed is the Docker image's to decide"
+    assert re.search(r"^Bootstrap: docker-archive$", text, re.M)
+    test = text.partition("%test")[2].partition("%help")[0]
+    assert "--version" in test and "import ants, bids, nipype, torch" in test
+    own = set(re.findall(r"\b([A-Z][A-Z_]+)=", text.partition("%environment")[2]))
+    assert own <= set(pairs("ENV")), "a variable that the Docker image does not have"
+
+
+SCRIPTS = [".ci/run", "tools/constraints.sh", "docs/slurm/submit.sh",
+           *(f"docs/slurm/{path.name}" for path in (ROOT / "docs/slurm").glob("*.sbatch"))]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shell_scripts_pass_the_linter(script: str) -> None:
+    checked = subprocess.run(["shellcheck", "--shell=bash", ROOT / script], capture_output=True,
+                             text=True)
+    assert checked.returncode == 0, checked.stdout
