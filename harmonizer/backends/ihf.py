@@ -92,8 +92,8 @@ class IhfConfig(LearnedConfig):
     neighbours: int = 1
     pyramid: tuple[int, ...] = (16, 32, 48, 64)
     pyramid_seed: int = 0
-    pairs: int = 3
-    slices: int = 5
+    pairs: int = 2
+    slices: int = 4
     share_sites: float = 0.25
     share_same: float = 0.1
     weight_anatomy: float = 1.0
@@ -109,7 +109,7 @@ class IhfConfig(LearnedConfig):
     bias: float = 0.2
     blur: float = 0.6
     noise: float = 0.03
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     clip: float = 1.0
     keep_same_site: bool = True
     batch_slices: int = 8
@@ -148,8 +148,8 @@ class Ihf(LearnedBackend):
     name = "ihf"
     reference = ("Zhu et al. 2026, IHF-Harmony: Multi-Modality Magnetic Resonance Images "
                  "Harmonization using Invertible Hierarchy Flow Model")
-    summary = ("Slabs of slices were decomposed by an invertible hierarchy flow, its features given "
-               "the statistics that the target's feature statistics call for, and recomposed.")
+    summary = ("Slabs of slices were decomposed by an invertible hierarchy flow, its features were "
+               "given the statistics that the target's features call for, and it was run back.")
     capabilities = Capabilities(trained=True)
     Config = IhfConfig
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},

@@ -1,8 +1,9 @@
-"""The anatomy loss of IHF-Harmony: how alike places of one image are to one another must not change.
+"""The anatomy loss of IHF-Harmony: how alike places of an image are to one another must stay.
 
 L_ac = | G(x) - G(x_hat) |_1,   G = f^T f   (eq. 3; spatially-correlative loss of Zheng et al. 2021,
-arXiv:2104.00854), f the (C, N_p) features at N_p points of a patch. Points are drawn once and shared
-by both images. Features are of unit length at each point, else G is brightness as much as anatomy.
+arXiv:2104.00854), f the (C, N_p) features at N_p points of a patch. Points are drawn once and
+shared by both images. Features are of unit length at each point, else G is brightness as much as
+anatomy.
 
 Features still change with contrast. So images are `equalised` first: each by its own distribution
 of intensities to even ranks, after which an image and any rising curve of it are one and the same.

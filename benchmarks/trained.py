@@ -1,0 +1,250 @@
+"""A method with networks against voxelwise truth: trained on phantom people, scored on others.
+
+    python benchmarks/trained.py WORK --backend ihf [--minutes 12] [--set name=value ...]
+        [--fit FOLDER] [--people 6] [--held 3] [--targets aspen dogwood]
+        [--markdown docs/benchmarks.md]
+
+People of `harmonizer.phantom` are simulated as preprocessing leaves them, 2 mm, each scanned at one
+of four scanners; the method and histogram matching are fitted on them. Other people are scanned at
+each of the four and at a fifth scanner that no fit saw; truth is the very same scan as the target
+scanner would show it, noise and all. PSNR and SSIM are taken in the brain, R is the truth's 0.5 to
+99.5 % range. *scaled* is the scan brought to the truth's median. *same site*: a scan already at the
+target, RMSE of what the method does to it, of R; its site is named to the method, and then not.
+
+WORK keeps people, scans and the training, which goes on where it stopped; FOLDER is a phantom that
+is there already (`write_aligned`), of which those who do not travel are taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import put_section  # noqa: E402
+
+from harmonizer.backends import registry  # noqa: E402
+from harmonizer.backends.base import Backend  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.evaluation.image import psnr, rmse, ssim  # noqa: E402
+from harmonizer.phantom import SCANNERS, UNSEEN  # noqa: E402
+from harmonizer.phantom.aligned import aligned_image, write_aligned  # noqa: E402
+from harmonizer.phantom.anatomy import make_person  # noqa: E402
+from harmonizer.phantom.dataset import plan_participants  # noqa: E402
+from harmonizer.phantom.scanner import render  # noqa: E402
+from harmonizer.volume import Volume, read_volume, write_mask, write_volume  # noqa: E402
+
+FIT_SEED, HELD_SEED = 1, 77
+NULL = "histogram_matching"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan, where it is to look as if it came from, and what it should look like."""
+
+    person: str
+    source: str
+    target: str
+    scan: Volume
+    truth: Volume
+
+    @property
+    def group(self) -> str:
+        """Which column it belongs to."""
+        if self.source == self.target:
+            return "same"
+        return "unseen" if self.source == UNSEEN.name else "known"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make, train, score, print, and put the section into the markdown file where one is named."""
+    given = _parser().parse_args(argv)
+    people = cohort_of(given.fit or given.work / "fit", given.people)
+    null = registry.get(NULL)().fit(people)
+    backend, seconds = trained(given, people)
+    cases = list(cases_of(given.work / "held", given.held, given.targets))
+    numbers, speed = scores(cases, {NULL: null, given.backend: backend})
+    text = "\n\n".join([f"`{_command(given)}`", __doc__.split("\n\n")[2].strip(),
+                        *table(numbers, given.backend), _facts(backend, seconds, speed, cases)])
+    print(text)
+    (given.work / f"{given.backend}.json").write_text(json.dumps(numbers), encoding="utf-8")
+    if given.markdown:
+        put_section(given.markdown, given.title or given.backend.upper(), text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--fit", type=Path)
+    parser.add_argument("--people", type=int, default=6, help="of each scanner in the fit")
+    parser.add_argument("--held", type=int, default=3)
+    parser.add_argument("--targets", nargs="+", default=["aspen", "dogwood"])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--folder", default="training", help="of the training, in WORK")
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--title")
+    return parser
+
+
+def _command(given: argparse.Namespace) -> str:
+    chosen = f" --set {' '.join(given.set)}" if given.set else ""
+    fit = " --fit FOLDER" if given.fit else ""
+    return (f"python benchmarks/trained.py WORK --backend {given.backend} --minutes "
+            f"{given.minutes:g}{fit} --people {given.people} --held {given.held} --targets "
+            f"{' '.join(given.targets)}{chosen}")
+
+
+def cohort_of(folder: Path, people: int) -> Cohort:
+    """The people to fit on, so many of each scanner, made once."""
+    if not (folder / "cohort.tsv").is_file():
+        write_aligned(folder, SCANNERS, people=people, design="nested", seed=FIT_SEED)
+    known = Cohort.from_tsv(folder / "cohort.tsv")
+    home = known.where(lambda scan: scan.session is None)
+    return Cohort(tuple(scan for site in home.sites for scan in home.of_site(site).scans[:people]))
+
+
+def trained(given: argparse.Namespace, people: Cohort) -> tuple[Backend, float]:
+    """The backend after its training, and CPU seconds of this call."""
+    from harmonizer.training.settings import Resources
+
+    kind = registry.get(given.backend)
+    values = dict(word.split("=", 1) for word in given.set)
+    backend: Any = kind(kind.config_from({k: _value(v) for k, v in values.items()}))
+    if kind.capabilities.trained:
+        backend.resources = Resources(folder=given.work / given.folder, threads=given.threads,
+                                      max_minutes=given.minutes)
+    started = time.process_time()
+    backend.fit(people, seed=1)
+    backend.save(given.work / given.folder / "model")
+    return backend, time.process_time() - started
+
+
+def _value(word: str) -> Any:
+    try:
+        found = json.loads(word)
+    except ValueError:
+        return word
+    return tuple(found) if isinstance(found, list) else found
+
+
+def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[Case]:
+    """Every scanner's scan of each held-out person to each target, made once."""
+    for who in plan_participants(held, SCANNERS, HELD_SEED):
+        shown: dict[str, np.ndarray] = {}
+        person = None
+        for source in (*SCANNERS, UNSEEN):
+            for target in (s for s in SCANNERS if s.name in targets):
+                stem = f"{who.label}_{source.name}_{target.name}"
+                paths = [folder / f"{stem}_{what}.nii.gz" for what in ("scan", "truth", "mask")]
+                if not paths[2].is_file():
+                    person = person or make_person(who.seed, who.age, who.sex, 2.0)
+                    _make(paths, person, source, target, shown)
+                yield Case(who.label, source.name, target.name, read_volume(paths[0], paths[2]),
+                           read_volume(paths[1], paths[2]))
+
+
+def _make(paths: list[Path], person: Any, source: Any, target: Any,
+          shown: dict[str, np.ndarray]) -> None:
+    """Scan, truth and mask; a scan at its target is its own truth. `shown` keeps renderings."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for scanner in (source, target):
+        if scanner.name not in shown:
+            shown[scanner.name] = render(person, scanner, "T1w")
+    scan = truth = aligned_image(person, source, rendered=shown[source.name])
+    if source is not target:
+        truth = aligned_image(person, source, seen_by=target, rendered=shown[target.name])
+    write_volume(paths[0], scan)
+    write_volume(paths[1], truth)
+    write_mask(paths[2], scan.mask, scan.affine)
+
+
+def scores(cases: Sequence[Case], backends: dict[str, Backend]
+           ) -> tuple[list[dict[str, Any]], float]:
+    """One row of numbers for each case and method, and the slowest method's seconds a volume."""
+    rows, spent = [], {name: 0.0 for name in backends}
+    for case in cases:
+        median = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
+        rows.append(_row("scaled", case, case.scan.with_data(case.scan.data * np.float32(median))))
+        for name, backend in backends.items():
+            started = time.process_time()
+            target = backend.target(case.target)
+            result = backend.harmonize(case.scan, target, source=case.source)
+            spent[name] += time.process_time() - started
+            rows.append(_row(name, case, result))
+            if case.group == "same":
+                rows.append(_row(name, replace(case, source="?"),
+                                 backend.harmonize(case.scan, target), "same, not named"))
+    return rows, max(spent.values()) / len(cases)
+
+
+def _row(method: str, case: Case, result: Volume, group: str | None = None) -> dict[str, Any]:
+    truth, mask = case.truth, case.truth.mask
+    low, high = np.quantile(truth.in_mask(), [0.005, 0.995])
+    same = np.array_equal(result.data, truth.data)
+    one = (result.data, truth.data, mask, float(high - low))
+    return {"method": method, "group": group or case.group, "person": case.person,
+            "source": case.source, "target": case.target, "rmse": rmse(*one),
+            "psnr": None if same else psnr(*one), "ssim": ssim(*one)}
+
+
+def table(rows: list[dict[str, Any]], method: str) -> list[str]:
+    """Markdown: means over cases, and how often the method is above the null."""
+    lines = ["| method | known scanner, PSNR dB / SSIM | unseen scanner, PSNR dB / SSIM "
+             "| same site named, RMSE | not named |", "|---|---|---|---|---|"]
+    for name in ("scaled", NULL, method):
+        cells = [f"{_mean(rows, name, g, 'psnr'):.2f} / {_mean(rows, name, g, 'ssim'):.4f}"
+                 for g in ("known", "unseen")]
+        cells += [f"{_mean(rows, name, g, 'rmse'):.4f}" for g in ("same", "same, not named")]
+        lines.append(f"| {name} | " + " | ".join(cells).replace("nan", "") + " |")
+    said = [_against(rows, method, group) for group in ("known", "unseen")]
+    return ["\n".join(lines), " ".join(s for s in said if s)]
+
+
+def _mean(rows: list[dict[str, Any]], method: str, group: str, name: str) -> float:
+    values = [r[name] for r in rows if (r["method"], r["group"]) == (method, group)
+              and r[name] is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _against(rows: list[dict[str, Any]], method: str, group: str) -> str:
+    """The difference from the null, with the standard deviation over people's means."""
+    def of(name: str) -> dict[tuple[str, ...], float]:
+        return {(r["person"], r["source"], r["target"]): r["psnr"] for r in rows
+                if (r["method"], r["group"]) == (name, group)}
+
+    ours, null = of(method), of(NULL)
+    if not ours:
+        return ""
+    apart = {key: ours[key] - null[key] for key in ours}
+    means = [np.mean([v for k, v in apart.items() if k[0] == p])
+             for p in sorted({k[0] for k in apart})]
+    values = np.array(list(apart.values()))
+    return (f"{group.capitalize()} scanners: {method} minus {NULL} {values.mean():+.2f} dB "
+            f"(sd over people {np.std(means, ddof=1) if len(means) > 1 else 0:.2f}), from "
+            f"{values.min():+.2f} to {values.max():+.2f}; better in {(values > 0).sum()} of "
+            f"{len(values)} cases.")
+
+
+def _facts(backend: Any, seconds: float, speed: float, cases: Sequence[Case]) -> str:
+    facts = getattr(backend, "training_facts", list)()
+    people = len({case.person for case in cases})
+    return " ".join([*facts, f"{seconds:.0f} CPU seconds in this call; {speed:.1f} CPU seconds for "
+                     f"a volume of 2 mm. {len(cases)} cases of {people} held-out people."])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
