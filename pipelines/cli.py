@@ -22,6 +22,7 @@ from .settings import (
     DETAIL,
     LEVELS,
     MODALITIES,
+    PRECISION,
     SCANNER_FREE,
     SITE_SOURCES,
     SKULL_STRIP,
@@ -169,6 +170,17 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
              "more than contrast")
     add("--device", metavar="DEVICE",
         help="auto, cpu, cuda, cuda:N; one that is asked for and missing is an error "
+             "(default: auto)")
+    add("--preset", metavar="SIZE",
+        help="size of a method with networks: tiny (tests), small (CPU), paper (GPU) "
+             "(default: small)")
+    add("--max-minutes", type=float, metavar="M",
+        help="end a training after so long; the same command goes on with it (default: no limit)")
+    add("--devices", type=int, metavar="N", help="devices of each node for a training (default: 1)")
+    add("--num-nodes", type=int, metavar="K",
+        help="nodes for a training, under srun with one task for each device (default: 1)")
+    add("--precision", metavar="HOW",
+        help=f"{', '.join(PRECISION)}: of training; auto = bf16 where the hardware multiplies it "
              "(default: auto)")
     add("--random-seed", type=int, metavar="N",
         help="the one seed of ANTs, numpy and torch (default: 1)")

@@ -43,6 +43,7 @@ MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
 SKULL_STRIP = ("auto", "force", "skip")
 TRAVELING = ("auto", "no")
+PRECISION = ("auto", "bf16", "fp32")
 DETAIL = ("direct", "guided")
 SCANNER_FREE = "scanner-free"
 RESERVED_DESCS = ("preproc", "brain")
@@ -123,6 +124,16 @@ class Settings:
     """Write what guided leaves out, direct minus guided, as a map, and summarise it."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
+    preset: str | None = None
+    """Size of a method with networks: tiny (tests), small (CPU), paper (GPU); None: its default."""
+    max_minutes: float | None = None
+    """Time that a training may take in this call; the same call again goes on."""
+    devices: int = 1
+    """Devices on each node that a training uses, one process each."""
+    num_nodes: int = 1
+    """Nodes that a training uses; under srun, with one task for each device."""
+    precision: str = "auto"
+    """Of training: bf16, fp32, or auto (bf16 on GPUs and on CPUs that multiply it in hardware)."""
     random_seed: int = 1
     """The one seed of ANTs, numpy and torch, 1 to 2147483647."""
     sloppy: bool = False
@@ -168,8 +179,9 @@ class Settings:
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """`backend_option` as names and values; a value is JSON where it can be, else text."""
-        return dict(_option(text) for text in self.backend_option)
+        """`preset` and `backend_option` by name; a value is JSON where it can be, else text."""
+        preset = {} if self.preset is None else {"preset": self.preset}
+        return {**preset, **dict(_option(text) for text in self.backend_option)}
 
     @property
     def target_kind(self) -> str:
@@ -400,6 +412,7 @@ def _check_choices(settings: Settings) -> None:
     _each_of("--site-from", (settings.site_from,), SITE_SOURCES)
     _each_of("--skull-strip", (settings.skull_strip,), SKULL_STRIP)
     _each_of("--traveling", (settings.traveling,), TRAVELING)
+    _each_of("--precision", (settings.precision,), PRECISION)
     _each_of("--detail", (settings.detail,), DETAIL)
     if not settings.modalities:
         raise UsageError(f"--modalities: give one or more of {', '.join(MODALITIES)}.")
@@ -453,6 +466,10 @@ def _check_numbers(settings: Settings) -> None:
     _within("--omp-nthreads", settings.omp_nthreads, 1, 100_000)
     _within("--random-seed", settings.random_seed, 1, 2**31 - 1)
     _within("-v", settings.verbose, 0, 10)
+    _within("--devices", settings.devices, 1, 1024)
+    _within("--num-nodes", settings.num_nodes, 1, 100_000)
+    if settings.max_minutes is not None and not settings.max_minutes > 0:
+        raise UsageError(f"--max-minutes {settings.max_minutes:g}: expected more than 0.")
     if settings.omp_nthreads > settings.nprocs:
         raise UsageError(
             f"--omp-nthreads {settings.omp_nthreads} is more than --nprocs {settings.nprocs}: one "

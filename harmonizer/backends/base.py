@@ -212,8 +212,13 @@ class Backend(ABC):
             raise UsageError(f"{cls.name}: {error}") from error
 
     def on(self: Self, device: str) -> Self:
-        """The same backend, with its networks (if it has any) on ``cpu``, ``cuda`` or ``cuda:N``."""
+        """The same backend, its networks (if it has any) on ``cpu``, ``cuda`` or ``cuda:N``."""
         return self
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process saves the model, of several that fit it together."""
+        return True
 
     # Blanks ---------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ class LearnedConfig:
     validate_every: int = 500
     patience: int = 0
     save_every: int = 250
-    validation_cases: int = 6
-    validation_depth: int = 16
+    validation_cases: int = 4
+    validation_depth: int = 8
 
     def pace(self) -> Pace:
         """The part of the config that the training loop reads."""
@@ -160,8 +160,6 @@ class LearnedBackend(Backend):
 
         from ..training.processes import launch
 
-        for scan in cohort:
-            _read_checked(scan)
         with self._folder() as folder:
             cohort.to_tsv(folder / "cohort.tsv")
             alone = self.resources.world == 1

@@ -187,7 +187,8 @@ def _card(backend: Backend) -> str:
     return (
         f"# {backend.name} (version {backend.version}), {backend.modality_}\n\n"
         f"{backend.summary}\n\nMethod: {backend.reference}\n\n## Settings\n{config}\n\n"
-        f"## Fitted on\n| site | scans | subjects | age range |\n|---|---|---|---|\n{sites}\n{training}\n"
+        f"## Fitted on\n| site | scans | subjects | age range |\n|---|---|---|---|\n{sites}\n"
+        f"{training}\n"
         "## Limits\nMade from the scans above alone; of people unlike them it knows nothing. It "
         "holds summary numbers and scan identifiers, no image. Not a medical device.\n"
     )

@@ -22,7 +22,7 @@ from ..cohort import Cohort, Scan
 from ..errors import InputError
 from ..files import atomic_path, read_json, write_json
 from ..intensity import IntensityScale
-from ..volume import Volume, same_grid
+from ..volume import Volume, read_volume, same_grid
 
 __all__ = ["Canvas", "VolumeStore", "SlabDraw", "PatchDraw", "draw_scans"]
 
@@ -166,16 +166,17 @@ def _identity(scan: Scan) -> list[Any]:
 def _union_of_masks(cohort: Cohort) -> tuple[np.ndarray, Volume]:
     union, first = None, None
     for scan in cohort:
-        volume = scan.read()
-        if volume.mask is None or not volume.mask.any():
+        volume = read_volume(scan.mask)
+        mask = volume.data > 0.5
+        if not mask.any():
             raise InputError(f"{scan.image}: the brain mask is empty. Check the brain extraction.")
         if union is None or first is None:
-            union, first = volume.mask.copy(), volume
+            union, first = mask, volume
         elif not same_grid(first.shape, first.affine, volume.shape, volume.affine):
             raise InputError(f"{scan.image}: lies on another grid than the others. Preprocess all "
                              "scans to one template grid (keep --sloppy the same).")
         else:
-            union |= volume.mask
+            union |= mask
     if union is None or first is None:
         raise InputError("there is no scan to train on.")
     return union, first

@@ -64,7 +64,7 @@ class Harmonize(ExplainedInterface):
         inputs = self.inputs
         paths = ScanPaths(Path(inputs.out_dir), Path(inputs.folder), inputs.stem, inputs.modality,
                           inputs.resolution)
-        backend = registry.get(inputs.backend).load(inputs.model)
+        backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
         target = Target.load(inputs.card)
         volume = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
         change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,

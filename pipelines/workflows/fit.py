@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from harmonizer.backends import registry
 from harmonizer.cohort import Cohort, Scan
@@ -13,8 +14,12 @@ from ..outputs.collect import cohort_of, find_preprocessed
 from ..outputs.names import MODELS, resolution_of
 from ..settings import Settings
 from .engine import reporter
+from .harmonization import device_of
 
-__all__ = ["fit", "fit_cohort", "chosen"]
+if TYPE_CHECKING:
+    from harmonizer.training.settings import Resources
+
+__all__ = ["fit", "fit_cohort", "chosen", "resources_of"]
 
 LOGGER = logging.getLogger("pipelines")
 
@@ -32,13 +37,30 @@ def fit(settings: Settings) -> tuple[str, ...]:
         cohort = fit_cohort(settings, modality)
         backend_class = registry.get(settings.backend)
         backend = backend_class(backend_class.config_from(settings.backend_options))
+        if backend_class.capabilities.trained:
+            backend.resources = resources_of(settings, modality)
         bar, report = reporter(f"fit {modality}")
         with bar:
             backend.fit(cohort, seed=settings.random_seed, progress=report)
+        if not backend.writes:  # one of the processes that a scheduler started, not the first
+            continue
         folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)
         lines.append(f"Model ({modality}, {len(cohort)} scans of {len(cohort.sites)} sites): "
                      f"{folder}")
     return tuple(lines)
+
+
+def resources_of(settings: Settings, modality: str) -> Resources:
+    """Where a training runs; its checkpoints lie in the work folder, so that it resumes."""
+    from harmonizer.training.settings import Resources
+
+    device = device_of(settings)
+    return Resources(
+        folder=settings.work_dir / "training" / settings.backend / modality,
+        device=device, devices=settings.devices, num_nodes=settings.num_nodes,
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_minutes=settings.max_minutes,
+        threads=max(1, settings.nprocs // settings.devices) if device == "cpu" else None)
 
 
 def fit_cohort(settings: Settings, modality: str) -> Cohort:

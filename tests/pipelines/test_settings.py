@@ -27,6 +27,7 @@ EVERYTHING: dict[str, Any] = {
     "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
     "traveling": "no", "compare": True, "detail": "guided", "detail_map": True,
+    "preset": "tiny", "max_minutes": 30.0, "devices": 2, "num_nodes": 3, "precision": "fp32",
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,
     "write_graph": True, "notrack": True, "verbose": 2, "config_file": "/old.toml",
@@ -218,5 +219,7 @@ def test_cpus_are_those_left_by_the_scheduler(monkeypatch: pytest.MonkeyPatch) -
 def test_backend_options_are_names_and_values() -> None:
     made = Settings("/bids", "/out", ["group"], backend_option=["band=0.02", "method=landmarks"])
     assert made.backend_options == {"band": 0.02, "method": "landmarks"}
+    sized = Settings("/bids", "/out", ["group"], preset="tiny", backend_option=["steps=5"])
+    assert sized.backend_options == {"preset": "tiny", "steps": 5}
     with pytest.raises(UsageError, match="expected name=value"):
         Settings("/bids", "/out", ["group"], backend_option=["band"])
