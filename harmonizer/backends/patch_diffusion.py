@@ -101,7 +101,7 @@ class PatchDiffusionConfig(LearnedConfig):
     widths: tuple[int, ...] = (16, 32, 64)
     blocks: int = 1
     fold: int = 2
-    attention: tuple[bool, ...] = (False, True, True)
+    attention: tuple[bool, ...] = (False, False, True)
     dropout: float = 0.0
     tokens: int = 4
     token_width: int = 64
@@ -125,7 +125,7 @@ class PatchDiffusionConfig(LearnedConfig):
     clip: float = 1.0
     begin: str = "inversion"
     strength: float = 0.4
-    sampling_steps: int = 6
+    sampling_steps: int = 4
     spacing: str = "quadratic"
     corrections: int = 1
     guidance: float = 0.2
