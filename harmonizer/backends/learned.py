@@ -48,6 +48,7 @@ __all__ = ["LearnedBackend", "LearnedConfig", "PRESETS"]
 
 PRESETS = ("tiny", "small", "paper")
 NONE = "none"
+PROLONGABLE = ("steps", "patience", "log_every", "save_every")  # a training may go on with others
 FLOOR = 0.1  # a change may darken a voxel to a tenth, never to zero or below
 START = "start."
 
@@ -402,7 +403,7 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
         backend.networks_ = backend._build()
     game = backend._game(store, trained, seed)
     game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
-                     "config": {k: v for k, v in vars(config).items()},
+                     "config": {k: v for k, v in vars(config).items() if k not in PROLONGABLE},
                      "scans": [scan.scan_id for scan in cohort]}
     if held and config.validation_cases:
         cases = make_cases(store, held, config, seed)
