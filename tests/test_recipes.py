@@ -183,7 +183,7 @@ def test_the_gate_calls_the_test_command_of_the_readme() -> None:
     assert re.search(r"^make lint\b", text, re.M)
 
 
-@pytest.mark.parametrize("script", [".ci/run", "tools/constraints.sh"])
+@pytest.mark.parametrize("script", [".ci/run", "tools/constraints.sh", "tools/image.sh"])
 def test_shell_scripts_parse(script: str) -> None:
     checked = subprocess.run(["bash", "-n", ROOT / script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
@@ -325,7 +325,7 @@ def test_the_singularity_recipe_has_its_sections_and_decides_nothing() -> None:
     assert own <= set(pairs("ENV")), "a variable that the Docker image does not have"
 
 
-SCRIPTS = [".ci/run", "tools/constraints.sh", "docs/slurm/submit.sh",
+SCRIPTS = [".ci/run", "tools/constraints.sh", "tools/image.sh", "docs/slurm/submit.sh",
            *(f"docs/slurm/{path.name}" for path in (ROOT / "docs/slurm").glob("*.sbatch"))]
 
 
