@@ -1,7 +1,7 @@
 """DISARM on phantom people whose truth is known: to a scanner, and scanner-free.
 
-    python benchmarks/disarm.py WORK [--minutes 12] [--people 22] [--held 3] [--judged 3]
-        [--set name=value ...] [--markdown docs/benchmarks.md]
+    python benchmarks/disarm.py WORK [--minutes 12] [--people 22] [--fit 22] [--held 3]
+        [--judged 3] [--set name=value ...] [--markdown docs/benchmarks.md]
 
 People of `harmonizer.phantom` at 2 mm, as preprocessing leaves them, are scanned at one of four
 scanners each and DISARM is fitted on them; other people, held out, are scanned at all four. *To a
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     travellers = [who for who in plan_participants(given.people, SCANNERS, 0, "mixed", given.held)
                   if who.travels]
     labels = {who.label for who in travellers}
-    model = _trained(given, everyone.of_subjects([s for s in everyone.subjects
-                                                  if s not in labels]))
+    model = _trained(given, _of_the_fit(everyone, labels, given.fit))
     scans = [_scans(given, who) for who in travellers[:given.judged]]
     text = "\n\n".join([
         f"`{_command(given)}`", __doc__.split("\n\n")[2].strip(),
@@ -76,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument("--people", type=int, default=22, help="of each scanner in the fit")
+    parser.add_argument("--people", type=int, default=22, help="of each scanner")
+    parser.add_argument("--fit", type=int, help="of them in the fit; all by default")
     parser.add_argument("--held", type=int, default=3)
     parser.add_argument("--judged", type=int, help="of those held out; all by default")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
@@ -87,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(given: argparse.Namespace) -> str:
     chosen = f" --set {' '.join(given.set)}" if given.set else ""
-    judged = f" --judged {given.judged}" if given.judged else ""
+    more = "".join(f" --{name} {vars(given)[name]}" for name in ("fit", "judged")
+                   if vars(given)[name])
     return (f"python benchmarks/disarm.py WORK --minutes {given.minutes:g} --people {given.people} "
-            f"--held {given.held}{judged}{chosen}")
+            f"--held {given.held}{more}{chosen}")
 
 
 def _people(given: argparse.Namespace) -> Cohort:
@@ -98,6 +99,13 @@ def _people(given: argparse.Namespace) -> Cohort:
         write_aligned(folder, SCANNERS, people=given.people, design="mixed",
                       travellers=given.held, resolution_mm=2)
     return Cohort.from_tsv(folder / "cohort.tsv")
+
+
+def _of_the_fit(everyone: Cohort, held: set[str], count: int | None) -> Cohort:
+    """The first `count` people of each scanner who are not held out."""
+    chosen = [subject for site in NAMES
+              for subject in [s for s in everyone.of_site(site).subjects if s not in held][:count]]
+    return everyone.of_subjects(chosen)
 
 
 def _trained(given: argparse.Namespace, cohort: Cohort) -> Disarm:
