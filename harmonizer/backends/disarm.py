@@ -338,7 +338,7 @@ class _DisarmGame(Game):
     def players(self) -> tuple[Player, ...]:
         """In the order of a full step of theirs."""
         c = self.config
-        adam = dict(betas=(0.5, 0.999), weight_decay=c.decay, clip=c.clip)
+        adam: dict[str, Any] = dict(betas=(0.5, 0.999), weight_decay=c.decay, clip=c.clip)
         both = ("anatomy", "scanner", "generator")
         players = (
             Player("content", ("content",), self.content_loss, c.content_rate, **adam),

@@ -17,6 +17,7 @@ Labels are (N, c) rows, one-hot, or all zero where the scanner is not told (or n
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
@@ -130,7 +131,7 @@ class Generator(nn.Module):
                  width: int = 24, blocks: int = 4, *, folded: bool = False) -> None:
         super().__init__()
         self.folding = 2 if folded else 1
-        told = dict(style=style + labels, style_shift=True)
+        told: dict[str, Any] = dict(style=style + labels, style_shift=True)
         self.entrance = conv(dims, code, width)
         self.blocks = nn.ModuleList(ResidualBlock(dims, width, width, **told)
                                     for _ in range(blocks))
