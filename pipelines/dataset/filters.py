@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from harmonizer.errors import UsageError
+from harmonizer.errors import InputError, UsageError
+from harmonizer.files import read_json
 
 from ..settings import MODALITIES
 
@@ -40,11 +40,9 @@ def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: is not valid JSON ({error}). Repair the filter file.") from error
+        content = read_json(path)
+    except InputError as error:
+        raise UsageError(str(error)) from error
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise UsageError(
             f'{path}: expected queries such as {{"t1w": {{"session": "A"}}}}, got other JSON.'

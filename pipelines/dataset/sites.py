@@ -196,7 +196,7 @@ def _field(value: Any) -> str:
     """The nominal field strength, such as '3T'; '' if missing."""
     try:
         tesla = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ""
     if not 0 < tesla < 1e6:
         return ""

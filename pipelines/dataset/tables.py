@@ -7,6 +7,7 @@ table, so it wins. 'n/a' and an empty cell are missing values, everywhere.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -217,5 +218,6 @@ def parse_sex(text: str, levels: Mapping[str, Any] | None = None) -> tuple[str |
 
 
 def _is_number(text: str) -> bool:
-    """Whether text is a number and not a code: '0012' is a code."""
-    return re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", text) is not None
+    """Whether text is a number and not a code: '0012' is a code, and '1e999' no number we know."""
+    form = re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", text)
+    return form is not None and math.isfinite(float(text))

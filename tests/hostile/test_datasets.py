@@ -98,6 +98,8 @@ def test_participants(root: Path, table: str | bytes, sidecar: Any) -> None:
                                       .replace("sub-01", "ses-A")), st.binary(max_size=60)))
 @fuzz(60)
 def test_sessions(root: Path, table: str | bytes) -> None:
+    put(root / f"{STEM}.json", json.dumps(SIDECAR))
+    put(root / "participants.tsv", "participant_id\tscore\nsub-01\t3\n")
     put(root / "sub-01/sub-01_sessions.tsv", table)
     explained(collect, root)
     (root / "sub-01/sub-01_sessions.tsv").unlink()
@@ -244,6 +246,27 @@ def test_what_json_does_not_allow_takes_out_its_scan(root: Path, content: str) -
     put(root / f"{STEM}.json", content)
     put(root / "participants.tsv", "participant_id\tsite\nsub-01\tA\n")
     assert collect(root) == ()
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "٣"])
+def test_a_number_beyond_numbers_is_kept_as_text(root: Path, text: str) -> None:
+    put(root / f"{STEM}.json", "{}")
+    put(root / "participants.tsv", f"participant_id\tsite\tscore\nsub-01\tA\t{text}\n")
+    (record,) = collect(root)
+    assert record.covariates["score"] == text
+
+
+def test_a_field_beyond_numbers_is_no_field(root: Path) -> None:
+    put(root / "participants.tsv", "participant_id\nsub-01\n")
+    put(root / f"{STEM}.json", json.dumps({**SIDECAR, "MagneticFieldStrength": 10 ** 400}))
+    (record,) = collect(root)
+    assert record.site == "Hopital_Siemens_Trio_1"
+
+
+def test_a_filter_of_half_a_character(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text('{"t1w": {"session": "\\ud800"}}')
+    with pytest.raises(UsageError, match="f.json: is not valid JSON"):
+        load_filters(tmp_path / "f.json")
 
 
 def test_a_site_of_400_letters_still_names_a_file(root: Path) -> None:
