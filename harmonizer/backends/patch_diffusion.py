@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -454,14 +455,7 @@ def _patch_of(config: PatchDiffusionConfig, view: _View, corner: Sequence[int],
     return image, mask, channels
 
 
-_PLACES: dict[tuple[int, ...], np.ndarray] = {}
-
-
-def _places(shape: tuple[int, ...]) -> np.ndarray:
-    if shape not in _PLACES:
-        _PLACES.clear()
-        _PLACES[shape] = places(shape)
-    return _PLACES[shape]
+_places = lru_cache(maxsize=1)(places)
 
 
 def _corner(rng: np.random.Generator, view: _View) -> tuple[int, ...]:
