@@ -45,6 +45,7 @@ class GinSettings:
     kernels : of which each layer's kernel side is drawn
     shift : whether each channel gets a random N(0, 1) shift
     largest : 2D images are enlarged to this side first so that 3x3 kernels do not blur; 0 = not
+    keep_norm : bring the network's output to the norm of its input before they are mixed
     """
 
     layers: int = 4
@@ -52,10 +53,11 @@ class GinSettings:
     kernels: tuple[int, ...] = (1, 3)
     shift: bool = True
     largest: int = 0
+    keep_norm: bool = True
 
 
 GIN = GinSettings(kernels=(1, 1, 1, 3))
-RELEASE = GinSettings(layers=2, kernels=(3,), shift=False, largest=2048)
+RELEASE = GinSettings(layers=2, kernels=(3,), shift=False, largest=2048, keep_norm=False)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class Gin(Change):
     def apply(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """See `Change.apply`."""
         y = self._network(image)
-        keep = (image - BACKGROUND).flatten(1).norm() / (y.flatten(1).norm() + 1e-6)
-        y = self.alpha * y * keep + (1 - self.alpha) * image
+        if self.settings.keep_norm:
+            y = y * (image.norm() / (y.norm() + 1e-6))
+        y = self.alpha * y + (1 - self.alpha) * image
         return rescaled(y, mask)
 
     def _network(self, image: torch.Tensor) -> torch.Tensor:

@@ -469,9 +469,10 @@ def _null_of(name: str) -> StatisticsBackend | None:
     if name == NONE:
         return None
     kind = registry.get(name)
-    if not issubclass(kind, StatisticsBackend):
-        raise UsageError(f"start {name!r} makes no intensity map. Give histogram_matching, "
-                         "moment_matching or none.")
+    plain = issubclass(kind, StatisticsBackend) and kind._fit is StatisticsBackend._fit
+    if not plain:  # others keep more than styles, which would have to be fitted and saved as well
+        raise UsageError(f"start {name!r} is not described by the numbers of its scans alone. "
+                         "Give histogram_matching, moment_matching, spectrum_swap or none.")
     return kind()
 
 

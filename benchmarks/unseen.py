@@ -1,0 +1,163 @@
+"""A trained model on scanners that it never saw: travelling people, truth voxel by voxel.
+
+    python benchmarks/unseen.py OUT --model MODEL [--target SITE] [--every 1] [--tsv ROWS.tsv]
+                                [--markdown docs/benchmarks.md --title CACD]
+
+OUT holds preprocessed scans of travelling people, whose scans lie on one voxel grid each; MODEL was
+fitted on other people at other scanners. For each person and each scanner but SITE, the other
+people's scans at SITE are the references: enrolled by the model, and what the methods without
+training are fitted on. Truth is the person's own scan at SITE. On the subject's own grid, in the
+brain: PSNR and SSIM (R = 0.5 to 99.5 % of the references), anatomy = the structure term of SSIM
+against the source, flicker = through-plane gradient of log(after / before) over that of log(before)
+on the template grid, and the seconds of the change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import put_section  # noqa: E402
+
+from harmonizer.backends import registry  # noqa: E402
+from harmonizer.backends.model_folder import read  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.evaluation.image import psnr, ssim, ssim_structure  # noqa: E402
+from harmonizer.intensity_map import IntensityMap  # noqa: E402
+from harmonizer.native import apply_with_head, change_of  # noqa: E402
+from harmonizer.preprocessing.transforms import read_itk_affine  # noqa: E402
+from harmonizer.volume import Volume, read_volume  # noqa: E402
+from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
+
+NULLS = ("moment_matching", "histogram_matching", "spectrum_swap")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table."""
+    args = parse(argv)
+    found = find_preprocessed(args.out.resolve(), args.resolution, ("T1w",))
+    target = args.target or cohort_of(found).largest_site
+    name = read(args.model)[0]["Backend"]
+    model = registry.get(name).load(args.model).on(args.device)
+    rows: list[dict[str, Any]] = []
+    items = [item for item in found if item.scan.site != target][::args.every]
+    for item in items:
+        rows += score(item, found, target, {name: model})
+        print(f"{item.scan.scan_id}: done", file=sys.stderr, flush=True)
+        if args.tsv:
+            write(rows, args.tsv)
+    text = table(rows)
+    print(text)
+    if args.markdown:
+        put_section(args.markdown, args.title, text)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--target", help="site to aim at (default: the largest)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resolution", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="score every n-th scan only")
+    parser.add_argument("--tsv", type=Path, help="write every number here")
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--title", default="Unseen scanners")
+    return parser.parse_args(argv)
+
+
+def score(item: Preprocessed, found: tuple[Preprocessed, ...], target: str,
+          trained: dict[str, Any]) -> list[dict[str, Any]]:
+    """All numbers of one scan."""
+    mine = [i for i in found if i.scan.subject == item.scan.subject and i.scan.site == target]
+    others = cohort_of([i for i in found if i.scan.subject != item.scan.subject])
+    truth = read_volume(mine[0].paths.image("preproc"), item.paths.mask())
+    native = read_volume(item.paths.image("preproc"), item.paths.mask())
+    template = item.scan.read()
+    references = others.of_site(target)
+    values = np.concatenate([scan.read().in_mask()[::7] for scan in references])
+    low, middle, high = np.percentile(values, [0.5, 50, 99.5])
+    matrix = read_itk_affine(item.paths.to_template)
+    rows = []
+    for name, change, seconds in changes(template, others, references, target, trained):
+        after, on_template = native.data, template.data
+        if name == "scaled":
+            gain = np.float32(middle / np.median(native.in_mask()))
+            after, on_template = gain * after, gain * on_template
+        elif change is not None:
+            after = apply_with_head(change, native, matrix).data
+            on_template = change.apply(template).data
+        spread = float(high - low)
+        own = float(np.ptp(np.percentile(native.in_mask(), [0.5, 99.5])))
+        its = float(np.ptp(np.percentile(after[native.mask], [0.5, 99.5])))
+        rows.append({
+            "scan": item.scan.scan_id, "source": item.scan.site, "method": name,
+            "psnr": psnr(truth.data, after, truth.mask, spread),
+            "ssim": ssim(truth.data, after, truth.mask, spread),
+            "anatomy": ssim_structure(native.data, after, native.mask, own, its),
+            "flicker": flicker(template, on_template), "seconds": seconds})
+    return rows
+
+
+def changes(template: Volume, others: Cohort, references: Cohort, target: str,
+            trained: dict[str, Any]) -> Any:
+    """(method, its change or None, seconds of the change)."""
+    yield "none", None, 0.0
+    yield "scaled", None, 0.0
+    models = {name: (registry.get(name)().fit(others), None) for name in NULLS}
+    models |= {name: (model, model.enroll(references, target)) for name, model in trained.items()}
+    for name, (model, aim) in models.items():
+        started = time.monotonic()
+        change: IntensityMap = change_of(model, template, aim or model.target(target))
+        yield name, change, time.monotonic() - started
+
+
+def flicker(before: Volume, after: np.ndarray) -> float:
+    """Mean through-plane gradient of log(after / before), over that of log(before)."""
+    assert before.mask is not None
+    dim = 0.1 * np.median(before.in_mask())
+    inside = before.mask & (before.data > dim) & (after > 0)
+    pairs = inside[:, :, 1:] & inside[:, :, :-1]
+    own = np.log(np.where(inside, before.data, 1))
+    ratio = np.log(np.where(inside, after, 1)) - own
+    steps = [np.abs(np.diff(x, axis=2))[pairs].mean() for x in (ratio, own)]
+    return float(steps[0] / steps[1])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A markdown table, means over scans, with the gain over histogram matching."""
+    null = {row["scan"]: row["psnr"] for row in rows if row["method"] == "histogram_matching"}
+    lines = ["| method | PSNR, dB | against histogram matching | SSIM | anatomy | flicker | s |",
+             "|---|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == name]
+        gains = [row["psnr"] - null[row["scan"]] for row in mine]
+        mean = {k: np.mean([row[k] for row in mine])
+                for k in ("psnr", "ssim", "anatomy", "flicker", "seconds")}
+        lines.append(f"| {name} | {mean['psnr']:.2f} | {np.mean(gains):+.2f} ({min(gains):+.2f} to "
+                     f"{max(gains):+.2f}) | {mean['ssim']:.3f} | {mean['anatomy']:.3f} | "
+                     f"{mean['flicker']:.2f} | {mean['seconds']:.1f} |")
+    return f"{len(null)} scans.\n\n" + "\n".join(lines) + "\n"
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Every number as TSV."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
