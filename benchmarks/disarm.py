@@ -5,8 +5,9 @@
 
 People of `harmonizer.phantom` at 2 mm, as preprocessing leaves them, are scanned at one of four
 scanners each and DISARM is fitted on them; other people, held out, are scanned at all four. *To a
-scanner*: each scan is brought to each other scanner; truth is the very same scan as that scanner
-would show it, noise and all; PSNR and SSIM in the brain, R is the truth's 0.5 to 99.5 % range.
+scanner*: each scan is brought to each other scanner (of `--targets`); truth is the very same scan
+as that scanner would show it, noise and all; PSNR and SSIM in the brain, R is the truth's 0.5 to
+99.5 % range.
 *Scanner-free*: the root mean square difference between two scans of one person, over the range,
 mean over pairs of scanners; *structure* is SSIM's structure term between a scan and its
 scanner-free image. *none* is the scan, *scaled* the scan at the truth's (scanner-free: its own)
@@ -59,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     labels = {who.label for who in travellers}
     model = _trained(given, _of_the_fit(everyone, labels, given.fit))
     scans = [_scans(given, who) for who in travellers[:given.judged]]
+    pairs = _table_of_pairs(model, scans, given.targets)
+    print(pairs, *model.training_facts(), sep="\n", flush=True)
     text = "\n\n".join([
-        f"`{_command(given)}`", __doc__.split("\n\n")[2].strip(),
-        _table_of_pairs(model, scans), _table_of_free(model, scans),
+        f"`{_command(given)}`", __doc__.split("\n\n")[2].strip(), pairs,
+        _table_of_free(model, scans),
         " ".join([f"{len(scans)} held-out people. Codes named: {_named(model, scans):.2f} of them "
                   f"(chance {1 / len(NAMES):.2f}).", _speed(model, scans), *model.training_facts()])
     ])
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fit", type=int, help="of them in the fit; all by default")
     parser.add_argument("--held", type=int, default=3)
     parser.add_argument("--judged", type=int, help="of those held out; all by default")
+    parser.add_argument("--targets", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--markdown", type=Path)
@@ -89,6 +93,7 @@ def _command(given: argparse.Namespace) -> str:
     chosen = f" --set {' '.join(given.set)}" if given.set else ""
     more = "".join(f" --{name} {vars(given)[name]}" for name in ("fit", "judged")
                    if vars(given)[name])
+    more += "" if given.targets == NAMES else f" --targets {' '.join(given.targets)}"
     return (f"python benchmarks/disarm.py WORK --minutes {given.minutes:g} --people {given.people} "
             f"--held {given.held}{more}{chosen}")
 
@@ -155,7 +160,8 @@ def _scaled(scan: Volume, site: str, truth: Volume) -> Volume:
     return scan.with_data(scan.data * np.float32(gain))
 
 
-def _table_of_pairs(model: Disarm, scans: list[dict[tuple[str, str], Volume]]) -> str:
+def _table_of_pairs(model: Disarm, scans: list[dict[tuple[str, str], Volume]],
+                    targets: list[str]) -> str:
     """PSNR and SSIM against the truth, mean over people and ordered pairs of scanners."""
     null = HistogramMatching()
     methods: dict[str, Method] = {
@@ -167,7 +173,7 @@ def _table_of_pairs(model: Disarm, scans: list[dict[tuple[str, str], Volume]]) -
     rows = ["| to a scanner | PSNR, dB | SSIM | pairs nearer than histogram_matching |",
             "|---|---|---|---|"]
     found = {name: np.array([_compared(method(one[a, a], b, one[a, b]), one[a, b]) for one in scans
-                             for a, b in itertools.permutations(NAMES, 2)])
+                             for a, b in itertools.permutations(NAMES, 2) if b in targets])
              for name, method in methods.items()}
     for name, values in found.items():
         nearer = int((values[:, 0] > found["histogram_matching"][:, 0]).sum())
