@@ -202,12 +202,14 @@ class LearnedBackend(Backend):
         """Build the networks and give them these weights; in evaluation mode, on the device."""
         import torch
 
+        from ..networks.blocks import to_layout
+
         networks = self._build()
         for name, network in networks.items():
             mine = {k.split(".", 1)[1]: torch.from_numpy(np.array(v)) for k, v in weights.items()
                     if k.split(".", 1)[0] == name}
             network.load_state_dict(mine)  # RuntimeError if they do not fit
-            network.to(self.resources.device).eval().requires_grad_(False)
+            to_layout(network.to(self.resources.device)).eval().requires_grad_(False)
         self.networks_ = networks
 
     # Styles ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 __all__ = ["conv", "norm", "zeroed", "time_features", "TimeEmbedding", "ResidualBlock", "Attention",
-           "fold", "unfold", "layout"]
+           "fold", "unfold", "to_layout"]
 
 
 def conv(dims: int, before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -152,6 +152,11 @@ def unfold(x: torch.Tensor, factor: int) -> torch.Tensor:
     return x
 
 
-def layout(dims: int) -> torch.memory_format:
-    """channels_last of the dimension: convolutions and per-voxel norms are fastest in it."""
-    return torch.channels_last if dims == 2 else torch.channels_last_3d
+def to_layout(network: nn.Module) -> nn.Module:
+    """The same network with its convolutions in channels_last, in which they are fastest."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+        elif isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+    return network

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import InternalError, UsageError
-from ..networks.blocks import layout
+from ..networks.blocks import to_layout
 from .checkpoint import below, fill_optimiser, optimiser_tensors, read_checkpoint, write_checkpoint
 from .history import History
 from .players import Batch, Game, Player
@@ -100,7 +100,7 @@ class _State:
         self.folder, self.ranks, self.history = folder, ranks, History(folder)
         for network in game.networks.values():
             network.to(ranks.device).train()
-            _to_layout(network)
+            to_layout(network)
         self.players = game.players()
         self.optimisers = {p.name: _optimiser(p, self._parameters(p)) for p in self.players}
         self.average = self._weights()
@@ -283,14 +283,6 @@ def _optimiser(player: Player, parameters: list[torch.nn.Parameter]) -> torch.op
     kind = torch.optim.AdamW if player.weight_decay else torch.optim.Adam
     return kind(parameters, lr=player.learning_rate, betas=player.betas,
                 weight_decay=player.weight_decay)
-
-
-def _to_layout(network: torch.nn.Module) -> None:
-    """channels_last for whichever convolutions a network has."""
-    for module in network.modules():
-        for dims, kind in ((2, torch.nn.Conv2d), (3, torch.nn.Conv3d)):
-            if isinstance(module, kind):
-                module.to(memory_format=layout(dims))
 
 
 def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:
