@@ -20,6 +20,7 @@ jobs      ten jobs at once on one output folder, each its own participant; their
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +31,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Bench:
     raw: Path
     flags: tuple[str, ...]
     results: dict[str, str]
-    seconds: float
+    seconds: float  # of CPU
 
     def command(self, out: Path, *flags: str) -> list[str]:
         """The command line of a run into `out`, with a work folder beside it."""
@@ -106,12 +106,14 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
     flags = ("--sloppy", "--skip-bids-validation", "--nprocs", str(arguments.nprocs),
              "--target", "birch")
     shutil.rmtree(folder / "calm", ignore_errors=True)
-    start = time.perf_counter()
+    before = os.times()
     bench = Bench(folder, raw, flags, {}, 0.0)
     finish(bench, folder / "calm")
-    seconds = time.perf_counter() - start
+    after = os.times()
+    seconds = (after.children_user + after.children_system
+               - before.children_user - before.children_system)
     found = results_of(folder / "calm")
-    print(f"undisturbed run: {seconds:.0f} s, {len(found)} files", flush=True)
+    print(f"undisturbed run: {seconds:.0f} CPU s, {len(found)} files", flush=True)
     return Bench(folder, raw, flags, found, seconds)
 
 
@@ -158,19 +160,18 @@ def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
     clean(out)
     while kills < arguments.kills or out.exists():
         process = bench.start(out)
-        allowed = rng.uniform(0.05, 0.95) * bench.seconds if kills < arguments.kills else LIMIT_S
-        try:
-            said, _ = process.communicate(timeout=allowed)
-        except subprocess.TimeoutExpired:
+        allowed = rng.uniform(0.05, 0.95) * bench.seconds
+        if kills < arguments.kills and lives_for(process, allowed):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
             broken = list(half_written(out)) if out.exists() else []
             sound &= not broken
-            print(f"  kill {kills} after {allowed:.1f} s: {len(results_of(out))} of "
+            print(f"  kill {kills} after {allowed:.1f} CPU s: {len(results_of(out))} of "
                   f"{len(bench.results)} files there, {len(broken)} broken {broken[:1]}",
                   flush=True)
             continue
+        said, _ = process.communicate(timeout=LIMIT_S)
         endings += 1
         reused += any(word in said for word in FINISHED)
         same = process.returncode == 0 and bench.same(out)
@@ -180,6 +181,24 @@ def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
         clean(out)
     print(f"  {kills} kills, {endings} runs to the end, {reused} of them reused finished work")
     return sound
+
+
+def lives_for(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Wait until a run has used so many CPU seconds; False if it ended before.
+
+    CPU seconds, because a busy machine would stretch the moments between two runs.
+    """
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        main = psutil.Process(process.pid)
+        while process.poll() is None:
+            times = [p.cpu_times() for p in (main, *main.children(recursive=True))]
+            if sum(t.user + t.system + t.children_user + t.children_system
+                   for t in times) >= seconds:
+                return True
+            time.sleep(0.05)
+    return False
 
 
 def clean(out: Path) -> None:
@@ -196,9 +215,10 @@ def sigterm(bench: Bench, arguments: argparse.Namespace) -> bool:
     for _ in range(3):
         process = bench.start(out, "--nprocs", "2")
         wait_for_log(out, process)
-        time.sleep(rng.uniform(0.05, 0.5) * bench.seconds)
+        lives_for(process, rng.uniform(0.05, 0.5) * bench.seconds)
         start = time.perf_counter()
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=LIMIT_S)
         seconds = time.perf_counter() - start
         good = process.returncode == 143 and "same command resumes" in said and seconds < ANSWER_S
@@ -266,7 +286,7 @@ def system(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def tmpfs(mount: Path, size: int) -> Iterator[None]:
     """A disk in memory of so many bytes."""
     system("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount))
@@ -276,7 +296,7 @@ def tmpfs(mount: Path, size: int) -> Iterator[None]:
         system("umount", "-l", str(mount))
 
 
-@contextmanager
+@contextlib.contextmanager
 def mounted_read_only(folder: Path) -> Iterator[None]:
     """The folder as if on a read-only file system."""
     system("mount", "--bind", str(folder), str(folder))
