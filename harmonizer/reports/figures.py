@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ..volume import Volume
 
 __all__ = ["Figure", "ScanImages", "scan_figures", "mask_figure", "bias_figures",
-           "registration_figures", "harmonization_figure", "difference_figure",
+           "registration_figures", "tissue_figure", "harmonization_figure", "difference_figure",
            "histogram_figure", "density", "short_label"]
 
 TISSUES = {"CSF": 1, "GM": 2, "WM": 3}
 GAIN_SHOWN_AS_IS = 1.5  # medians apart by less than this factor need no rescaling for display
 BINS = 80
-MASK_COLOUR, WHITE_COLOUR = "#ff4b3e", "#ffd400"
+MASK_COLOUR, WHITE_COLOUR, GREY_COLOUR = "#ff4b3e", "#ffd400", "#3fa7ff"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def scan_figures(
     if registered is not None and images.template is not None:
         figures += registration_figures(registered, images.template, images.template_tissues,
                                         convention)
+    if registered is not None and images.tissues is not None and harmonized is None:
+        figures.append(tissue_figure(registered, images.tissues, convention))
     if registered is not None and registered.mask is not None and harmonized is not None:
         figures += [
             harmonization_figure(registered, harmonized, convention),
@@ -165,6 +167,28 @@ def registration_figures(
                "Slices of the registered brain and of the template in turn",
                (image, draw_mosaic(mosaic, template.data, _window(template.data[brain]))),
                ("this scan", "template"))]
+
+
+def tissue_figure(
+    registered: Volume, tissues: np.ndarray, convention: str = "neurological"
+) -> Figure:
+    """Borders of white and grey matter, as the segmenter drew them; tissues as in `ScanImages`."""
+    mosaic = plan_mosaic(registered.mask, registered.affine, convention=convention)
+    window = _window(registered.in_mask())
+    contours = [Contour(tissues >= TISSUES["GM"], GREY_COLOUR, 0.6),
+                Contour(tissues == TISSUES["WM"], WHITE_COLOUR, 0.6)]
+    share = {name: (tissues == code).sum() / max((tissues > 0).sum(), 1)
+             for name, code in TISSUES.items()}
+    told = ", ".join(f"{name} {part:.0%}" for name, part in share.items())
+    return Figure(
+        "Tissues",
+        f"Blue: the edge of grey matter; yellow: that of white matter ({told} of the brain). The "
+        "yellow line should run under the cortex, ventricles should lie outside the blue one. "
+        "Lesions of white matter are counted as white matter.",
+        "Slices of the registered brain without lines, then with the edges of its tissues",
+        (draw_mosaic(mosaic, registered.data, window),
+         draw_mosaic(mosaic, registered.data, window, contours)),
+        ("image", "tissues"))
 
 
 def harmonization_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:

@@ -42,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=int, default=2, help="of the CPU")
     train.add_argument("--workers", type=int, default=0, help="processes that synthesise images")
     train.set_defaults(run=_train)
-    use = commands.add_parser("segment", help="segment images: tissues, classes and brain mask")
-    use.add_argument("images", type=Path, nargs="+", help="NIfTI, any contrast")
+    use = commands.add_parser("segment", help="find the tissues of a brain")
+    use.add_argument("image", type=Path, help="NIfTI, any contrast")
+    use.add_argument("--mask", type=Path, required=True, help="brain mask on the same grid")
     use.add_argument("--out", type=Path, required=True, help="folder for the results")
     use.add_argument("--threads", type=int, default=1)
     use.set_defaults(run=_segment)
@@ -76,23 +77,21 @@ def _train(given: argparse.Namespace) -> None:
 
 
 def _segment(given: argparse.Namespace) -> None:
-    from ..volume import load_nifti, read_volume, write_labels, write_mask, write_volume
+    from ..volume import load_nifti, read_volume, write_labels, write_volume
     from .predict import segment
 
-    for path in given.images:
-        volume, header = read_volume(path), load_nifti(path).header
-        found = segment(volume, threads=given.threads)
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
-        stem = name.rsplit("_", 1)[0] if "_" in name else name
-        start = f"{given.out / stem}"
-        for tissue, share in found.tissues.items():
-            write_volume(f"{start}_label-{tissue}_probseg.nii.gz", volume.with_data(share),
-                         header=header)
-        write_labels(f"{start}_dseg.nii.gz", found.classes, volume.affine, header=header)
-        write_mask(f"{start}_desc-brain_mask.nii.gz", found.brain, volume.affine, header=header)
-        litres = {t: round(float(s.sum() * np.prod(volume.spacing)) / 1e3)
-                  for t, s in found.tissues.items()}
-        print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in litres.items()))
+    path = given.image
+    volume, header = read_volume(path, given.mask), load_nifti(path).header
+    found = segment(volume, threads=given.threads)
+    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    start = given.out / (name.rsplit("_", 1)[0] if "_" in name else name)
+    for tissue, share in found.tissues.items():
+        write_volume(f"{start}_label-{tissue}_probseg.nii.gz", volume.with_data(share),
+                     header=header)
+    write_labels(f"{start}_dseg.nii.gz", found.classes, volume.affine, header=header)
+    millilitres = {t: round(float(s.sum() * np.prod(volume.spacing)) / 1e3)
+                   for t, s in found.tissues.items()}
+    print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in millilitres.items()))
 
 
 def _draw(given: argparse.Namespace) -> None:

@@ -132,18 +132,10 @@ class _State:
         )
         self.step = 0
 
-    def rate(self) -> float:
-        """The learning rate of this step."""
-        s = self.settings
-        if self.step < s.warm_up:
-            return s.learning_rate * (self.step + 1) / s.warm_up
-        done = (self.step - s.warm_up) / max(1, s.steps - s.warm_up)
-        return s.learning_rate * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
-
     def update(self, image: torch.Tensor, target: torch.Tensor) -> float:
         """One step on a (I, J, K) image and its (I, J, K) truth; returns the loss."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.settings.rate_at(self.step)
         half = self.settings.precision == "bf16"
         with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
             logits = self.network(image[None, None])

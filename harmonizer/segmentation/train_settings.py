@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .synthesis import CROP, SynthesisSettings
@@ -17,11 +18,11 @@ class Phase:
 
     Attributes
     ----------
-    share : of all steps, 0..1
+    until : the first step that is not in it, as a share (0..1) of all steps
     synthesis : what images are like in it
     """
 
-    share: float
+    until: float
     synthesis: SynthesisSettings
 
 
@@ -30,9 +31,15 @@ class Phase:
 # image to image, so on average no local edge means anything. Whole-brain crops come last.
 CURRICULUM = (
     Phase(0.16, SynthesisSettings(crop=SMALL_CROP, familiar=1.0, contrasts=(1, 0, 0, 0))),
-    Phase(0.24, SynthesisSettings(crop=SMALL_CROP, familiar=0.9)),
-    Phase(0.48, SynthesisSettings(crop=SMALL_CROP)),
-    Phase(0.12, SynthesisSettings(crop=CROP)),
+    Phase(0.40, SynthesisSettings(crop=SMALL_CROP, familiar=0.9)),
+    Phase(0.88, SynthesisSettings(crop=SMALL_CROP)),
+    Phase(1.00, SynthesisSettings(crop=CROP)),
+)
+
+# The same steps of a plan of 4500 that had to end after 3300.
+SHORT = tuple(
+    Phase(until / 3300, phase.synthesis)
+    for until, phase in zip((720, 1800, 3100, 3300), CURRICULUM)
 )
 
 
@@ -43,8 +50,10 @@ class TrainingSettings:
     Attributes
     ----------
     steps : images seen (one a step)
-    learning_rate : at its peak; a linear warm-up, then a half cosine to nothing
+    learning_rate : at its peak; a linear warm-up, then a half cosine to nothing at `horizon`
     warm_up : steps
+    cool_down : so many steps before the end, the rate falls to nothing, wherever the cosine is
+    horizon : step at which the cosine ends; 0: the last one
     weight_decay : of AdamW
     ema : decay of the moving average, itself warmed up: min(ema, (1 + n) / (10 + n))
     seed : of weights and images
@@ -56,6 +65,8 @@ class TrainingSettings:
     steps: int
     learning_rate: float = 2e-3
     warm_up: int = 100
+    cool_down: int = 100
+    horizon: int = 0
     weight_decay: float = 1e-4
     ema: float = 0.998
     seed: int = 0
@@ -65,17 +76,20 @@ class TrainingSettings:
 
     def synthesis_at(self, step: int) -> SynthesisSettings:
         """What image number `step` is like."""
-        until = 0.0
-        for phase in self.phases:
-            until += phase.share * self.steps
-            if step < until:
-                return phase.synthesis
-        return self.phases[-1].synthesis
+        here = step / self.steps
+        return next((p for p in self.phases if here < p.until - 1e-9), self.phases[-1]).synthesis
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        horizon = max(self.horizon, self.steps)
+        done = min(1.0, max(0.0, (step - self.warm_up) / max(1, horizon - self.warm_up)))
+        ramp = min(1.0, (step + 1) / self.warm_up, (self.steps - step) / max(1, self.cool_down))
+        return self.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * done))
 
 
 PRESETS = {
-    "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5),
-    "shipped": TrainingSettings(steps=4500),
+    "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5, cool_down=2),
+    "shipped": TrainingSettings(steps=3300, horizon=4500, cool_down=500, phases=SHORT),
     "cpu-1h": TrainingSettings(steps=7000),
     "cpu-4h": TrainingSettings(steps=28_000),
     "cpu-12h": TrainingSettings(steps=84_000),

@@ -113,7 +113,7 @@ class Register(ExplainedInterface):
         self._results["transform"] = str(write_itk_affine(folder / "affine.txt", found.matrix))
 
 
-STEPS = ("conform", "brain", "bias", "register", "to_template")
+STEPS = ("conform", "brain", "bias", "register", "to_template", "segment")
 
 
 class _CheckQualityInputSpec(InputSpec):
@@ -126,6 +126,7 @@ class _CheckQualityInputSpec(InputSpec):
     bias = traits.Float(desc="seconds")
     register = traits.Float(desc="seconds")
     to_template = traits.Float(desc="seconds")
+    segment = traits.Float(desc="seconds")
 
 
 class _CheckQualityOutputSpec(OutputSpec):
@@ -147,7 +148,8 @@ class CheckQuality(ExplainedInterface):
         how: dict[str, Any] = dict(given) if isdefined(given) else {
             "method": "precomputed", "brain_only": is_brain_only(volume)}
         self._results["quality"] = {**how, **_plain(asdict(check)), "doubtful": check.doubtful}
-        self._results["seconds_of"] = {step: getattr(self.inputs, step) for step in STEPS}
+        seconds = {step: getattr(self.inputs, step) for step in STEPS}
+        self._results["seconds_of"] = {k: v for k, v in seconds.items() if isdefined(v)}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.evaluation.distribution import quantile_function
 from harmonizer.evaluation.evaluate import label_tissues, tissue_values
 from harmonizer.files import sha256_of, write_json
 from harmonizer.preprocessing.conform import Conformed, conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
-from harmonizer.template import tissue_priors
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from ..outputs import scanlog, sidecars
-from ..outputs.names import ScanPaths, sidecar
+from ..outputs.names import TISSUES, ScanPaths, sidecar
+from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -33,6 +33,9 @@ class _SavePreprocessedInputSpec(InputSpec):
     transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
     template_file = File(exists=True, mandatory=True, desc="image on the template grid")
     template_mask = File(exists=True, mandatory=True, desc="mask on the template grid")
+    native_shares = traits.List(File, desc="shares of CSF, GM, WM, RAS+, where they were found")
+    template_shares = traits.List(File, desc="the same on the template grid")
+    weights = traits.Str(desc="name of the network's weights")
     repairs = traits.List(traits.Str, desc="header repairs")
     quality = traits.Dict(desc="quality check of mask and registration")
     seconds_of = traits.Dict(desc="seconds by step")
@@ -62,6 +65,8 @@ class SavePreprocessed(ExplainedInterface):
         write_itk_affine(paths.to_template, matrix)
         write_itk_affine(paths.from_template, np.linalg.inv(matrix))
         volume = read_volume(inputs.template_file, inputs.template_mask)
+        if isdefined(inputs.native_shares):
+            self._save_shares(paths, conformed)
         self._write_log(paths, volume, conformed)
         self._save_template(paths, volume)
         self._results["template_file"] = str(paths.image("preproc", template=True))
@@ -91,13 +96,26 @@ class SavePreprocessed(ExplainedInterface):
         self._sidecar(image, {**content, "ImageSHA256": sha256_of(image),
                               "Fingerprint": self.inputs.fingerprint})
 
+    def _save_shares(self, paths: ScanPaths, conformed: Conformed) -> None:
+        kinds = ((False, self.inputs.native_shares), (True, self.inputs.template_shares))
+        for template, files in kinds:
+            source = [paths.uri(paths.image("preproc", template=template))]
+            for tissue, file in zip(TISSUES, files):
+                path, share = paths.share(tissue, template=template), read_volume(file)
+                if template:
+                    write_volume(path, share, code=4)
+                else:
+                    write_on_original_grid(path, share.data, conformed)
+                write_json(sidecar(path), sidecars.share(
+                    source, tissue, template, paths.resolution, self.inputs.weights))
+
     def _sidecar(self, image: Path, content: dict[str, Any]) -> None:
         record = self.inputs.record
         write_json(sidecar(image), {**sidecars.kept(record.metadata), **content,
                                     **sidecars.scan_facts(record)})
 
     def _write_log(self, paths: ScanPaths, volume: Volume, conformed: Conformed) -> None:
-        labels = label_tissues(tissue_priors(paths.resolution), volume.mask)
+        labels = label_tissues(shares_of_scan(paths)[0], volume.mask)
         quantiles = {tissue: [float(f"{q:.6g}") for q in quantile_function(values)]
                      for tissue, values in tissue_values(volume, labels).items()}
         quality = dict(self.inputs.quality)

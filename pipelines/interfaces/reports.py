@@ -15,6 +15,7 @@ from harmonizer.volume import read_volume
 
 from ..outputs.figures import save_figures
 from ..outputs.names import ScanPaths
+from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -46,11 +47,13 @@ class DrawPreprocessed(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         paths = _paths(self.inputs)
         priors = label_tissues(tissue_priors(paths.resolution))
+        registered = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        shares, own = shares_of_scan(paths)
         images = ScanImages(
             native=read_volume(self.inputs.conformed, self.inputs.mask),
             bias_field=np.asarray(read_volume(self.inputs.field).data),
-            registered=read_volume(paths.image("preproc", template=True),
-                                   paths.mask(template=True)),
+            registered=registered,
+            tissues=label_tissues(shares, registered.mask) if own else None,
             template=load_template(paths.resolution),
             template_tissues=priors,
         )
@@ -78,7 +81,7 @@ class DrawHarmonized(ExplainedInterface):
         images = ScanImages(
             registered=before,
             harmonized=read_volume(inputs.harmonized, paths.mask(template=True)),
-            tissues=label_tissues(tissue_priors(paths.resolution), before.mask),
+            tissues=label_tissues(shares_of_scan(paths)[0], before.mask),
             target_quantiles=bands or None,
         )
         figures = scan_figures(images, target=inputs.target)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from harmonizer.template import TEMPLATE
 
-__all__ = ["ScanPaths", "LOGS", "MODELS", "resolution_of"]
+__all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "resolution_of"]
 
 LOGS = "logs"
 MODELS = "models"
+TISSUES = ("CSF", "GM", "WM")
+"""Labels of the tissue maps, in the order in which they are always listed."""
 
 
 def resolution_of(sloppy: bool) -> int:
@@ -69,6 +71,11 @@ class ScanPaths:
         modality is kept in the name where it is not T1w."""
         label = "" if self.modality == "T1w" else self.modality
         return self._anat(f"{self._space(template)}_desc-brain{label}_mask.nii.gz")
+
+    def share(self, tissue: str, *, template: bool = False) -> Path:
+        """Map of a tissue's share in each voxel; the modality is kept as in `mask`."""
+        desc = "" if self.modality == "T1w" else f"_desc-{self.modality}"
+        return self._anat(f"{self._space(template)}_label-{tissue}{desc}_probseg.nii.gz")
 
     @property
     def to_template(self) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from harmonizer import __version__
 from harmonizer.template import TEMPLATE
 
-__all__ = ["KEPT_METADATA", "scan_facts", "preproc", "mask", "harmonized"]
+__all__ = ["KEPT_METADATA", "scan_facts", "preproc", "mask", "share", "harmonized"]
 
 KEPT_METADATA = (
     "Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "DeviceSerialNumber",
@@ -74,6 +74,17 @@ def mask(sources: list[str], template: bool, resolution: int, quality: Mapping[s
         "SkullStripped": False,
         **space(template, resolution),
         "QualityCheck": dict(quality),
+    }
+
+
+def share(sources: list[str], tissue: str, template: bool, resolution: int, weights: str
+          ) -> dict[str, Any]:
+    """Sidecar of a tissue's share in each voxel."""
+    return {
+        "Description": f"Share of {tissue} in each voxel of the brain mask, 0 to 1",
+        "Sources": sources,
+        "Segmenter": weights,
+        **space(template, resolution),
     }
 
 

@@ -23,7 +23,7 @@ from harmonizer.files import read_json, sha256_of, write_json
 
 from ..dataset.records import ScanRecord
 from ..outputs import sidecars
-from ..outputs.names import ScanPaths, resolution_of, sidecar
+from ..outputs.names import TISSUES, ScanPaths, resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, log_path, write_log
 from ..settings import Settings
 from .engine import Failure, execute
@@ -36,6 +36,7 @@ __all__ = ["preprocess", "init_preprocessing_wf", "init_scan_wf", "fingerprint",
 LOGGER = logging.getLogger("pipelines")
 STEPS = ("conform", "brain", "bias", "register", "to_template")
 ANTS_MEM_GB = 1.2  # peak of a 1 mm head, measured: docs/benchmarks.md
+SEGMENT_MEM_GB = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,17 @@ def fingerprint(record: ScanRecord, settings: Settings) -> str:
         "skull_strip": settings.skull_strip,
         "sloppy": settings.sloppy,
         "seed": settings.random_seed,
+        "segmenter": segmenter_of(settings),
         "version": __version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def segmenter_of(settings: Settings) -> str | None:
+    """Name of the network's weights; None in a sloppy run, which does without."""
+    from harmonizer.segmentation.predict import NetworkSegmenter
+
+    return None if settings.sloppy else NetworkSegmenter().name
 
 
 def preprocess(
@@ -112,7 +121,7 @@ def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
         paths = paths_of(record, out, settings)
         try:
             name = fingerprint(record, settings)
-            if _is_finished(paths, record, name):
+            if _is_finished(paths, record, name, settings.sloppy):
                 reused += 1
                 continue
             check_image(record.path)
@@ -127,12 +136,14 @@ def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
     return jobs, tuple(failures), reused
 
 
-def _is_finished(paths: ScanPaths, record: ScanRecord, name: str) -> bool:
+def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) -> bool:
     """Whether the scan's results are all there; its site and covariates are brought up to date."""
     path = sidecar(paths.image("preproc", template=True))
     needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
               paths.image("preproc"), paths.mask(), paths.from_template,
               log_path(paths.out, paths.scan_id, "preprocess"))
+    if not sloppy:
+        needed += tuple(paths.share(t, template=space) for t in TISSUES for space in (False, True))
     if not path.is_file() or not all(p.is_file() for p in needed):
         return False
     content = read_json(path)
@@ -257,6 +268,27 @@ def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, output
     ])
     if brain.name == "brain":
         workflow.connect(brain, "quality", quality, "extraction")
+    if not settings.sloppy:
+        _connect_segmentation(workflow, segmenter_of(settings), steps, quality, save)
+
+
+def _connect_segmentation(workflow, weights: str, steps: list, quality, save) -> None:
+    """Tissues on both grids."""
+    from nipype import Node
+
+    from ..interfaces.segment import Segment
+
+    _, brain, bias, register, to_template = steps
+    segment = Node(Segment(resolution=to_template.inputs.resolution, weights=weights),
+                   name="segment", mem_gb=SEGMENT_MEM_GB, n_procs=1)
+    save.inputs.weights = weights
+    workflow.connect([
+        (bias, segment, [("out_file", "in_file")]),
+        (brain, segment, [("out_mask", "in_mask")]),
+        (register, segment, [("transform", "transform")]),
+        (segment, quality, [("seconds", "segment")]),
+        (segment, save, [("native", "native_shares"), ("template", "template_shares")]),
+    ])
 
 
 def write_graph(workflow: Workflow, out: Path, name: str) -> None:

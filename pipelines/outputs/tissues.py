@@ -1,0 +1,23 @@
+"""Tissue maps of one scan on the template grid: its own, or the template's where it has none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmonizer.template import tissue_priors
+from harmonizer.volume import read_volume
+
+from .names import TISSUES, ScanPaths
+
+__all__ = ["shares_of_scan"]
+
+
+def shares_of_scan(paths: ScanPaths) -> tuple[dict[str, np.ndarray], bool]:
+    """({'CSF', 'GM', 'WM' -> (I, J, K) 0..1}, whether they are the scan's own).
+
+    A sloppy run finds no tissues; the template's priors stand in.
+    """
+    files = {tissue: paths.share(tissue, template=True) for tissue in TISSUES}
+    if all(path.is_file() for path in files.values()):
+        return {tissue: read_volume(path).data for tissue, path in files.items()}, True
+    return tissue_priors(paths.resolution), False

@@ -1,0 +1,78 @@
+"""Borders are found by brightness, with the network's shares as rough advice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from harmonizer.segmentation.refine import refine
+
+LEVELS = {"familiar": (20.0, 60.0, 100.0), "turned round": (100.0, 60.0, 40.0),
+          "folded": (60.0, 100.0, 30.0)}
+
+
+def brain() -> tuple[np.ndarray, np.ndarray]:
+    """(48, 48, 48) labels 0, 1, 2 of folded layers, and where the brain is."""
+    i, j, k = np.meshgrid(*[np.arange(48)] * 3, indexing="ij")
+    radius = np.sqrt((i - 23.5) ** 2 + (j - 23.5) ** 2 + (k - 23.5) ** 2)
+    folded = radius + 2 * np.sin(i / 2.5) * np.sin(j / 2.5)
+    labels = np.where(folded < 12, 2, np.where(folded < 17, 1, 0))
+    return labels, radius < 22
+
+
+def rough_shares(labels: np.ndarray) -> np.ndarray:
+    """What a network says that sees poorly: everything blurred, and a voxel off."""
+    return np.stack([ndimage.gaussian_filter(np.roll(labels == n, 1, 0).astype(np.float32), 2.5)
+                     for n in range(3)])
+
+
+def dice(labels: np.ndarray, found: np.ndarray, inside: np.ndarray) -> list[float]:
+    said = found.argmax(axis=0)
+    return [2 * float(((labels == n) & (said == n) & inside).sum())
+            / float(((labels == n) & inside).sum() + ((said == n) & inside).sum())
+            for n in range(3)]
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_borders_sharpen_at_any_contrast_and_under_a_bias_field(levels) -> None:
+    labels, inside = brain()
+    rng = np.random.default_rng(0)
+    bias = np.exp(0.4 * np.linspace(-1, 1, 48))[:, None, None]
+    data = (np.array(levels)[labels] + 3 * rng.standard_normal(labels.shape)) * bias
+    rough = rough_shares(labels)
+    before, after = dice(labels, rough, inside), dice(labels, refine(data, inside, rough), inside)
+    assert min(before) < 0.9
+    assert min(after) > 0.95
+
+
+def test_shares_sum_to_one_inside_and_are_nothing_outside() -> None:
+    labels, inside = brain()
+    found = refine(labels * 10.0, inside, rough_shares(labels))
+    np.testing.assert_allclose(found.sum(axis=0)[inside], 1, atol=1e-5)
+    assert float(np.abs(found[:, ~inside]).max()) == 0
+
+
+def test_where_tissues_look_alike_the_network_decides() -> None:
+    labels, inside = brain()
+    data = np.random.default_rng(1).standard_normal(labels.shape) + 50
+    rough = rough_shares(labels)
+    after = dice(labels, refine(data, inside, rough), inside)
+    assert min(after) > 0.7
+
+
+def test_a_scale_of_the_intensities_changes_nothing() -> None:
+    labels, inside = brain()
+    data = np.array((20.0, 60.0, 100.0))[labels] + np.random.default_rng(2).normal(
+        0, 3, labels.shape)
+    one, two = (refine(scale * data, inside, rough_shares(labels)) for scale in (1.0, 1e4))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_a_tissue_that_is_not_there_is_not_invented() -> None:
+    labels, inside = brain()
+    labels = np.maximum(labels, 1)
+    data = np.array((20.0, 60.0, 100.0))[labels] + np.random.default_rng(3).normal(
+        0, 3, labels.shape)
+    found = refine(data, inside, rough_shares(labels))
+    assert (found.argmax(axis=0)[inside] == 0).mean() < 0.01
