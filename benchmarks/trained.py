@@ -233,9 +233,9 @@ def _against(rows: list[dict[str, Any]], method: str, group: str) -> str:
     means = [np.mean([v for k, v in apart.items() if k[0] == p])
              for p in sorted({k[0] for k in apart})]
     values = np.array(list(apart.values()))
+    people = (f"sd over people {np.std(means, ddof=1):.2f}" if len(means) > 1 else "one person")
     return (f"{group.capitalize()} scanners: {method} minus {NULL} {values.mean():+.2f} dB "
-            f"(sd over people {np.std(means, ddof=1) if len(means) > 1 else 0:.2f}), from "
-            f"{values.min():+.2f} to {values.max():+.2f}; better in {(values > 0).sum()} of "
+            f"({people}), from {values.min():+.2f} to {values.max():+.2f}; better in {(values > 0).sum()} of "
             f"{len(values)} cases.")
 
 
