@@ -235,8 +235,8 @@ def _against(rows: list[dict[str, Any]], method: str, group: str) -> str:
     values = np.array(list(apart.values()))
     people = (f"sd over people {np.std(means, ddof=1):.2f}" if len(means) > 1 else "one person")
     return (f"{group.capitalize()} scanners: {method} minus {NULL} {values.mean():+.2f} dB "
-            f"({people}), from {values.min():+.2f} to {values.max():+.2f}; better in {(values > 0).sum()} of "
-            f"{len(values)} cases.")
+            f"({people}), from {values.min():+.2f} to {values.max():+.2f}; better in "
+            f"{(values > 0).sum()} of {len(values)} cases.")
 
 
 def _facts(backend: Any, seconds: float, speed: float, cases: Sequence[Case]) -> str:

@@ -17,12 +17,17 @@ import pytest
 
 import harmonizer
 from harmonizer import errors
+from harmonizer.evaluation.__main__ import main as evaluation
 from harmonizer.phantom.__main__ import main as phantom
+from harmonizer.reports.__main__ import main as reports
+from harmonizer.segmentation.__main__ import main as segmentation
 from pipelines.cli import build_parser, parse
 from pipelines.settings import LEVELS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentation,
+           "harmonizer.evaluation": evaluation, "harmonizer.reports": reports}
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
 CONTAINER = re.compile(r"(?:harmonizer:[\w.-]+|harmonizer\.sif|\$IMAGE)")
 VARIABLES = {"BIDS": "/data", "OUT": "/out", "IMAGE": "$IMAGE", "TMPDIR": "/tmp", "label": "01"}
@@ -66,10 +71,10 @@ def check_python(words: list[str]) -> None:
     if words[:1] == ["run.py"]:
         check_app(words[1:])
     else:
-        assert words[:2] == ["-m", "harmonizer.phantom"], words
+        assert words[0] == "-m" and words[1] in MODULES, words
         # Executed for real, with an error at the end of the line: all flags before it are known.
         with pytest.raises(SystemExit, match="2"):
-            phantom([*words[2:], "--no-such-flag"])
+            MODULES[words[1]]([*words[2:], "--no-such-flag"])
 
 
 def app_arguments(words: list[str]) -> list[str]:
@@ -187,7 +192,8 @@ def test_every_backend_is_in_the_readme() -> None:
 def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
     from harmonizer.backends import registry
 
-    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8")
+                   for page in ("usage.md", "learned-options.md"))
     told = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
     told -= {row for row in told if row[0] in LEVELS}
     assert told == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
