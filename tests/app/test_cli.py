@@ -83,6 +83,13 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--compare", "compare", True),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
+    ("--detail guided", "detail", "guided"),
+    ("--detail-map", "detail_map", True),
+    ("--backend cacd --preset tiny", "preset", "tiny"),
+    ("--backend cacd --max-minutes 2.5", "max_minutes", 2.5),
+    ("--backend cacd --devices 2", "devices", 2),
+    ("--backend cacd --num-nodes 3", "num_nodes", 3),
+    ("--precision bf16", "precision", "bf16"),
 ]
 
 
