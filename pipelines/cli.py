@@ -22,6 +22,7 @@ from .settings import (
     DETAIL,
     LEVELS,
     MODALITIES,
+    MOVED_MAPS,
     PRECISION,
     SCANNER_FREE,
     SITE_SOURCES,
@@ -198,6 +199,9 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
              "several people (default: auto)")
     add("--compare", action=Switch,
         help="judge all harmonized variants in OUTPUT_DIR side by side")
+    add("--moved-maps", metavar="WHICH",
+        help=f"{', '.join(MOVED_MAPS)}: write the map of where anatomy moved, of no image, of "
+             "those that the anatomy guard flags, or of every one (default: none)")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

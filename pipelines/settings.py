@@ -43,6 +43,7 @@ MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
 SKULL_STRIP = ("auto", "force", "skip")
 TRAVELING = ("auto", "no")
+MOVED_MAPS = ("none", "flagged", "all")
 PRECISION = ("auto", "bf16", "fp32")
 DETAIL = ("direct", "guided")
 SCANNER_FREE = "scanner-free"
@@ -114,6 +115,8 @@ class Settings:
     """auto: one label at several sites is one person; no: they are several people."""
     compare: bool = False
     """Judge every harmonized variant in the output folder side by side, not this desc alone."""
+    moved_maps: str = "none"
+    """Images whose map of where anatomy moved is written: none, flagged or all."""
     skull_strip: str = "auto"
     """auto: recognise brain-only input; force: always extract; skip: input is brain only."""
     desc: str = "harmonized"
@@ -412,6 +415,7 @@ def _check_choices(settings: Settings) -> None:
     _each_of("--site-from", (settings.site_from,), SITE_SOURCES)
     _each_of("--skull-strip", (settings.skull_strip,), SKULL_STRIP)
     _each_of("--traveling", (settings.traveling,), TRAVELING)
+    _each_of("--moved-maps", (settings.moved_maps,), MOVED_MAPS)
     _each_of("--precision", (settings.precision,), PRECISION)
     _each_of("--detail", (settings.detail,), DETAIL)
     if not settings.modalities:

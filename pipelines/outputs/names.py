@@ -66,6 +66,10 @@ class ScanPaths:
         """Map of direct minus guided of a desc, on the template grid."""
         return self._anat(f"{self._space(True)}_desc-{desc}_leftout.nii.gz")
 
+    def moved(self, desc: str) -> Path:
+        """Map of where anatomy moved in the image of a desc, on the template grid."""
+        return self._anat(f"{self._space(True)}_desc-{desc}_moved.nii.gz")
+
     def mask(self, *, template: bool = False) -> Path:
         """Brain mask. Scans of one session that differ only in suffix need their own mask: the
         modality is kept in the name where it is not T1w."""

@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harmonizer.backends.model_folder import is_model
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
+from harmonizer.evaluation.anatomy import moved_map
 from harmonizer.evaluation.distribution import QuantileTable
 from harmonizer.evaluation.referee import Ruling, referee
 from harmonizer.evaluation.statistics import Statistics
@@ -28,10 +31,12 @@ from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
 from harmonizer.segmentation.atropos import AtroposSegmenter
 from harmonizer.reports.moved import moved_figure
 from harmonizer.template import tissue_priors
+from harmonizer.volume import write_volume
 
 from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
 from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
+from ..outputs.sidecars import space
 from ..settings import Settings
 from .methods import methods_text, software_versions
 from .reports import write_subject_reports
@@ -99,13 +104,16 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
     ruling.metrics.to_tsv(out / "metrics.tsv")
     ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
     ruling.statistics.to_tsv(out / "group_statistics.tsv")
-    flagged = _write_verdicts([v for variants, _ in rulings.values() for v in variants], ruling)
+    everything = [v for variants, _ in rulings.values() for v in variants]
+    flagged = _write_verdicts(everything, ruling)
+    if settings.moved_maps != "none":
+        _write_moved_maps(everything, ruling, settings.moved_maps == "all")
     write_subject_reports(settings, cohort_of(found).subjects)
     variants = next(iter(rulings.values()))[0]
     path = render_group_report(out / "group.html",
                                _group_report(settings, found, variants, ruling))
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
-            _guard_line(flagged, sum(len(v.items) for vs, _ in rulings.values() for v in vs)),
+            _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
 
 
@@ -218,6 +226,31 @@ def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
             if not verdict.ok:
                 flagged.append(f"{item.scan_id} ({variant.name}: {'; '.join(verdict.reasons)})")
     return flagged
+
+
+def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) -> None:
+    """The map of where it moved beside each flagged image, or beside every one.
+
+    A constant image has no map: everything moved.
+    """
+    for variant in variants:
+        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        for item, scan in zip(variant.items, variant.cohort):
+            verdict = verdicts.get(item.scan_id)
+            if verdict is None or (verdict.ok and not every):
+                continue
+            before, after = item.scan.read(), scan.read()
+            if np.ptp(after.data[before.mask]) > 0:
+                moved = moved_map(before.data, after.data, before.mask, tuple(before.spacing))
+                goal = item.paths.moved(variant.desc)
+                write_volume(goal, before.with_data(moved), code=4)
+                write_json(sidecar(goal), {
+                    "Description": "what a change of contrast or a bias field does not explain of "
+                                   "the harmonized image, averaged over 2.5 mm",
+                    "Units": "shares of the harmonized image's 0.5 to 99.5 % range",
+                    "Sources": [item.paths.uri(item.paths.image(desc, template=True))
+                                for desc in ("preproc", variant.desc)],
+                    **space(True, item.paths.resolution)})
 
 
 def _guard_line(flagged: Sequence[str], total: int) -> str:

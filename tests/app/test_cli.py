@@ -81,6 +81,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--reference-site KKI", "reference_site", "KKI"),
     ("--traveling no", "traveling", "no"),
     ("--compare", "compare", True),
+    ("--moved-maps all", "moved_maps", "all"),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
     ("--detail guided", "detail", "guided"),
