@@ -115,6 +115,8 @@ class Settings:
     """auto: one label at several sites is one person; no: they are several people."""
     compare: bool = False
     """Judge every harmonized variant in the output folder side by side, not this desc alone."""
+    lpips_weights: Path | None = None
+    """Safetensors file with the weights of LPIPS; None: no LPIPS (docs/evaluation.md)."""
     moved_maps: str = "none"
     """Images whose map of where anatomy moved is written: none, flagged or all."""
     skull_strip: str = "auto"

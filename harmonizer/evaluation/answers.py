@@ -212,12 +212,14 @@ def _effects(table: Statistics, backend: str) -> Answer:
 
 
 def _anatomy(table: Statistics, backend: str) -> Answer:
-    """Flagged scans against what faithful images would give."""
+    """Flagged scans against what faithful images would give: limits err now and then."""
     row = _known(table, "anatomy_flagged", backend)
     if row is None:
         return _unknown("anatomy", _row(table, "anatomy_flagged", backend))
-    count = round(row.effect * row.n)
-    verdict = "yes" if count == 0 else "no" if row.effect >= 0.5 else "partly"
+    usual = row.effect == 0 or (row.p is not None and row.p > SIGNIFICANT)
+    verdict = "no" if row.effect >= 0.5 else "yes" if usual else "partly"
     sentence = (f"{100 * row.effect:.0f} % of the scans break a limit of the anatomy guard "
                 f"({row.method.split(';')[0]})")
+    if row.effect and verdict == "yes":
+        sentence += ", no more than faithful images would; look at those that are named"
     return Answer("anatomy", verdict, sentence + ".", row)

@@ -19,7 +19,7 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
 from ..segmentation.atropos import TISSUES, Segment
-from .anatomy import GUARDED, Tolerance, Verdict, judge, learn_tolerance
+from .anatomy import GUARDED, Tolerance, Verdict, chance_of_flags, judge, learn_tolerance
 from .biology import age_by_scanner, age_tests, effect_tests
 from .combat import cross_fitted_combat
 from .confounding import check_confounding
@@ -96,6 +96,7 @@ class Trial:
     permutations: int
     segment: Segment | None = None
     cache: Path | None = None
+    lpips: Path | None = None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     features: Mapping[str, Features] = field(default_factory=dict)
     numbers: Mapping[str, Numbers] = field(default_factory=dict)
@@ -119,6 +120,7 @@ def referee(
     target_quantiles: Mapping[str, np.ndarray] | None = None,
     fitted_on: Mapping[str, Sequence[str]] | None = None,
     combat: bool = True,
+    lpips: Path | None = None,
     permutations: int = PERMUTATIONS,
     workers: int = 1,
     cache: Path | None = None,
@@ -142,6 +144,7 @@ def referee(
     fitted_on : method -> people it was fitted on; named in the table, and where they are judged too
         the row says so.
     combat : add ComBat on the same features, fitted on other people than it is judged on.
+    lpips : weights for LPIPS of travelling people (see `perceptual`); without, no LPIPS.
     permutations : shuffles for each chance level.
     workers : processes for what is done scan by scan; each holds one pair of volumes.
     cache : folder for the numbers of each scan and pair, or None.
@@ -161,6 +164,7 @@ def referee(
         for modality in dict.fromkeys(scan.modality for scan in cohort):
             trial = _trial(cohort.of_modality(modality), variants, target, reference_site,
                            tuple(covariates), travelling, seed, permutations, segment, cache)
+            trial = replace(trial, lpips=lpips)
             trial = _opened(trial, priors, target_quantiles, combat, mapper)
             rulings.append(_judged(trial, dict(fitted_on or {}), mapper))
     return _joined(rulings)
@@ -400,11 +404,11 @@ def _pair_table(trial: Trial, goal: str, ranges: Mapping[str, float],
                 maps: Mapping[str, tuple[float, float]] | None = None) -> Metrics:
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
-    key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps,
+    key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps, trial.lpips,
                    [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
         trial.before, after, trial.target, ranges, backend=backend, maps=maps, to=goal,
-        mapper=mapper)])
+        lpips=trial.lpips, mapper=mapper)])
     return Metrics(tuple(Metric(**row) for row in rows))
 
 
@@ -502,9 +506,10 @@ def _guard_tests(trial: Trial, found: Mapping[str, Verdict], tolerance: Toleranc
     interval = partial(bootstrap_interval, subjects=subjects, seed=trial.seed)
     yield Test("anatomy_flagged", trial.design.people, float(flagged.mean()),
                *interval(lambda rows, who: float(flagged[rows].mean())),
-               method=f"limits from {tolerance.origin}; a faithful image breaks one given limit "
-               f"with a chance of {tolerance.flagged:.2f}; bootstrap over people",
-               question="anatomy")
+               p=chance_of_flags(int(flagged.sum()), len(flagged), tolerance),
+               method=f"limits from {tolerance.origin}; a faithful image breaks any of them with a "
+               f"chance of {tolerance.flagged:.2f}; p: so many flags or more on faithful images "
+               "(beta-binomial); interval: bootstrap over people", question="anatomy")
     for name in GUARDED:
         values = np.array([found[key].values.get(name, math.nan) for key in ids])
         if np.isfinite(values).any():

@@ -179,7 +179,7 @@ def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[
         covariates=covariates, reference_site=settings.reference_site,
         travelling=settings.traveling, segment=None if settings.sloppy else AtroposSegmenter(),
         priors=tissue_priors(resolution_of(settings.sloppy)),
-        fitted_on=_fitted_on(settings, variants, before),
+        fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
         permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
         workers=settings.nprocs, cache=settings.work_dir / "referee", seed=settings.random_seed)
 

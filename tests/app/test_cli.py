@@ -82,6 +82,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--traveling no", "traveling", "no"),
     ("--compare", "compare", True),
     ("--moved-maps all", "moved_maps", "all"),
+    ("--lpips-weights /w.safetensors", "lpips_weights", Path("/w.safetensors")),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
     ("--detail guided", "detail", "guided"),

@@ -27,7 +27,7 @@ EVERYTHING: dict[str, Any] = {
     "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
     "traveling": "no", "compare": True, "detail": "guided", "detail_map": True,
-    "moved_maps": "flagged",
+    "moved_maps": "flagged", "lpips_weights": "/alex.safetensors",
     "preset": "tiny", "max_minutes": 30.0, "devices": 2, "num_nodes": 3, "precision": "fp32",
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,

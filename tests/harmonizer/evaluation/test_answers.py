@@ -136,5 +136,12 @@ def test_anatomy_by_the_share_of_flagged_scans(share, expected):
     assert found == expected and sentence.startswith(f"{100 * share:.0f} % of the scans")
 
 
+def test_no_more_flags_than_faithful_images_get_are_no_harm():
+    for share, p, expected in ((0.05, 0.4, "yes"), (0.3, 0.01, "partly"), (0.6, 0.4, "no")):
+        found, sentence = verdict("anatomy", row("anatomy_flagged", "x", share, 0, share, p=p))
+        assert found == expected
+        assert ("no more than faithful images would" in sentence) == (expected == "yes")
+
+
 def test_without_any_row_everything_is_unknown():
     assert [answer.verdict for answer in answers(Statistics(), "x")] == ["unknown"] * 4
