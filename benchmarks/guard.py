@@ -1,0 +1,189 @@
+"""How often the anatomy guard errs: false flags on perfect harmonization, hits on spoilt anatomy.
+
+    python benchmarks/guard.py WORK [--people 6] [--markdown docs/benchmarks.md]
+
+Phantom people at 2 mm, so many for each of four scanners, nobody scanned twice but for the second
+row of limits. What a perfect harmonization to the first scanner would give is known: the very same
+scan, noise and all, as that scanner would show it. It must not be flagged; the same with a lesion
+painted in or erased, everybody made the mean, or shifted by a voxel, must be. WORK keeps images and
+numbers, so that the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import put_section  # noqa: E402
+
+from harmonizer.cohort import Cohort, Scan  # noqa: E402
+from harmonizer.evaluation.anatomy import (  # noqa: E402
+    GUARDED,
+    Tolerance,
+    compare_anatomy,
+    judge,
+    learn_tolerance,
+    tolerance_of,
+)
+from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
+from harmonizer.evaluation.kept import file_key, kept  # noqa: E402
+from harmonizer.phantom import SCANNERS, make_person, render  # noqa: E402
+from harmonizer.phantom.aligned import aligned_image  # noqa: E402
+from harmonizer.phantom.dataset import Participant, plan_participants  # noqa: E402
+from harmonizer.template import tissue_priors  # noqa: E402
+from harmonizer.volume import Volume, read_volume, write_mask, write_volume  # noqa: E402
+
+RESOLUTION = 2
+TARGET = SCANNERS[0]
+LESION_MM = (-27.0, 12.0, 24.0)  # left frontal white matter
+RADII_MM = (3.0, 5.0)
+Change = Callable[[Scan, Volume, Volume], tuple[Volume, Volume]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, and put it into the markdown file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--people", type=int, default=6, help="for each scanner")
+    parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
+    given = parser.parse_args(argv)
+    scans = list(made(given.work, given.people))
+    text = report(given.work, Cohort(tuple(scans)))
+    print(text)
+    if given.markdown:
+        put_section(given.markdown, "The anatomy guard", text)
+    return 0
+
+
+def made(work: Path, people: int) -> Iterator[Scan]:
+    """The scans; beside ``before``, a ``rescan`` and the ``truth`` of each, made where absent."""
+    for who in plan_participants(people, SCANNERS, 0, "nested"):
+        scanner, name = who.scanners[0], f"sub-{who.label}_T1w"
+        if not (work / "mask" / f"{name}.nii.gz").is_file():
+            _make(work, who, name)
+        yield Scan(name, who.label, None, "T1w", scanner.name, "phantom",
+                   work / "before" / f"{name}.nii.gz", work / "mask" / f"{name}.nii.gz", who.age,
+                   who.sex)
+
+
+def _make(work: Path, who: Participant, name: str) -> None:
+    person, scanner = make_person(who.seed, who.age, who.sex, float(RESOLUTION)), who.scanners[0]
+    shown = {seen.name: render(person, seen) for seen in (scanner, TARGET)}
+    for folder, seen, visit in (("before", scanner, 0), ("rescan", scanner, 1),
+                                ("truth", TARGET, 0)):
+        volume = aligned_image(person, scanner, rescan=visit, seen_by=seen,
+                               rendered=shown[seen.name])
+        write_volume(work / folder / f"{name}.nii.gz", volume)
+    write_mask(work / "mask" / f"{name}.nii.gz", volume.mask, volume.affine)
+
+
+def changes(mean: np.ndarray) -> dict[str, Change]:
+    """What becomes of (scan, source, truth): the source and the image that is judged."""
+    def painted(radius: float) -> Change:
+        return lambda scan, source, truth: (source, with_lesion(truth, radius))
+
+    def erased(radius: float) -> Change:
+        return lambda scan, source, truth: (with_lesion(source, radius), truth)
+
+    found: dict[str, Change] = {
+        "perfect": lambda scan, source, truth: (source, truth),
+        **{f"perfect, a lesion of {2 * r:.0f} mm painted in": painted(r) for r in RADII_MM},
+        **{f"perfect, a lesion of {2 * r:.0f} mm erased": erased(r) for r in RADII_MM},
+        "everybody made the mean": lambda scan, source, truth: (
+            source, truth.with_data(np.where(truth.mask, mean, 0))),
+        "perfect, blurred by 2 mm": lambda scan, source, truth: (
+            source, truth.with_data(ndimage.gaussian_filter(truth.data, 1) * truth.mask)),
+        "perfect, one voxel aside": lambda scan, source, truth: (
+            source, truth.with_data(np.roll(truth.data, 1, axis=0) * truth.mask)),
+    }
+    return found
+
+
+def with_lesion(volume: Volume, radius_mm: float) -> Volume:
+    """The image with a ball as dark as fluid (T1w)."""
+    centre = np.linalg.inv(volume.affine) @ [*LESION_MM, 1]
+    away = (np.indices(volume.shape) - centre[:3].reshape(3, 1, 1, 1)) * RESOLUTION
+    ball = np.sum(away**2, axis=0) <= radius_mm**2
+    return volume.with_data(np.where(ball & volume.mask, np.percentile(volume.in_mask(), 3),
+                                     volume.data))
+
+
+def nearest_mean(volume: Volume) -> np.ndarray:
+    """Labels by the nearest of three mean intensities: a segmentation that costs nothing."""
+    sure = label_tissues(tissue_priors(RESOLUTION))
+    means = np.array([volume.data[(sure == code) & volume.mask].mean() for code in (1, 2, 3)])
+    nearest = np.abs(volume.data[..., None] - means).argmin(axis=-1) + 1
+    return np.where(volume.mask, nearest, 0).astype(np.uint8)
+
+
+def report(work: Path, cohort: Cohort) -> str:
+    """The section's text."""
+    paths = [path for scan in cohort for path in (scan.image, scan.mask)]
+    limits = {
+        "simulated": Tolerance(**kept(work / "cache", file_key(paths, "simulated"), lambda: vars(
+            learn_tolerance(cohort, nearest_mean)))),
+        "real": tolerance_of([_kept(work, scan, "rescan", lambda scan=scan: compare_anatomy(
+            scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
+            for scan in cohort], f"{len(cohort)} real rescans"),
+    }
+    rows = {name: [_kept(work, scan, name, lambda scan=scan, change=change: _judged(scan, change))
+                   for scan in cohort] for name, change in changes(_mean(cohort)).items()}
+    head = " | ".join(f"flagged, limits from {len(cohort) if k == 'real' else t.pairs} {k} rescans"
+                      for k, t in limits.items())
+    lines = ["`python benchmarks/guard.py WORK`", "",
+             f"{len(cohort)} phantom scans at {RESOLUTION} mm, {len(cohort.sites)} scanners, "
+             f"brought to {TARGET.name}; tissues by the nearest mean.", "",
+             f"| images | {head} | broken measures, simulated |", "|---|---|---|---|"]
+    for name, values in rows.items():
+        cells = [_share(values, tolerance) for tolerance in limits.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {_broken(values, limits['simulated'])} |")
+    lines += ["", "| measure | " + " | ".join(f"limit, {k}" for k in limits)
+              + " | perfect, worst | perfect, median |", "|---|---|---|---|---|"]
+    for name, (words, higher) in GUARDED.items():
+        values = np.array([v[name] for v in rows["perfect"]])
+        cells = [f"{t.limits[name]:.3g}" for t in limits.values()]
+        worst = values.min() if higher else values.max()
+        lines.append(f"| {words} | {' | '.join(cells)} | {worst:.3g} | {np.median(values):.3g} |")
+    return "\n".join(lines)
+
+
+def _mean(cohort: Cohort) -> np.ndarray:
+    return np.mean([read_volume(_beside(scan, "truth")).data for scan in cohort], axis=0)
+
+
+def _beside(scan: Scan, folder: str) -> Path:
+    return scan.image.parents[1] / folder / scan.image.name
+
+
+def _kept(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
+          ) -> dict[str, float]:
+    return kept(work / "cache", file_key([scan.image, _beside(scan, "truth")], name), compute)
+
+
+def _judged(scan: Scan, change: Change) -> dict[str, float]:
+    source, result = change(scan, scan.read(), read_volume(_beside(scan, "truth"), scan.mask))
+    return compare_anatomy(source, result, nearest_mean)
+
+
+def _share(values: list[dict[str, float]], tolerance: Tolerance) -> str:
+    flagged = sum(not judge(v, tolerance).ok for v in values)
+    return f"{flagged} of {len(values)}"
+
+
+def _broken(values: list[dict[str, float]], tolerance: Tolerance) -> str:
+    counts = {words.split(" (")[0].split(",")[0]: sum(
+        any(r.startswith(words) for r in judge(v, tolerance).reasons) for v in values)
+        for words, _ in GUARDED.values()}
+    return ", ".join(f"{words} {count}" for words, count in counts.items() if count) or "none"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
