@@ -215,9 +215,11 @@ def _sex_warning(check: ConfoundingCheck) -> str:
 def _untested(check: ConfoundingCheck) -> str:
     if len(check.by_site) < 2:
         return ""
-    return (f"It cannot be told whether {check.variable} differs between sites: it is unknown for "
-            f"{check.missing} of {check.people} people, or too few people are left per site, or "
-            f"all have the same value. Add a column '{check.variable}' to participants.tsv to "
+    words = f"It cannot be told whether {check.variable} differs between sites: "
+    if not check.missing:
+        return words + "there are too few people per site, or all have the same value."
+    return (f"{words}it is unknown for {check.missing} of {check.people} people, and the others "
+            f"are too few or all the same. Add a column '{check.variable}' to participants.tsv to "
             "have it checked.")
 
 

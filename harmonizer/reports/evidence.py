@@ -257,7 +257,8 @@ def _anatomy_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
         values = tuple(_share_of_limit(v, name, higher) for v in found.values()
                        if name in v.limits and name in v.values)
         if values:
-            strips.append(Strip(words.split(",")[0].split(" (")[0], values))
+            label = words.split(",")[0].split(" (")[0].removeprefix("change of ")
+            strips.append(Strip(label, values))
     if not strips:
         return None, ""
     return (strip_chart(strips, "Every image against the limits of the anatomy guard",
