@@ -1,11 +1,14 @@
 """What the referee costs: time and memory, how they grow, and what a thousand scans would take.
 
-    python benchmarks/referee.py WORK [--scans 25 50 100] [--many 250 500 1000] [--markdown FILE]
+    python benchmarks/referee.py WORK [--scans 25 50 100] [--many 250 500 1000] [--fine OUT]
+        [--markdown FILE]
 
 Two parts are measured apart, because they grow differently. *Images*: phantom scans at 2 mm on four
 scanners, before and after histogram matching, each run in a process of its own, first with nothing
 kept, then again with another covariate. *Numbers*: what is left once images are closed (tests,
-intervals, permutations), on many tiny scans. WORK keeps the phantom; a second call is quicker.
+intervals, permutations), on many tiny scans. With --fine, an output folder of this app, also what a
+scan at 1 mm costs: three scans of it, opened and measured as the referee does. WORK keeps phantom
+and results, so that a command that was stopped goes on; delete WORK/measured to measure again.
 Seconds are processor seconds of one process: on a busy machine the clock says nothing.
 """
 
@@ -30,6 +33,7 @@ from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
 from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
+from harmonizer.files import write_json  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
 from harmonizer.segmentation.atropos import AtroposSegmenter, CachedSegmenter, Segment  # noqa: E402
@@ -39,6 +43,7 @@ from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
 TARGET = "aspen"
 TRAVELLERS = 3
 FINE, TINY = 2, 8  # mm
+FINE_SCANS = 3  # of those at 1 mm
 CORES = 16
 GOAL = 1000  # scans
 
@@ -48,10 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     if given.one:
         return _one(Path(given.one), given.tissues)
+    if given.one_fine:
+        return _one_fine(given.one_fine, given.work)
     images = [measured(cohort_of(given.work, n, max(given.scans)), given.work, given.tissues)
               for n in given.scans]
     numbers = [measured(tiny_cohort(given.work, n), given.work, "simple") for n in given.many]
-    text = report(images, numbers, given.tissues)
+    fine = [] if given.fine is None else [measured(given.fine, given.work, "none", "--one-fine")]
+    text = report(images, numbers, given.tissues, fine)
     print(text)
     if given.markdown:
         put_section(given.markdown, "The referee: time and memory", text)
@@ -66,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tissues", choices=("none", "simple", "atropos"), default="none",
                         help="segmentation of every image at 2 mm (default: none)")
     parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
+    parser.add_argument("--fine", type=Path, metavar="OUT", help="preprocessed scans at 1 mm")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one-fine", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
@@ -143,14 +153,19 @@ def nearest_mean(volume: Volume) -> np.ndarray:
     return np.where(volume.mask, nearest, 0).astype(np.uint8)
 
 
-def measured(folder: Path, work: Path, tissues: str) -> dict[str, float]:
-    """Numbers of a run with nothing kept and of one with another covariate."""
-    command = [sys.executable, __file__, str(work), "--one", str(folder), "--tissues", tissues]
+def measured(folder: Path, work: Path, tissues: str, what: str = "--one") -> dict[str, float]:
+    """Numbers of a run with nothing kept and of one with another covariate; or of a scan at 1 mm.
+    """
+    path = work / "measured" / f"{folder.resolve().name}{what}-{tissues}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    command = [sys.executable, __file__, str(work), what, str(folder), "--tissues", tissues]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True,
                            env={**os.environ, "OMP_NUM_THREADS": "1",
                                 "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"})
     numbers = json.loads(found.stdout.splitlines()[-1])
     print(f"{folder.name}: {numbers}", file=sys.stderr)
+    write_json(path, numbers)
     return numbers
 
 
@@ -176,15 +191,43 @@ def _one(folder: Path, tissues: str) -> int:
     return 0
 
 
+def _one_fine(out: Path, work: Path) -> int:
+    """What a scan and its harmonized image cost at 1 mm, and one simulated rescan."""
+    from harmonizer.backends import registry
+    from harmonizer.evaluation.anatomy import compare_anatomy, simulated_rescan
+    from harmonizer.evaluation.evaluate import evaluate_cohort
+    from harmonizer.evaluation.measurements import Job, measure
+    from pipelines.outputs.collect import cohort_of, find_preprocessed
+
+    before = Cohort(cohort_of(find_preprocessed(out.resolve(), 1, ("T1w",))).scans[:FINE_SCANS])
+    model = registry.get("moment_matching")().fit(before, seed=1)
+    target, priors = before.largest_site, tissue_priors(1)
+    after = Cohort(tuple(replace(scan, image=write_volume(
+        work / "fine" / f"{scan.scan_id}.nii.gz",
+        model.harmonize(scan.read(), model.target(target), source=scan.site))) for scan in before))
+    started = time.process_time()
+    evaluate_cohort(before, after, target, priors=priors)
+    for scan, result in zip(before, after):
+        measure(Job(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0)))
+    first = (time.process_time() - started) / len(before)
+    started, volume = time.process_time(), before.scans[0].read()
+    compare_anatomy(volume, simulated_rescan(volume, 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"scans": len(before), "first": first, "peak_mb": peak,
+                      "rescan": time.process_time() - started}))
+    return 0
+
+
 def _segmenter(name: str, folder: Path) -> Segment | None:
     return {"none": None, "simple": nearest_mean,
             "atropos": CachedSegmenter(AtroposSegmenter(), folder / "cache")}[name]
 
 
-def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tissues: str) -> str:
+def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tissues: str,
+           fine: list[dict[str, float]]) -> str:
     """The section's text."""
-    lines = [f"`python benchmarks/referee.py WORK --tissues {tissues}`: one process, processor "
-             "seconds. Before and after one method, 200 permutations, ComBat beside it.", "",
+    asked = f"--tissues {tissues}{' --fine OUT' if fine else ''}"
+    lines = [f"`python benchmarks/referee.py WORK {asked}`: one process, processor seconds. Before and after one method, 200 permutations, ComBat beside it.", "",
              "| scans | what | nothing kept | per scan | again, other covariate | peak |",
              "|---|---|---|---|---|---|"]
     for what, rows in ((f"phantom at {FINE} mm", images), (f"phantom at {TINY} mm", numbers)):
@@ -192,7 +235,16 @@ def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tiss
                   f"| {r['again']:.1f} s | {r['peak_mb']:.0f} MB |" for r in rows]
     if len(images) > 1 and numbers:
         lines += ["", _outlook(images, numbers)]
+    lines += ["\n" + _at_one_mm(one) for one in fine]
     return "\n".join(lines)
+
+
+def _at_one_mm(one: dict[str, float]) -> str:
+    hours = GOAL * one["first"] / 3600
+    return (f"Measured at 1 mm, {one['scans']} scans: {one['first']:.1f} s for a scan and its "
+            f"harmonized image, {one['rescan']:.1f} s for a simulated rescan, {one['peak_mb']:.0f} "
+            f"MB. {GOAL} scans are {hours:.1f} processor hours of images where nobody travels, "
+            f"{60 * hours / CORES:.0f} minutes on {CORES} cores.")
 
 
 def _outlook(images: list[dict[str, float]], numbers: list[dict[str, float]]) -> str:
