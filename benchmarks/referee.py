@@ -227,7 +227,8 @@ def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tiss
            fine: list[dict[str, float]]) -> str:
     """The section's text."""
     asked = f"--tissues {tissues}{' --fine OUT' if fine else ''}"
-    lines = [f"`python benchmarks/referee.py WORK {asked}`: one process, processor seconds. Before and after one method, 200 permutations, ComBat beside it.", "",
+    lines = [f"`python benchmarks/referee.py WORK {asked}`: one process, processor seconds. Before "
+             "and after one method, 200 permutations, ComBat beside it.", "",
              "| scans | what | nothing kept | per scan | again, other covariate | peak |",
              "|---|---|---|---|---|---|"]
     for what, rows in ((f"phantom at {FINE} mm", images), (f"phantom at {TINY} mm", numbers)):
