@@ -44,6 +44,7 @@ class Scan:
     age : years, or None
     sex : ``M``, ``F`` or None
     covariates : other columns of participants.tsv, as text
+    tissues : tissue -> map of its share, same grid; empty where none were found. Not in the table
     """
 
     scan_id: str
@@ -57,10 +58,15 @@ class Scan:
     age: float | None = None
     sex: str | None = None
     covariates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tissues: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
 
     def read(self) -> Volume:
         """The image with its mask; `InputError` if either cannot be read."""
         return read_volume(self.image, self.mask)
+
+    def read_tissues(self) -> dict[str, np.ndarray]:
+        """Tissue -> (I, J, K) float32 share of each voxel, 0..1; empty where none were found."""
+        return {name: read_volume(path).data for name, path in self.tissues.items()}
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,15 @@ __all__ = ["change_of", "apply_with_head"]
 
 def change_of(
     backend: Backend, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
-    covariates: Mapping[str, Any] | None = None,
+    covariates: Mapping[str, Any] | None = None, tissues: Mapping[str, np.ndarray] | None = None,
 ) -> IntensityMap:
     """The change that `backend` makes to a template-grid volume, as a map in template world.
 
     For a method without maps of its own it is the field after - before.
     """
     if isinstance(backend, StatisticsBackend):
-        return backend.intensity_map(volume, target, source=source, covariates=covariates)
+        return backend.intensity_map(volume, target, source=source, covariates=covariates,
+                                     tissues=tissues)
     after = backend.harmonize(volume, target, source=source, seed=seed)
     values = volume.in_mask()
     low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))

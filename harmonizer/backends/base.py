@@ -318,6 +318,7 @@ class StatisticsBackend(Backend):
     def intensity_map(
         self, volume: Volume, target: Target, *, source: str | None = None,
         covariates: Mapping[str, Any] | None = None,
+        tissues: Mapping[str, np.ndarray] | None = None,
     ) -> IntensityMap:
         """The map from `volume` to `target`, to be applied on any grid of the same world.
 
@@ -326,6 +327,8 @@ class StatisticsBackend(Backend):
         source : site label of the scan, for methods that use it; may be unseen
         covariates : what is known of the person (``age``, ``sex``, columns of participants.tsv),
             for methods that keep what they explain
+        tissues : tissue -> (I, J, K) share of each voxel where they are known already, for methods
+            that would segment the image otherwise
 
         Raises
         ------
@@ -336,11 +339,12 @@ class StatisticsBackend(Backend):
         values = _check_volume(volume)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
-        return self._map_of(volume, target, source, covariates or {})
+        return self._map_of(volume, target, source, covariates or {}, tissues or {})
 
     def _map_of(self, volume: Volume, target: Target, source: str | None,
-                covariates: Mapping[str, Any]) -> IntensityMap:
-        """As `_map`, for methods that ask where a scan comes from; most need not."""
+                covariates: Mapping[str, Any], tissues: Mapping[str, np.ndarray]
+                ) -> IntensityMap:
+        """As `_map`, for methods that ask where a scan comes from and what is known of it."""
         return self._map(volume, target.style)
 
     @abstractmethod
@@ -364,12 +368,16 @@ class StatisticsBackend(Backend):
         self.styles_ = {site: self._pool(summaries[site]) for site in sorted(summaries)}
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
+        return self._summary(self._read(scan))
+
+    @staticmethod
+    def _read(scan: Scan) -> Volume:
         volume = scan.read()
         try:
             _check_volume(volume)
         except InputError as error:
             raise InputError(f"{scan.image}: {error}") from error
-        return self._summary(volume)
+        return volume
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         return self._pool([self._summary_of(scan) for scan in scans])
@@ -377,7 +385,7 @@ class StatisticsBackend(Backend):
     def _harmonize(
         self, volume: Volume, target: Target, source: str | None, rng: np.random.Generator
     ) -> Volume:
-        return self._map_of(volume, target, source, {}).apply(volume)
+        return self._map_of(volume, target, source, {}, {}).apply(volume)
 
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         return self.styles_[label]

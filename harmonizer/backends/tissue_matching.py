@@ -16,6 +16,11 @@ scan that is further from its site's maps than STRANGE times what is usual among
 tau^2 (1 + 1/n)) was hardly scanned as the site scans: w = 1 - STRANGE^2 tau^2 (1 + 1/n) / d^2 then,
 where that is more (the positive part of James and Stein).
 
+**Travellers.** A segmentation errs on each scanner in its own way, and what it takes for white
+matter on one is not what it takes for it on the other. Where the fit holds a person on two
+scanners, that person's local means are therefore taken with one and the same shares: the mean of
+those that all scans of the person have.
+
 **Covariates.** Age, sex and numeric columns that are known of all scans are regressed on within
 sites, place by place; site maps are compared at the same age and sex, and a scan's person part is
 counted from what is usual at its own.
@@ -40,6 +45,7 @@ from ..local_statistics import (
     shares_of,
 )
 from ..segmentation.atropos import AtroposSegmenter, Segment
+from ..segmentation.coarse import CoarseSegmenter
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Progress, StatisticsBackend
@@ -59,8 +65,10 @@ def _network() -> Segment:
     return NetworkSegmenter()
 
 
-SEGMENTERS = {"atropos": _atropos, "network": _network}
-DEFAULT_SEGMENTER = "atropos"
+SEGMENTERS = {"network": _network, "coarse": CoarseSegmenter, "atropos": _atropos}
+DEFAULT_SEGMENTER = "network"
+GIVEN = "network"  # the segmenter whose answers the preprocess stage writes, to be taken from there
+COARSE_MM = 1.5  # voxels above it are not worth the network's time: `coarse` takes its place
 STRANGE = 2.0  # times the usual distance of a person from the site's maps
 LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is modelled
 
@@ -91,7 +99,9 @@ class TissueMatchingConfig:
 
 
 def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
-    """(3, I, J, K) memberships of a volume by the named segmenter."""
+    """(3, I, J, K) memberships of a volume by the named segmenter; see `COARSE_MM`."""
+    if segmenter == "network" and volume.spacing.max() > COARSE_MM:
+        segmenter = "coarse"
     return shares_of(SEGMENTERS[segmenter]()(volume), volume)
 
 
@@ -116,29 +126,54 @@ class TissueMatching(StatisticsBackend):
 
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
         self.lattice_, self.effects_, self.centres_ = None, {}, {}
-        found = []
-        for done, scan in enumerate(cohort):
-            progress(done, len(cohort))
-            found.append(_statistics(self._summary_of(scan)))
-        progress(len(cohort), len(cohort))
-        self._learn_effects(cohort.scans, found)
+        alone, common = self._both_ways(cohort, progress)
+        self._learn_effects(cohort.scans, common)
         self.styles_, squares, freedom = {}, 0.0, 0
         for site in cohort.sites:
-            here = [(scan, one) for scan, one in zip(cohort, found) if scan.site == site]
+            here = [(scan, one) for scan, one in zip(cohort, common) if scan.site == site]
             self.styles_[site] = self._style([scan for scan, _ in here], [one for _, one in here])
-            squares += sum(self._distance(one, site, _covariates(scan)) for scan, one in here)
+            squares += sum(self._distance(one, site, _covariates(scan))
+                           for scan, one in zip(cohort, alone) if scan.site == site)
             freedom += len(here) - 1
         self.between_ = squares / freedom if freedom else 0.0
 
-    def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
-        return _arrays(self._measured(volume)[0])
+    def _both_ways(self, cohort: Cohort, progress: Progress
+                   ) -> tuple[list[LocalStatistics], list[LocalStatistics]]:
+        """Of each scan: its statistics with its own shares, and with those of its person."""
+        alone, common = {}, {}
+        for subject in cohort.subjects:
+            scans = [scan for scan in cohort if scan.subject == subject]
+            shared = _Shared()
+            for scan in scans:
+                progress(len(alone), len(cohort))
+                volume = self._read(scan)
+                alone[scan.scan_id], shares = self._measured(volume, scan.read_tissues())
+                shared.add(volume, shares)
+            if len({scan.site for scan in scans}) > 1 and shared.one_grid:
+                for scan in scans:
+                    volume = self._read(scan)
+                    common[scan.scan_id] = self._measure(volume, shared.inside(volume))
+        progress(len(cohort), len(cohort))
+        each = [alone[scan.scan_id] for scan in cohort]
+        return each, [common.get(scan.scan_id, one) for scan, one in zip(cohort, each)]
 
-    def _measured(self, volume: Volume) -> tuple[LocalStatistics, np.ndarray]:
-        """(local statistics, memberships) of one image."""
+    def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
+        return _arrays(self._measured(self._read(scan), scan.read_tissues())[0])
+
+    def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
+        return _arrays(self._measured(volume, {})[0])
+
+    def _measured(self, volume: Volume, tissues: Mapping[str, np.ndarray]
+                  ) -> tuple[LocalStatistics, np.ndarray]:
+        """(local statistics, memberships) of one image; known shares are taken, not sought."""
+        known = tissues if self.config.segmenter == GIVEN else {}
+        shares = shares_of(known, volume) if known else shares_with(self.config.segmenter, volume)
+        return self._measure(volume, shares), shares
+
+    def _measure(self, volume: Volume, shares: np.ndarray) -> LocalStatistics:
         if self.lattice_ is None:
             self.lattice_ = Lattice.around(volume, self.config.step_mm)
-        shares = shares_with(self.config.segmenter, volume)
-        return measure(volume, shares, self.lattice_, self.config.sigma_mm), shares
+        return measure(volume, shares, self.lattice_, self.config.sigma_mm)
 
     def _learn_effects(self, scans: tuple[Scan, ...], found: list[LocalStatistics]) -> None:
         """Slopes of the local means on covariates, within sites; none where data are few."""
@@ -213,19 +248,19 @@ class TissueMatching(StatisticsBackend):
     # Harmonize ------------------------------------------------------------------------------
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> TissueMap:
-        return self._tissue_map(volume, style, None, {}, False)
+        return self._tissue_map(volume, style, None, {}, {}, False)
 
     def _map_of(self, volume: Volume, target: Target, source: str | None,
-                covariates: Mapping[str, Any]) -> TissueMap:
+                covariates: Mapping[str, Any], tissues: Mapping[str, np.ndarray]) -> TissueMap:
         same = target.kind == "site" and target.label == source
-        return self._tissue_map(volume, target.style, source, covariates, same)
+        return self._tissue_map(volume, target.style, source, covariates, tissues, same)
 
     def _tissue_map(
         self, volume: Volume, style: Mapping[str, np.ndarray], source: str | None,
-        covariates: Mapping[str, Any], same: bool,
+        covariates: Mapping[str, Any], tissues: Mapping[str, np.ndarray], same: bool,
     ) -> TissueMap:
         assert self.lattice_ is not None
-        own, shares = self._measured(volume)
+        own, shares = self._measured(volume, tissues)
         goal, usual = _statistics(style), self._expected(covariates)
         people = int(self.styles_[source]["people"][0]) if source in self.styles_ else 0
         weight, before = 1.0, own
@@ -272,6 +307,29 @@ class TissueMatching(StatisticsBackend):
                          if key.startswith("effect:")}
         self.centres_ = {name: float(shared[f"centre:{name}"][0]) for name in self.effects_}
         super()._set_state({key: array for key, array in arrays.items() if "/" in key})
+
+
+class _Shared:
+    """The mean of the shares that a person's scans were found to have."""
+
+    def __init__(self) -> None:
+        self.total: np.ndarray | None = None
+        self.affine: np.ndarray | None = None
+        self.one_grid = True
+
+    def add(self, volume: Volume, shares: np.ndarray) -> None:
+        """One scan more; scans on different grids have no mean."""
+        if self.total is None:
+            self.total, self.affine = shares.copy(), volume.affine
+        elif self.total.shape == shares.shape and np.allclose(self.affine, volume.affine):
+            self.total += shares
+        else:
+            self.one_grid = False
+
+    def inside(self, volume: Volume) -> np.ndarray:
+        """(3, I, J, K) in the mask of one of the scans."""
+        assert self.total is not None
+        return self.total * volume.mask / np.maximum(self.total.sum(axis=0), 1e-6)
 
 
 def _arrays(one: LocalStatistics) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from harmonizer.carrier import guide, left_out
 from harmonizer.evaluation.image import gradient_agreement, ssim_structure
 from harmonizer.files import read_json, write_json
 from harmonizer.intensity_map import IntensityMap
+from harmonizer.local_statistics import shares_of
 from harmonizer.native import apply_with_head, change_of
 from harmonizer.preprocessing.conform import conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine
@@ -23,6 +25,7 @@ from harmonizer.volume import Volume, read_volume, write_volume
 
 from ..outputs import scanlog, sidecars
 from ..outputs.names import ScanPaths, sidecar
+from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -67,11 +70,14 @@ class Harmonize(ExplainedInterface):
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
         target = Target.load(inputs.card)
         volume = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        tissues, own = shares_of_scan(paths)
+        tissues = tissues if own else {}
         change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,
-                           covariates=inputs.covariates)
+                           covariates=inputs.covariates, tissues=tissues)
         facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
         if inputs.detail == "guided" or inputs.detail_map:
-            guided, facts["DirectMinusGuided"] = self._guided(paths, change, volume)
+            guided, summary = self._guided(paths, change, volume, tissues)
+            facts["DirectMinusGuided"] = summary
             if inputs.detail == "guided":
                 facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
                 change = guided
@@ -85,11 +91,13 @@ class Harmonize(ExplainedInterface):
         self._results["template_file"] = str(template_file)
         self._results["native_file"] = str(paths.image(inputs.desc))
 
-    def _guided(self, paths: ScanPaths, direct: IntensityMap, volume: Volume
-                ) -> tuple[IntensityMap, dict[str, Any]]:
+    def _guided(self, paths: ScanPaths, direct: IntensityMap, volume: Volume,
+                tissues: Mapping[str, np.ndarray]) -> tuple[IntensityMap, dict[str, Any]]:
         """The method's change of contrast as local tissue maps, and a summary of the rest."""
         method = direct.apply(volume)
-        change = guide(volume, method, shares_with(DEFAULT_SEGMENTER, volume))
+        shares = (shares_of(tissues, volume) if tissues
+                  else shares_with(DEFAULT_SEGMENTER, volume))
+        change = guide(volume, method, shares)
         difference, summary = left_out(method, change.apply(volume))
         if self.inputs.detail_map:
             goal = paths.left_out(self.inputs.desc)

@@ -38,8 +38,8 @@ def segment(volume: Volume) -> dict[str, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def given_labels(monkeypatch):
-    monkeypatch.setitem(tissue_matching.SEGMENTERS, tissue_matching.DEFAULT_SEGMENTER,
-                        lambda: segment)
+    for name in tissue_matching.SEGMENTERS:
+        monkeypatch.setitem(tissue_matching.SEGMENTERS, name, lambda: segment)
 
 
 def person(number: int, amount: float = 0.1) -> np.ndarray:
@@ -136,6 +136,49 @@ def test_gain_of_the_target_is_the_middle_of_its_scans(cohort):
     assert np.median(after.in_mask()) == pytest.approx(wanted, rel=0.05)
 
 
+def skewed(volume: Volume) -> dict[str, np.ndarray]:
+    """On dark-white scanners this segmenter takes the outer half of white matter for grey."""
+    fluid, grey, white = (TISSUE[n] for n in range(3))
+    bright = volume.data[white > 0].mean() > 1.1 * volume.data[grey > 0].mean()
+    core = white if bright else white * (ndimage.distance_transform_edt(white) > 4)
+    return {"CSF": fluid, "GM": grey + white - core, "WM": core}
+
+
+def test_travellers_undo_what_a_segmenter_takes_for_white_matter_on_one_scanner(
+        tmp_path, monkeypatch):
+    """Alike but for the names of the people: known to be the same, or taken for strangers."""
+    monkeypatch.setitem(tissue_matching.SEGMENTERS, "coarse", lambda: skewed)
+    scans = [scan_of(tmp_path, n, site) for n in range(4) for site in "AB"]
+    strangers = [dataclasses.replace(s, subject=s.subject + s.site) for s in scans]
+    source, truth = scan_image(20, "A"), scan_image(20, "B")
+    known, unknown = (
+        error(b.harmonize(source, b.target("B"), source="A"), truth)
+        for b in (TissueMatching().fit(Cohort(tuple(some))) for some in (scans, strangers)))
+    assert known < 0.8 * unknown
+
+
+def test_shares_that_are_known_are_taken_and_not_sought(tmp_path, monkeypatch, cohort):
+    """In the fit from the scan's files, in use from the caller; another segmenter seeks its own."""
+    sought = []
+
+    def counting(volume: Volume) -> dict[str, np.ndarray]:
+        sought.append(1)
+        return segment(volume)
+
+    for name in tissue_matching.SEGMENTERS:
+        monkeypatch.setitem(tissue_matching.SEGMENTERS, name, lambda: counting)
+    files = {name: write_volume(tmp_path / f"{name}.nii.gz", Volume(one, AFFINE, None))
+             for name, one in segment(scan_image(0, "A")).items()}
+    known = Cohort(tuple(dataclasses.replace(scan, tissues=files) for scan in cohort))
+    backend = TissueMatching().fit(known)
+    source = scan_image(20, "B")
+    backend.intensity_map(source, backend.target("A"), source="B", tissues=segment(source))
+    assert not sought
+    other = TissueMatching(TissueMatchingConfig(segmenter="atropos")).fit(known)
+    other.intensity_map(source, other.target("A"), source="B", tissues=segment(source))
+    assert len(sought) == len(cohort) + 1
+
+
 def aged(folder: Path, young_at: str) -> Cohort:
     """Nine people a site, white matter 0.5 % darker a year; the sites differ in age by 30 years."""
     scans = []
@@ -194,7 +237,7 @@ def test_target_of_another_lattice_is_refused(cohort):
 @pytest.mark.parametrize("options, message", [
     ({"sigma_mm": 1}, "sigma_mm must lie between 4 and 30, got 1"),
     ({"scan_share": 2}, "scan_share must lie between 0 and 1"),
-    ({"segmenter": "hand"}, "segmenter must be one of .*'atropos'"),
+    ({"segmenter": "hand"}, "segmenter must be one of .*'network'"),
 ])
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):

@@ -50,8 +50,8 @@ def prepared(folder: Path) -> tuple[ScanPaths, dict[str, Any]]:
 
 @pytest.mark.parametrize("detail", ["direct", "guided"])
 def test_guided_is_near_direct_and_what_it_leaves_out_is_told(tmp_path, monkeypatch, detail):
-    monkeypatch.setitem(tissue_matching.SEGMENTERS, tissue_matching.DEFAULT_SEGMENTER,
-                        lambda: three_levels)
+    for name in tissue_matching.SEGMENTERS:
+        monkeypatch.setitem(tissue_matching.SEGMENTERS, name, lambda: three_levels)
     paths, inputs = prepared(tmp_path)
     Harmonize(**inputs, detail=detail, detail_map=True).run(cwd=str(tmp_path / "node"))
     before, after = (read_volume(paths.image(desc, template=True), paths.mask(template=True))
