@@ -16,6 +16,7 @@ from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affin
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from ..outputs import scanlog, sidecars
+from ..outputs.figures import figures_index
 from ..outputs.names import TISSUES, ScanPaths, sidecar
 from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
@@ -48,7 +49,8 @@ class _SavePreprocessedOutputSpec(OutputSpec):
 class SavePreprocessed(ExplainedInterface):
     """Write native and template images, masks, transforms, sidecars and the scan's log.
 
-    The sidecar of the template-grid image comes last: where it is, the scan is finished.
+    The sidecar of the template-grid image comes last: where it is, all others are. The figures of
+    an earlier run go first, for they are drawn anew.
     """
 
     input_spec = _SavePreprocessedInputSpec
@@ -58,6 +60,7 @@ class SavePreprocessed(ExplainedInterface):
         record, inputs = self.inputs.record, self.inputs
         paths = ScanPaths(Path(inputs.out_dir), record.folder, record.stem, record.modality,
                           inputs.resolution)
+        figures_index(paths, "preprocess").unlink(missing_ok=True)
         sidecar(paths.image("preproc", template=True)).unlink(missing_ok=True)
         conformed = conform(inputs.source)
         self._save_native(paths, conformed)

@@ -24,6 +24,7 @@ from harmonizer.preprocessing.transforms import read_itk_affine
 from harmonizer.volume import Volume, read_volume, write_volume
 
 from ..outputs import scanlog, sidecars
+from ..outputs.figures import figures_index
 from ..outputs.names import ScanPaths, sidecar
 from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
@@ -67,6 +68,7 @@ class Harmonize(ExplainedInterface):
         inputs = self.inputs
         paths = ScanPaths(Path(inputs.out_dir), Path(inputs.folder), inputs.stem, inputs.modality,
                           inputs.resolution)
+        figures_index(paths, f"harmonize-{inputs.desc}").unlink(missing_ok=True)
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
         target = Target.load(inputs.card)
         volume = read_volume(paths.image("preproc", template=True), paths.mask(template=True))

@@ -1,22 +1,29 @@
 """Figures on disk: ``sub-X/figures/<scan_id>_<stage>.json`` and a PNG a frame.
 
-Drawing and assembling never meet: a page can be put together again without any image.
+Drawing and assembling never meet: a page can be put together again without any image. The index is
+written last: where it is, the figures are all there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from harmonizer.files import atomic_path, read_json, write_json
 from harmonizer.reports.figures import Figure
 
 from .names import ScanPaths
 
-__all__ = ["save_figures", "load_figures"]
+__all__ = ["figures_index", "save_figures", "load_figures"]
+
+
+def figures_index(paths: ScanPaths, stage: str) -> Path:
+    """What lists the figures of a scan's stage."""
+    return paths.figures / f"{paths.scan_id}_{stage}.json"
 
 
 def save_figures(paths: ScanPaths, stage: str, figures: Sequence[Figure]) -> list[str]:
-    """Write the figures of a scan's stage; the index, which makes them visible, comes last."""
+    """Write the figures of a scan's stage; the index comes last."""
     index = []
     for number, figure in enumerate(figures):
         names = [f"{paths.scan_id}_{stage}_{number}{frame}.png"
@@ -26,13 +33,13 @@ def save_figures(paths: ScanPaths, stage: str, figures: Sequence[Figure]) -> lis
                 temporary.write_bytes(png)
         index.append({"title": figure.title, "caption": figure.caption, "alt": figure.alt,
                       "frames": names, "labels": list(figure.labels)})
-    write_json(paths.figures / f"{paths.scan_id}_{stage}.json", index)
+    write_json(figures_index(paths, stage), index)
     return [figure.title for figure in figures]
 
 
 def load_figures(paths: ScanPaths, stage: str) -> tuple[Figure, ...]:
     """The figures of a scan's stage; none if it was not drawn."""
-    path = paths.figures / f"{paths.scan_id}_{stage}.json"
+    path = figures_index(paths, stage)
     if not path.is_file():
         return ()
     return tuple(

@@ -13,6 +13,7 @@ from harmonizer.errors import InputError, UnavailableError, UsageError
 from harmonizer.files import read_json, sha256_of
 
 from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.figures import figures_index
 from ..outputs.names import resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, write_log
 from ..settings import Settings
@@ -117,7 +118,8 @@ def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str
             f"--desc {settings.backend.replace('_', '')}; or use another output folder."
         )
     now = {**key, "PreprocessedSHA256": item.sidecar["ImageSHA256"]}
-    return all(content.get(name) == value for name, value in now.items())
+    drawn = figures_index(item.paths, f"harmonize-{settings.desc}").is_file()  # they come last
+    return drawn and all(content.get(name) == value for name, value in now.items())
 
 
 def device_of(settings: Settings) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from harmonizer.files import read_json, sha256_of, write_json
 
 from ..dataset.records import ScanRecord
 from ..outputs import sidecars
+from ..outputs.figures import figures_index
 from ..outputs.names import TISSUES, ScanPaths, resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, log_path, write_log
 from ..settings import Settings
@@ -35,8 +37,11 @@ __all__ = ["preprocess", "init_preprocessing_wf", "init_scan_wf", "fingerprint",
 
 LOGGER = logging.getLogger("pipelines")
 STEPS = ("conform", "brain", "bias", "register", "to_template")
-ANTS_MEM_GB = 1.2  # peak of a 1 mm head, measured: docs/benchmarks.md
-SEGMENT_MEM_GB = 2.0
+MEM_GB = {  # of the process, rounded up from the peaks in docs/benchmarks.md
+    "conform": 0.5, "brain": 1.5, "given_brain": 0.5, "bias": 1.2, "register": 1.2,
+    "to_template": 0.8, "segment": 2.8, "quality": 1.2, "save": 1.3, "draw": 1.6,
+}
+MEASURED_VOXELS = 15_000_000  # of the larger head that was measured; a larger one announces more
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,8 @@ def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) 
     path = sidecar(paths.image("preproc", template=True))
     needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
               paths.image("preproc"), paths.mask(), paths.from_template,
-              log_path(paths.out, paths.scan_id, "preprocess"))
+              log_path(paths.out, paths.scan_id, "preprocess"),
+              figures_index(paths, "preprocess"))  # drawn last
     if not sloppy:
         needed += tuple(paths.share(t, template=space) for t in TISSUES for space in (False, True))
     if not path.is_file() or not all(p.is_file() for p in needed):
@@ -180,11 +186,11 @@ def init_scan_wf(settings: Settings, job: Job) -> Workflow:
 
     from ..interfaces import ants, image
 
-    def node(interface, name: str, mem_gb: float = 0.5, **inputs) -> Node:
-        made = Node(interface(**inputs), name=name, mem_gb=mem_gb, n_procs=1)
-        return made
-
     record = job.record
+
+    def node(interface, name: str, **inputs) -> Node:
+        return Node(interface(**inputs), name=name, mem_gb=memory_of(name, record), n_procs=1)
+
     seed, sloppy = settings.random_seed, settings.sloppy
     inputnode = Node(IdentityInterface(fields=["in_file", "in_mask"]), name="inputnode")
     inputnode.inputs.in_file = str(record.precomputed.get("preproc", record.path))
@@ -192,9 +198,8 @@ def init_scan_wf(settings: Settings, job: Job) -> Workflow:
     conform = node(image.Conform, "conform")
     brain = _brain_node(node, inputnode, record, settings)
     corrected = "preproc" in record.precomputed
-    bias = node(ants.KeepBias if corrected else ants.CorrectBias, "bias", ANTS_MEM_GB,
-                sloppy=sloppy)
-    register = node(ants.Register, "register", ANTS_MEM_GB, seed=seed, sloppy=sloppy)
+    bias = node(ants.KeepBias if corrected else ants.CorrectBias, "bias", sloppy=sloppy)
+    register = node(ants.Register, "register", seed=seed, sloppy=sloppy)
     to_template = node(image.ToTemplate, "to_template", resolution=job.paths.resolution)
     workflow = Workflow(name=job.name)
     given = brain.name == "given_brain"
@@ -225,8 +230,16 @@ def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
     if "mask" in record.precomputed:
         inputnode.inputs.in_mask = str(record.precomputed["mask"])
         return node(image.ConformMask, "given_brain")
-    return node(ants.ExtractBrain, "brain", ANTS_MEM_GB, mode=settings.skull_strip,
+    return node(ants.ExtractBrain, "brain", mode=settings.skull_strip,
                 seed=settings.random_seed, sloppy=settings.sloppy)
+
+
+def memory_of(step: str, record: ScanRecord) -> float:
+    """GB that a step of this scan takes at most."""
+    import nibabel as nib
+
+    voxels = math.prod(nib.load(record.path).shape[:3])  # type: ignore[attr-defined]
+    return MEM_GB[step] * max(1.0, voxels / MEASURED_VOXELS)
 
 
 def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, outputnode) -> None:
@@ -239,14 +252,16 @@ def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, output
 
     conform, brain, bias, register, to_template = steps
     paths, record = job.paths, job.record
-    quality = Node(CheckQuality(), name="quality")
+    quality = Node(CheckQuality(), name="quality", mem_gb=memory_of("quality", record))
     save = Node(SavePreprocessed(
         record=record, raw_dir=str(settings.bids_dir), out_dir=str(paths.out),
         resolution=paths.resolution, fingerprint=job.fingerprint,
-        source=str(record.precomputed.get("preproc", record.path))), name="save", mem_gb=0.7)
+        source=str(record.precomputed.get("preproc", record.path))),
+        name="save", mem_gb=memory_of("save", record))
     draw = Node(DrawPreprocessed(
         out_dir=str(paths.out), folder=str(paths.folder), stem=paths.stem,
-        modality=paths.modality, resolution=paths.resolution), name="draw", mem_gb=0.7)
+        modality=paths.modality, resolution=paths.resolution),
+        name="draw", mem_gb=memory_of("draw", record))
     save.overwrite = draw.overwrite = True  # they write into the output folder, not into a cache
     workflow.connect([
         (conform, quality, [("seconds", "conform")]),
@@ -269,10 +284,11 @@ def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, output
     if brain.name == "brain":
         workflow.connect(brain, "quality", quality, "extraction")
     if not settings.sloppy:
-        _connect_segmentation(workflow, segmenter_of(settings), steps, quality, save)
+        _connect_segmentation(workflow, segmenter_of(settings), record, steps, quality, save)
 
 
-def _connect_segmentation(workflow, weights: str, steps: list, quality, save) -> None:
+def _connect_segmentation(workflow, weights: str, record: ScanRecord, steps: list, quality,
+                          save) -> None:
     """Tissues on both grids."""
     from nipype import Node
 
@@ -280,7 +296,7 @@ def _connect_segmentation(workflow, weights: str, steps: list, quality, save) ->
 
     _, brain, bias, register, to_template = steps
     segment = Node(Segment(resolution=to_template.inputs.resolution, weights=weights),
-                   name="segment", mem_gb=SEGMENT_MEM_GB, n_procs=1)
+                   name="segment", mem_gb=memory_of("segment", record), n_procs=1)
     save.inputs.weights = weights
     workflow.connect([
         (bias, segment, [("out_file", "in_file")]),

@@ -11,6 +11,7 @@ import pytest
 from pipelines.dataset.records import ScanRecord
 from pipelines.outputs.names import ScanPaths
 from pipelines.settings import Settings
+from pipelines.workflows import preprocessing
 from pipelines.workflows.engine import count_steps
 from pipelines.workflows.preprocessing import Job, init_preprocessing_wf
 
@@ -55,3 +56,14 @@ def test_scans_do_not_touch_each_other(tmp_path):
     assert nx.number_weakly_connected_components(graph) >= 3
     for first, second in graph.edges():
         assert first.fullname.split(".")[1] == second.fullname.split(".")[1]
+
+
+def test_every_step_announces_its_memory_and_a_large_head_more(tmp_path, monkeypatch):
+    settings = Settings("/bids", tmp_path / "out", ["participant"], work_dir=tmp_path / "work")
+    announced = []
+    for measured in (15e6, 9 ** 3 / 2):
+        monkeypatch.setattr(preprocessing, "MEASURED_VOXELS", measured)
+        graph = init_preprocessing_wf(settings, [job(tmp_path, "01", ())])._create_flat_graph()
+        announced.append({n.name: n.mem_gb for n in graph.nodes() if "putnode" not in n.name})
+    assert announced[0] == {k: v for k, v in preprocessing.MEM_GB.items() if k != "given_brain"}
+    assert announced[1] == pytest.approx({k: 2 * v for k, v in announced[0].items()})
