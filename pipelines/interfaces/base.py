@@ -53,6 +53,11 @@ class ExplainedInterface(SimpleInterface):
             _leave(folder, f"{error.filename or folder}: {error.strerror}. Check the disk's room "
                            "and the permissions, then give the same command again.")
             raise
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):  # numpy, torch
+                _leave(folder, "the machine's memory ran out. Lower --nprocs, or say with --mem "
+                               "how much there is; the same command goes on.")
+            raise
         self._results["seconds"] = round(time.perf_counter() - started, 2)
         return runtime
 

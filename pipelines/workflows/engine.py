@@ -28,6 +28,7 @@ __all__ = ["Failure", "RunResult", "execute", "load_plugin", "progress_bar", "re
 LOGGER = logging.getLogger("pipelines")
 PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
 PROBE_BYTES = 1 << 20
+GPU_NODES = 1  # at once: all of a run share the one device that `device_of` chose
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
@@ -203,7 +204,8 @@ def plugin_of(settings: Settings) -> tuple[str, dict[str, Any]]:
 
     _quiet_workers(settings)
     multiprocessing.set_forkserver_preload(PRELOAD)
-    arguments: dict[str, Any] = {"n_procs": settings.nprocs, "raise_insufficient": False}
+    arguments: dict[str, Any] = {"n_procs": settings.nprocs, "raise_insufficient": False,
+                                 "n_gpu_procs": GPU_NODES}
     if settings.mem_gb is not None:
         arguments["memory_gb"] = settings.mem_gb
     return "MultiProc", arguments

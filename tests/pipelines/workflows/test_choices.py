@@ -12,7 +12,7 @@ from harmonizer.errors import UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
 from pipelines.settings import Settings
 from pipelines.workflows.base import check_target
-from pipelines.workflows.engine import portions
+from pipelines.workflows.engine import plugin_of, portions
 from pipelines.workflows.fit import chosen
 from pipelines.workflows.targets import model_folder_of, modality_of, site_label
 
@@ -112,3 +112,11 @@ def test_few_scans_are_on_the_way_at_once(nprocs, sizes):
 def test_eight_scans_a_process_are_a_portion():
     jobs = [Job(str(i)) for i in range(40)]
     assert [len(p) for p in portions(jobs, settings(nprocs=2))] == [16, 16, 8]
+
+
+def test_one_node_at_a_time_takes_the_device(tmp_path, monkeypatch):
+    """Nipype's own count is that of the machine's GPUs, but a run has chosen one of them."""
+    monkeypatch.setenv("NIPYPE_CONFIG_DIR", "")  # plugin_of sets it; it is put back
+    plugin, arguments = plugin_of(settings(nprocs=4, mem_gb=8.0, work_dir=tmp_path))
+    assert plugin == "MultiProc"
+    assert (arguments["n_procs"], arguments["n_gpu_procs"], arguments["memory_gb"]) == (4, 1, 8.0)

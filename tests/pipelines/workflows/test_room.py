@@ -49,6 +49,8 @@ class Step(ExplainedInterface):
     (OSError(errno.ENOSPC, "No space left on device", "/out/x.nii.gz"),
      "/out/x.nii.gz: No space left on device. Check the disk's room"),
     (InputError("a.nii: is empty. Drop it."), "a.nii: is empty. Drop it."),
+    (MemoryError("is empty"), "the machine's memory ran out. Lower --nprocs"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory; is empty"), "the machine's"),
 ])
 def test_a_step_leaves_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
