@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .refine import refine
+from .refine import REVISION, refine
 from .structures import TISSUES
 
 __all__ = ["TissueMaps", "segment", "NetworkSegmenter", "WEIGHTS"]
@@ -60,8 +60,8 @@ class NetworkSegmenter:
 
     @property
     def name(self) -> str:
-        """One word for what it does, for caches: changes with the weights."""
-        return f"network-{_weights_digest()[:12]}"
+        """One word for what it does, for caches: changes with the weights and with `refine`."""
+        return f"network-{_weights_digest()[:12]}-{REVISION}"
 
 
 def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueMaps:

@@ -16,10 +16,11 @@ from scipy import ndimage
 
 __all__ = ["refine"]
 
-ITERATIONS = 10
-PRIOR_BLUR_MM = 2.5  # how far a border may be moved by the image
-PRIOR_FLOOR = 0.2  # of each tissue, before normalisation: the prior advises, it does not decide
-WIDTH_MM = 15.0  # of the neighbourhood in which a tissue has one mean
+REVISION = 2  # counted up when the answer changes: kept segmentations are then made anew
+ITERATIONS = 20
+PRIOR_BLUR_MM = 1.5  # how far a border may be moved by the image
+PRIOR_FLOOR = 0.8  # of each tissue, before normalisation: the prior advises, it does not decide
+WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness
 CONTRAST = (0.6, 1.2)  # |difference of means| / spread: no trust in the image below, all above

@@ -72,7 +72,7 @@ def train(
         now = time.monotonic()
         _note(out, state, loss, now - started)
         started = now
-        if state.step % save_every == 0 or state.step == settings.total:
+        if state.step % save_every == 0 or state.step == settings.steps:
             state.save(out / CHECKPOINT)
     return state.averaged()
 
@@ -198,7 +198,7 @@ class _Synthesised(torch.utils.data.Dataset):
         self.maps, self.settings, self.first = maps, settings, first
 
     def __len__(self) -> int:
-        return max(0, self.settings.total - self.first)
+        return max(0, self.settings.steps - self.first)
 
     def __getitem__(self, n: int):
         step = self.first + n
@@ -236,6 +236,6 @@ def _note(out: Path, state: _State, loss: float, seconds: float) -> None:
     with path.open("a", encoding="utf-8") as stream:
         stream.write(f"{state.step}\t{seconds:.2f}\t{loss:.4f}\n")
     if state.step % 50 == 0:
-        steps = state.settings.total
+        steps = state.settings.steps
         left = (steps - state.step) * seconds / 60
         LOG.info("step %d of %d, loss %.3f, %.0f min left", state.step, steps, loss, left)

@@ -36,7 +36,7 @@ CURRICULUM = (
     Phase(1.00, SynthesisSettings(crop=CROP)),
 )
 
-# The steps of a plan of 4500 that had to end after 3300.
+# The same steps of a plan of 4500 that had to end after 3300.
 SHORT = tuple(
     Phase(until / 3300, phase.synthesis)
     for until, phase in zip((720, 1800, 3100, 3300), CURRICULUM)
@@ -49,9 +49,7 @@ class TrainingSettings:
 
     Attributes
     ----------
-    steps : images seen (one a step), without those of `after`
-    after : the training whose last state is this one's first (optimiser and average included); its
-        seed, held-out maps, weight decay, average and precision are those given here
+    steps : images seen (one a step)
     learning_rate : at its peak; a linear warm-up, then a half cosine to nothing at `horizon`
     warm_up : steps
     cool_down : so many steps before the end, the rate falls to nothing, wherever the cosine is
@@ -65,7 +63,6 @@ class TrainingSettings:
     """
 
     steps: int
-    after: TrainingSettings | None = None
     learning_rate: float = 2e-3
     warm_up: int = 100
     cool_down: int = 100
@@ -77,48 +74,22 @@ class TrainingSettings:
     precision: str = "bf16"
     phases: tuple[Phase, ...] = CURRICULUM
 
-    @property
-    def first(self) -> int:
-        """Number of its first step: the steps of what went before."""
-        return self.after.total if self.after else 0
-
-    @property
-    def total(self) -> int:
-        """Steps from random weights to the end."""
-        return self.first + self.steps
-
     def synthesis_at(self, step: int) -> SynthesisSettings:
-        """What image number `step` (counted from random weights) is like."""
-        if self.after and step < self.first:
-            return self.after.synthesis_at(step)
-        here = (step - self.first) / self.steps
+        """What image number `step` is like."""
+        here = step / self.steps
         return next((p for p in self.phases if here < p.until - 1e-9), self.phases[-1]).synthesis
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step (counted from random weights)."""
-        if self.after and step < self.first:
-            return self.after.rate_at(step)
-        step -= self.first
+        """The learning rate of a step."""
         horizon = max(self.horizon, self.steps)
         done = min(1.0, max(0.0, (step - self.warm_up) / max(1, horizon - self.warm_up)))
         ramp = min(1.0, (step + 1) / self.warm_up, (self.steps - step) / max(1, self.cool_down))
         return self.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * done))
 
 
-# Once tissues are known, masked brains of any contrast: what the app lets the network see.
-MASKED = (
-    Phase(0.9, SynthesisSettings(crop=SMALL_CROP, stripped=0.7)),
-    Phase(1.0, SynthesisSettings(crop=CROP, stripped=0.7)),
-)
-
 PRESETS = {
     "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5, cool_down=2),
-    "shipped": TrainingSettings(
-        steps=8000,
-        learning_rate=1e-3,
-        phases=MASKED,
-        after=TrainingSettings(steps=3300, horizon=4500, cool_down=500, phases=SHORT),
-    ),
+    "shipped": TrainingSettings(steps=3300, horizon=4500, cool_down=500, phases=SHORT),
     "cpu-1h": TrainingSettings(steps=7000),
     "cpu-4h": TrainingSettings(steps=28_000),
     "cpu-12h": TrainingSettings(steps=84_000),
