@@ -55,7 +55,12 @@ class Bench:
     def command(self, out: Path, *flags: str) -> list[str]:
         """The command line of a run into `out`, with a work folder beside it."""
         return [sys.executable, str(ROOT / "run.py"), str(self.raw), str(out), "participant",
-                "group", "-w", str(out.with_name(out.name + "-work")), *self.flags, *flags]
+                "group", "-w", str(out.with_name("work")), *self.flags, *flags]
+
+    def out(self, name: str) -> Path:
+        """An empty place for an output, as deep as all others: results link to the dataset."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return self.folder / name / "out"
 
     def start(self, out: Path, *flags: str) -> subprocess.Popen[str]:
         """Start a run in a process group of its own."""
@@ -105,14 +110,13 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
         write_dataset(raw, people=1, scanners=2, voxel_mm=4, seed=3)
     flags = ("--sloppy", "--skip-bids-validation", "--nprocs", str(arguments.nprocs),
              "--target", "birch")
-    shutil.rmtree(folder / "calm", ignore_errors=True)
-    before = os.times()
     bench = Bench(folder, raw, flags, {}, 0.0)
-    finish(bench, folder / "calm")
+    calm, before = bench.out("calm"), os.times()
+    finish(bench, calm)
     after = os.times()
     seconds = (after.children_user + after.children_system
                - before.children_user - before.children_system)
-    found = results_of(folder / "calm")
+    found = results_of(calm)
     print(f"undisturbed run: {seconds:.0f} CPU s, {len(found)} files", flush=True)
     return Bench(folder, raw, flags, found, seconds)
 
@@ -156,8 +160,7 @@ def half_written(out: Path) -> Iterator[str]:
 def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
     """SIGKILL at random moments; each run goes on where the killed one stopped."""
     rng = random.Random(arguments.seed)
-    out, kills, endings, reused, sound = bench.folder / "killed", 0, 0, 0, True
-    clean(out)
+    out, kills, endings, reused, sound = bench.out("killed"), 0, 0, 0, True
     while kills < arguments.kills or out.exists():
         process = bench.start(out)
         allowed = rng.uniform(0.05, 0.95) * bench.seconds
@@ -178,7 +181,7 @@ def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
         print(f"  a run ended by itself: exit code {process.returncode}, bits "
               f"{'equal' if same else 'DIFFER'}", flush=True)
         sound &= same
-        clean(out)
+        bench.out("killed")
     print(f"  {kills} kills, {endings} runs to the end, {reused} of them reused finished work")
     return sound
 
@@ -201,17 +204,10 @@ def lives_for(process: subprocess.Popen[str], seconds: float) -> bool:
     return False
 
 
-def clean(out: Path) -> None:
-    """Forget an output and its work folder."""
-    for folder in (out, out.with_name(out.name + "-work")):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def sigterm(bench: Bench, arguments: argparse.Namespace) -> bool:
     """SIGTERM to the main process alone, as docker sends it; with worker processes."""
     rng, sound = random.Random(arguments.seed), True
-    out = bench.folder / "terminated"
-    clean(out)
+    out = bench.out("terminated")
     for _ in range(3):
         process = bench.start(out, "--nprocs", "2")
         wait_for_log(out, process)
@@ -248,12 +244,13 @@ def full_disk(bench: Bench) -> bool:
     """OUT and its work folder on a tmpfs of a third of what they need."""
     mount = bench.folder / "small"
     mount.mkdir(exist_ok=True)
-    needed = sum(p.stat().st_size for p in (bench.folder / "calm").rglob("*") if p.is_file())
+    needed = sum(p.stat().st_size for p in (bench.folder / "calm/out").rglob("*") if p.is_file())
     with tmpfs(mount, max(needed // 3, 1 << 20)):
         out = mount / "out"
         process = bench.start(out)
         said, _ = process.communicate(timeout=LIMIT_S)
         good = process.returncode == 74 and "No space left" in said and "Traceback" not in said
+        print("" if good else said, end="")
         print(f"  full disk: exit code {process.returncode}; "
               f"{said.strip().splitlines()[-2:]}", flush=True)
         broken = list(half_written(out))
@@ -264,8 +261,7 @@ def full_disk(bench: Bench) -> bool:
 
 def unwritable(bench: Bench) -> bool:
     """The output folder becomes immutable after the first image was written."""
-    out = bench.folder / "immutable"
-    clean(out)
+    out = bench.out("immutable")
     process = bench.start(out)
     while not list(out.rglob("*_desc-preproc_T1w.nii.gz")) and process.poll() is None:
         time.sleep(0.05)
@@ -277,6 +273,7 @@ def unwritable(bench: Bench) -> bool:
     print(f"  unwritable: exit code {process.returncode}; {said.strip().splitlines()[-2:]}",
           flush=True)
     good = process.returncode == 74 and "Traceback" not in said
+    print("" if good else said, end="")
     finish(bench, out)
     return good and bench.same(out)
 
@@ -316,14 +313,12 @@ def jobs(bench: Bench, arguments: argparse.Namespace) -> bool:
         write_dataset(raw, people=(arguments.jobs + 1) // 2, scanners=2, voxel_mm=4, seed=4,
                       design="nested")
     labels = sorted(p.name.removeprefix("sub-") for p in raw.glob("sub-*"))[:arguments.jobs]
-    together, alone = bench.folder / "together", bench.folder / "alone"
-    for out in (together, alone):
-        clean(out)
+    together, alone = bench.out("together"), bench.out("alone")
     flags = ["participant", "--stages", "preprocess", "--sloppy", "--nprocs", "1",
              "--skip-bids-validation"]
     words = [sys.executable, str(ROOT / "run.py"), str(raw)]
     started = [subprocess.Popen(
-        [*words, str(together), *flags, "-w", str(bench.folder / "jobs-work" / label),
+        [*words, str(together), *flags, "-w", str(together.with_name(f"work-{label}")),
          "--participant-label", label], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, cwd=ROOT) for label in labels]
     codes = []
@@ -332,7 +327,7 @@ def jobs(bench: Bench, arguments: argparse.Namespace) -> bool:
         codes.append(process.returncode)
         if process.returncode:
             print(said)
-    subprocess.run([*words, str(alone), *flags, "-w", str(bench.folder / "alone-work"),
+    subprocess.run([*words, str(alone), *flags, "-w", str(alone.with_name("work")),
                     "--participant-label", *labels], check=True, capture_output=True, cwd=ROOT)
     first, second = results_of(together), results_of(alone)
     print(f"  {len(labels)} jobs at once: exit codes {sorted(set(codes))}, {len(first)} files, "

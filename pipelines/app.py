@@ -335,7 +335,8 @@ def stop_logging() -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if handler.get_name() == HANDLER]:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take, the screen has
+            handler.close()
 
 
 def _is_for_everybody(record: logging.LogRecord) -> bool:

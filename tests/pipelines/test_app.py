@@ -277,6 +277,17 @@ def test_a_disk_that_takes_no_more(
     assert bool(logs(root, "crash")) is (code == 70)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_closed_changes_no_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    app.start_logging(0, tmp_path / "run.log")
+    logging.getLogger("pipelines").error("the last words")
+    app.stop_logging()
+    assert "the last words" in capsys.readouterr().err
+
+
 def test_sigterm_is_answered_and_ends_the_workers(make_tree: Any, workflows: Workflows) -> None:
     workers: list[subprocess.Popen[bytes]] = []
 
