@@ -6,7 +6,9 @@ prints one line per image: CPU and wall seconds and peak memory of everything (r
 rough N4, brain extraction, N4, affine, resampling), the mask's volume and the quality check's
 verdict. With `--labels` (a folder that holds `<stem>*_dseg.nii.gz`), the part of the labels that
 the mask contains and the mask's volume over theirs; `--drop-label` leaves out a class, such as
-sulcal CSF. With `--mosaics`, a PNG per image: the mask on the image above, the template's outline
+sulcal CSF. With `--truth` (what `harmonizer.phantom` writes beside its dataset), Dice of the mask
+with the brain, and with the brain and the fluid around it (CSF within 4 mm of the brain; masks for
+skull stripping hold it, Hoopes 2022). With `--mosaics`, a PNG per image: the mask on the image above, the template's outline
 on the registered image below. `--tilt` turns and shifts each head first (the header, not the data).
 """
 
@@ -26,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw")
+CSF, FLUID_MM = 1, 4.0  # of the phantom's labels; how far from the brain it is taken along
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 COLUMNS = (
     "image", "cpu_s", "wall_s", "peak_mb", "method", "mask_l", "containment", "volume_ratio",
+    "dice_brain", "dice_brain_and_fluid",
     "scales", "mi", "edge", "overlap", "registered_overlap", "registered_mi", "verdict", "error",
 )
 
@@ -55,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("inputs", nargs="+", help="BIDS folders or images")
     command.add_argument("--suffix", nargs="+", default=list(SUFFIXES), choices=SUFFIXES)
     command.add_argument("--labels", type=Path, help="folder searched for <stem>*_dseg.nii.gz")
+    command.add_argument("--truth", type=Path, help="truth folder of a phantom dataset")
     command.add_argument("--drop-label", type=int, action="append", default=[])
     command.add_argument("--mosaics", type=Path, help="folder for one PNG per image")
     command.add_argument("--save", type=Path, help="folder for masks, on the RAS+ grid")
@@ -116,6 +121,8 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict:
     }
     if arguments.labels:
         row.update(label_scores(path, result, arguments))
+    if arguments.truth:
+        row.update(truth_scores(path, result["volume"], arguments.truth))
     if arguments.save:
         from harmonizer.volume import write_mask
 
@@ -186,6 +193,27 @@ def label_scores(path: Path, result: dict, arguments: argparse.Namespace) -> dic
         "containment": float((mask & wanted).sum() / wanted.sum()),
         "volume_ratio": float(mask.sum() / (labels > 0).sum()),
     }
+
+
+def truth_scores(path: Path, volume, truth: Path) -> dict:
+    """Dice of a phantom scan's mask with its truth, without and with the fluid around the brain."""
+    from scipy import ndimage
+
+    from harmonizer.preprocessing.conform import conform
+
+    source, suffix = stem(path).rsplit("_", 1)
+    brain = conform(next(truth.glob(f"**/{source}_desc-brain{suffix}_mask.nii.gz"))).volume
+    labels = conform(next(truth.glob(f"**/{source}_desc-{suffix}_dseg.nii.gz"))).volume.data
+    inside = brain.data > 0
+    near = ndimage.distance_transform_edt(~inside, sampling=brain.spacing) <= FLUID_MM
+    return {
+        "dice_brain": _dice(volume.mask, inside),
+        "dice_brain_and_fluid": _dice(volume.mask, inside | ((labels == CSF) & near)),
+    }
+
+
+def _dice(one, two) -> float:
+    return float(2 * (one & two).sum() / (one.sum() + two.sum()))
 
 
 def draw_mosaic(path: Path, result: dict) -> None:

@@ -49,10 +49,12 @@ REFINE_SPACING_MM = 1.5
 AFFINE_MARGIN_MM = 1.9  # the template's mask, brought back, lies this far inside the border:
 SYN_MARGIN_MM = 3.6  # measured on heads with labels (benchmarks/preprocessing.py)
 PRIOR_WIDTH_MM = 2.5  # how far the border may be moved by intensities, as one standard error
-EVIDENCE = 1.3  # weight of the intensities' log odds
+EVIDENCE = 1.7  # weight of the intensities' log odds
 EVIDENCE_LIMITS = (-4.0, 1.5)  # natural log odds of one voxel: fat may veto, nothing may insist
-CORE_MM = 5.0  # deeper than this is surely brain: its intensities are learned there
-BORDER_MARGIN_MM = 3.0  # two voxels kept around the tissue: no cortex is lost to partial volume
+CORE_MM = (5.0, 15.0)  # so deep is surely brain, and not yet a ventricle: what brain looks like
+OTHER_MM = (-8.0, -2.0)  # and what lies around it
+BORDER_MARGIN_MM = 3.0  # two voxels kept around the tissue: no cortex is lost to partial volume;
+# but not beyond the expected border, where dark bone looks like fluid
 
 # Limits of a trustworthy mask. The images of six sites (24 T1w, 2 T2w, 3 FLAIR) that were looked at
 # have 1.1-1.8 L, scales .98-1.27, information .15-.30, edges .79-1, overlap .93-.97.
@@ -303,7 +305,8 @@ def _refine(data: np.ndarray, depth: np.ndarray) -> np.ndarray:
     `depth`: mm to the expected border, positive inside. Returns a bool mask.
     """
     solid = _solid(_posterior(data, depth) > 0.5)
-    return _dilated(solid, BORDER_MARGIN_MM, REFINE_SPACING_MM)
+    margin = _dilated(solid, BORDER_MARGIN_MM, REFINE_SPACING_MM)
+    return margin & (depth > 0)
 
 
 def _on_grid_of(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarray:
@@ -336,13 +339,14 @@ def _signed_depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _posterior(data: np.ndarray, depth: np.ndarray, bins: int = 48) -> np.ndarray:
-    """Probability of brain from intensity (histograms deep inside and well outside) and depth."""
-    core = depth > CORE_MM if (depth > CORE_MM).any() else depth > 0
+    """Probability of brain from intensity (histograms well inside and well outside) and depth."""
+    core = (depth > CORE_MM[0]) & (depth < CORE_MM[1])
+    core = core if core.any() else depth > 0
     low, high = np.percentile(data[core], (0.5, 99.5))
     level = np.clip((data - low) / max(float(high - low), 1e-12), -0.2, 1.2)
     index = ((level + 0.2) / 1.4 * (bins - 1) + 0.5).astype(np.intp)
     brain = _histogram(index[core], bins)
-    other = _histogram(index[(depth < -3) & (depth > -12)], bins)
+    other = _histogram(index[(depth > OTHER_MM[0]) & (depth < OTHER_MM[1])], bins)
     evidence = np.clip(np.log(brain / other), *EVIDENCE_LIMITS)[index].astype(np.float32)
     evidence = ndimage.gaussian_filter(evidence, 0.6)
     odds = EVIDENCE * evidence + np.clip(depth / PRIOR_WIDTH_MM, -6, 6)
