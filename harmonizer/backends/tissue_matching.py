@@ -19,7 +19,8 @@ where that is more (the positive part of James and Stein).
 **Travellers.** A segmentation errs on each scanner in its own way, and what it takes for white
 matter on one is not what it takes for it on the other. Where the fit holds a person on two
 scanners, that person's local means are therefore taken with one and the same shares: the mean of
-those that all scans of the person have.
+those that all scans of the person have. What a new scan has beyond its site's maps is read against
+maps that were made as its own are, each scan with its own shares.
 
 **Covariates.** Age, sex and numeric columns that are known of all scans are regressed on within
 sites, place by place; site maps are compared at the same age and sex, and a scan's person part is
@@ -69,6 +70,7 @@ SEGMENTERS = {"network": _network, "coarse": CoarseSegmenter, "atropos": _atropo
 DEFAULT_SEGMENTER = "network"
 GIVEN = "network"  # the segmenter whose answers the preprocess stage writes, to be taken from there
 COARSE_MM = 1.5  # voxels above it are not worth the network's time: `coarse` takes its place
+SEEN = "seen_"  # prefix of a site's maps with each scan's own shares, where they are not shared
 STRANGE = 2.0  # times the usual distance of a person from the site's maps
 LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is modelled
 
@@ -130,10 +132,12 @@ class TissueMatching(StatisticsBackend):
         self._learn_effects(cohort.scans, common)
         self.styles_, squares, freedom = {}, 0.0, 0
         for site in cohort.sites:
-            here = [(scan, one) for scan, one in zip(cohort, common) if scan.site == site]
-            self.styles_[site] = self._style([scan for scan, _ in here], [one for _, one in here])
-            squares += sum(self._distance(one, site, _covariates(scan))
-                           for scan, one in zip(cohort, alone) if scan.site == site)
+            here = [n for n, scan in enumerate(cohort) if scan.site == site]
+            scans = [cohort.scans[n] for n in here]
+            self.styles_[site] = self._style(scans, [common[n] for n in here],
+                                             [alone[n] for n in here])
+            squares += sum(self._distance(alone[n], site, _covariates(cohort.scans[n]))
+                           for n in here)
             freedom += len(here) - 1
         self.between_ = squares / freedom if freedom else 0.0
 
@@ -208,38 +212,43 @@ class TissueMatching(StatisticsBackend):
         return np.maximum(factor, 0.5) if self.effects_ else factor
 
     def _site_as_scanned(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any]
-                         ) -> LocalStatistics:
-        """The maps of a site, for such a person and with the gain of this scan."""
-        site = _statistics(self.styles_[source])
-        site = replace(site, mean=site.mean * self._expected(covariates))
-        return site.scaled(relative_gain(own, site))
+                         ) -> tuple[LocalStatistics, LocalStatistics]:
+        """A site's maps for such a person and with the gain of this scan: as they are, and as seen.
+        """
+        style, usual = self.styles_[source], self._expected(covariates)
+        site, seen = _statistics(style), _statistics(style, SEEN)
+        seen = replace(seen, mean=seen.mean * usual)
+        gain = relative_gain(own, seen)
+        return replace(site, mean=site.mean * usual).scaled(gain), seen.scaled(gain)
 
     def _distance(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any]) -> float:
         """d^2: mean square of the relative difference of local means, tissues counting alike."""
-        site = self._site_as_scanned(own, source, covariates)
+        _, site = self._site_as_scanned(own, source, covariates)
         weight = np.minimum(own.mass, site.mass).astype(np.float64)
         weight /= np.maximum(weight.sum(axis=(1, 2, 3), keepdims=True), 1e-30)
         return float((weight * (own.mean / site.mean - 1) ** 2).sum() / len(TISSUES))
 
-    def _style(self, scans: list[Scan], found: list[LocalStatistics]) -> dict[str, np.ndarray]:
-        """A site's maps, as of the average person."""
-        level = [replace(one, mean=one.mean / self._expected(_covariates(scan)))
-                 for scan, one in zip(scans, found)]
+    def _style(self, scans: list[Scan], found: list[LocalStatistics],
+               seen: list[LocalStatistics]) -> dict[str, np.ndarray]:
+        """A site's maps, as of the average person; `seen` with each scan's own shares."""
+        maps = [pool([replace(one, mean=one.mean / self._expected(_covariates(scan)))
+                      for scan, one in zip(scans, some)])[0] for some in (found, seen)]
         assert self.lattice_ is not None
-        return {**_arrays(pool(level)[0]), "affine": self.lattice_.affine,
+        return {**_arrays(maps[0]), **_arrays(maps[1], SEEN), "affine": self.lattice_.affine,
                 "people": np.array([len({scan.subject for scan in scans})], np.float64)}
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
-        return self._style(list(scans), [_statistics(self._summary_of(scan)) for scan in scans])
+        found = [_statistics(self._summary_of(scan)) for scan in scans]
+        return self._style(list(scans), found, found)
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return _arrays(pool([_statistics(one) for one in summaries])[0])
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
         shape = (len(TISSUES), *(self.lattice_.shape if self.lattice_ else ()))
-        for name in ("mean", "spread", "mass"):
+        for name in (kind + part for kind in ("", SEEN) for part in ("mean", "spread", "mass")):
             maps = style[name]
-            low = 0.0 if name == "mass" else np.finfo(np.float32).tiny
+            low = 0.0 if name.endswith("mass") else np.finfo(np.float32).tiny
             if maps.shape != shape or not ((maps >= low) & (maps < BRIGHTEST)).all():
                 raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
         if not style["people"].shape == (1,) or not style["people"][0] >= 1:
@@ -267,7 +276,8 @@ class TissueMatching(StatisticsBackend):
         if source in self.styles_:
             weight = 0.0 if same else self._weight(people)
             weight = max(weight, self._strangeness(own, str(source), covariates, people))
-            before = self._site_as_scanned(own, str(source), covariates).towards(own, weight)
+            site, seen = self._site_as_scanned(own, str(source), covariates)
+            before = _with_persons_part(site, seen, own, weight)
         goal = replace(goal, mean=goal.mean * usual)
         facts = {"SourceWeightOfScan": round(weight, 4), "SourcePeople": people,
                  "Segmenter": self.config.segmenter,
@@ -285,6 +295,12 @@ class TissueMatching(StatisticsBackend):
         usual = self.between_ * (1 + 1 / people) * STRANGE ** 2
         distance = self._distance(own, source, covariates)
         return max(1 - usual / distance, 0.0) if usual and distance else 0.0
+
+    def statistics_of(self, style: Mapping[str, np.ndarray]) -> tuple[Lattice, LocalStatistics]:
+        """What a target's or a site's style says of the tissues, and where its maps lie."""
+        self._check_fitted()
+        assert self.lattice_ is not None
+        return self.lattice_, _statistics(style)
 
     # State ----------------------------------------------------------------------------------
 
@@ -332,12 +348,20 @@ class _Shared:
         return self.total * volume.mask / np.maximum(self.total.sum(axis=0), 1e-6)
 
 
-def _arrays(one: LocalStatistics) -> dict[str, np.ndarray]:
-    return {"mean": one.mean, "spread": one.spread, "mass": one.mass}
+def _with_persons_part(site: LocalStatistics, seen: LocalStatistics, own: LocalStatistics,
+                       weight: float) -> LocalStatistics:
+    """A site's maps times `weight` of what one scan has beyond them, both seen in the same way."""
+    part = np.float32(weight)
+    return replace(site, mean=site.mean * (1 + part * (own.mean / seen.mean - 1)),
+                   spread=site.spread * (1 + part * (own.spread / seen.spread - 1)))
 
 
-def _statistics(arrays: Mapping[str, np.ndarray]) -> LocalStatistics:
-    return LocalStatistics(arrays["mean"], arrays["spread"], arrays["mass"])
+def _arrays(one: LocalStatistics, kind: str = "") -> dict[str, np.ndarray]:
+    return {f"{kind}mean": one.mean, f"{kind}spread": one.spread, f"{kind}mass": one.mass}
+
+
+def _statistics(arrays: Mapping[str, np.ndarray], kind: str = "") -> LocalStatistics:
+    return LocalStatistics(*(arrays[kind + part] for part in ("mean", "spread", "mass")))
 
 
 def _covariates(scan: Scan) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class GroupReport:
     `harmonizer.evaluation`. ``links``: participant label -> relative path of the subject report.
     ``methods``: a small Markdown text. ``statistics``: the referee's tests, from which the four
     answers are told. ``verdicts``: method -> scan -> the anatomy guard's verdict. ``moved``: maps
-    of where flagged images moved.
+    of where flagged images moved. ``explained``: maps of what each scanner did to each tissue.
     """
 
     scans: tuple[ScanRow, ...]
@@ -83,6 +83,7 @@ class GroupReport:
     statistics: Statistics | None = None
     verdicts: Mapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
     moved: tuple[Figure, ...] = ()
+    explained: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
 from ..outputs.sidecars import space
 from ..settings import Settings
+from .explained import explained_figures
 from .methods import methods_text, software_versions
 from .reports import write_subject_reports
 
@@ -280,7 +281,8 @@ def _group_report(
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
         warnings=warnings, links=links, methods=methods_text(settings),
         software=software_versions(), provenance=_provenance(settings, variants),
-        statistics=ruling.statistics, verdicts=ruling.verdicts, moved=_moved(first, ruling))
+        statistics=ruling.statistics, verdicts=ruling.verdicts, moved=_moved(first, ruling),
+        explained=explained_figures(settings, first.items[0].scan.modality))
 
 
 def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
