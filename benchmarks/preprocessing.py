@@ -88,7 +88,7 @@ def find_images(inputs: list[str], suffixes: list[str]) -> list[Path]:
 def run_one(image: Path, arguments: argparse.Namespace) -> dict:
     """The row of one image, measured in a process of its own."""
     command = [sys.executable, __file__, str(image), "--one", "--seed", str(arguments.seed)]
-    for name in ("labels", "mosaics", "save"):
+    for name in ("labels", "truth", "mosaics", "save"):
         value = getattr(arguments, name)
         command += [f"--{name}", str(value)] if value else []
     for label in arguments.drop_label:
