@@ -150,7 +150,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, "harmonization")
     add("--stages", metavar="STAGE", **_many(),
         help=f"run only these stages of the levels: {', '.join(STAGES)}")
-    add("--backend", metavar="NAME", help="method (default: histogram_matching)")
+    add("--backend", metavar="NAME", help="method (default: tissue_matching)")
     add("--backend-option", metavar="NAME=VALUE", **_many(),
         help="options of the method, such as method=landmarks or band=0.02; they are fitted with "
              "the model and kept in it")

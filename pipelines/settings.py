@@ -97,7 +97,7 @@ class Settings:
 
     stages: tuple[str, ...] = ()
     """Stages asked for by name; empty means all of the levels (see `planned_stages`)."""
-    backend: str = "histogram_matching"
+    backend: str = "tissue_matching"
     """Name of the harmonization method."""
     backend_option: tuple[str, ...] = ()
     """Options of the method as key=value, such as method=landmarks; its page lists them."""

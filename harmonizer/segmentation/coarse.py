@@ -1,4 +1,4 @@
-"""Tissues in two seconds, for images whose voxels are too coarse for the network to be worth it.
+"""Tissues at 2 mm in two seconds, for images that are too coarse for the network to be worth it.
 
 The template's tissue maps say roughly what lies where, the image's own brightness moves the borders
 (`refine`). Less true than the network at 1 mm; what is wanted of it is a sloppy run's answer.
@@ -31,7 +31,13 @@ class CoarseSegmenter:
         if volume.mask is None or not volume.mask.any():
             raise InputError("segmentation needs a brain mask. Give a mask.")
         grid, priors = load_template(2), tissue_priors(2)
-        rough = np.stack([resample(grid.with_mask(None).with_data(priors[name]), volume).data
-                          for name in TISSUES])
-        found = refine(volume.data, volume.mask, rough + np.float32(1e-3) * volume.mask)
-        return dict(zip(TISSUES, found))
+        image = volume if volume.same_grid(grid) else resample(volume, grid, antialias=True)
+        rough = np.stack([priors[name] for name in TISSUES])
+        found = refine(image.data, image.mask, rough + np.float32(1e-3) * image.mask)
+        if image is volume:
+            return dict(zip(TISSUES, found))
+        maps = [resample(grid.with_mask(None).with_data(one), volume).data for one in found]
+        total = sum(maps)
+        known = volume.mask & (total > 1e-3)
+        return {name: np.divide(one, total, out=np.zeros_like(one), where=known)
+                for name, one in zip(TISSUES, maps)}

@@ -122,7 +122,7 @@ def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
     made = parsed("--config-file", str(path), "--desc", "y", "--no-sloppy")
     assert (made.random_seed, made.write_graph) == (5, True)  # the file over the defaults
     assert (made.desc, made.sloppy) == ("y", False)  # the command line over the file
-    assert (made.backend, made.skull_strip) == ("histogram_matching", "auto")  # the defaults
+    assert (made.backend, made.skull_strip) == ("tissue_matching", "auto")  # the defaults
     assert (made.participant_label, made.derivatives) == (("01",), {"a": Path("/a")})
     assert made.config_file == path
 

@@ -189,21 +189,22 @@ def test_another_method_needs_another_desc(road, copy):
     refused = run_app(*shared, "--backend", "moment_matching")
     assert refused.code == 2
     assert "was made by histogram_matching to 'birch'" in refused.said and "--desc" in refused.said
-    allowed = run_app(*shared, "--backend", "spectrum_swap", "--desc", "spectrum", "--compare",
+    allowed = run_app(*shared, "--backend", "tissue_matching", "--desc", "tissue", "--compare",
                       "--moved-maps", "all")
     assert allowed.code == 0, allowed.said
     for table in ("metrics.tsv", "group_statistics.tsv"):
         with open(copy / table, newline="") as stream:
             judged = {row["backend"] for row in csv.DictReader(stream, delimiter="\t")}
-        assert {"spectrum_swap", "histogram_matching"} <= judged
-    assert len(list(copy.rglob("*desc-spectrum_T1w.nii.gz"))) == 8
+        assert {"tissue_matching", "histogram_matching"} <= judged
+    assert len(list(copy.rglob("*desc-tissue_T1w.nii.gz"))) == 8
     assert len(list(copy.rglob("*desc-harmonized_T1w.nii.gz"))) == 8
     maps = sorted(copy.rglob("*_moved.nii.gz"))
-    assert [m.name.split("_desc-")[1] for m in maps].count("spectrum_moved.nii.gz") == 4
+    assert [m.name.split("_desc-")[1] for m in maps].count("tissue_moved.nii.gz") == 4
     notes = [Path(str(m).replace(".nii.gz", ".json")).read_text() for m in maps]
     assert len(notes) == 8 and all("shares of" in note for note in notes)
     assert 0 < np.abs(nib.load(maps[0]).get_fdata()).max() < 1
-    assert "desc-spectrum\t" in (copy / "descriptions.tsv").read_text()
+    assert "desc-tissue\t" in (copy / "descriptions.tsv").read_text()
+    assert "birch: brighter or darker than aspen" in (copy / "group.html").read_text()
 
 
 @pytest.mark.slow

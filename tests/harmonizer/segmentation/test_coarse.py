@@ -33,3 +33,15 @@ def test_brain_of_other_borders_than_the_template_is_found_at_any_order_of_brigh
 def test_image_without_mask_is_refused():
     with pytest.raises(InputError, match="segmentation needs a brain mask"):
         CoarseSegmenter()(load_template(2).with_mask(None))
+
+
+def test_answer_lies_on_the_images_own_grid():
+    """The template itself at 1 mm: near its own tissues, and shares of one in all inside."""
+    image = load_template(1)
+    found = CoarseSegmenter()(image)
+    total = sum(found.values())
+    assert total.shape == image.shape and not total[~image.mask].any()
+    assert np.mean(np.abs(total[image.mask] - 1) < 1e-4) > 0.999
+    mine = np.stack([found[name] for name in NAMES]).argmax(axis=0)
+    given = np.stack([tissue_priors(1)[name] for name in NAMES]).argmax(axis=0)
+    assert np.mean((mine == given)[image.mask]) > 0.8
