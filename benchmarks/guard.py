@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +127,8 @@ def nearest_mean(volume: Volume) -> np.ndarray:
 
 def report(work: Path, cohort: Cohort) -> str:
     """The section's text."""
-    paths = [path for scan in cohort for path in (scan.image, scan.mask)]
     limits = {
-        "simulated": Tolerance(**kept(work / "cache", file_key(paths, "simulated"), lambda: vars(
-            learn_tolerance(cohort, nearest_mean)))),
+        "simulated": learn_tolerance(cohort, nearest_mean, mapper=partial(_keeping, work)),
         "real": tolerance_of([_kept(work, scan, "rescan", lambda scan=scan: compare_anatomy(
             scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
             for scan in cohort], f"{len(cohort)} real rescans"),
@@ -166,6 +165,13 @@ def _beside(scan: Scan, folder: str) -> Path:
 def _kept(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
           ) -> dict[str, float]:
     return kept(work / "cache", file_key([scan.image, _beside(scan, "truth")], name), compute)
+
+
+def _keeping(work: Path, compute: Callable[[tuple[Scan, int]], dict[str, float]],
+             jobs: Sequence[tuple[Scan, int]]) -> list[dict[str, float]]:
+    """``map`` over simulated rescans that keeps each."""
+    return [_kept(work, job[0], f"simulated {job[1]}", lambda job=job: compute(job))
+            for job in jobs]
 
 
 def _judged(scan: Scan, change: Change) -> dict[str, float]:
