@@ -48,6 +48,7 @@ SLOPPY_SPACING_MM = 4
 REFINE_SPACING_MM = 1.5
 AFFINE_MARGIN_MM = 1.9  # the template's mask, brought back, lies this far inside the border:
 SYN_MARGIN_MM = 3.6  # measured on heads with labels (benchmarks/preprocessing.py)
+AFFINE_SHARE = 0.25  # of the affine's border in the expected one: it is the steadier of the two
 PRIOR_WIDTH_MM = 2.5  # how far the border may be moved by intensities, as one standard error
 EVIDENCE = 1.7  # weight of the intensities' log odds
 EVIDENCE_LIMITS = (-4.0, 1.5)  # natural log odds of one voxel: fat may veto, nothing may insist
@@ -270,7 +271,7 @@ def _candidates(
         warped = _syn_mask(moving, template, near, affine, seed)
         warped = resample(Volume(warped, moving.affine), grid).data > 0.5
         deformed = _signed_depth(warped, grid.spacing) + SYN_MARGIN_MM
-        depths["syn"] = (depths["affine"] + deformed) / 2
+        depths["syn"] = AFFINE_SHARE * depths["affine"] + (1 - AFFINE_SHARE) * deformed
     return {
         name: _on_grid_of(volume, _refine(data, depth), grid) for name, depth in depths.items()
     }
