@@ -27,6 +27,7 @@ from ..errors import InputError, InternalError, UnavailableError, UsageError, di
 from ..intensity_map import IntensityMap
 from ..volume import Volume
 from . import model_folder
+from .config_kinds import check_kinds
 from .target import Target
 
 __all__ = ["Capabilities", "Backend", "StatisticsBackend", "BRIGHTEST", "SCANNER_FREE"]
@@ -193,7 +194,7 @@ class Backend(ABC):
         backend.sites_ = {label: site["Scans"] for label, site in facts["Cohort"]["Sites"].items()}
         try:
             backend._set_state(arrays)
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UnavailableError(f"{folder}: its weights do not fit its config ({error}). "
                                    "Fit again.") from error
         return backend
@@ -205,9 +206,10 @@ class Backend(ABC):
         for name in values:
             if name not in known:
                 raise UsageError(f"{cls.name} has no option {name!r}. {did_you_mean(name, known)}")
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            return cls.Config(**{k: tuple(v) if isinstance(v, list) else v
-                                 for k, v in values.items()})
+            check_kinds(cls.Config, given)
+            return cls.Config(**given)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{cls.name}: {error}") from error
 

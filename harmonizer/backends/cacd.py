@@ -200,6 +200,12 @@ class Cacd(LearnedBackend):
             mean = direction / max(length, 1e-12) * norms.mean()
         return {"contrast": mean.astype(np.float32), "homogeneity": np.array([length])}
 
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        super()._check_style(style)
+        if style["contrast"].shape != (self.config.contrast,) or style["homogeneity"].shape != (1,):
+            raise ValueError(f"expected {self.config.contrast} numbers as contrast, one as "
+                             "homogeneity")
+
     def homogeneity(self, label: str) -> float:
         """How alike a site's scans are in contrast: mean resultant length of z_c, 0..1."""
         return float(self.styles_[label]["homogeneity"][0])

@@ -247,11 +247,7 @@ class Disarm(LearnedBackend):
         for name, count in (("code", self.config.style), ("label", len(self.labels_))):
             if style[name].shape != (count,) or not np.isfinite(style[name]).all():
                 raise ValueError(f"expected {count} finite numbers as {name}")
-        if style[START + "percentiles"].shape != (2,):
-            raise ValueError("expected two percentiles")
-        if self._null:
-            self._null._check_style({k.removeprefix(START): v for k, v in style.items()
-                                     if k.startswith(START)})
+        super()._check_style(style)
 
     # Change ---------------------------------------------------------------------------------
 

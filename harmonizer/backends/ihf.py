@@ -123,6 +123,8 @@ class IhfConfig(LearnedConfig):
             raise ValueError("squeezes, splits and hidden need one number for each block.")
         if min(*self.squeezes, *self.splits, self.pairs, self.slices) < 1:
             raise ValueError("squeezes, splits, pairs and slices are 1 or more.")
+        if self.neighbours < 0 or min(self.pyramid, default=0) < 1:
+            raise ValueError("neighbours are 0 or more, the widths of pyramid 1 or more.")
         if not 0 <= self.share_sites + self.share_same <= 1:
             raise ValueError("share_sites and share_same add up to 1 at most.")
         if not 0 < self.kept <= 1:
@@ -167,7 +169,7 @@ class Ihf(LearnedBackend):
 
         c = self.config
         stages = tuple(Stage(*stage) for stage in zip(c.squeezes, c.splits, c.hidden))
-        return {"flow": FlowNetwork(2 * c.neighbours + 1, stages, self._pyramid.size, c.style,
+        return {"flow": FlowNetwork(2 * c.neighbours + 1, stages, 2 * sum(c.pyramid), c.style,
                                     c.fusion, c.instance, c.anchored)}
 
     @property

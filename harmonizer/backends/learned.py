@@ -22,21 +22,22 @@ which is what the papers do.
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ..cohort import Cohort, Scan
-from ..errors import InputError, UsageError, did_you_mean
+from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
 from ..volume import Volume
 from . import registry
-from .base import Backend, Progress, Self, StatisticsBackend, _check_volume
+from .base import BRIGHTEST, Backend, Progress, Self, StatisticsBackend, _check_volume
 from .target import Target
 
 if TYPE_CHECKING:
@@ -46,11 +47,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LearnedBackend", "LearnedConfig", "PRESETS"]
 
+T = TypeVar("T")
+LOGGER = logging.getLogger("harmonizer")
 PRESETS = ("tiny", "small", "paper")
 NONE = "none"
 PROLONGABLE = ("steps", "patience", "log_every", "save_every")  # a training may go on with others
 FLOOR = 0.1  # a change may darken a voxel to a tenth, never to zero or below
 START = "start."
+MAX_SIDE = 2048  # voxels; of a canvas that a file claims
+SPARING = 4  # times fewer slices at once after a device had not enough memory
+MEMORY_OPTIONS = ("batch", "subjects", "views", "pairs", "slices", "patch")  # of a training step
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,7 @@ class LearnedBackend(Backend):
         numbers = {START + k: v for k, v in (self._null._summary(volume) if self._null
                                              else {}).items()}
         return {**numbers, START + "percentiles": np.array([scale.low, scale.high]),
-                **self._describe(volume)}
+                **self._within_memory(lambda: self._describe(volume))}
 
     def _pool_all(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         percentiles = np.mean([s[START + "percentiles"] for s in summaries], axis=0)
@@ -245,11 +251,21 @@ class LearnedBackend(Backend):
         scale = IntensityScale.of(first.in_mask())
         canvas = self._canvas_of(volume)
         unit, mask = self._on_canvas(first, scale, canvas)
-        change = self._change(unit, mask, target.style, source, rng) * np.float32(
-            (scale.high - scale.low) / 2)
+        drawn = rng.bit_generator.state
+        change = self._within_memory(
+            lambda: self._change(unit, mask, target.style, source, _put_back(rng, drawn))
+        ) * np.float32((scale.high - scale.low) / 2)
         whole = canvas.put(np.where(mask, change, 0).astype(np.float32),
                            np.zeros(volume.shape, np.float32))
-        return _added(first, whole)
+        return self._require_numbers(_added(first, whole))
+
+    def _require_numbers(self, volume: Volume) -> Volume:
+        """Networks of a stranger may give anything; so may one whose training went wrong."""
+        if not np.isfinite(volume.in_mask()).all():
+            raise UnavailableError(
+                f"{self.name}: the networks gave NaN or infinite voxels; the model's weights or "
+                "the target's numbers are out of range. Fit again, or take another target.")
+        return volume
 
     def _first_guess(self, volume: Volume, style: Mapping[str, np.ndarray]) -> Volume:
         """The image in the target's unit: by the null, or by two percentiles alone."""
@@ -284,6 +300,35 @@ class LearnedBackend(Backend):
         return self._on_canvas(volume, IntensityScale.of(volume.in_mask()),
                                self._canvas_of(volume))
 
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """What `work` gives; where a GPU's memory ends, once more with fewer slices at once.
+
+        Patches are not made smaller: they are a part of the method and would change the result.
+
+        Raises
+        ------
+        UnavailableError
+            If the memory does not suffice then, either.
+        """
+        import torch
+
+        try:
+            return work()
+        except torch.cuda.OutOfMemoryError as error:
+            LOGGER.warning("%s: %s; once more with less at once.", self.name, _first_line(error))
+        torch.cuda.empty_cache()  # out here, where no traceback holds tensors any more
+        kept, self.config = self.config, _sparing(self.config)
+        try:
+            return work()
+        except torch.cuda.OutOfMemoryError as error:
+            raise UnavailableError(
+                f"{self.name}: {self.resources.device} has not enough memory for one scan "
+                f"({_first_line(error)}). Use --device cpu or a GPU with more memory, or end what "
+                "else runs on this one."
+            ) from error
+        finally:
+            self.config = kept
+
     # State ----------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, np.ndarray]:
@@ -298,25 +343,51 @@ class LearnedBackend(Backend):
     def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         import torch
 
-        from ..training.data import Canvas
-
-        start, shape, grid = (tuple(int(v) for v in row) for row in arrays["canvas"])
-        self.canvas_, self.grid_shape_ = Canvas(start, shape), grid  # type: ignore[arg-type]
+        self.canvas_, self.grid_shape_ = _canvas_of_state(arrays["canvas"])
         self.labels_ = tuple(self.sites_)
         styles: dict[str, dict[str, np.ndarray]] = {site: {} for site in self.sites_}
         for key, array in arrays.items():
             if key.startswith("style/"):
                 site, name = key.removeprefix("style/").rsplit("/", 1)
                 styles[site][name] = array
-        if not all(styles.values()):
-            raise ValueError("a site has no style")
         self.styles_ = styles
+        weights = {k.removeprefix("net/"): v for k, v in arrays.items() if k.startswith("net/")}
         try:
+            self._check_weights(weights)
             with torch.random.fork_rng([]):
-                self._set_networks({k.removeprefix("net/"): v for k, v in arrays.items()
-                                    if k.startswith("net/")})
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from error
+                self._set_networks(weights)
+            for site in self.sites_:
+                self._check_style(self._site_style(site))
+        except (RuntimeError, ArithmeticError, AssertionError, IndexError) as error:
+            raise ValueError(_first_line(error)) from error
+
+    def _check_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Names and shapes are those of the networks; ValueError if not.
+
+        They are built without memory first: a config may claim a network of a terabyte.
+        """
+        import torch
+
+        with torch.device("meta"), torch.random.fork_rng([]), _at_most(len(weights)):
+            networks = self._build()
+        expected = {f"{name}.{k}": tuple(v.shape) for name, network in networks.items()
+                    for k, v in network.state_dict().items()}
+        for name in sorted(expected.keys() ^ weights.keys()):
+            raise ValueError(f"array {name:.80} is {'missing' if name in expected else 'extra'}")
+        for name, shape in expected.items():
+            if weights[name].shape != shape:
+                raise ValueError(f"array {name} has shape {weights[name].shape}, expected {shape}")
+
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        """The numbers that `start` and the intensity scale need; a method checks its own."""
+        low_high = np.asarray(style[START + "percentiles"], np.float64)
+        if low_high.shape != (2,) or not (np.abs(low_high) < BRIGHTEST).all():
+            raise ValueError(f"expected two percentiles below {BRIGHTEST:g}")
+        if not low_high[0] < low_high[1]:
+            raise ValueError("the upper percentile is not above the lower one")
+        if self._null:
+            self._null._check_style({k.removeprefix(START): v for k, v in style.items()
+                                     if k.startswith(START)})
 
     # Held-out people ------------------------------------------------------------------------
 
@@ -410,8 +481,16 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     if held and config.validation_cases:
         cases = make_cases(store, held, config, seed)
         game.score = lambda: backend.held_out_error(cases)  # type: ignore[method-assign]
-    outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
-                    progress=progress)
+    try:
+        outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
+                        progress=progress)
+    except torch.cuda.OutOfMemoryError as error:
+        options = " ".join(f"{k}={v}" for k, v in vars(config).items() if k in MEMORY_OPTIONS)
+        raise UnavailableError(
+            f"{kind.name}: {ranks.device} has not enough memory for a step of training "
+            f"({_first_line(error)}). Set less with --backend-option (now {options}) or take a "
+            "GPU with more memory, or --device cpu."
+        ) from error
     facts = {"Steps": outcome.steps, "Best": outcome.best, "Minutes": outcome.minutes,
              "EndedBy": outcome.why, "Device": f"{ranks.size} x {ranks.device}",
              "HeldOut": len(held), "Error": outcome.numbers.get("error"),
@@ -476,6 +555,56 @@ def _null_of(name: str) -> StatisticsBackend | None:
         raise UsageError(f"start {name!r} is not described by the numbers of its scans alone. "
                          "Give histogram_matching, moment_matching, spectrum_swap or none.")
     return kind()
+
+
+@contextlib.contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Refuse to build more parameters than a file holds: its config may claim a million layers."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    built = 0
+
+    def registered(*_: Any) -> None:
+        nonlocal built
+        built += 1
+        if built > count:
+            raise ValueError(f"the config builds more arrays than the {count} in the file")
+
+    hook = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _canvas_of_state(rows: np.ndarray) -> tuple[Canvas, tuple[int, ...]]:
+    """(canvas, shape of the fit's grid); ValueError if no volume could have them."""
+    from ..training.data import Canvas
+
+    if rows.shape != (3, 3) or rows.dtype.kind != "i":
+        raise ValueError("the canvas is not three rows of three whole numbers")
+    start, shape, grid = rows.tolist()
+    if not all(1 <= n <= MAX_SIDE and 1 <= g <= MAX_SIDE and abs(a) <= MAX_SIDE
+               for a, n, g in zip(start, shape, grid)):
+        raise ValueError(f"the canvas starts at {start}, with sides {shape}, on a grid of {grid}")
+    return Canvas(tuple(start), tuple(shape)), tuple(grid)
+
+
+def _sparing(config: Any) -> Any:
+    """The config with fewer slices at once, where it has them: that changes memory alone."""
+    slices = getattr(config, "batch_slices", None)
+    return config if slices is None else replace(config,
+                                                 batch_slices=max(1, slices // SPARING))
+
+
+def _put_back(rng: np.random.Generator, state: Any) -> np.random.Generator:
+    """The generator as it was, so that a second try draws the same."""
+    rng.bit_generator.state = state
+    return rng
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["out of memory"])[0]
 
 
 def _read_checked(scan: Scan) -> Volume:

@@ -42,7 +42,7 @@ from ..patches import PatchGrid
 from ..training.players import Batch, Game, Player
 from ..volume import Volume
 from .base import Capabilities
-from .learned import NONE, START, LearnedBackend, LearnedConfig, _read_checked
+from .learned import NONE, LearnedBackend, LearnedConfig, _read_checked
 from .target import Target
 
 if TYPE_CHECKING:
@@ -237,8 +237,7 @@ class PatchDiffusion(LearnedBackend):
         shape = (self.config.tokens, self.config.token_width)
         if style["tokens"].shape != shape:
             raise ValueError(f"tokens of shape {style['tokens'].shape}, expected {shape}")
-        if style[START + "percentiles"].shape != (2,):
-            raise ValueError("percentiles are not two")
+        super()._check_style(style)
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         """The numbers of the scans, and tokens: a known site's own, or fitted ones."""

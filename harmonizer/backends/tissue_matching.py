@@ -69,6 +69,7 @@ def _network() -> Segment:
 SEGMENTERS = {"network": _network, "coarse": CoarseSegmenter, "atropos": _atropos}
 DEFAULT_SEGMENTER = "network"
 GIVEN = "network"  # the segmenter whose answers the preprocess stage writes, to be taken from there
+LARGE = 1e6  # of what a file may claim: effects, covariates, millimetres
 COARSE_MM = 1.5  # voxels above it are not worth the network's time: `coarse` takes its place
 SEEN = "seen_"  # prefix of a site's maps with each scan's own shares, where they are not shared
 STRANGE = 2.0  # times the usual distance of a person from the site's maps
@@ -251,8 +252,7 @@ class TissueMatching(StatisticsBackend):
             low = 0.0 if name.endswith("mass") else np.finfo(np.float32).tiny
             if maps.shape != shape or not ((maps >= low) & (maps < BRIGHTEST)).all():
                 raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
-        if not style["people"].shape == (1,) or not style["people"][0] >= 1:
-            raise ValueError("expected a number of people, 1 or more")
+        _number_of(style, "people", 1.0)
 
     # Harmonize ------------------------------------------------------------------------------
 
@@ -316,13 +316,34 @@ class TissueMatching(StatisticsBackend):
 
     def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         shared = {key: array for key, array in arrays.items() if "/" not in key}
-        i, j, k = (int(n) for n in shared["lattice_shape"])
-        self.lattice_ = Lattice((i, j, k), shared["lattice_affine"])
-        self.between_ = float(shared["between"][0])
+        self.lattice_ = _lattice_of(shared["lattice_shape"], shared["lattice_affine"])
+        self.between_ = _number_of(shared, "between", 0.0)
         self.effects_ = {key.partition(":")[2]: array for key, array in shared.items()
                          if key.startswith("effect:")}
-        self.centres_ = {name: float(shared[f"centre:{name}"][0]) for name in self.effects_}
+        self.centres_ = {n: _number_of(shared, f"centre:{n}", -LARGE) for n in self.effects_}
+        shape = (len(TISSUES), *self.lattice_.shape)
+        for name, effect in self.effects_.items():
+            if effect.shape != shape or not (np.abs(effect) < LARGE).all():
+                raise ValueError(f"expected effects of {name} of {shape}, below {LARGE:g}")
         super()._set_state({key: array for key, array in arrays.items() if "/" in key})
+
+
+def _number_of(arrays: Mapping[str, np.ndarray], name: str, low: float) -> float:
+    """The one number of an array, from `low` to `LARGE`; ValueError if it is none."""
+    array = arrays[name]
+    if array.shape != (1,) or not low <= array[0] <= LARGE:
+        raise ValueError(f"expected one number as {name}, {low:g} to {LARGE:g}")
+    return float(array[0])
+
+
+def _lattice_of(shape: np.ndarray, affine: np.ndarray) -> Lattice:
+    """The lattice of a file; ValueError if its points lie nowhere."""
+    if shape.shape != (3,) or shape.dtype.kind != "i" or (shape < 1).any():
+        raise ValueError("lattice_shape is not three whole numbers of 1 or more")
+    good = affine.shape == (4, 4) and (np.abs(affine) < LARGE).all()
+    if not good or not (affine[3] == (0, 0, 0, 1)).all() or abs(np.linalg.det(affine)) < 1e-3:
+        raise ValueError("lattice_affine is no matrix from points to millimetres")
+    return Lattice((int(shape[0]), int(shape[1]), int(shape[2])), affine.astype(np.float64))
 
 
 class _Shared:
@@ -361,7 +382,10 @@ def _arrays(one: LocalStatistics, kind: str = "") -> dict[str, np.ndarray]:
 
 
 def _statistics(arrays: Mapping[str, np.ndarray], kind: str = "") -> LocalStatistics:
-    return LocalStatistics(*(arrays[kind + part] for part in ("mean", "spread", "mass")))
+    """Of a style; in single precision or more, which a file need not have."""
+    parts = (arrays[kind + part] for part in ("mean", "spread", "mass"))
+    return LocalStatistics(*(a.astype(np.promote_types(a.dtype, np.float32), copy=False)
+                             for a in parts))
 
 
 def _covariates(scan: Scan) -> dict[str, Any]:

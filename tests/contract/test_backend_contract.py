@@ -6,8 +6,10 @@ A new backend is tested by existing. What is not tested here: how good a method 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -238,3 +240,52 @@ def test_map_is_what_harmonize_applies_and_can_be_undone(fitted, stranger):
         back = change.inverse().apply(after)
         limit = 1e-3 * np.ptp(stranger.in_mask())
         assert np.abs(back.data - stranger.data).max() < limit
+
+
+@contextlib.contextmanager
+def out_of_memory(times: int) -> Iterator[None]:
+    """A GPU whose memory ends in the first layer of a network, so many times."""
+    import torch
+
+    left = [None] * times
+
+    def no_room(*_):
+        if left:
+            left.pop()
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(no_room)
+    try:
+        yield
+    finally:
+        hook.remove()
+    assert not left, "no network was asked"
+
+
+def test_memory_that_ends_once_changes_nothing(fitted, stranger, caplog):
+    if not fitted.capabilities.trained:
+        pytest.skip("has no network")
+    config, usual = fitted.config, fitted.harmonize(stranger, fitted.target("A"), seed=3)
+    with out_of_memory(times=1):
+        after = fitted.harmonize(stranger, fitted.target("A"), seed=3)
+    np.testing.assert_allclose(after.data, usual.data, rtol=1e-4, atol=1e-3)
+    assert fitted.config is config
+    assert "Tried to allocate 9.00 GiB.; once more with less at once" in caplog.text
+
+
+def test_memory_that_ends_twice_is_explained(fitted, stranger):
+    if not fitted.capabilities.trained:
+        pytest.skip("has no network")
+    config = fitted.config
+    with out_of_memory(times=2), pytest.raises(
+            UnavailableError, match=r"not enough memory for one scan \(CUDA .*--device cpu"):
+        fitted.harmonize(stranger, fitted.target("A"))
+    assert fitted.config is config
+
+
+def test_memory_that_ends_in_training_says_what_to_set(fitted, cohort):
+    if not fitted.capabilities.trained:
+        pytest.skip("has no network")
+    with out_of_memory(times=1), pytest.raises(
+            UnavailableError, match=r"a step of training .*--backend-option \(now .*=\d.*cpu"):
+        new(type(fitted)).fit(cohort)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
-from tests.contract.brains import brain_of, scan_of
+from tests.contract.brains import brain_of, scan_of, three_levels
 from tests.hostile.strategies import DEPTH, changed, changed_arrays, changed_bytes, explained, fuzz
 
-from harmonizer.backends import model_folder, registry
+from harmonizer.backends import model_folder, registry, tissue_matching
 from harmonizer.backends.base import Backend
 from harmonizer.backends.target import CARD_FORMAT, Target
 from harmonizer.cohort import Cohort
@@ -26,16 +27,36 @@ from harmonizer.files import sha256_of
 from pipelines.settings import Settings
 from pipelines.workflows.targets import card_path
 
-BACKENDS = ("histogram_matching", "moment_matching", "spectrum_swap")
+BACKENDS = ("histogram_matching", "moment_matching", "spectrum_swap", "tissue_matching")
+LEARNED = ("cacd", "disarm", "ihf", "patch_diffusion")
+ONE_STEP = {"preset": "tiny", "steps": 1, "validate_every": 0}
 STRANGER = brain_of(50)
 
 
+def test_every_method_is_here() -> None:
+    assert {*BACKENDS, *LEARNED} == set(registry.BUILT_IN)
+
+
+class Fitted(dict[str, Backend]):
+    """Every method, fitted on two sites when it is first asked for; networks for one step."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+
+    def __missing__(self, name: str) -> Backend:
+        kind = registry.get(name)
+        config = kind.config_from(ONE_STEP if name in LEARNED else {})
+        return self.setdefault(name, kind(config).fit(self.cohort))
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backend]:
-    """The methods that need no training, fitted on two sites."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Backend]]:
     folder = tmp_path_factory.mktemp("brains")
     cohort = Cohort(tuple(scan_of(folder, p, "A" if p < 2 else "B") for p in range(4)))
-    return {name: registry.get(name)().fit(cohort) for name in BACKENDS}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in tissue_matching.SEGMENTERS:
+            patch.setitem(tissue_matching.SEGMENTERS, name, lambda: three_levels)
+        yield Fitted(cohort)
 
 
 def rehash(folder: Path) -> None:
@@ -68,10 +89,7 @@ def aim(backend: Backend, target: Target) -> None:
         json.dumps(backend.intensity_map(STRANGER, target).describe(), allow_nan=False)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@given(data=st.data())
-@fuzz(60)
-def test_a_models_facts(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
+def with_changed_facts(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         models[name].save(folder)
         for file in ("config.json", "cohort.json"):
@@ -82,10 +100,7 @@ def test_a_models_facts(models: dict[str, Backend], name: str, data: st.DataObje
         explained(use, name, Path(folder))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@given(data=st.data())
-@fuzz(60)
-def test_a_models_weights(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
+def with_changed_weights(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         models[name].save(folder)
         arrays = data.draw(changed_arrays(models[name]._state()))
@@ -106,12 +121,7 @@ def test_a_models_bytes(models: dict[str, Backend], data: st.DataObject) -> None
         explained(use, "moment_matching", Path(folder))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@given(data=st.data())
-@fuzz(80)
-def test_a_cards_facts_and_numbers(
-    models: dict[str, Backend], name: str, data: st.DataObject
-) -> None:
+def with_a_changed_card(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
     facts = {"format": CARD_FORMAT, "kind": "site", "label": "A", "n_scans": "2", "backend": name,
              "modality": "T1w"}
     arrays = dict(models[name].target("A").style)
@@ -123,6 +133,27 @@ def test_a_cards_facts_and_numbers(
         path = Path(folder) / "card.safetensors"
         path.write_bytes(content)
         explained(lambda: aim(models[name], Target.load(path)))
+
+
+WAYS = [with_changed_facts, with_changed_weights, with_a_changed_card]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BACKENDS)
+@given(data=st.data())
+@fuzz(60)
+def test_a_method(models: dict[str, Backend], name: str, way: Any, data: st.DataObject) -> None:
+    way(models, name, data)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LEARNED)
+@given(data=st.data())
+@fuzz(8)
+def test_a_method_with_networks(
+    models: dict[str, Backend], name: str, way: Any, data: st.DataObject
+) -> None:
+    way(models, name, data)
 
 
 # Found, or thought of: each once by name.

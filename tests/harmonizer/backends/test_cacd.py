@@ -226,3 +226,21 @@ def test_config_is_kept_in_the_model(trained, tmp_path):
     loaded = Cacd.load(trained.save(tmp_path))
     assert dataclasses.asdict(loaded.config) == dataclasses.asdict(trained.config)
     assert loaded.homogeneity("A") == trained.homogeneity("A") > 0.5
+
+
+def test_after_the_memory_ended_a_quarter_of_the_slices_goes_at_once(trained):
+    brain, sizes, fewer = at_site_b(brain_of(50)), [], trained.config.batch_slices // 4
+
+    def limited(_, inputs):
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > fewer:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    usual = trained.harmonize(brain, trained.target("A"))
+    hook = trained.networks_["encoder"].register_forward_pre_hook(limited)
+    try:
+        after = trained.harmonize(brain, trained.target("A"))
+    finally:
+        hook.remove()
+    assert sizes[0] > fewer and max(sizes[1:]) == fewer
+    np.testing.assert_allclose(after.data, usual.data, rtol=1e-4, atol=1e-3)
