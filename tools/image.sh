@@ -6,7 +6,8 @@
 # The base is a minimal Debian with Python (BASE names another one, or a folder that holds one). The
 # image makes a phantom and harmonizes it as an unknown user, on a read-only root file system, in a
 # network namespace without a network. WHEELS names a folder of wheels, CERT the certificates of a
-# proxy. The image's size and the seconds come last.
+# proxy, IMAGE an image in FOLDER/storage that is there already and is not built again. The image's
+# size and the seconds come last.
 set -euo pipefail
 [ $# -eq 1 ] || { echo "usage: tools/image.sh FOLDER" >&2; exit 64; }
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -15,31 +16,37 @@ BASE=${BASE:-$folder/debian}
 WHEELS=${WHEELS:-}
 CERT=${CERT:-}
 UNKNOWN=12345
-image=harmonizer:local
+image=${IMAGE:-localhost/harmonizer:local}
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
 build() { buildah --root "$folder/storage" --runroot "$folder/run" "$@"; }
 
-if [ "$BASE" = "$folder/debian" ] && [ ! -d "$BASE" ]; then
-    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$BASE"
-fi
-if [ -d "$BASE" ]; then
+base() { # the name of the base image, made first where BASE is a folder
+    if [ "$BASE" = "$folder/debian" ] && [ ! -d "$BASE" ]; then
+        debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm \
+            "$BASE" >&2
+    fi
+    [ -d "$BASE" ] || { echo "$BASE"; return; }
     [ -z "$CERT" ] || install -D -m 644 "$CERT" "$BASE/etc/ssl/certs/ca-certificates.crt"
+    local scratch
     scratch=$(build from scratch)
     tar -C "$BASE" --one-file-system --exclude=./proc/* --exclude=./sys/* --exclude=./var/cache/apt \
         -cf "$folder/base.tar" .
-    build add -q "$scratch" "$folder/base.tar" /
-    build commit -q --rm "$scratch" localhost/base:local
+    build add -q "$scratch" "$folder/base.tar" / > /dev/null
+    build commit -q --rm "$scratch" localhost/base:local > /dev/null
     rm "$folder/base.tar"
-    BASE=localhost/base:local
-fi
+    echo localhost/base:local
+}
 
 revision() { git -C "$here" rev-parse HEAD 2> /dev/null || echo unknown; }
-options=(--build-arg "BASE_IMAGE=$BASE" --build-arg "REVISION=$(revision)")
-[ -z "$CERT" ] || options+=(--build-arg "PIP_CERT=/etc/ssl/certs/ca-certificates.crt")
-[ -z "$WHEELS" ] || options+=(--volume "$WHEELS:/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
-started=$SECONDS
-build bud --pull-never --tag "$image" "${options[@]}" "$here"
-echo "built in $((SECONDS - started)) s"
+if [ -z "${IMAGE:-}" ]; then
+    base_image=$(base)
+    options=(--build-arg "BASE_IMAGE=$base_image" --build-arg "REVISION=$(revision)")
+    [ -z "$CERT" ] || options+=(--build-arg "PIP_CERT=/etc/ssl/certs/ca-certificates.crt")
+    [ -z "$WHEELS" ] || options+=(--volume "$WHEELS:/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
+    started=$SECONDS
+    build bud --pull-never --tag "$image" "${options[@]}" "$here"
+    echo "built in $((SECONDS - started)) s"
+fi
 
 # An unknown user, nothing writable but /tmp, /out and /work, no network.
 container=$(build from --pull-never "$image")
