@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,11 @@ class Scan:
     sex: str | None = None
     covariates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tissues: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        plain = (dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+        return Scan, tuple(plain)  # a mapping proxy itself cannot be pickled
 
     def read(self) -> Volume:
         """The image with its mask; `InputError` if either cannot be read."""

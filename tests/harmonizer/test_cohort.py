@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_table_round_trip(cohort, tmp_path):
     assert again.scans[0].covariates == {"group": "HC"}
     assert (again.scans[0].age, again.scans[0].sex, again.scans[0].session) == (31.5, "F", None)
     assert again.scans[0].image == tmp_path / "sub-A0_T1w.nii.gz"
+
+
+def test_scans_travel_to_other_processes(cohort, tmp_path):
+    """Also those that a table gave: their covariates are read-only."""
+    for scans in (cohort, Cohort.from_tsv(cohort.to_tsv(tmp_path / "cohort.tsv"))):
+        assert pickle.loads(pickle.dumps(scans)) == scans
 
 
 def test_sites_and_the_largest(cohort):
