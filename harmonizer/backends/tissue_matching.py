@@ -13,8 +13,9 @@ tau^2 cancels, since both errors are made of it. A share q of the variance that 
 the scan's (bias field, segmentation) is to be removed: w = (q + 1/n) / (1 + 1/n). An unseen site
 has n = 0 and w = 1. A scan of the target site itself has w = 0: it only gets the site's gain. A
 scan that is further from its site's maps than STRANGE times what is usual among people (d^2 against
-tau^2 (1 + 1/n)) was hardly scanned as the site scans: w = 1 - STRANGE^2 tau^2 (1 + 1/n) / d^2 then,
-where that is more (the positive part of James and Stein).
+tau^2 (1 + 1/n), held larger where few people tell tau^2) was hardly scanned as the site scans:
+w = 1 - STRANGE^2 tau^2 (1 + 1/n) / d^2 then, where that is more (the positive part of James and
+Stein).
 
 **Travellers.** A segmentation errs on each scanner in its own way, and what it takes for white
 matter on one is not what it takes for it on the other. Where the fit holds a person on two
@@ -73,6 +74,7 @@ LARGE = 1e6  # of what a file may claim: effects, covariates, millimetres
 COARSE_MM = 1.5  # voxels above it are not worth the network's time: `coarse` takes its place
 SEEN = "seen_"  # prefix of a site's maps with each scan's own shares, where they are not shared
 STRANGE = 2.0  # times the usual distance of a person from the site's maps
+FEW = 8.0  # a usual distance known from f degrees of freedom is held 1 + FEW / f times as large
 LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is modelled
 
 
@@ -124,6 +126,7 @@ class TissueMatching(StatisticsBackend):
         self.effects_: dict[str, np.ndarray] = {}
         self.centres_: dict[str, float] = {}
         self.between_ = 0.0  # tau^2: mean square relative distance of people; 0: not known
+        self.freedom_ = 0.0  # degrees of freedom that it rests on
 
     # Fit ------------------------------------------------------------------------------------
 
@@ -141,6 +144,7 @@ class TissueMatching(StatisticsBackend):
                            for n in here)
             freedom += len(here) - 1
         self.between_ = squares / freedom if freedom else 0.0
+        self.freedom_ = float(freedom)
 
     def _both_ways(self, cohort: Cohort, progress: Progress
                    ) -> tuple[list[LocalStatistics], list[LocalStatistics]]:
@@ -293,6 +297,7 @@ class TissueMatching(StatisticsBackend):
                      people: int) -> float:
         """w that the scan's distance from its site asks for; 0 for a usual one."""
         usual = self.between_ * (1 + 1 / people) * STRANGE ** 2
+        usual *= 1 + FEW / max(self.freedom_, 1.0)
         distance = self._distance(own, source, covariates)
         return max(1 - usual / distance, 0.0) if usual and distance else 0.0
 
@@ -308,7 +313,7 @@ class TissueMatching(StatisticsBackend):
         assert self.lattice_ is not None
         shared = {"lattice_affine": self.lattice_.affine,
                   "lattice_shape": np.array(self.lattice_.shape),
-                  "between": np.array([self.between_])}
+                  "between": np.array([self.between_]), "freedom": np.array([self.freedom_])}
         for name, effect in self.effects_.items():
             shared[f"effect:{name}"] = effect
             shared[f"centre:{name}"] = np.array([self.centres_[name]])
@@ -318,6 +323,7 @@ class TissueMatching(StatisticsBackend):
         shared = {key: array for key, array in arrays.items() if "/" not in key}
         self.lattice_ = _lattice_of(shared["lattice_shape"], shared["lattice_affine"])
         self.between_ = _number_of(shared, "between", 0.0)
+        self.freedom_ = _number_of(shared, "freedom", 0.0)
         self.effects_ = {key.partition(":")[2]: array for key, array in shared.items()
                          if key.startswith("effect:")}
         self.centres_ = {n: _number_of(shared, f"centre:{n}", -LARGE) for n in self.effects_}
