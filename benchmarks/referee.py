@@ -7,7 +7,7 @@ Two parts are measured apart, because they grow differently. *Images*: phantom s
 scanners, before and after histogram matching, each run in a process of its own, first with nothing
 kept, then again with another covariate. *Numbers*: what is left once images are closed (tests,
 intervals, permutations), on many tiny scans. With --fine, an output folder of this app, also what a
-scan at 1 mm costs: three scans of it, opened and measured as the referee does. WORK keeps phantom
+scan at 1 mm costs: two scans of it, opened and measured as the referee does. WORK keeps phantom
 and results, so that a command that was stopped goes on; delete WORK/measured to measure again.
 Seconds are processor seconds of one process: on a busy machine the clock says nothing.
 """
@@ -43,7 +43,7 @@ from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
 TARGET = "aspen"
 TRAVELLERS = 3
 FINE, TINY = 2, 8  # mm
-FINE_SCANS = 3  # of those at 1 mm
+FINE_SCANS = 2  # of those at 1 mm
 CORES = 16
 GOAL = 1000  # scans
 
