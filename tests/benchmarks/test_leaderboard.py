@@ -80,3 +80,19 @@ def test_the_table_shows_what_is_known_and_no_more(leaderboard):
     assert lines[3].startswith("| only rescaled |  | 24.0 |  |")
     assert lines[4].startswith("| x | 0.30 | 26.0 | 0.50 |")
     assert lines[-1] == "Chance guesses the site with an F1 of 0.20 to 0.40."
+
+
+def test_scans_are_brought_to_a_coarser_grid_once(leaderboard, tmp_path):
+    from harmonizer.template import load_template
+    from harmonizer.volume import write_mask, write_volume
+
+    fine = load_template(5)
+    write_mask(tmp_path / "m.nii.gz", fine.mask, fine.affine)
+    scan = Scan("sub-1_T1w", "1", None, "T1w", "A", "test",
+                write_volume(tmp_path / "x.nii.gz", fine), tmp_path / "m.nii.gz")
+    made = leaderboard.coarsened(Cohort((scan,)), 8, tmp_path / "coarse").scans[0].read()
+    assert made.same_grid(load_template(8)) and not made.data[~made.mask].any()
+    assert made.in_mask().mean() == pytest.approx(fine.in_mask().mean(), rel=0.1)
+    kept = (tmp_path / "coarse" / "sub-1_T1w.nii.gz").stat().st_mtime_ns
+    leaderboard.coarsened(Cohort((scan,)), 8, tmp_path / "coarse")
+    assert (tmp_path / "coarse" / "sub-1_T1w.nii.gz").stat().st_mtime_ns == kept
