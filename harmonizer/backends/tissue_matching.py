@@ -105,9 +105,12 @@ class TissueMatchingConfig:
 
 def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
     """(3, I, J, K) memberships of a volume by the named segmenter; see `COARSE_MM`."""
-    if segmenter == "network" and volume.spacing.max() > COARSE_MM:
-        segmenter = "coarse"
-    return shares_of(SEGMENTERS[segmenter]()(volume), volume)
+    return shares_of(SEGMENTERS[_used(segmenter, volume)]()(volume), volume)
+
+
+def _used(segmenter: str, volume: Volume) -> str:
+    coarse = segmenter == "network" and volume.spacing.max() > COARSE_MM
+    return "coarse" if coarse else segmenter
 
 
 class TissueMatching(StatisticsBackend):
@@ -275,6 +278,7 @@ class TissueMatching(StatisticsBackend):
         assert self.lattice_ is not None
         own, shares = self._measured(volume, tissues)
         goal, usual = _statistics(style), self._expected(covariates)
+        known = bool(tissues) and self.config.segmenter == GIVEN
         people = int(self.styles_[source]["people"][0]) if source in self.styles_ else 0
         weight, before = 1.0, own
         if source in self.styles_:
@@ -284,7 +288,7 @@ class TissueMatching(StatisticsBackend):
             before = _with_persons_part(site, seen, own, weight)
         goal = replace(goal, mean=goal.mean * usual)
         facts = {"SourceWeightOfScan": round(weight, 4), "SourcePeople": people,
-                 "Segmenter": self.config.segmenter,
+                 "Segmenter": GIVEN if known else _used(self.config.segmenter, volume),
                  "Covariates": [n for n in self.effects_ if covariates.get(n) is not None]}
         return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean,
                          spread_ratio(before, goal), Shares.of(shares, volume), facts)
