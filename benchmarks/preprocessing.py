@@ -8,8 +8,9 @@ verdict. With `--labels` (a folder that holds `<stem>*_dseg.nii.gz`), the part o
 the mask contains and the mask's volume over theirs; `--drop-label` leaves out a class, such as
 sulcal CSF. With `--truth` (what `harmonizer.phantom` writes beside its dataset), Dice of the mask
 with the brain, and with the brain and the fluid around it (CSF within 4 mm of the brain; masks for
-skull stripping hold it, Hoopes 2022). With `--mosaics`, a PNG per image: the mask on the image above, the template's outline
-on the registered image below. `--tilt` turns and shifts each head first (the header, not the data).
+skull stripping hold it, Hoopes 2022). With `--mosaics`, a PNG per image: the mask on the image
+above, the template's outline on the registered image below. `--tilt` turns and shifts each head
+first (the header, not the data).
 """
 
 from __future__ import annotations
