@@ -50,12 +50,12 @@ AFFINE_MARGIN_MM = 1.9  # the template's mask, brought back, lies this far insid
 SYN_MARGIN_MM = 3.6  # measured on heads with labels (benchmarks/preprocessing.py)
 AFFINE_SHARE = 0.25  # of the affine's border in the expected one: it is the steadier of the two
 PRIOR_WIDTH_MM = 2.5  # how far the border may be moved by intensities, as one standard error
-EVIDENCE = 1.7  # weight of the intensities' log odds
+EVIDENCE = 1.3  # weight of the intensities' log odds
 EVIDENCE_LIMITS = (-4.0, 1.5)  # natural log odds of one voxel: fat may veto, nothing may insist
 CORE_MM = (5.0, 15.0)  # so deep is surely brain, and not yet a ventricle: what brain looks like
 OTHER_MM = (-8.0, -2.0)  # and what lies around it
 BORDER_MARGIN_MM = 3.0  # two voxels kept around the tissue: no cortex is lost to partial volume;
-# but not beyond the expected border, where dark bone looks like fluid
+BEYOND_MM = 0.2  # but no further than this beyond the expected border: dark bone looks like fluid
 
 # Limits of a trustworthy mask. The images of six sites (24 T1w, 2 T2w, 3 FLAIR) that were looked at
 # have 1.1-1.8 L, scales .98-1.27, information .15-.30, edges .79-1, overlap .93-.97.
@@ -307,7 +307,7 @@ def _refine(data: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """
     solid = _solid(_posterior(data, depth) > 0.5)
     margin = _dilated(solid, BORDER_MARGIN_MM, REFINE_SPACING_MM)
-    return margin & (depth > 0)
+    return margin & (depth > -BEYOND_MM)
 
 
 def _on_grid_of(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarray:
