@@ -8,6 +8,7 @@ import pytest
 from harmonizer.preprocessing.transforms import write_itk_affine
 from harmonizer.segmentation import predict
 from harmonizer.segmentation.predict import TissueMaps
+from harmonizer.segmentation.refine import REVISION
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 from pipelines.interfaces import segment as module
 from pipelines.interfaces.segment import Segment
@@ -49,4 +50,5 @@ def test_both_grids_hold_the_tissues(tmp_path, monkeypatch) -> None:
 
 def test_the_shipped_weights_name_themselves() -> None:
     name = predict.NetworkSegmenter().name
-    assert name.startswith("network-") and len(name) == len("network-") + 12
+    kind, digest, revision = name.split("-")
+    assert (kind, len(digest)) == ("network", 12) and int(revision) == REVISION
