@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -46,6 +44,7 @@ from harmonizer.phantom.dataset import Participant, plan_participants  # noqa: E
 from harmonizer.phantom.scanner import render  # noqa: E402
 from harmonizer.training.settings import Resources  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
+from pipelines.settings import named_value  # noqa: E402
 
 NAMES = [scanner.name for scanner in SCANNERS]
 Method = Callable[[Volume, str, Volume], Volume]
@@ -114,21 +113,12 @@ def _of_the_fit(everyone: Cohort, held: set[str], count: int | None) -> Cohort:
 
 
 def _trained(given: argparse.Namespace, cohort: Cohort) -> Disarm:
-    words = dict(word.split("=", 1) for word in given.set)
-    model = Disarm(Disarm.config_from({k: _value(v) for k, v in words.items()}))
+    model = Disarm(Disarm.config_from(dict(map(named_value, given.set))))
     model.resources = Resources(folder=given.work / "training", threads=given.threads,
                                 max_minutes=given.minutes)
     model.fit(cohort, seed=1)
     model.save(given.work / "model")
     return model
-
-
-def _value(word: str) -> Any:
-    try:
-        found = json.loads(word)
-    except ValueError:
-        return word
-    return tuple(found) if isinstance(found, list) else found
 
 
 def _scans(given: argparse.Namespace, who: Participant) -> dict[tuple[str, str], Volume]:

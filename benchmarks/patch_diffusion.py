@@ -19,7 +19,6 @@ WORK keeps scans and the training, which goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +40,7 @@ from harmonizer.cohort import Cohort, Scan  # noqa: E402
 from harmonizer.evaluation.image import psnr, rmse, ssim  # noqa: E402
 from harmonizer.training.settings import Resources  # noqa: E402
 from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
+from pipelines.settings import named_value  # noqa: E402
 
 NOISE = dict(begin="noise", strength=1.0, residual=False, sampling_steps=10, spacing="even",
              clip_sampling=True)
@@ -106,8 +106,7 @@ def _command(given: argparse.Namespace) -> str:
 
 def _trained(given: argparse.Namespace) -> tuple[PatchDiffusion, float]:
     """The method after its training, and CPU seconds of this call."""
-    words = dict(word.split("=", 1) for word in given.set)
-    model = PatchDiffusion(PatchDiffusion.config_from({k: _value(v) for k, v in words.items()}))
+    model = PatchDiffusion(PatchDiffusion.config_from(dict(map(named_value, given.set))))
     model.resources = Resources(folder=given.work / "training", threads=given.threads,
                                 max_minutes=given.minutes)
     started = time.process_time()
@@ -174,14 +173,6 @@ def leaks_of(cohort: Cohort) -> dict[str, float]:
     judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     return {name: float(cross_val_score(judge, np.array(values), sites, cv=LeaveOneOut()).mean())
             for name, values in found.items()}
-
-
-def _value(word: str) -> Any:
-    try:
-        found = json.loads(word)
-    except ValueError:
-        return word
-    return tuple(found) if isinstance(found, list) else found
 
 
 def _cases(given: argparse.Namespace) -> Iterator[Case]:

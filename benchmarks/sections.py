@@ -1,9 +1,11 @@
-"""One markdown file of results, a section for each benchmark, replaced when it is run again."""
+"""Results on disk: a section for each benchmark in one markdown file, and every number as TSV."""
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
+from typing import Any
 
 HEAD = "# Benchmarks\n\nEach section is written by the command it names.\n"
 
@@ -18,3 +20,11 @@ def put_section(path: Path, title: str, text: str) -> None:
     else:
         new = old.rstrip() + "\n\n" + section
     path.write_text(new, encoding="utf-8")
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Every number as TSV; the columns are those of the first row."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

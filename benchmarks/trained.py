@@ -43,6 +43,7 @@ from harmonizer.phantom.anatomy import make_person  # noqa: E402
 from harmonizer.phantom.dataset import plan_participants  # noqa: E402
 from harmonizer.phantom.scanner import render  # noqa: E402
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume  # noqa: E402
+from pipelines.settings import named_value  # noqa: E402
 
 FIT_SEED, HELD_SEED = 1, 77
 NULL = "histogram_matching"
@@ -122,8 +123,7 @@ def trained(given: argparse.Namespace, people: Cohort) -> tuple[Backend, float]:
     from harmonizer.training.settings import Resources
 
     kind = registry.get(given.backend)
-    values = dict(word.split("=", 1) for word in given.set)
-    backend: Any = kind(kind.config_from({k: _value(v) for k, v in values.items()}))
+    backend: Any = kind(kind.config_from(dict(map(named_value, given.set))))
     if kind.capabilities.trained:
         backend.resources = Resources(folder=given.work / given.folder, threads=given.threads,
                                       max_minutes=given.minutes)
@@ -131,14 +131,6 @@ def trained(given: argparse.Namespace, people: Cohort) -> tuple[Backend, float]:
     backend.fit(people, seed=1)
     backend.save(given.work / given.folder / "model")
     return backend, time.process_time() - started
-
-
-def _value(word: str) -> Any:
-    try:
-        found = json.loads(word)
-    except ValueError:
-        return word
-    return tuple(found) if isinstance(found, list) else found
 
 
 def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[Case]:

@@ -32,7 +32,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import write_rows  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.base import Backend  # noqa: E402
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sub-{subject}: {len(mine)} cases", file=sys.stderr)
     report(rows)
     if args.tsv:
-        write(rows, args.tsv)
+        write_rows(rows, args.tsv)
     return 0
 
 
@@ -260,14 +263,6 @@ def report(rows: list[dict]) -> None:
     print("| PSNR at the best gain | " + " | ".join(f"{value:.1f}" for value in level) + " |")
     contrast = [np.mean([abs(r["contrast"]) for r in rows if r["method"] == m]) for m in methods]
     print("| contrast | " + " | ".join(f"{value:.3f}" for value in contrast) + " |")
-
-
-def write(rows: list[dict], path: Path) -> None:
-    """Every number as TSV."""
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ on the template grid, and the seconds of the change.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import put_section  # noqa: E402
+from sections import put_section, write_rows  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.model_folder import read  # noqa: E402
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         rows += score(item, found, target, {name: model})
         print(f"{item.scan.scan_id}: done", file=sys.stderr, flush=True)
         if args.tsv:
-            write(rows, args.tsv)
+            write_rows(rows, args.tsv)
     text = table(rows)
     print(text)
     if args.markdown:
@@ -149,14 +148,6 @@ def table(rows: list[dict[str, Any]]) -> str:
                      f"{max(gains):+.2f}) | {mean['ssim']:.3f} | {mean['anatomy']:.3f} | "
                      f"{mean['flicker']:.2f} | {mean['seconds']:.1f} |")
     return f"{len(null)} scans.\n\n" + "\n".join(lines) + "\n"
-
-
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Every number as TSV."""
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

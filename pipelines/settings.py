@@ -29,6 +29,7 @@ __all__ = [
     "Settings",
     "available_cpus",
     "load_toml",
+    "named_value",
     "parse_memory",
 ]
 
@@ -186,7 +187,7 @@ class Settings:
     def backend_options(self) -> dict[str, Any]:
         """`preset` and `backend_option` by name; a value is JSON where it can be, else text."""
         preset = {} if self.preset is None else {"preset": self.preset}
-        return {**preset, **dict(_option(text) for text in self.backend_option)}
+        return {**preset, **dict(map(named_value, self.backend_option))}
 
     @property
     def target_kind(self) -> str:
@@ -346,8 +347,14 @@ def _convert(name: str, annotation: Any, value: Any) -> Any:
         raise UsageError(f"{name}: expected {error}, got {value!r}.") from error
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """(name, value) of `name=value`."""
+def named_value(text: str) -> tuple[str, Any]:
+    """(name, value) of ``name=value``; a value is JSON where it can be, else text.
+
+    Raises
+    ------
+    UsageError
+        If name or equals sign is missing.
+    """
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise UsageError(f"--backend-option {text!r}: expected name=value, such as band=0.02.")

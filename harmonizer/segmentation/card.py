@@ -38,7 +38,7 @@ Mean Dice on 16 synthesised images of the held-out heads, any contrast, resoluti
 {rows}
 
 White matter lesions were taught as white matter. Tumours, resections and infants were not seen.
-What it reaches on real images: `docs/benchmarks.md`.
+What it reaches on true labels: `docs/segmentation.md`.
 """
 
 

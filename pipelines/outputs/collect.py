@@ -13,7 +13,7 @@ from harmonizer.errors import InputError
 from harmonizer.files import read_json
 from harmonizer.template import TEMPLATE
 
-from .names import TISSUES, ScanPaths, sidecar
+from .names import ScanPaths, sidecar
 
 __all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
 
@@ -72,12 +72,6 @@ def cohort_of(found: Collection[Preprocessed]) -> Cohort:
     return Cohort(tuple(item.scan for item in found))
 
 
-def _tissues(paths: ScanPaths) -> dict[str, Path]:
-    """The scan's tissue maps on the template grid, all three or none."""
-    files = {tissue: paths.share(tissue, template=True) for tissue in TISSUES}
-    return files if all(path.is_file() for path in files.values()) else {}
-
-
 def _read(path: Path, paths: ScanPaths) -> Preprocessed:
     content = read_json(path)
     try:
@@ -86,7 +80,7 @@ def _read(path: Path, paths: ScanPaths) -> Preprocessed:
             paths.scan_id, paths.subject, paths.session, paths.modality, content["Site"],
             content["SiteSource"], paths.image("preproc", template=True),
             paths.mask(template=True), covariates.pop("age", None), covariates.pop("sex", None),
-            {k: str(v) for k, v in covariates.items()}, _tissues(paths),
+            {k: str(v) for k, v in covariates.items()}, paths.shares_found(),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: lacks {error}. Delete it and preprocess this scan again.") \

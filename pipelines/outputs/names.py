@@ -81,6 +81,11 @@ class ScanPaths:
         desc = "" if self.modality == "T1w" else f"_desc-{self.modality}"
         return self._anat(f"{self._space(template)}_label-{tissue}{desc}_probseg.nii.gz")
 
+    def shares_found(self) -> dict[str, Path]:
+        """Tissue -> map of its share on the template grid; all of them are there, or none."""
+        files = {tissue: self.share(tissue, template=True) for tissue in TISSUES}
+        return files if all(path.is_file() for path in files.values()) else {}
+
     @property
     def to_template(self) -> Path:
         """ITK affine that resamples the scan on the template's grid."""

@@ -7,7 +7,7 @@ import numpy as np
 from harmonizer.template import tissue_priors
 from harmonizer.volume import read_volume
 
-from .names import TISSUES, ScanPaths
+from .names import ScanPaths
 
 __all__ = ["shares_of_scan"]
 
@@ -17,7 +17,5 @@ def shares_of_scan(paths: ScanPaths) -> tuple[dict[str, np.ndarray], bool]:
 
     A sloppy run finds no tissues; the template's priors stand in.
     """
-    files = {tissue: paths.share(tissue, template=True) for tissue in TISSUES}
-    if all(path.is_file() for path in files.values()):
-        return {tissue: read_volume(path).data for tissue, path in files.items()}, True
-    return tissue_priors(paths.resolution), False
+    own = {tissue: read_volume(path).data for tissue, path in paths.shares_found().items()}
+    return (own, True) if own else (tissue_priors(paths.resolution), False)
