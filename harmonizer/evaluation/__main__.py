@@ -16,6 +16,7 @@ import numpy as np
 
 from ..cohort import Cohort
 from ..errors import HarmonizerError, UsageError
+from ..progress import phases
 from ..segmentation.atropos import AtroposSegmenter, CachedSegmenter
 from ..volume import write_volume
 from .anatomy import moved_map
@@ -73,11 +74,12 @@ def run(given: argparse.Namespace) -> Ruling:
     before, after = cohorts_of_folders(given.before, variants, given.out / "masks",
                                        masks=given.masks, sites=given.sites)
     segment = CachedSegmenter(AtroposSegmenter(), given.out / "cache") if given.tissues else None
-    ruling = referee(before, after, given.target, covariates=given.covariates,
-                     reference_site=given.reference_site, travelling=given.traveling,
-                     segment=segment, lpips=given.lpips_weights,
-                     permutations=given.permutations, workers=given.nprocs,
-                     cache=given.out / "cache", seed=given.random_seed)
+    with phases("evaluate") as progress:
+        ruling = referee(before, after, given.target, covariates=given.covariates,
+                         reference_site=given.reference_site, travelling=given.traveling,
+                         segment=segment, lpips=given.lpips_weights,
+                         permutations=given.permutations, workers=given.nprocs, progress=progress,
+                         cache=given.out / "cache", seed=given.random_seed)
     before.to_tsv(given.out / "cohort.tsv")
     ruling.metrics.to_tsv(given.out / "metrics.tsv")
     ruling.quantiles.to_tsv(given.out / "metrics_quantiles.tsv")

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from ..cohort import Scan
@@ -22,7 +25,10 @@ from .identity import fingerprint
 from .kept import array_key, file_key, with_nan, without_nan
 from .site import texture_features
 
-__all__ = ["Job", "Numbers", "measure", "spread"]
+__all__ = ["Job", "Numbers", "Progress", "measure", "spread"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +129,31 @@ def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: 
 
 
 @contextmanager
-def spread(workers: int) -> Iterator[Callable[..., Iterable]]:
-    """``map`` over scans, in this process or in ``workers`` others; order is kept.
+def spread(workers: int, progress: Progress | None = None
+           ) -> Iterator[Callable[[str], Callable[..., Iterable]]]:
+    """Yields label -> ``map`` over scans, in this process or in ``workers`` others; order is kept.
 
-    New processes are started clean (spawn): a fork would inherit the threads of ITK and BLAS.
+    ``progress`` is called with (label, jobs done, jobs in all), from 0 on. New processes are
+    started clean (spawn): a fork would inherit the threads of ITK and BLAS.
     """
     if workers <= 1:
-        yield map
+        yield partial(_telling, map, progress)
         return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield pool.map
+        yield partial(_telling, pool.map, progress)
+
+
+def _telling(mapper: Callable[..., Iterable], progress: Progress | None, label: str
+             ) -> Callable[..., Iterable]:
+    """``mapper``, which then says how far it is."""
+    def told(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        every = list(jobs)
+        progress(label, 0, len(every))
+        for done, result in enumerate(mapper(function, every), start=1):
+            progress(label, done, len(every))
+            yield result
+
+    return mapper if progress is None else told

@@ -29,7 +29,7 @@ from .distribution_tests import anderson_darling, distance_between_sites
 from .evaluate import Evaluation, evaluate_cohort, label_tissues
 from .identity import source_identity, travelling_identity
 from .kept import file_key, kept
-from .measurements import Job, Numbers, measure, spread
+from .measurements import Job, Numbers, Progress, measure, spread
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics
@@ -50,6 +50,7 @@ COMBAT = "combat_features"
 MEANS = ("mean_csf", "mean_gm", "mean_wm")
 TRAVELLING = ("auto", "no")
 PERMUTATIONS = 200
+Working = Callable[[str], Callable[..., Iterable]]  # what is being done -> ``map``, see `spread`
 
 
 class Ruling(NamedTuple):
@@ -123,6 +124,7 @@ def referee(
     lpips: Path | None = None,
     permutations: int = PERMUTATIONS,
     workers: int = 1,
+    progress: Progress | None = None,
     cache: Path | None = None,
     seed: int = 0,
 ) -> Ruling:
@@ -147,6 +149,7 @@ def referee(
     lpips : weights for LPIPS of travelling people (see `perceptual`); without, no LPIPS.
     permutations : shuffles for each chance level.
     workers : processes for what is done scan by scan; each holds one pair of volumes.
+    progress : called with (what is being done, jobs done, jobs in all).
     cache : folder for the numbers of each scan and pair, or None.
     seed : of every fold, shuffle and bootstrap.
 
@@ -160,13 +163,13 @@ def referee(
         raise InputError("expected at least one scan to evaluate, got none. Run preprocess first.")
     cohort = before if travelling == "auto" else _apart(before)
     rulings = []
-    with spread(workers) as mapper:
+    with spread(workers, progress) as working:
         for modality in dict.fromkeys(scan.modality for scan in cohort):
             trial = _trial(cohort.of_modality(modality), variants, target, reference_site,
                            tuple(covariates), travelling, seed, permutations, segment, cache)
             trial = replace(trial, lpips=lpips)
-            trial = _opened(trial, priors, target_quantiles, combat, mapper)
-            rulings.append(_judged(trial, dict(fitted_on or {}), mapper))
+            trial = _opened(trial, priors, target_quantiles, combat, working)
+            rulings.append(_judged(trial, dict(fitted_on or {}), working))
     return _joined(rulings)
 
 
@@ -203,21 +206,24 @@ def _trial(before: Cohort, variants: Mapping[str, Cohort], target: str,
 
 def _opened(trial: Trial, priors: Mapping[str, np.ndarray] | None,
             target_quantiles: Mapping[str, np.ndarray] | None, combat: bool,
-            mapper: Callable[..., Iterable]) -> Trial:
+            working: Working) -> Trial:
     """The trial with all that images are opened for, one pair at a time; then ComBat on it."""
+    intensities = f"{trial.modality} intensities"
     evaluations = {name: evaluate_cohort(trial.before, cohort, trial.target, backend=name,
                                          priors=priors, target_quantiles=target_quantiles,
-                                         mapper=mapper, cache=trial.cache)
+                                         mapper=working(f"{intensities} {name}"),
+                                         cache=trial.cache)
                    for name, cohort in trial.variants.items()}
     if not evaluations:
         evaluations = {"": evaluate_cohort(trial.before, Cohort(()), trial.target, priors=priors,
-                                           mapper=mapper, cache=trial.cache)}
+                                           mapper=working(intensities), cache=trial.cache)}
     curves = _curves(next(iter(evaluations.values())), "before").matrix().mean(axis=0)
     low, high = np.interp([0.005, 0.995], LEVELS, curves)
     labels = None if priors is None else label_tissues(priors)
     jobs = [Job(scan, {name: cohort.scans[i] for name, cohort in trial.variants.items()}, labels,
                 (float(low), float(high)), trial.segment, trial.cache)
             for i, scan in enumerate(trial.before)]
+    mapper = working(f"{trial.modality} tissues, anatomy")
     numbers = {found.scan_id: found for found in mapper(measure, jobs)}
     trial = replace(trial, evaluations=evaluations, numbers=numbers)
     trial = replace(trial, features={name: _features(trial, name)
@@ -268,10 +274,10 @@ def _with_combat(trial: Trial) -> Trial:
 
 
 def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]],
-            mapper: Callable[..., Iterable]) -> Ruling:
+            working: Working) -> Ruling:
     """All questions, from numbers."""
-    pairs, pair_tests = _pairs(trial, mapper)
-    tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial, mapper)
+    pairs, pair_tests = _pairs(trial, working)
+    tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial, working)
     tests = [*_distributions(trial), *_guesses(trial), *_volumes(trial), *pair_tests,
              *_agreement(trial), *_identity(trial), *_biology(trial), *anatomy_tests]
     if COMBAT not in trial.features:
@@ -365,7 +371,7 @@ def _volumes(trial: Trial) -> Iterator[Test]:
             found.ratios, trial.design, trial.reference, seed=trial.seed)), backend)
 
 
-def _pairs(trial: Trial, mapper: Callable[..., Iterable]) -> tuple[Metrics, list[Test]]:
+def _pairs(trial: Trial, working: Working) -> tuple[Metrics, list[Test]]:
     """A: travelling people, image against image."""
     if not trial.roams:
         return Metrics(), [not_possible(
@@ -373,7 +379,7 @@ def _pairs(trial: Trial, mapper: Callable[..., Iterable]) -> tuple[Metrics, list
             "can be compared with the same brain elsewhere", question="person")]
     ranges = {trial.modality: _scale(trial)}
     goal = _goal(trial)
-    table = partial(_pair_table, trial, goal, ranges, mapper)
+    table = partial(_pair_table, trial, goal, ranges, working)
     tables = {"": table(None, ""), RESCALED: table(None, "", _linear_maps(trial))}
     for name, cohort in trial.variants.items():
         tables[name] = table(cohort, name)
@@ -400,15 +406,16 @@ def _goal(trial: Trial) -> str:
 
 
 def _pair_table(trial: Trial, goal: str, ranges: Mapping[str, float],
-                mapper: Callable[..., Iterable], after: Cohort | None, backend: str,
+                working: Working, after: Cohort | None, backend: str,
                 maps: Mapping[str, tuple[float, float]] | None = None) -> Metrics:
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
     key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps, trial.lpips,
                    [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
+    label = f"{trial.modality} pairs {backend or ('before' if maps is None else RESCALED)}"
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
         trial.before, after, trial.target, ranges, backend=backend, maps=maps, to=goal,
-        lpips=trial.lpips, mapper=mapper)])
+        lpips=trial.lpips, mapper=working(label))])
     return Metrics(tuple(Metric(**row) for row in rows))
 
 
@@ -458,12 +465,12 @@ def _biology(trial: Trial) -> Iterator[Test]:
         yield from _of(tests, backend)
 
 
-def _anatomy(trial: Trial, mapper: Callable[..., Iterable]
+def _anatomy(trial: Trial, working: Working
              ) -> tuple[Tolerance, dict[str, dict[str, Verdict]], list[Metric], list[Test]]:
     """F: the guard over all scans and methods."""
     if not trial.variants:
         return Tolerance(), {}, [], []
-    tolerance = _tolerance(trial, mapper)
+    tolerance = _tolerance(trial, working)
     verdicts, rows, tests = {}, [], []
     for backend in trial.variants:
         found = {scan.scan_id: judge(trial.numbers[scan.scan_id].anatomy[backend], tolerance)
@@ -479,12 +486,13 @@ def _anatomy(trial: Trial, mapper: Callable[..., Iterable]
     return tolerance, verdicts, rows, tests
 
 
-def _tolerance(trial: Trial, mapper: Callable[..., Iterable]) -> Tolerance:
+def _tolerance(trial: Trial, working: Working) -> Tolerance:
     paths = [scan.image for scan in trial.before]
     key = file_key(paths, "tolerance", trial.seed, repr(trial.segment),
                    [(p.first.scan_id, p.second.scan_id) for p in rescans(trial.before)])
     found = kept(trial.cache, key, lambda: vars(learn_tolerance(
-        trial.before, trial.segment, seed=trial.seed, mapper=mapper)))
+        trial.before, trial.segment, seed=trial.seed,
+        mapper=working(f"{trial.modality} limits from rescans"))))
     return Tolerance(**found)
 
 

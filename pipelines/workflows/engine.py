@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from harmonizer.errors import OutputError, UsageError
 from harmonizer.files import atomic_path, write_text
+from harmonizer.progress import progress_bar
 
 from ..settings import Settings
 
 if TYPE_CHECKING:
     from nipype import Workflow
 
-__all__ = ["Failure", "RunResult", "execute", "load_plugin", "progress_bar", "reporter"]
+__all__ = ["Failure", "RunResult", "execute", "load_plugin"]
 
 LOGGER = logging.getLogger("pipelines")
 PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
@@ -241,22 +242,3 @@ def load_plugin(path: Path) -> dict[str, Any]:
     if not isinstance(given.get("plugin"), str) or not isinstance(arguments, dict):
         raise UsageError(f"--use-plugin {path}: expected the keys plugin and plugin_args.")
     return {"plugin": given["plugin"], "plugin_args": arguments}
-
-
-def progress_bar(total: int, label: str) -> Any:
-    """A bar with an estimate on stderr; on no terminal a line every half minute."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 30.0)
-
-
-def reporter(label: str) -> tuple[Any, Callable[[int, int], None]]:
-    """(bar, callback) for functions that report (done, total)."""
-    bar = progress_bar(0, label)
-
-    def report(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return bar, report

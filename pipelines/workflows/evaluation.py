@@ -25,6 +25,7 @@ from harmonizer.evaluation.referee import Ruling, referee
 from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
+from harmonizer.progress import phases
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
@@ -175,14 +176,16 @@ def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[
     covariates = settings.covariates or tuple(
         name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
     LOGGER.info("Judging %d scans: %s.", len(before), ", ".join(v.name for v in variants))
-    return referee(
-        before, {v.name: v.cohort for v in variants}, variants[0].target,
-        covariates=covariates, reference_site=settings.reference_site,
-        travelling=settings.traveling, segment=None if settings.sloppy else AtroposSegmenter(),
-        priors=tissue_priors(resolution_of(settings.sloppy)),
-        fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
-        permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
-        workers=settings.nprocs, cache=settings.work_dir / "referee", seed=settings.random_seed)
+    with phases("evaluate") as progress:
+        return referee(
+            before, {v.name: v.cohort for v in variants}, variants[0].target,
+            covariates=covariates, reference_site=settings.reference_site,
+            travelling=settings.traveling, segment=None if settings.sloppy else AtroposSegmenter(),
+            priors=tissue_priors(resolution_of(settings.sloppy)),
+            fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
+            permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
+            workers=settings.nprocs, progress=progress, cache=settings.work_dir / "referee",
+            seed=settings.random_seed)
 
 
 def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from harmonizer.backends import registry
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UsageError, did_you_mean
+from harmonizer.progress import reporter
 
 from ..outputs.collect import cohort_of, find_preprocessed
 from ..outputs.names import MODELS, resolution_of
 from ..settings import Settings
-from .engine import reporter
 from .harmonization import device_of
 
 if TYPE_CHECKING:

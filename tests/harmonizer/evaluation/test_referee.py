@@ -22,6 +22,9 @@ def one(statistics: Statistics, name: str, backend: str = "", **more: str) -> Te
     return rows[0]
 
 
+SAID: list[tuple[str, int, int]] = []  # what the referee said of its progress
+
+
 @pytest.fixture(scope="module")
 def nested(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nested")
@@ -47,7 +50,17 @@ def roaming(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def travelled(roaming):
-    return referee(*roaming, "A", segment=cohorts.segment, permutations=20)
+    return referee(*roaming, "A", segment=cohorts.segment, permutations=20,
+                   progress=lambda *said: SAID.append(said))
+
+
+def test_it_says_how_far_it_is(travelled, roaming):
+    """Every phase counts from 0 to its end, the scans are counted, and pairs have their turn."""
+    phases = {label: [said[1:] for said in SAID if said[0] == label] for label, _, _ in SAID}
+    for steps in phases.values():
+        assert steps == [(done, steps[0][1]) for done in range(steps[0][1] + 1)]
+    assert phases["T1w tissues, anatomy"][-1] == (len(roaming[0]),) * 2
+    assert {"T1w limits from rescans", "T1w pairs before"} <= set(phases)
 
 
 def test_the_scanner_is_found_and_its_removal_seen(ruling):
