@@ -102,11 +102,8 @@ def moved_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
     """
     expected = explained_by_contrast(source, result, mask)
     box, coarse, factor = _moved_blocks(expected, result, mask, spacing)
-    shape = [part.stop - part.start for part in box]
-    where = [(np.arange(size) + 0.5) / step - 0.5 for size, step in zip(shape, factor)]
     full = np.zeros(mask.shape, dtype=np.float32)
-    full[box] = ndimage.map_coordinates(
-        coarse, np.meshgrid(*where, indexing="ij"), order=1, mode="nearest") * mask[box]
+    full[box] = _between(coarse, factor, mask[box].shape) * mask[box]
     return full
 
 
@@ -140,22 +137,32 @@ def _blocks(array: np.ndarray, factor: Sequence[int]) -> np.ndarray:
 
 def _without_local_line(y: np.ndarray, x: np.ndarray, share: np.ndarray, spacing: Sequence[float]
                         ) -> np.ndarray:
-    """y - (a + b x), a and b by local least squares over 12 mm; ``share`` of a block in the mask.
+    """y - (a + b x), see `_local_line`; ``share`` of a block in the mask."""
+    mean_x, mean_y, slope = _local_line(y, x, share, spacing)
+    return np.where(share > 0, y - mean_y - slope * (x - mean_x), 0)
 
-    The local means are taken on blocks of about 4 mm.
+
+def _local_line(y: np.ndarray, x: np.ndarray, share: np.ndarray, spacing: Sequence[float]
+                ) -> tuple[np.ndarray, ...]:
+    """Of y = mean_y + b (x - mean_x), by least squares over 12 mm: mean_x, mean_y and b at each
+    place. ``share`` (0 to 1) of each place in the mask. Means are taken on blocks of about 4 mm.
     """
     factor = tuple(max(int(SMOOTH_MM / 3 / step + 1e-6), 1) for step in spacing)
     wide = _blocks(share, factor)
     size = np.asarray(spacing) * factor
     means = [_mean_inside(_blocks(array * share, factor) / np.maximum(wide, 1e-6), wide, size,
                           SMOOTH_MM) for array in (x, y, x * x, x * y)]
-    where = np.meshgrid(*[(np.arange(n) + 0.5) / step - 0.5 for n, step in zip(x.shape, factor)],
-                        indexing="ij")
-    mean_x, mean_y, square, product = (
-        ndimage.map_coordinates(mean, where, order=1, mode="nearest") for mean in means)
+    mean_x, mean_y, square, product = (_between(mean, factor, x.shape) for mean in means)
     variance = np.maximum(square - mean_x**2, 0)
-    slope = (product - mean_x * mean_y + LEAST_VARIANCE) / (variance + LEAST_VARIANCE)
-    return np.where(share > 0, y - mean_y - slope * (x - mean_x), 0)
+    return mean_x, mean_y, (product - mean_x * mean_y + LEAST_VARIANCE) / (
+        variance + LEAST_VARIANCE)
+
+
+def _between(coarse: np.ndarray, factor: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Blocks of ``factor`` places read at each of ``shape`` places, linearly."""
+    where = [(np.arange(size) + 0.5) / step - 0.5 for size, step in zip(shape, factor)]
+    return ndimage.map_coordinates(coarse, np.meshgrid(*where, indexing="ij"), order=1,
+                                   mode="nearest")
 
 
 def _mean_inside(array: np.ndarray, share: np.ndarray, spacing: Sequence[float], width_mm: float
@@ -176,10 +183,12 @@ def _core(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 
 def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
                       spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> float:
-    """Mean distance in mm between the edges of f(source) and of the result, both ways.
+    """Mean distance in mm between the edges of a + b f(source) and of the result, both ways.
 
-    Edges: the tenth of the voxels of the mask's core with the steepest gradient (Gaussian
-    derivative of 1 voxel). 0 to infinity, lower is better; NaN where an image has no edges.
+    a and b vary over 12 mm, as in :func:`moved_map`: a bias field makes other edges the steepest
+    ones, and moves none. Edges: the tenth of the voxels of the mask's core with the steepest
+    gradient (Gaussian derivative of 1 voxel). 0 to infinity, lower is better; NaN where an image
+    has no edges.
     """
     return _displacement(explained_by_contrast(source, result, mask), result, mask, spacing)
 
@@ -188,19 +197,36 @@ def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
                   spacing: Sequence[float]) -> float:
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     core = _core(mask[box], spacing)
-    edges = [_edges(image[box], core, spacing) for image in (expected, result)]
+    steep = [_steepness(image[box], spacing) for image in (expected, result)]
+    steep[0] *= np.abs(_local_gain(expected[box], result[box], mask[box], spacing))
+    edges = [_edges(one, core) for one in steep]
     if not all(edge.any() for edge in edges):
         return math.nan
     away = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
     return float((away[1][edges[0]].mean() + away[0][edges[1]].mean()) / 2)
 
 
-def _edges(image: np.ndarray, core: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _local_gain(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
+                spacing: Sequence[float]) -> np.ndarray:
+    """b of `_local_line` at each voxel; 1 for a constant result, which has no edges anyway."""
+    scale = intensity_range(quantile_function(result[mask]))
+    if not scale > 0:
+        return np.ones(mask.shape, dtype=np.float32)
+    x, y = (np.where(mask, image, 0).astype(np.float32) / np.float32(scale)
+            for image in (expected, result))
+    return _local_line(y, x, mask.astype(np.float32), spacing)[2]
+
+
+def _steepness(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Length of the gradient (Gaussian derivative of 1 voxel), in units of the image per mm."""
     image = image.astype(np.float32)
-    squared = sum((ndimage.gaussian_filter1d(image, 1.0, axis=axis, order=1, mode="nearest")
-                   / spacing[axis]) ** 2 for axis in range(3))
-    limit = np.quantile(squared[core], 1 - EDGE_SHARE)
-    return core & (squared >= limit) & (squared > 0)
+    return np.sqrt(sum((ndimage.gaussian_filter1d(image, 1.0, axis=axis, order=1, mode="nearest")
+                        / spacing[axis]) ** 2 for axis in range(3)))
+
+
+def _edges(steepness: np.ndarray, core: np.ndarray) -> np.ndarray:
+    limit = np.quantile(steepness[core], 1 - EDGE_SHARE)
+    return core & (steepness >= limit) & (steepness > 0)
 
 
 def overlap(source: Segmentation, result: Segmentation) -> tuple[float, float]:

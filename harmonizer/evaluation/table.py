@@ -68,8 +68,8 @@ MEASURES = {
         "gradients' lengths, inside the eroded mask",
         "1", "higher", "-1 to 1"),
     "edge_displacement": Measure(
-        "Mean distance between the edges of the source, brought to the harmonized contrast, and "
-        "those of the harmonized image", "mm", "lower", "0 to infinity"),
+        "Mean distance between the edges of the source, brought to the harmonized contrast and "
+        "local brightness, and those of the harmonized image", "mm", "lower", "0 to infinity"),
     "largest_change": Measure(
         "Largest local difference that no change of contrast or bias field explains, averaged "
         "over 2.5 mm, over the harmonized image's range", "1", "lower", "0 to infinity"),

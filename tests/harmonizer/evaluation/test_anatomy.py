@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
+from harmonizer.evaluation import anatomy
 from harmonizer.evaluation.anatomy import (
     GUARDED,
     Tolerance,
@@ -208,6 +209,18 @@ def test_edges_of_a_shifted_box():
     assert math.isnan(edge_displacement(slab, np.ones(SHAPE), mask))
     moved = edge_displacement(noisy, np.roll(noisy, 2, axis=0), mask, (3.0, 1, 1))
     assert moved == pytest.approx(4.5, abs=0.2)
+
+
+def test_a_bias_field_moves_no_edge(monkeypatch):
+    """Half as bright again at one end, the steepest edges lie there; none of them has moved. What
+    is left (the field is steep for so small a brain) is less than half of what it would be."""
+    source = brain(6)
+    field = np.linspace(0.8, 1.2, SHAPE[0], dtype=np.float32)[:, None, None]
+    biased = edge_displacement(source.data, source.data * field, MASK)
+    moved = edge_displacement(source.data, np.roll(source.data * field, 1, axis=1), MASK)
+    assert biased < 0.2 < 0.7 < moved
+    monkeypatch.setattr(anatomy, "_local_gain", lambda expected, *_: np.ones(expected.shape))
+    assert edge_displacement(source.data, source.data * field, MASK) > 2 * biased
 
 
 def test_the_removal_of_a_scanner_is_no_change_of_tissue(tolerance):
