@@ -1,8 +1,8 @@
 """The leaderboard: every registered backend before the same referee.
 
     python benchmarks/leaderboard.py WORK [--phantom [FOLDER]] [--travelling OUT] [--sites OUT]
-        [--backends A B] [--resolution MM] [--coarsen MM] [--folds 4] [--tissues]
-        [--markdown docs/benchmarks.md]
+        [--backends A B] [--set METHOD.NAME=VALUE ...] [--minutes M] [--resolution MM]
+        [--coarsen MM] [--folds 4] [--tissues] [--markdown docs/benchmarks.md]
 
 WORK keeps harmonized images and numbers, so that a new backend costs only itself. The data:
 *phantom*, simulated people on four scanners (made in WORK, or a folder with cohort.tsv as
@@ -11,7 +11,8 @@ several sites; *sites*, one whose people were not, which can answer for scanner,
 alone. Output folders need the preprocess stage only.
 
 Nobody is harmonized by a model that saw him or her: people are dealt into folds, and each fold is
-harmonized by a fit on the others.
+harmonized by a fit on the others. A method with networks trains M minutes for each fold (default:
+as long as it trains by itself), and WORK keeps its models.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from sections import put_section  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
+from harmonizer.backends.base import Backend  # noqa: E402
 from harmonizer.backends.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.errors import HarmonizerError  # noqa: E402
@@ -45,8 +48,10 @@ from harmonizer.phantom.aligned import write_aligned  # noqa: E402
 from harmonizer.preprocessing.transforms import resample  # noqa: E402
 from harmonizer.segmentation.atropos import AtroposSegmenter, CachedSegmenter, Segment  # noqa: E402
 from harmonizer.template import load_template, tissue_priors  # noqa: E402
+from harmonizer.training.settings import Resources  # noqa: E402
 from harmonizer.volume import write_mask, write_volume  # noqa: E402
 from pipelines.outputs.collect import cohort_of, find_preprocessed  # noqa: E402
+from pipelines.settings import named_value  # noqa: E402
 
 PEOPLE, TRAVELLERS = 8, 4  # of the phantom: per scanner, and besides
 RESCALED = "only rescaled"
@@ -89,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--travelling", type=Path, help="output folder with travelling people")
     parser.add_argument("--sites", type=Path, help="output folder with people of one site each")
     parser.add_argument("--backends", nargs="+", default=list(registry.names()))
+    parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.NAME=VALUE",
+                        help="options of methods, such as cacd.preset=small")
+    parser.add_argument("--minutes", type=float, help="of training for each fold")
     parser.add_argument("--modality", default="T1w")
     parser.add_argument("--resolution", type=int, default=1, help="of the output folders, mm")
     parser.add_argument("--coarsen", type=int, metavar="MM",
@@ -110,6 +118,8 @@ def _command(given: argparse.Namespace) -> str:
               for name in ("phantom", "travelling", "sites") if getattr(given, name)]
     if list(given.backends) != list(registry.names()):
         words.append(f"--backends {' '.join(given.backends)}")
+    words += [f"--set {' '.join(given.set)}"] if given.set else []
+    words += [f"--minutes {given.minutes:g}"] if given.minutes else []
     words += [f"--coarsen {given.coarsen}"] if given.coarsen else []
     words += ["--tissues"] if given.tissues else []
     return " ".join([*words, f"--folds {given.folds}"])
@@ -166,7 +176,7 @@ def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
     for name in given.backends:
         started = time.process_time()
         try:
-            variants[name] = harmonized(name, cohort, target, work / name, given.folds)
+            variants[name] = harmonized(name, cohort, target, work / name, given)
         except HarmonizerError as error:
             failed.append(f"{name} could not take part: {error}")
         seconds[name] = (time.process_time() - started) / len(cohort)
@@ -186,20 +196,34 @@ def _known(cohort: Cohort) -> tuple[str, ...]:
     return tuple(n for n in ("age", "sex") if any(getattr(s, n) is not None for s in cohort))
 
 
-def harmonized(name: str, cohort: Cohort, target: str, folder: Path, folds: int) -> Cohort:
+def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argparse.Namespace
+               ) -> Cohort:
     """Every scan by a model that did not see its person; images that are there are kept."""
     done = []
-    for number, held in enumerate(dealt(cohort, folds)):
+    for number, held in enumerate(dealt(cohort, given.folds)):
         rest = cohort.where(lambda scan: scan.subject not in held)
         model = None
         for scan in cohort.of_subjects(held):
             path = folder / f"{scan.scan_id}.nii.gz"
             if not path.is_file():
-                model = model or registry.get(name)().fit(rest, seed=1)
+                model = model or fitted(name, rest, folder / f"fold-{number}", given)
                 result = model.harmonize(scan.read(), model.target(target), source=scan.site)
                 write_volume(path, result)
             done.append(replace(scan, image=path))
     return Cohort(tuple(done))
+
+
+def fitted(name: str, cohort: Cohort, folder: Path, given: argparse.Namespace) -> Backend:
+    """The method fitted on the cohort; a training in the folder goes on where it stopped."""
+    kind = registry.get(name)
+    own = [word.removeprefix(f"{name}.") for word in given.set if word.startswith(f"{name}.")]
+    backend: Any = kind(kind.config_from(dict(map(named_value, own))))
+    if kind.capabilities.trained:
+        backend.resources = Resources(folder=folder, max_minutes=given.minutes)
+    backend.fit(cohort, seed=1)
+    if kind.capabilities.trained:
+        backend.save(folder / "model")
+    return backend
 
 
 def dealt(cohort: Cohort, folds: int) -> list[list[str]]:

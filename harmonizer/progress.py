@@ -32,18 +32,17 @@ def reporter(label: str) -> tuple[Any, Callable[[int, int], None]]:
 @contextmanager
 def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A callback for functions that report (phase, done, total); each phase has a bar."""
-    bars: dict[str, tuple[Any, Callable[[int, int], None]]] = {}
+    bars: dict[str, Any] = {}
 
     def report(phase: str, done: int, total: int) -> None:
         if phase not in bars:
-            bars[phase] = reporter(f"{label} {phase}")
-        bar, tell = bars[phase]
-        tell(done, total)
+            bars[phase] = progress_bar(total, f"{label} {phase}")
+        bars[phase].update(done - bars[phase].n)
         if done == total:
-            bar.close()
+            bars[phase].close()
 
     try:
         yield report
     finally:
-        for bar, _ in bars.values():
+        for bar in bars.values():
             bar.close()

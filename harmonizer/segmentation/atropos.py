@@ -132,6 +132,10 @@ def _carried(maps: dict[str, np.ndarray], image: Volume, volume: Volume) -> dict
 
 
 def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]:
+    """Within the mask's box: Atropos walks through all voxels of what it is given, inside or not.
+
+    Its sweeps visit voxels in random order; a constant seed (r) gives the same bits every time.
+    """
     from ..preprocessing.ants_bridge import ants_module, to_ants
 
     ants = ants_module()
@@ -139,18 +143,29 @@ def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]
     if not high > low:
         raise InputError("expected an image with contrast inside the mask, got a constant one. "
                          "It cannot be segmented.")
-    scaled = np.clip((image.data - low) / (high - low), 0, 1) * 100
+    box = ndimage.find_objects(image.mask.astype(np.uint8))[0]
+    small = _cut(image, box)
+    scaled = np.clip((small.data - low) / (high - low), 0, 1) * 100
     priors = tissue_priors(settings.resolution_mm)
     with _own_temporary_folder():
         found = ants.atropos(
-            a=to_ants(image, scaled), x=to_ants(image, image.mask),
-            i=[to_ants(image, np.where(image.mask, priors[name], 0)) for name in TISSUES],
+            a=to_ants(small, scaled), x=to_ants(small, small.mask),
+            i=[to_ants(small, np.where(small.mask, priors[name][box], 0)) for name in TISSUES],
             m=f"[{settings.smoothing:g},1x1x1]", c=f"[{settings.iterations},0]",
-            priorweight=settings.prior_weight)["probabilityimages"]
-        maps = np.stack([one.numpy() for one in found]) * image.mask
+            priorweight=settings.prior_weight, r=0)["probabilityimages"]
+        maps = np.zeros((len(TISSUES), *image.shape), dtype=np.float32)
+        maps[(slice(None), *box)] = np.stack([one.numpy() for one in found]) * small.mask
     total = maps.sum(axis=0)
     return {name: np.divide(one, total, out=np.zeros_like(one), where=total > 0)
             for name, one in zip(TISSUES, maps)}
+
+
+def _cut(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    """The part of a masked volume in a box, at its place in the world."""
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    return Volume(np.ascontiguousarray(volume.data[box]), affine,
+                  np.ascontiguousarray(volume.mask[box]))
 
 
 @contextmanager

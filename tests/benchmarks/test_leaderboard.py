@@ -96,3 +96,23 @@ def test_scans_are_brought_to_a_coarser_grid_once(leaderboard, tmp_path):
     kept = (tmp_path / "coarse" / "sub-1_T1w.nii.gz").stat().st_mtime_ns
     leaderboard.coarsened(Cohort((scan,)), 8, tmp_path / "coarse")
     assert (tmp_path / "coarse" / "sub-1_T1w.nii.gz").stat().st_mtime_ns == kept
+
+
+def test_a_method_gets_its_own_options_and_its_minutes(leaderboard, tmp_path, monkeypatch):
+    """Options of one method never reach another; a training has a folder for each fold."""
+    from harmonizer.backends import registry
+
+    seen = []
+    for name in ("cacd", "disarm"):
+        kind = registry.get(name)
+        monkeypatch.setattr(kind, "fit", lambda self, cohort, seed: seen.append(
+            (self.config, self.resources)))
+        monkeypatch.setattr(kind, "save", lambda self, folder: folder)
+    given = leaderboard._parser().parse_args([
+        str(tmp_path), "--set", "cacd.preset=tiny", "cacd.validate_every=7", "--minutes", "3"])
+    for name in ("cacd", "disarm"):
+        leaderboard.fitted(name, Cohort(()), tmp_path / name / "fold-0", given)
+    (cacd, resources), (disarm, _) = seen
+    assert (cacd.preset, cacd.pace().validate_every) == ("tiny", 7) and disarm.preset != "tiny"
+    assert (resources.folder, resources.max_minutes) == (tmp_path / "cacd" / "fold-0", 3.0)
+    assert "--set cacd.preset=tiny cacd.validate_every=7 --minutes 3" in leaderboard._command(given)
