@@ -29,16 +29,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
-from harmonizer.evaluation.anatomy import (  # noqa: E402
-    GUARDED,
+from harmonizer.evaluation.anatomy import GUARDED, compare_anatomy  # noqa: E402
+from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
+from harmonizer.evaluation.kept import file_key, kept  # noqa: E402
+from harmonizer.evaluation.tolerance import (  # noqa: E402
     Tolerance,
-    compare_anatomy,
     judge,
     learn_tolerance,
     tolerance_of,
 )
-from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
-from harmonizer.evaluation.kept import file_key, kept  # noqa: E402
 from harmonizer.phantom import SCANNERS, make_person, render  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image  # noqa: E402
 from harmonizer.phantom.dataset import Participant, plan_participants  # noqa: E402

@@ -1,10 +1,4 @@
-"""The guard: anatomy must not move.
-
-A harmonized image may differ from its source in contrast, and by no more in anatomy than two scans
-of one person on one scanner differ from each other. That is measured, on the cohort's own rescans;
-where there are none, on simulated ones: the scan moved by what registration repeats to, and apart
-from itself by the noise of two visits. An image that breaks a limit is flagged with the reason and
-the place.
+"""What the guard measures: did anatomy move? (The limits are in `tolerance`.)
 
 What moved is seen after the contrast is explained away: harmonized = a + b f(source) + rest, where
 f is a stiff function of intensity alone and a, b vary only over 12 mm (a bias field). The rest,
@@ -15,25 +9,19 @@ there, though no mean over the brain notices it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 
-from ..cohort import Cohort, Scan
 from ..errors import InputError
 from ..segmentation.atropos import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
 from ..volume import Volume
 from . import image as near
 from .distribution import intensity_range, quantile_function
-from .travelling import Pair, rescans
 
-__all__ = ["GUARDED", "Tolerance", "Verdict", "explained_by_contrast", "moved_map",
-           "edge_displacement", "overlap", "compare_anatomy", "simulated_rescan", "noise_level",
-           "resampled_noise", "tolerance_of", "chance_of_flags", "learn_tolerance", "judge"]
+__all__ = ["GUARDED", "explained_by_contrast", "moved_map", "edge_displacement", "overlap",
+           "compare_anatomy"]
 
 GUARDED = {  # measure -> what a reader is told; True where higher is better
     "ssim_structure": ("structure (SSIM)", True),
@@ -51,12 +39,6 @@ LOCAL_MM = 2.5  # standard deviation of the window over which a local change is 
 RIM_MM = 4.0  # taken off the mask: its border belongs to the skull-strip
 BLOCK_MM = 2.0  # blocks that the map of where it moved is worked out on
 EDGE_SHARE = 0.1  # of the voxels, those with the steepest gradient
-REGISTRATION_MM = 0.3  # shift and
-REGISTRATION_DEGREES = 0.3  # rotation that two registrations of one brain differ by
-NOTHING = 1e-3  # difference from perfect, in any measure's unit, that rounding can make
-MISSED = 0.05  # share of faithful images that may be flagged
-MOST_PAIRS = 20
-FEWEST_PAIRS = 3  # real rescans, below which simulated ones are added
 
 
 def explained_by_contrast(source: np.ndarray, result: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -282,183 +264,3 @@ def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = No
             overlap(segment(Volume(expected, source.affine, mask)), goal)
             if np.ptp(expected[mask]) > 0 else (0.0, 1.0))
     return values
-
-
-def noise_level(data: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of voxelwise noise, in intensity units, from third-order differences.
-
-    Median absolute value of the second difference along all three axes, which anatomy seldom
-    fills, scaled to a normal distribution (Immerkaer 1996, doi:10.1006/cviu.1996.0060, in 3D and
-    robust). Noise that resampling has smoothed is underestimated: `resampled_noise` undoes that.
-    """
-    array = data.astype(np.float32)
-    for axis in range(3):
-        array = ndimage.correlate1d(array, [1.0, -2.0, 1.0], axis=axis, mode="nearest")
-    inner = ndimage.binary_erosion(mask, iterations=2)
-    values = array[inner if inner.any() else mask]
-    return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6.0**3))
-
-
-def resampled_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """(I, J, K) noise as one linear interpolation leaves white noise, with a `noise_level` of 1.
-
-    Preprocessing brings a scan to the template's grid that way. What is left of the noise depends
-    on where a voxel falls between its neighbours, and they share it: its standard deviation is
-    about 2.3 times what third-order differences see (1.5 to 3.3 where voxels also change by 20 %).
-    """
-    angles = np.radians(rng.uniform(2, 5, 3))  # so that voxels fall everywhere between others
-    turn = Rotation.from_euler("xyz", angles).as_matrix()
-    centre = (np.array(shape) - 1) / 2
-    white = rng.normal(size=shape).astype(np.float32)
-    noise = ndimage.affine_transform(white, turn, centre - turn @ centre, order=1, mode="mirror")
-    return noise / noise_level(noise, np.ones(shape, dtype=bool))
-
-
-def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATION_MM,
-                     degrees: float = REGISTRATION_DEGREES) -> Volume:
-    """The scan as a second visit to the same scanner might have given it, on the same grid.
-
-    Moved by a rigid motion of ``shift_mm`` and ``degrees`` about the brain's centre in a random
-    direction (what two registrations of one brain differ by). Two visits differ by two draws of the
-    noise and the source holds one of them, so what is added has the variance of two; it is noise
-    that was interpolated as the scan was.
-    """
-    if volume.mask is None:
-        raise InputError("a simulated rescan needs a brain mask and the volume has none.")
-    rng = np.random.default_rng(seed)
-    axis, way = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
-    angle = math.radians(degrees)
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-    centre = volume.affine[:3, :3] @ np.argwhere(volume.mask).mean(axis=0) + volume.affine[:3, 3]
-    motion = np.eye(4)
-    motion[:3, :3], motion[:3, 3] = turn, centre - turn @ centre + shift_mm * way
-    step = np.linalg.inv(volume.affine) @ motion @ volume.affine
-    moved = ndimage.affine_transform(volume.data, step[:3, :3], step[:3, 3], order=3,
-                                     mode="nearest")
-    level = math.sqrt(2) * noise_level(volume.data, volume.mask)
-    noise = level * resampled_noise(volume.shape, rng)
-    return volume.with_data(np.where(volume.mask, moved + noise, volume.data))
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What may differ: a limit per measure, where it comes from, and how often it errs.
-
-    ``flagged``: expected share of faithful images that break any of the limits.
-    """
-
-    limits: Mapping[str, float] = field(default_factory=dict)
-    origin: str = ""
-    pairs: int = 0
-    flagged: float = math.nan
-
-
-def tolerance_of(pairs: Sequence[Mapping[str, float]], origin: str) -> Tolerance:
-    """Limits from :func:`compare_anatomy` of pairs of scans that differ by the scanner's noise.
-
-    One level for all measures together, not one for each: six limits that one faithful pair in
-    twenty breaks flag up to a quarter of all images. A pair's score is how far it is from perfect,
-    as a share of the worst other pair, in the measure where that is most. The limits are c times
-    the worst of all pairs, c the k-th largest of n scores, k = 0.05 (n + 1) rounded down but at
-    least 1: another such pair breaks any of them with a chance of about k / (n + 1) (conformal
-    prediction by leaving out, Vovk et al. 2005, Barber et al. 2021, doi:10.1214/20-AOS1965). Every
-    measure keeps its own tail that way. InputError for no pairs.
-    """
-    if not pairs:
-        raise InputError("the guard needs pairs of scans of one person on one scanner, or "
-                         "simulated ones, to know what may differ; got none.")
-    rank = max(int(MISSED * (len(pairs) + 1)), 1)
-    away = {name: np.maximum(np.abs(np.array([v.get(name, math.nan) for v in pairs]) - higher),
-                             NOTHING)
-            for name, (_, higher) in GUARDED.items()}  # 1 is perfect where higher is better
-    away = {name: part for name, part in away.items() if np.isfinite(part).any()}
-    scores = np.fmax.reduce([_shares_of_others(part) for part in away.values()])
-    factor = np.sort(scores)[::-1][rank - 1]
-    furthest = {name: float(factor * np.nanmax(part)) for name, part in away.items()}
-    limits = {name: 1 - far if GUARDED[name][1] else far for name, far in furthest.items()}
-    return Tolerance(limits, origin, len(pairs), rank / (len(pairs) + 1))
-
-
-def _shares_of_others(away: np.ndarray) -> np.ndarray:
-    """(n,) each distance as a share of the largest other one; 1 where there is no other, or none.
-    """
-    others = np.array([np.fmax.reduce(np.delete(away, i), initial=0.0) for i in range(len(away))])
-    known = (others > 0) & np.isfinite(away)
-    return np.divide(away, others, out=np.ones(len(away)), where=known)
-
-
-def chance_of_flags(flagged: int, images: int, tolerance: Tolerance) -> float:
-    """Chance (0 to 1) of so many flags or more among faithful images.
-
-    The limits are a draw themselves: with the k-th of n scores the share beyond them is Beta(k,
-    n + 1 - k) distributed, and the flags among all images beta-binomially.
-    """
-    from scipy.stats import betabinom
-
-    rank = round(tolerance.flagged * (tolerance.pairs + 1))
-    return float(betabinom.sf(flagged - 1, images, rank, tolerance.pairs + 1 - rank))
-
-
-def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int = 0,
-                    most: int = MOST_PAIRS, mapper: Callable[..., Iterable] = map) -> Tolerance:
-    """The cohort's own within-scanner noise, from unharmonized images.
-
-    From rescans (one person, one site, two scans), at most ``most`` pairs. With fewer than 3, from
-    simulated rescans of scans spread evenly over the cohort. Two volumes in memory; ``mapper``:
-    ``map``, or one with its signature that spreads pairs over processes.
-    """
-    real = rescans(cohort)
-    if len(real) >= FEWEST_PAIRS:
-        chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
-        return tolerance_of(list(mapper(partial(_rescanned, segment=segment), chosen)),
-                            f"{len(chosen)} pairs of rescans of one person on one scanner")
-    scans = [cohort.scans[i] for i in
-             np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
-    jobs = [(scans[number % len(scans)], seed + number) for number in range(most if scans else 0)]
-    return tolerance_of(list(mapper(partial(_simulated, segment=segment), jobs)),
-                        f"{len(jobs)} simulated rescans ({REGISTRATION_MM} mm, "
-                        f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
-                        f"cohort has {len(real)} real ones")
-
-
-def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:
-    return compare_anatomy(pair.first.read(), pair.second.read(), segment)
-
-
-def _simulated(job: tuple[Scan, int], segment: Segment | None) -> dict[str, float]:
-    volume = job[0].read()
-    return compare_anatomy(volume, simulated_rescan(volume, job[1]), segment)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether anatomy held, the reasons in words where it did not, and the numbers."""
-
-    ok: bool
-    reasons: tuple[str, ...]
-    values: Mapping[str, float]
-    limits: Mapping[str, float]
-    origin: str = ""
-
-    def as_dict(self) -> dict[str, object]:
-        """For a JSON sidecar; what is not defined is None."""
-        return {"AnatomyHeld": self.ok, "Reasons": list(self.reasons),
-                "Measures": {k: v if math.isfinite(v) else None for k, v in self.values.items()},
-                "Limits": dict(self.limits), "LimitsFrom": self.origin}
-
-
-def judge(values: Mapping[str, float], tolerance: Tolerance) -> Verdict:
-    """Compare a harmonized image's numbers with the limits; an undefined number is a reason too."""
-    reasons = []
-    for name, limit in tolerance.limits.items():
-        words, higher = GUARDED[name]
-        value = values.get(name)
-        if value is None:
-            continue
-        if not math.isfinite(value):
-            reasons.append(f"{words}: not defined, the image has lost its contrast or its tissues")
-        elif value < limit if higher else value > limit:
-            reasons.append(f"{words}: {value:.3g}, where rescans reach {limit:.3g}")
-    return Verdict(not reasons, tuple(reasons), dict(values), dict(tolerance.limits),
-                   tolerance.origin)

@@ -19,7 +19,7 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
 from ..segmentation.atropos import TISSUES, Segment
-from .anatomy import GUARDED, Tolerance, Verdict, chance_of_flags, judge, learn_tolerance
+from .anatomy import GUARDED
 from .biology import age_by_scanner, age_tests, effect_tests
 from .combat import cross_fitted_combat
 from .confounding import check_confounding
@@ -33,6 +33,7 @@ from .measurements import Job, Numbers, Progress, measure, spread
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics
+from .tolerance import Tolerance, Verdict, chance_of_flags, judge, learn_tolerance
 from .travelling import (
     RESCALED,
     agreement_tests,

@@ -12,18 +12,18 @@ from harmonizer.errors import InputError
 from harmonizer.evaluation import anatomy
 from harmonizer.evaluation.anatomy import (
     GUARDED,
-    Tolerance,
-    chance_of_flags,
     compare_anatomy,
     edge_displacement,
     explained_by_contrast,
+    moved_map,
+    overlap,
+)
+from harmonizer.evaluation.rescans import noise_level, resampled_noise, simulated_rescan
+from harmonizer.evaluation.tolerance import (
+    Tolerance,
+    chance_of_flags,
     judge,
     learn_tolerance,
-    moved_map,
-    noise_level,
-    overlap,
-    resampled_noise,
-    simulated_rescan,
     tolerance_of,
 )
 from harmonizer.volume import Volume, write_mask, write_volume

@@ -10,7 +10,7 @@ from tests.harmonizer.evaluation import cohorts
 
 from harmonizer.cohort import Cohort
 from harmonizer.evaluation.__main__ import main, write_moved_maps
-from harmonizer.evaluation.anatomy import Verdict
+from harmonizer.evaluation.tolerance import Verdict
 from harmonizer.evaluation.distribution import QuantileTable
 from harmonizer.evaluation.referee import Ruling
 from harmonizer.evaluation.statistics import Statistics

@@ -369,7 +369,7 @@ def test_no_heavy_import_comes_with_the_package():
 
 
 def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_path):
-    from harmonizer.evaluation.anatomy import Verdict
+    from harmonizer.evaluation.tolerance import Verdict
     from harmonizer.evaluation.statistics import Statistics
 
     metrics, quantiles, scans = tables()
