@@ -58,14 +58,21 @@ def _check_query(path: Path, query: dict[str, Any]) -> None:
     for name, value in query.items():
         if name in NOT_ENTITIES:
             raise UsageError(f"{path}: {name!r} is no entity. Give session, run or the like.")
-        for item in value if isinstance(value, list) else [value]:
-            if not (item is None or isinstance(item, str) or _is_index_number(item)):
-                raise UsageError(f"{path}: {name}: expected text, a number, null or a list of "
-                                 f"them, got {value!r:.80}.")
+        if not (_is_list(value) if isinstance(value, list) else value is None or _is_one(value)):
+            raise UsageError(f"{path}: {name}: expected text, a number, null, or a list of texts "
+                             f"or of numbers, got {value!r:.80}.")
 
 
-def _is_index_number(item: Any) -> bool:
-    return isinstance(item, (int, float)) and abs(item) < 2**53  # NaN is not below it
+def _is_one(value: Any) -> bool:
+    """Text, or a number that an index holds; NaN is not below its limit."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, str) or (number and abs(value) < 2**53)
+
+
+def _is_list(values: list[Any]) -> bool:
+    """Of texts or of numbers: pybids compares all as one kind, and knows no absence in a list."""
+    texts = [isinstance(value, str) for value in values]
+    return all(map(_is_one, values)) and "*" not in values and len(set(texts)) == 1
 
 
 def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +82,4 @@ def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
 def _pybids_value(value: Any) -> Any:
     from bids.layout import Query
 
-    if isinstance(value, list):
-        return [_pybids_value(item) for item in value]
     return Query.NONE if value is None else Query.ANY if value == "*" else value

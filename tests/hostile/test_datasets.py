@@ -269,6 +269,17 @@ def test_a_filter_of_half_a_character(tmp_path: Path) -> None:
         load_filters(tmp_path / "f.json")
 
 
+def test_a_filter_of_several_values(root: Path, layout: Any, tmp_path: Path) -> None:
+    for query, found in (({"session": ["A", "B"]}, 1), ({"session": ["B", ""]}, 0),
+                         ({"run": [1, 2]}, 0)):
+        put(tmp_path / "f.json", json.dumps({"t1w": query}))
+        settings = Settings(root, "/out", ["participant"], bids_filter_file=tmp_path / "f.json")
+        try:
+            assert len(FIND_IMAGES(layout, settings)) == found
+        except InputError:
+            assert not found
+
+
 def test_a_site_of_400_letters_still_names_a_file(root: Path) -> None:
     put(root / f"{STEM}.json", json.dumps({"InstitutionName": "x" * 400}))
     put(root / "participants.tsv", "participant_id\tsite\nsub-01\tn/a\n")
@@ -287,8 +298,14 @@ def test_deep_json_in_a_filter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("query", "message"), [
     ({"return_type": "object"}, "'return_type' is no entity"),
     ({"scope": "derivatives"}, "'scope' is no entity"),
-    ({"session": {"a": 1}}, "expected text, a number, null or a list of them"),
-    ({"session": [["a"]]}, "expected text, a number, null or a list of them"),
+    ({"session": {"a": 1}}, "expected text, a number, null, or a list"),
+    ({"session": [["a"]]}, "expected text, a number, null, or a list"),
+    ({"run": [False, -1, ""]}, "run: expected text, a number, null, or a list"),
+    ({"run": [0.0, ""]}, "of texts or of numbers"),
+    ({"run": True}, "of texts or of numbers, got True"),
+    ({"session": [None, None]}, "of texts or of numbers"),
+    ({"session": ["A", "*"]}, "of texts or of numbers"),
+    ({"session": []}, "of texts or of numbers"),
 ])
 def test_filters_that_ask_for_something_else(
     tmp_path: Path, query: dict[str, Any], message: str
