@@ -152,6 +152,8 @@ def _cohorts(given: argparse.Namespace) -> Iterator[tuple[str, Cohort]]:
 
 def coarsened(cohort: Cohort, resolution_mm: int, folder: Path) -> Cohort:
     """The cohort on the template's grid of another resolution, in a folder; files there are kept.
+
+    Tissue maps stay behind: methods segment the coarse images.
     """
     grid, done = load_template(resolution_mm), []
     for scan in cohort:
@@ -160,7 +162,7 @@ def coarsened(cohort: Cohort, resolution_mm: int, folder: Path) -> Cohort:
             volume = resample(scan.read(), grid, antialias=True)
             write_volume(image, volume.with_data(np.where(volume.mask, volume.data, 0)))
             write_mask(mask, volume.mask, volume.affine)
-        done.append(replace(scan, image=image, mask=mask))
+        done.append(replace(scan, image=image, mask=mask, tissues={}))
     return Cohort(tuple(done))
 
 

@@ -23,11 +23,12 @@ PRIOR_FLOOR = 0.8  # of each tissue, before normalisation: the prior advises, it
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness
-CONTRAST = (0.6, 1.2)  # |difference of means| / spread: no trust in the image below, all above
+CONTRAST = (0.6, 1.2)
 BORROWED = 0.02  # weight of the whole brain's numbers where a neighbourhood holds little
 
 
-def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
+           contrast: tuple[float, float] = CONTRAST) -> np.ndarray:
     """Posterior shares of three tissues.
 
     Parameters
@@ -35,6 +36,8 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray) -> np.ndarr
     data : (I, J, K) float, any unit, voxels of 1 mm
     inside : (I, J, K) bool: the brain
     shares : (3, I, J, K) the network's shares, 0..1
+    contrast : |difference of means| / spread of grey matter and its neighbours by those shares:
+        with less than the first the image has no say, with more than the second all of it
 
     Returns
     -------
@@ -47,7 +50,7 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray) -> np.ndarr
     found /= np.maximum(found.sum(axis=0), 1e-6)
     values = data[inside].astype(np.float64)
     blocks = _Blocks(inside)
-    rough, trust = found, _trust(values, found)
+    rough, trust = found, _trust(values, found, contrast)
     if trust == 0:
         return _spread_out(rough, inside)
     for _ in range(ITERATIONS):
@@ -64,7 +67,7 @@ def _spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return out
 
 
-def _trust(values: np.ndarray, found: np.ndarray) -> float:
+def _trust(values: np.ndarray, found: np.ndarray, contrast: tuple[float, float]) -> float:
     """0..1: how well the image tells grey matter from its neighbours, by the network's shares."""
     means, variances = [], []
     for share in found:
@@ -75,7 +78,7 @@ def _trust(values: np.ndarray, found: np.ndarray) -> float:
         variances.append(float((weights * (values - mean) ** 2).sum() / size))
     apart = [abs(means[1] - means[n]) / max(np.sqrt((variances[1] + variances[n]) / 2), 1e-12)
              for n in (0, 2) if (found[n] > 0.5).mean() > 0.01]
-    low, high = CONTRAST
+    low, high = contrast
     return float(np.clip((min(apart, default=0.0) - low) / (high - low), 0, 1))
 
 

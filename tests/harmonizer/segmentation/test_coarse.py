@@ -11,23 +11,33 @@ from harmonizer.template import load_template, tissue_priors
 NAMES = ("CSF", "GM", "WM")
 
 
-@pytest.mark.parametrize("levels", [(20, 70, 110), (150, 100, 60)])
-def test_brain_of_other_borders_than_the_template_is_found_at_any_order_of_brightness(levels):
-    """Painted from the template's tissues moved by 4 mm: better than the template's own borders."""
+def right(levels: tuple[int, int, int], moved_by: int) -> tuple[float, float]:
+    """Share of the brain whose tissue is found, and for which the template is right, where people
+    are the template's tissues moved by so many voxels of 2 mm."""
     grid, priors = load_template(2), tissue_priors(2)
-    moved = np.stack([np.roll(priors[name], 2, axis=1) for name in NAMES])
+    moved = np.stack([np.roll(priors[name], moved_by, axis=1) for name in NAMES])
     truth = np.where(grid.mask, moved.argmax(axis=0), -1)
     noise = np.random.default_rng(0).normal(0, 4, grid.shape)
     data = np.choose(np.maximum(truth, 0), levels) + noise
-    volume = grid.with_data(np.where(grid.mask, data, 0).astype(np.float32))
-    found = CoarseSegmenter()(volume)
+    found = CoarseSegmenter()(grid.with_data(np.where(grid.mask, data, 0).astype(np.float32)))
     total = sum(found.values())
     np.testing.assert_allclose(total[grid.mask], 1, atol=1e-5)
     assert not total[~grid.mask].any()
     mine = np.stack([found[name] for name in NAMES]).argmax(axis=0)
     given = np.stack([priors[name] for name in NAMES]).argmax(axis=0)
-    right, before = (np.mean(one[grid.mask] == truth[grid.mask]) for one in (mine, given))
-    assert right > 0.85 > before + 0.1
+    return tuple(float(np.mean(one[grid.mask] == truth[grid.mask])) for one in (mine, given))
+
+
+@pytest.mark.parametrize("levels", [(20, 70, 110), (150, 100, 60)])
+@pytest.mark.parametrize("moved_by", [2, 4])
+def test_other_borders_than_the_templates_are_found_at_any_order_of_brightness(levels, moved_by):
+    """Even where the template is wrong in four of ten voxels, as in old brains' ventricles."""
+    found, template = right(levels, moved_by)
+    assert found > 0.95 > template + 0.2
+
+
+def test_where_fluid_looks_like_grey_matter_the_template_is_kept():
+    assert right((70, 70, 110), 0) == (1.0, 1.0)
 
 
 def test_image_without_mask_is_refused():
