@@ -2,7 +2,8 @@
 
 import pytest
 
-from harmonizer.progress import phases, reporter
+from harmonizer import progress
+from harmonizer.progress import phases, progress_bar, reporter
 
 
 def test_each_phase_has_a_bar_on_stderr(capsys):
@@ -16,10 +17,14 @@ def test_each_phase_has_a_bar_on_stderr(capsys):
     assert "evaluate pairs: 100%" in said.err and "3/3" in said.err
 
 
-def test_a_phase_that_stops_closes_its_bar():
-    with pytest.raises(ValueError), phases("evaluate") as report:
+def test_a_phase_that_stops_closes_its_bar(monkeypatch):
+    bars = []
+    monkeypatch.setattr(progress, "progress_bar",
+                        lambda *given: bars.append(progress_bar(*given)) or bars[-1])
+    with pytest.raises(ValueError, match="a scan is broken"), phases("evaluate") as report:
         report("scans", 1, 2)
-        raise ValueError
+        raise ValueError("a scan is broken")
+    assert [bar.disable for bar in bars] == [True]  # tqdm's word for a closed bar
 
 
 def test_a_reporter_learns_its_total():
