@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .refine import REVISION, refine
+from .refine import CONTRAST, REVISION, contrast_between, refine
 from .structures import TISSUES
 
 __all__ = ["TissueMaps", "segment", "NetworkSegmenter", "WEIGHTS"]
@@ -84,10 +84,7 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
     if inside.min() == inside.max():
         raise InputError("the image is constant in the brain mask. Exclude it.")
     box = _working_image(volume)
-    network = network or load_network()
-    shares = _shares(network, box.data, threads)
-    shares += _shares(network, box.data[::-1], threads)[:, ::-1]
-    return _carried_back(volume, box, shares / 2)
+    return _carried_back(volume, box, _at_any_contrast(network or load_network(), box, threads))
 
 
 @lru_cache(maxsize=1)
@@ -124,6 +121,35 @@ def _world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     return world.min(axis=1), world.max(axis=1)
 
 
+def _at_any_contrast(network: Any, box: Volume, threads: int) -> np.ndarray:
+    """The network's shares, of the image or of its negative.
+
+    The network knows T1-like contrast best. Where the image does not bear out what it says, it is
+    asked about the negative too, and what the image bears out better is taken.
+    """
+    found = _from_both_sides(network, box.data, threads)
+    support = contrast_between(box.data, box.mask, _by_tissue(found))
+    if support >= CONTRAST[1]:
+        return found
+    low, high = box.in_mask().min(), box.in_mask().max()
+    negative = np.where(box.mask, high + low - box.data, low)
+    other = _from_both_sides(network, negative, threads)
+    better = contrast_between(box.data, box.mask, _by_tissue(other)) > support
+    return other if better else found
+
+
+def _from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
+    """Mean shares of the image and of its mirror image, mirrored back."""
+    shares = _shares(network, data, threads)
+    shares += _shares(network, data[::-1], threads)[:, ::-1]
+    return shares / 2
+
+
+def _by_tissue(shares: np.ndarray) -> np.ndarray:
+    """(3, I, J, K) of all classes of each tissue."""
+    return np.stack([shares[list(which)].sum(axis=0) for which in TISSUES.values()])
+
+
 def _shares(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
     """(classes, I, J, K) float32 probabilities: one pass, padded to what the network needs."""
     import torch
@@ -152,7 +178,7 @@ def _shares(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
 
 def _carried_back(volume: Volume, box: Volume, shares: np.ndarray) -> TissueMaps:
     """Borders moved to where the image has them; everything on the image's grid."""
-    rough = np.stack([shares[list(which)].sum(axis=0) for which in TISSUES.values()])
+    rough = _by_tissue(shares)
     fine = refine(box.data, box.mask, rough)
     maps = {name: resample(box.with_data(one), volume).data for name, one in zip(TISSUES, fine)}
     total = sum(maps.values())

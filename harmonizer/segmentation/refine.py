@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["refine"]
+__all__ = ["CONTRAST", "contrast_between", "refine"]
 
-REVISION = 2  # counted up when the answer changes: kept segmentations are then made anew
+REVISION = 3  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
 PRIOR_BLUR_MM = 1.5  # how far a border may be moved by the image
 PRIOR_FLOOR = 0.8  # of each tissue, before normalisation: the prior advises, it does not decide
@@ -68,7 +68,21 @@ def _spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def _trust(values: np.ndarray, found: np.ndarray, contrast: tuple[float, float]) -> float:
-    """0..1: how well the image tells grey matter from its neighbours, by the network's shares."""
+    """0..1: how much the image is to say, by how well it tells grey matter from its neighbours."""
+    low, high = contrast
+    return float(np.clip((_apart(values, found) - low) / (high - low), 0, 1))
+
+
+def contrast_between(data: np.ndarray, inside: np.ndarray, shares: np.ndarray) -> float:
+    """|difference of means| / spread of grey matter and the neighbour that is nearest to it.
+
+    Arguments as for `refine`. 0 or more; high where the shares say what the image shows.
+    """
+    found = np.stack([s[inside] for s in shares])
+    return _apart(data[inside].astype(np.float64), found / np.maximum(found.sum(axis=0), 1e-6))
+
+
+def _apart(values: np.ndarray, found: np.ndarray) -> float:
     means, variances = [], []
     for share in found:
         weights = np.where(share > 0.5, share, 0)
@@ -78,8 +92,7 @@ def _trust(values: np.ndarray, found: np.ndarray, contrast: tuple[float, float])
         variances.append(float((weights * (values - mean) ** 2).sum() / size))
     apart = [abs(means[1] - means[n]) / max(np.sqrt((variances[1] + variances[n]) / 2), 1e-12)
              for n in (0, 2) if (found[n] > 0.5).mean() > 0.01]
-    low, high = contrast
-    return float(np.clip((min(apart, default=0.0) - low) / (high - low), 0, 1))
+    return float(min(apart, default=0.0))
 
 
 class _Blocks:
