@@ -201,6 +201,7 @@ def truth_scores(path: Path, volume, truth: Path) -> dict:
     from scipy import ndimage
 
     from harmonizer.preprocessing.conform import conform
+    from harmonizer.segmentation.atropos import dice
 
     source, suffix = stem(path).rsplit("_", 1)
     brain = conform(next(truth.glob(f"**/{source}_desc-brain{suffix}_mask.nii.gz"))).volume
@@ -208,13 +209,9 @@ def truth_scores(path: Path, volume, truth: Path) -> dict:
     inside = brain.data > 0
     near = ndimage.distance_transform_edt(~inside, sampling=brain.spacing) <= FLUID_MM
     return {
-        "dice_brain": _dice(volume.mask, inside),
-        "dice_brain_and_fluid": _dice(volume.mask, inside | ((labels == CSF) & near)),
+        "dice_brain": dice(volume.mask, inside),
+        "dice_brain_and_fluid": dice(volume.mask, inside | ((labels == CSF) & near)),
     }
-
-
-def _dice(one, two) -> float:
-    return float(2 * (one & two).sum() / (one.sum() + two.sum()))
 
 
 def draw_mosaic(path: Path, result: dict) -> None:

@@ -195,9 +195,9 @@ def _one_fine(out: Path, work: Path) -> int:
     """What a scan and its harmonized image cost at 1 mm, and one simulated rescan."""
     from harmonizer.backends import registry
     from harmonizer.evaluation.anatomy import compare_anatomy
-    from harmonizer.evaluation.rescans import simulated_rescan
     from harmonizer.evaluation.evaluate import evaluate_cohort
     from harmonizer.evaluation.measurements import Job, measure
+    from harmonizer.evaluation.rescans import simulated_rescan
     from pipelines.outputs.collect import cohort_of, find_preprocessed
 
     before = Cohort(cohort_of(find_preprocessed(out.resolve(), 1, ("T1w",))).scans[:FINE_SCANS])

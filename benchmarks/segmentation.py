@@ -24,10 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from sections import write_rows  # noqa: E402
 
+from harmonizer.segmentation.atropos import TISSUES, as_labels, dice  # noqa: E402
 from harmonizer.segmentation.predict import segment  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 
-TISSUES = {"CSF": 1, "GM": 2, "WM": 3}  # as in the truth's dseg.tsv
+CODES = {name: code for code, name in enumerate(TISSUES, start=1)}  # also of the truth's dseg.tsv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append(row)
         print(" ".join(str(value) for value in row.values()), flush=True)
     for contrast in dict.fromkeys(row["contrast"] for row in rows):
-        dice = [row["mean"] for row in rows if row["contrast"] == contrast]
-        print(f"{contrast}: mean Dice {np.mean(dice):.3f}, least {min(dice):.3f} of {len(dice)}")
+        means = [row["mean"] for row in rows if row["contrast"] == contrast]
+        print(f"{contrast}: mean Dice {np.mean(means):.3f}, least {min(means):.3f} of {len(means)}")
     if given.tsv:
         write_rows(rows, given.tsv)
     return 0
@@ -58,16 +59,16 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
             truth = next((given.truth / path.parent.relative_to(given.bids)).glob(
                 path.name.replace(f"_{suffix}.nii.gz", f"_desc-{suffix}_dseg.nii.gz")))
             labels = np.rint(read_volume(truth).data).astype(np.uint8)
-            plain = read_volume(path).with_mask(np.isin(labels, list(TISSUES.values())))
+            plain = read_volume(path).with_mask(np.isin(labels, list(CODES.values())))
             for contrast, volume in ((suffix, plain), (f"{suffix}, inverted", inverted(plain))):
                 started = time.process_time()
                 found = likeliest(volume)
                 seconds = time.process_time() - started
-                dice = {name: overlap(found == code, labels == code)
-                        for name, code in TISSUES.items()}
+                found_of = {name: dice(found == code, labels == code)
+                            for name, code in CODES.items()}
                 row = {"image": path.name, "contrast": contrast,
-                       **{name: round(value, 3) for name, value in dice.items()},
-                       "mean": round(float(np.mean(list(dice.values()))), 3),
+                       **{name: round(value, 3) for name, value in found_of.items()},
+                       "mean": round(float(np.mean(list(found_of.values()))), 3),
                        "cpu_s": round(seconds, 1)}
                 if given.flip:
                     row["flip"] = round(flipped(volume, found), 3)
@@ -82,9 +83,7 @@ def inverted(volume: Volume) -> Volume:
 
 def likeliest(volume: Volume) -> np.ndarray:
     """(I, J, K) code of the likeliest tissue, 0 off the mask."""
-    maps = segment(volume).tissues
-    stack = np.stack([maps[name] for name in TISSUES])
-    return np.where(stack.sum(axis=0) > 0, stack.argmax(axis=0) + 1, 0)
+    return as_labels(segment(volume).tissues)
 
 
 def flipped(volume: Volume, found: np.ndarray) -> float:
@@ -95,13 +94,7 @@ def flipped(volume: Volume, found: np.ndarray) -> float:
     """
     mirror = Volume(volume.data[::-1].copy(), volume.affine, volume.mask[::-1].copy())
     back = likeliest(mirror)[::-1]
-    return min(overlap(back == code, found == code) for code in TISSUES.values())
-
-
-def overlap(one: np.ndarray, two: np.ndarray) -> float:
-    """Dice of two masks."""
-    return float(2 * np.count_nonzero(one & two)
-                 / max(np.count_nonzero(one) + np.count_nonzero(two), 1))
+    return min(dice(back == code, found == code) for code in CODES.values())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ..template import load_template, tissue_priors
 from ..volume import Volume
 
 __all__ = ["Segmentation", "Segment", "AtroposSegmenter", "CachedSegmenter", "tissue_ratios",
-           "as_labels", "TISSUES"]
+           "as_labels", "dice", "TISSUES"]
 
 Segmentation = Union[np.ndarray, Mapping[str, np.ndarray]]
 """Labels (1 CSF, 2 GM, 3 WM, 0 outside), or tissue name -> probabilities 0 to 1; any one grid."""
@@ -79,7 +79,7 @@ class AtroposSegmenter:
         """InputError unless the volume has a mask that lies on the template's brain."""
         grid = load_template(self.resolution_mm)
         image = _on_grid(volume, grid)
-        overlap = _dice(image.mask, grid.mask)
+        overlap = dice(image.mask, grid.mask)
         if overlap < LEAST_OVERLAP:
             raise InputError(
                 f"expected an image in the space of the template, but its brain mask overlaps the "
@@ -95,7 +95,8 @@ class AtroposSegmenter:
                 f"{self.smoothing:g}{'-own' if self.own_grid else ''}")
 
 
-def _dice(one: np.ndarray, two: np.ndarray) -> float:
+def dice(one: np.ndarray, two: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|) of two boolean arrays, 0 to 1; 0 where both are empty."""
     size = np.count_nonzero(one) + np.count_nonzero(two)
     return 2 * np.count_nonzero(one & two) / size if size else 0.0
 
