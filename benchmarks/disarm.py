@@ -33,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from sections import put_section  # noqa: E402
 
+from harmonizer.backends.base import Known  # noqa: E402
 from harmonizer.backends.disarm import Disarm  # noqa: E402
 from harmonizer.backends.histogram_matching import HistogramMatching  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
@@ -183,7 +184,7 @@ def _table_of_free(model: Disarm, scans: list[dict[tuple[str, str], Volume]]) ->
     target = model.target("scanner-free")
     methods: dict[str, Callable[[Volume], Volume]] = {
         "scaled": lambda scan: scan,
-        "histogram_matching": lambda scan: model._first_guess(scan, target.style),
+        model.config.start: lambda scan: model._first_guess(scan, target, Known()),
         "disarm": lambda scan: model.harmonize(scan, target),
     }
     rows = ["| scanner-free | difference of two scans, % of range | structure kept |",

@@ -196,6 +196,8 @@ def _with(model: PatchDiffusion, **values: Any) -> PatchDiffusion:
     """The same model, sampled otherwise."""
     other = PatchDiffusion(replace(model.config, **values))
     other.__dict__ |= {k: v for k, v in model.__dict__.items() if k not in ("config", "_null")}
+    if other.config.start == model.config.start:
+        other._null = model._null
     return other
 
 

@@ -31,7 +31,8 @@ def change_of(
     if isinstance(backend, StatisticsBackend):
         return backend.intensity_map(volume, target, source=source, covariates=covariates,
                                      tissues=tissues)
-    after = backend.harmonize(volume, target, source=source, seed=seed)
+    after = backend.harmonize(volume, target, source=source, seed=seed, covariates=covariates,
+                              tissues=tissues)
     values = volume.in_mask()
     low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))
     return FieldMap(1.0, after.data - volume.data, volume.affine, low, f"of {backend.name}")

@@ -16,7 +16,7 @@ import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -30,7 +30,7 @@ from . import model_folder
 from .config_kinds import check_kinds
 from .target import Target
 
-__all__ = ["Capabilities", "Backend", "StatisticsBackend", "BRIGHTEST", "SCANNER_FREE"]
+__all__ = ["Capabilities", "Known", "Backend", "StatisticsBackend", "BRIGHTEST", "SCANNER_FREE"]
 
 SCANNER_FREE = "scanner-free"
 BRIGHTEST = 1e30  # no image is brighter; beyond it, float32 arithmetic would overflow
@@ -62,6 +62,24 @@ class Capabilities:
     fixed_grid: bool = False
     stochastic: bool = False
     trained: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a scan beside its image.
+
+    Attributes
+    ----------
+    source : site label, for methods that need it; may be unseen
+    covariates : of the person (``age``, ``sex``, columns of participants.tsv), for methods that
+        keep what they explain
+    tissues : tissue -> (I, J, K) share of each voxel where they are known already, for methods
+        that would segment the image otherwise
+    """
+
+    source: str | None = None
+    covariates: Mapping[str, Any] = field(default_factory=dict)
+    tissues: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Backend(ABC):
@@ -111,14 +129,16 @@ class Backend(ABC):
         return self
 
     def harmonize(
-        self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0
+        self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
+        covariates: Mapping[str, Any] | None = None,
+        tissues: Mapping[str, np.ndarray] | None = None,
     ) -> Volume:
         """The same image as if scanned at `target`; a pure function of its arguments.
 
         Parameters
         ----------
         volume : template-grid image with a brain mask, any intensity unit
-        source : site label of the scan, for methods that need it; may be unseen
+        source, covariates, tissues : see `Known`
         seed : of whatever is drawn
 
         Returns
@@ -136,7 +156,8 @@ class Backend(ABC):
         values = _check_volume(volume)
         if values.min() == values.max():
             return volume
-        result = self._harmonize(volume, target, source, np.random.default_rng(seed))
+        known = Known(source, covariates or {}, tissues or {})
+        result = self._harmonize(volume, target, known, np.random.default_rng(seed))
         return self._check_result(volume, result)
 
     def enroll(self, scans: Iterable[Scan], label: str) -> Target:
@@ -230,7 +251,7 @@ class Backend(ABC):
 
     @abstractmethod
     def _harmonize(
-        self, volume: Volume, target: Target, source: str | None, rng: np.random.Generator
+        self, volume: Volume, target: Target, known: Known, rng: np.random.Generator
     ) -> Volume:
         """New intensities inside the mask; the volume was checked and is not constant."""
 
@@ -313,6 +334,9 @@ class StatisticsBackend(Backend):
     and `_map` (volume + style -> map).
     """
 
+    by_tissue: ClassVar[bool] = False
+    """Whether it treats each tissue by itself, by `Known.tissues` or by those of `_tissues_in`."""
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.styles_: dict[str, dict[str, np.ndarray]] = {}
@@ -326,11 +350,7 @@ class StatisticsBackend(Backend):
 
         Parameters
         ----------
-        source : site label of the scan, for methods that use it; may be unseen
-        covariates : what is known of the person (``age``, ``sex``, columns of participants.tsv),
-            for methods that keep what they explain
-        tissues : tissue -> (I, J, K) share of each voxel where they are known already, for methods
-            that would segment the image otherwise
+        source, covariates, tissues : see `Known`
 
         Raises
         ------
@@ -341,11 +361,9 @@ class StatisticsBackend(Backend):
         values = _check_volume(volume)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
-        return self._map_of(volume, target, source, covariates or {}, tissues or {})
+        return self._map_of(volume, target, Known(source, covariates or {}, tissues or {}))
 
-    def _map_of(self, volume: Volume, target: Target, source: str | None,
-                covariates: Mapping[str, Any], tissues: Mapping[str, np.ndarray]
-                ) -> IntensityMap:
+    def _map_of(self, volume: Volume, target: Target, known: Known) -> IntensityMap:
         """As `_map`, for methods that ask where a scan comes from and what is known of it."""
         return self._map(volume, target.style)
 
@@ -385,22 +403,42 @@ class StatisticsBackend(Backend):
         return self._pool([self._summary_of(scan) for scan in scans])
 
     def _harmonize(
-        self, volume: Volume, target: Target, source: str | None, rng: np.random.Generator
+        self, volume: Volume, target: Target, known: Known, rng: np.random.Generator
     ) -> Volume:
-        return self._map_of(volume, target, source, {}, {}).apply(volume)
+        return self._map_of(volume, target, known).apply(volume)
 
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         return self.styles_[label]
 
+    def _tissues_in(self, volume: Volume) -> Mapping[str, np.ndarray]:
+        """Tissue -> (I, J, K) share; of methods that go `by_tissue`."""
+        raise NotImplementedError
+
+    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
+               ) -> dict[str, np.ndarray]:
+        """The mean of sites' styles, each of images that are `gains` times as bright."""
+        return {name: np.mean([style[name] * gain for style, gain in zip(styles, gains)], axis=0)
+                for name in styles[0]}
+
+    def _shared_state(self) -> dict[str, np.ndarray]:
+        """What was learned beside the styles of sites, by names without a slash."""
+        return {}
+
+    def _set_shared_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `_shared_state`; KeyError or ValueError if the arrays do not fit."""
+
     def _state(self) -> dict[str, np.ndarray]:
-        return {f"{site}/{name}": array for site, style in self.styles_.items()
-                for name, array in style.items()}
+        return self._shared_state() | {f"{site}/{name}": array
+                                       for site, style in self.styles_.items()
+                                       for name, array in style.items()}
 
     def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._set_shared_state({key: array for key, array in arrays.items() if "/" not in key})
         styles: dict[str, dict[str, np.ndarray]] = {site: {} for site in self.sites_}
         for key, array in arrays.items():
-            site, name = key.rsplit("/", 1)
-            styles[site][name] = array
+            if "/" in key:
+                site, name = key.rsplit("/", 1)
+                styles[site][name] = array
         if not all(styles.values()):
             raise ValueError("a site has no numbers")
         for style in styles.values():

@@ -24,7 +24,8 @@ Ours, each a setting, and why:
 * `residual`: what is added to the image is decode(target) - decode(source) and not decode(target)
   alone, so that what the round trip loses is not lost, and the same contrast in and out changes
   nothing at all;
-* `start`: the image is first matched by its histogram (harmonizer.backends.learned);
+* `start`: the image is first brought to the target by local tissue matching
+  (harmonizer.backends.learned);
 * `change_smoothing` along the slice axis, of the change alone.
 """
 
@@ -40,7 +41,7 @@ from scipy import ndimage
 from ..training.players import Batch, Game, Player
 from ..volume import Volume
 from .base import Capabilities
-from .learned import LearnedBackend, LearnedConfig
+from .learned import SIMPLE, LearnedBackend, LearnedConfig
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +133,7 @@ class CacdConfig(LearnedConfig):
 
 
 TINY = dict(
+    start=SIMPLE,
     widths=(8, 16), encoder_widths=(8, 16), contrast=8, anatomy=8, times=50, subjects=2, views=2,
     sampling_steps=3, corrections=1, steps=20, log_every=10, validate_every=20,
     validation_cases=1, save_every=100, fold=1, learning_rate=1e-3,

@@ -24,7 +24,8 @@ Ours, and why:
 * the code's discriminator is answered "cannot be told" (`inverse_content`: theirs, "another one");
 * `residual`: what is added to the image is G(anatomy, target) - G(anatomy, own) and not
   G(anatomy, target) - image: detail that the codes lose is not lost, equal styles change nothing;
-* `start`: the image is first matched by its histogram (harmonizer.backends.learned);
+* `start`: the image is first brought to the target by local tissue matching
+  (harmonizer.backends.learned); patches, in training, likewise (harmonizer.backends.part_start);
 * `weight_simulated`: the residual is also trained where the truth is known: one person under one
   simulated scanner, matched to another person under another;
 * `weight_kept`: an image made with a random style has the anatomy code it was made of;
@@ -49,7 +50,9 @@ from ..patches import PatchGrid
 from ..training.players import Batch, Game, Player
 from ..volume import Volume
 from .base import SCANNER_FREE, Capabilities, Progress
-from .learned import NONE, START, LearnedBackend, LearnedConfig
+from .held_out import Case
+from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, of_start
+from .part_start import matched_by_histogram, matched_by_tissue
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +136,7 @@ class DisarmConfig(LearnedConfig):
 
 
 TINY = dict(
+    start=SIMPLE,
     width=8, blocks=1, generator_width=8, generator_blocks=1, code=4, style=4,
     scanner_widths=(4, 8), critic_widths=(4, 8), content_widths=(4,), patch=(12, 12, 8), batch=2,
     steps=12, log_every=6, validate_every=12, validation_cases=1, save_every=100, window=50,
@@ -158,6 +162,7 @@ class Disarm(LearnedBackend):
                "networks, and generated anew from their own anatomy and the mean scanner code of "
                "the target, or, scanner-free, one code that belongs to no scanner.")
     capabilities = Capabilities(trained=True, scanner_free=True)
+    parts_start = True
     Config = DisarmConfig
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
                "paper": {"preset": "paper", **PAPER}}
@@ -218,6 +223,9 @@ class Disarm(LearnedBackend):
                 "spread": codes.std(axis=0).astype(np.float32),
                 "label": np.zeros(len(self.labels_), np.float32)}
 
+    def _style_for(self, case: Case) -> Mapping[str, np.ndarray]:
+        return {**super()._style_for(case), "label": self._label_of([case.site])}
+
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         if label == SCANNER_FREE:
             return self._free_style()
@@ -237,10 +245,13 @@ class Disarm(LearnedBackend):
     def _free_style(self) -> dict[str, np.ndarray]:
         """Code 0, no label; what `start` aims at is the mean of the sites, each in its own unit."""
         styles = [self.styles_[site] for site in self.sites_]
-        units = np.array([style[START + "percentiles"][1] for style in styles])
-        style = {k: np.mean([s[k] / unit for s, unit in zip(styles, units)], axis=0) * units.mean()
-                 for k in styles[0] if k.startswith(START)}
-        return {**style, "code": np.zeros(self.config.style, np.float32),
+        percentiles = np.array([style[START + "percentiles"] for style in styles])
+        gains = percentiles[:, 1].mean() / percentiles[:, 1]
+        start = (self._null._mixed([of_start(style) for style in styles], gains)
+                 if self._null else {})
+        return {**{START + k: v for k, v in start.items()},
+                START + "percentiles": (percentiles * gains[:, None]).mean(axis=0),
+                "code": np.zeros(self.config.style, np.float32),
                 "spread": np.zeros(self.config.style, np.float32), "label": self._label_of([])}
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
@@ -366,7 +377,7 @@ class _DisarmGame(Game):
 
     def _simulated(self, rng: np.random.Generator, scans: list[int],
                    corners: list[tuple[int, ...]]) -> dict[str, Any]:
-        """Changes of scanner with their truth: source (matched by its histogram), other, truth."""
+        """Changes of scanner with their truth: source (after a first guess), other, truth."""
         import torch
 
         rows = [self._simulated_one(rng, i, corner) for i, corner in zip(scans, corners)]
@@ -375,20 +386,23 @@ class _DisarmGame(Game):
 
     def _simulated_one(self, rng: np.random.Generator, index: int, corner: tuple[int, ...]
                        ) -> tuple[torch.Tensor, ...]:
-        """As in `harmonizer.backends.learned.make_cases`, of two people of one site, one place."""
+        """Two people of one site, one place: one under a scanner, to be seen as under another."""
         import torch
 
         from ..augment.contrast import ContrastSettings, draw_view
 
         image, mask = self._patch(index, corner)
-        other, other_mask = self._patch(self._neighbour(rng, index), corner)
+        neighbour = self._neighbour(rng, index)
+        other, other_mask = self._patch(neighbour, corner)
         dirty = draw_view(rng, ContrastSettings(bias=0.2, blur=0.6, noise=0.03), 3)
         clean = draw_view(rng, ContrastSettings(bias=0.0), 3)
         source = dirty.apply(image, mask)
         truth, seen = clean.apply(torch.cat([image, other]), torch.cat([mask, other_mask])
                                   ).split(1)
         if self.config.start != NONE:
-            source = matched(source, mask, seen, other_mask)
+            shares = ([self._shares(i, corner) for i in (index, neighbour)]
+                      if self.store.has_tissues else None)
+            source = matched(source, mask, seen, other_mask, shares)
         return source, mask, seen, other_mask, truth
 
     def _neighbour(self, rng: np.random.Generator, index: int) -> int:
@@ -406,6 +420,11 @@ class _DisarmGame(Game):
         image = np.ascontiguousarray(self.store.image(index)[at], np.float32)
         mask = np.ascontiguousarray(self.store.mask(index)[at], np.float32)
         return torch.from_numpy(image)[None, None], torch.from_numpy(mask)[None, None]
+
+    def _shares(self, index: int, corner: tuple[int, ...]) -> np.ndarray:
+        """(3, i, j, k) float32 shares of the tissues in a patch, 0..1."""
+        at = tuple(slice(c, c + p) for c, p in zip(corner, self.draw.patch))
+        return self.store.tissues(index)[(slice(None), *at)] / np.float32(255)
 
     # Losses ---------------------------------------------------------------------------------
 
@@ -553,16 +572,19 @@ class _DisarmGame(Game):
 
 
 def matched(image: torch.Tensor, mask: torch.Tensor, other: torch.Tensor,
-            other_mask: torch.Tensor) -> torch.Tensor:
-    """An image whose quantiles in the mask are those of another image in its mask."""
+            other_mask: torch.Tensor, shares: list[np.ndarray] | None = None) -> torch.Tensor:
+    """A patch in [-1, 1] after a first guess: by tissue where shares are given, or by histogram.
+
+    Image, other and masks are (1, 1, i, j, k), shares two of (3, i, j, k).
+    """
     import torch
 
-    from ..intensity import PROBABILITIES
-
-    x, y = image[mask > 0].numpy(), other[other_mask > 0].numpy()
+    inside, there = (m[0, 0].numpy() > 0 for m in (mask, other_mask))
+    x, y = (a[0, 0].numpy()[at] + np.float32(1) for a, at in ((image, inside), (other, there)))
     if not len(x) or not len(y):
         return image
-    values = np.interp(x, np.quantile(x, PROBABILITIES), np.quantile(y, PROBABILITIES))
+    values = matched_by_histogram(x, y) if shares is None else \
+        matched_by_tissue(x, shares[0][:, inside], y, shares[1][:, there])
     result = image.clone()
-    result[mask > 0] = torch.from_numpy(values.astype(np.float32))
+    result[mask > 0] = torch.from_numpy(values - np.float32(1))
     return result

@@ -24,8 +24,8 @@ Ours, each a setting, and why:
   unpaired losses only hint at. Pairs of one site (`share_same`) are to stay as they were scanned
   (`weight_identity`), also where the null moved them;
 * anatomy is compared after equalisation, so that L_ac and L_art do not pull at the same contrast;
-* `start`: the image is first matched by its histogram (harmonizer.backends.learned), in training
-  as in use;
+* `start`: the image is first brought to the target by local tissue matching
+  (harmonizer.backends.learned); slabs, in training, likewise (harmonizer.backends.part_start);
 * `keep_same_site`: a scan whose `source` is the target site is returned as it is.
 """
 
@@ -40,8 +40,9 @@ import numpy as np
 from ..intensity import IntensityScale
 from ..training.players import Batch, Game, Player
 from ..volume import Volume
-from .base import BRIGHTEST, Capabilities, StatisticsBackend
-from .learned import LearnedBackend, LearnedConfig
+from .base import BRIGHTEST, Capabilities, Known
+from .learned import NONE, SIMPLE, LearnedBackend, LearnedConfig
+from .part_start import matched_by_histogram, matched_by_tissue
 from .target import Target
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class IhfConfig(LearnedConfig):
 
 
 TINY = dict(
+    start=SIMPLE,
     squeezes=(2,), splits=(2,), hidden=(8,), style=8, pyramid=(4, 8), pairs=2, slices=2, patch=8,
     patches=2, points=8, steps=20, log_every=10, validate_every=20, validation_cases=1,
     save_every=100, learning_rate=1e-3,
@@ -153,6 +155,7 @@ class Ihf(LearnedBackend):
     summary = ("Slabs of slices were decomposed by an invertible hierarchy flow, its features were "
                "given the statistics that the target's features call for, and it was run back.")
     capabilities = Capabilities(trained=True)
+    parts_start = True
     Config = IhfConfig
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
                "paper": {"preset": "paper", **PAPER}}
@@ -181,8 +184,7 @@ class Ihf(LearnedBackend):
             self.resources.device)
 
     def _game(self, store: VolumeStore, trained: tuple[int, ...], seed: int) -> Game:
-        return _IhfGame(self.config, self.networks_, self._pyramid, self._null, store, trained,
-                        seed)
+        return _IhfGame(self.config, self.networks_, self._pyramid, store, trained, seed)
 
     # Styles ---------------------------------------------------------------------------------
 
@@ -210,12 +212,12 @@ class Ihf(LearnedBackend):
 
     # Change ---------------------------------------------------------------------------------
 
-    def _harmonize(self, volume: Volume, target: Target, source: str | None,
+    def _harmonize(self, volume: Volume, target: Target, known: Known,
                    rng: np.random.Generator) -> Volume:
-        same = target.kind == "site" and source == target.label
+        same = target.kind == "site" and known.source == target.label
         if same and self.config.keep_same_site:
             return volume
-        return super()._harmonize(volume, target, source, rng)
+        return super()._harmonize(volume, target, known, rng)
 
     def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
                 source: str | None, rng: np.random.Generator) -> np.ndarray:
@@ -257,12 +259,11 @@ class _IhfGame(Game):
     """One player, the flow, on the paper's losses and on simulated pairs whose truth is known."""
 
     def __init__(self, config: IhfConfig, networks: dict[str, Any], pyramid: FeaturePyramid,
-                 null: StatisticsBackend | None, store: VolumeStore, trained: tuple[int, ...],
-                 seed: int) -> None:
+                 store: VolumeStore, trained: tuple[int, ...], seed: int) -> None:
         from ..augment.contrast import ContrastSettings
 
         self.config, self.networks, self.identity = config, networks, {}
-        self.pyramid, self.null, self.store = pyramid, null, store
+        self.pyramid, self.store = pyramid, store
         self.trained, self.seed = trained, seed
         c = config
         self.dirty = ContrastSettings(gamma=c.gamma, bias=c.bias, blur=c.blur, noise=c.noise)
@@ -297,7 +298,8 @@ class _IhfGame(Game):
         y, mask_goal, _ = self._slabs(rng, two, places)
         source, truth, goal = self._views(rng, x, mask, y, mask_goal) if kind == "view" \
             else (x, x, y)
-        source, truth, goal = self._started(source, mask, truth, goal, mask_goal)
+        shares = [self._shares(i, places) for i in (one, two)] if self.store.has_tissues else None
+        source, truth, goal = self._started(source, mask, truth, goal, mask_goal, shares)
         return {"source": source, "truth": truth, "mask": mask, "goal": goal,
                 "mask_goal": mask_goal,
                 **{k: torch.tensor([float(k == kind)]) for k in KINDS}}
@@ -335,6 +337,14 @@ class _IhfGame(Game):
         return (torch.from_numpy(np.stack([s[0] for s in slabs])),
                 torch.from_numpy(np.stack([s[1] for s in slabs])), places)
 
+    def _shares(self, index: int, places: np.ndarray) -> np.ndarray:
+        """(3, I, J, S (2n + 1)) float32 shares of the tissues in these slabs, 0..1."""
+        from ..training.data import SlabDraw
+
+        draw = SlabDraw(self.store, (index,), 1, 0, neighbours=self.config.neighbours)
+        slabs = np.concatenate([draw.shares(index, int(place)) for place in places], axis=1)
+        return slabs.transpose(0, 2, 3, 1) / np.float32(255)
+
     def _views(self, rng: np.random.Generator, x: torch.Tensor, mask: torch.Tensor,
                y: torch.Tensor, mask_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Source under one scanner, truth and target under another."""
@@ -344,18 +354,21 @@ class _IhfGame(Game):
         return _seen(one, x, mask), _seen(two, x, mask), _seen(two, y, mask_y)
 
     def _started(self, x: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor, y: torch.Tensor,
-                 mask_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The three as `_harmonize` shows them: source after the null, truth in its unit."""
-        if self.null is None:
+                 mask_y: torch.Tensor, shares: list[np.ndarray] | None
+                 ) -> tuple[torch.Tensor, ...]:
+        """The three as `_harmonize` shows them: source after a first guess, truth in its unit."""
+        if self.config.start == NONE:
             return x, truth, y
         source, target = _as_volume(x, mask), _as_volume(y, mask_y)
-        if min(np.ptp(source.in_mask()), np.ptp(target.in_mask())) <= 0:
+        before, goal = source.in_mask(), target.in_mask()
+        if min(np.ptp(before), np.ptp(goal)) <= 0:
             return x, truth, y
-        style = self.null._pool([self.null._summary(target)])
-        first = self.null._map(source, style).apply(source)
-        scale = IntensityScale.of(first.in_mask())
-        own = IntensityScale.of(target.in_mask())
-        return (_in_unit(first.data, scale, mask), _in_unit(_data(truth), scale, mask),
+        first = source.data.copy()
+        first[source.mask] = matched_by_histogram(before, goal) if shares is None else \
+            matched_by_tissue(before, shares[0][:, source.mask], goal, shares[1][:, target.mask])
+        scale = IntensityScale.of(first[source.mask])
+        own = IntensityScale.of(goal)
+        return (_in_unit(first, scale, mask), _in_unit(_data(truth), scale, mask),
                 _in_unit(target.data, own, mask_y))
 
     # Loss -----------------------------------------------------------------------------------

@@ -13,10 +13,14 @@ early stopping on people who were held out, the null hypothesis as starting poin
 any grid, saving and loading. torch is imported inside the methods.
 
 **Start at the null.** With `start` the image is first brought to the target by a method without
-training (its style is kept inside ours), in the target's own unit; the network sees that image and
-its answer is added as a change. An untrained network changes nothing and equals the null, which
-learned methods otherwise lose 2-4 dB against. `start="none"` scales by robust percentiles alone,
-which is what the papers do.
+training (what it learned is kept inside ours), in the target's own unit; the network sees that
+image and its answer is added as a change. An untrained network changes nothing and equals the
+null, which learned methods otherwise lose 2-4 dB against. `start="none"` scales by robust
+percentiles alone, which is what the papers do.
+
+**As much as it is worth.** Held-out people (`harmonizer.backends.held_out`) tell which share of the
+change comes nearest to their truth, from none to all of it, and so much of it is used (`share_`;
+ours, in no paper). Where nobody was held out, all of it is.
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
 from ..volume import Volume
 from . import registry
-from .base import BRIGHTEST, Backend, Progress, Self, StatisticsBackend, _check_volume
+from .base import BRIGHTEST, Backend, Known, Progress, Self, StatisticsBackend, _check_volume
+from .held_out import Case, judged, make_cases, matched_percentiles
 from .target import Target
 
 if TYPE_CHECKING:
@@ -52,8 +57,10 @@ LOGGER = logging.getLogger("harmonizer")
 PRESETS = ("tiny", "small", "paper")
 NONE = "none"
 PROLONGABLE = ("steps", "patience", "log_every", "save_every")  # a training may go on with others
+LARGEST = 0.5  # change after a first guess, of [-1, 1]; unlike all of training, more may be asked
 FLOOR = 0.1  # a change may darken a voxel to a tenth, never to zero or below
 START = "start."
+SIMPLE = "histogram_matching"  # start of the presets `tiny`
 MAX_SIDE = 2048  # voxels; of a canvas that a file claims
 SPARING = 4  # times fewer slices at once after a device had not enough memory
 MEMORY_OPTIONS = ("batch", "subjects", "views", "pairs", "slices", "patch")  # of a training step
@@ -66,7 +73,8 @@ class LearnedConfig:
     Attributes
     ----------
     preset : ``tiny`` (tests), ``small`` (CPU), ``paper`` (GPU); a word for the values below
-    start : a method without training that makes the first guess, or ``none``
+    start : a method without training that makes the first guess, or ``none``. Training that sees
+        slabs or patches alone has a simpler one of its kind (`harmonizer.backends.part_start`)
     held_out : share of each site's people that are held out of training
     steps, ema, log_every, validate_every, patience, save_every : see `harmonizer.training.Pace`
     validation_cases : simulated changes of scanner that the held-out error is measured on
@@ -74,7 +82,7 @@ class LearnedConfig:
     """
 
     preset: str = "small"
-    start: str = "histogram_matching"
+    start: str = "tissue_matching"
     held_out: float = 0.1
     steps: int = 20_000
     ema: float = 0.999
@@ -96,9 +104,12 @@ class LearnedConfig:
 class LearnedBackend(Backend):
     """A method with networks; see the module's docstring for its blanks."""
 
+    version = "2"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     multiple: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """Sides of the canvas are multiples of these; a method may make it a property."""
+    parts_start: ClassVar[bool] = False
+    """Whether training makes first guesses of parts of brains, for which it needs the tissues."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -112,7 +123,8 @@ class LearnedBackend(Backend):
         self.grid_shape_: tuple[int, ...] = ()
         self.history_: list[dict[str, Any]] = []
         self.training_: dict[str, Any] = {}
-        self._null = _null_of(self.config.start)
+        self.share_ = 1.0
+        self._null = null_of(self.config.start)
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> Any:
@@ -167,21 +179,24 @@ class LearnedBackend(Backend):
 
         from ..training.processes import launch
 
+        if self._null:
+            self._null.fit(cohort, seed=seed, progress=progress)
         with self._folder() as folder:
-            cohort.to_tsv(folder / "cohort.tsv")
             alone = self.resources.world == 1
             outcome = launch(_fit_in_process, replace(self.resources, folder=folder), type(self),
-                             self.config, replace(self.resources, folder=folder), seed,
+                             self.config, replace(self.resources, folder=folder), cohort, seed,
                              progress if alone else None)
         self.labels_ = tuple(cohort.sites)
         with torch.random.fork_rng([]):
             self._set_networks(outcome.weights)
         self.canvas_, self.grid_shape_ = outcome.canvas, outcome.grid_shape
         self.history_, self.training_ = outcome.history, outcome.facts
+        self.share_ = outcome.share
         summaries: dict[str, list[dict[str, np.ndarray]]] = {}
         for scan in cohort:
             summaries.setdefault(scan.site, []).append(self._summary_of(_read_checked(scan)))
-        self.styles_ = {site: self._pool_all(summaries[site]) for site in sorted(summaries)}
+        self.styles_ = {site: self._pool_all(summaries[site], self._start_style(site))
+                        for site in sorted(summaries)}
 
     def on(self: Self, device: str) -> Self:
         """Networks on a device; see `Backend.on`."""
@@ -222,42 +237,57 @@ class LearnedBackend(Backend):
 
     def _summary_of(self, volume: Volume) -> dict[str, np.ndarray]:
         scale = IntensityScale.of(volume.in_mask())
-        numbers = {START + k: v for k, v in (self._null._summary(volume) if self._null
-                                             else {}).items()}
-        return {**numbers, START + "percentiles": np.array([scale.low, scale.high]),
+        return {START + "percentiles": np.array([scale.low, scale.high]),
                 **self._within_memory(lambda: self._describe(volume))}
 
-    def _pool_all(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _pool_all(self, summaries: list[dict[str, np.ndarray]],
+                  start: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A style: what `start` knows of the scans, their percentiles, and the method's own."""
         percentiles = np.mean([s[START + "percentiles"] for s in summaries], axis=0)
-        style = {START + "percentiles": percentiles}
-        if self._null:
-            null = [{k.removeprefix(START): v for k, v in s.items()
-                     if k.startswith(START) and k != START + "percentiles"} for s in summaries]
-            style |= {START + k: v for k, v in self._null._pool(null).items()}
         own = [{k: v for k, v in s.items() if not k.startswith(START)} for s in summaries]
-        return {**style, **self._pool(own)}
+        return {**{START + k: v for k, v in start.items()}, START + "percentiles": percentiles,
+                **self._pool(own)}
+
+    @property
+    def _tissues_wanted(self) -> Callable[[Volume], Mapping[str, np.ndarray]] | None:
+        """What finds the tissues that training needs; None if it needs none."""
+        by_tissue = self.parts_start and self._null is not None and self._null.by_tissue
+        return self._null._tissues_in if by_tissue and self._null else None
+
+    def _start_style(self, site: str) -> Mapping[str, np.ndarray]:
+        return self._null.styles_[site] if self._null else {}
 
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         return self.styles_[label]
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
-        return self._pool_all([self._summary_of(_read_checked(scan)) for scan in scans])
+        start = self._null._enroll(scans) if self._null else {}
+        return self._pool_all([self._summary_of(_read_checked(scan)) for scan in scans], start)
 
     # Harmonize ------------------------------------------------------------------------------
 
-    def _harmonize(self, volume: Volume, target: Target, source: str | None,
+    def _harmonize(self, volume: Volume, target: Target, known: Known,
                    rng: np.random.Generator) -> Volume:
-        first = self._first_guess(volume, target.style)
+        first = self._first_guess(volume, target, known)
+        if not self.share_:
+            return first
+        change = self._change_of(first, target.style, known.source, rng)
+        return self._require_numbers(_added(first, np.float32(self.share_) * change))
+
+    def _change_of(self, first: Volume, style: Mapping[str, np.ndarray], source: str | None,
+                   rng: np.random.Generator) -> np.ndarray:
+        """(I, J, K) float32, what the networks would add to a first guess; 0 outside the brain."""
         scale = IntensityScale.of(first.in_mask())
-        canvas = self._canvas_of(volume)
+        canvas = self._canvas_of(first)
         unit, mask = self._on_canvas(first, scale, canvas)
         drawn = rng.bit_generator.state
         change = self._within_memory(
-            lambda: self._change(unit, mask, target.style, source, _put_back(rng, drawn))
-        ) * np.float32((scale.high - scale.low) / 2)
-        whole = canvas.put(np.where(mask, change, 0).astype(np.float32),
-                           np.zeros(volume.shape, np.float32))
-        return self._require_numbers(_added(first, whole))
+            lambda: self._change(unit, mask, style, source, _put_back(rng, drawn)))
+        if self._null is not None:
+            change = np.clip(change, -LARGEST, LARGEST)
+        change = change * np.float32((scale.high - scale.low) / 2)
+        return canvas.put(np.where(mask, change, 0).astype(np.float32),
+                          np.zeros(first.shape, np.float32))
 
     def _require_numbers(self, volume: Volume) -> Volume:
         """Networks of a stranger may give anything; so may one whose training went wrong."""
@@ -267,15 +297,12 @@ class LearnedBackend(Backend):
                 "the target's numbers are out of range. Fit again, or take another target.")
         return volume
 
-    def _first_guess(self, volume: Volume, style: Mapping[str, np.ndarray]) -> Volume:
+    def _first_guess(self, volume: Volume, target: Target, known: Known) -> Volume:
         """The image in the target's unit: by the null, or by two percentiles alone."""
-        if self._null:
-            null = {k.removeprefix(START): v for k, v in style.items() if k.startswith(START)}
-            return self._null._map(volume, null).apply(volume)
-        goal = IntensityScale(*(float(v) for v in style[START + "percentiles"]))
-        values = goal.from_unit(IntensityScale.of(volume.in_mask()).to_unit(volume.data))
-        return volume.with_data(np.where(volume.mask, np.where(volume.data >= 0,
-                                         np.maximum(values, 0), values), volume.data))
+        if self._null is None:
+            return matched_percentiles(volume, target.style[START + "percentiles"])
+        aim = replace(target, backend=self._null.name, style=of_start(target.style))
+        return self._null._map_of(volume, aim, known).apply(volume)
 
     def _canvas_of(self, volume: Volume) -> Canvas:
         """The fit's canvas where the grid is the fit's and holds the brain, else one around it."""
@@ -337,8 +364,10 @@ class LearnedBackend(Backend):
                   for k, v in network.state_dict().items()}
         arrays |= {f"style/{site}/{k}": v for site, style in self.styles_.items()
                    for k, v in style.items()}
-        return {**arrays, "canvas": np.array([self.canvas_.start, self.canvas_.shape,
-                                              self.grid_shape_], dtype=np.int64)}
+        if self._null:
+            arrays |= {f"start/{k}": v for k, v in self._null._shared_state().items()}
+        canvas = np.array([self.canvas_.start, self.canvas_.shape, self.grid_shape_], np.int64)
+        return {**arrays, "share": np.array([self.share_]), "canvas": canvas}
 
     def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         import torch
@@ -351,6 +380,12 @@ class LearnedBackend(Backend):
                 site, name = key.removeprefix("style/").rsplit("/", 1)
                 styles[site][name] = array
         self.styles_ = styles
+        self.share_ = _share_of_state(arrays["share"])
+        if self._null:
+            self._null.modality_, self._null.sites_ = self.modality_, self.sites_
+            self._null._set_shared_state({k.removeprefix("start/"): v for k, v in arrays.items()
+                                          if k.startswith("start/")})
+            self._null.styles_ = {site: of_start(style) for site, style in styles.items()}
         weights = {k.removeprefix("net/"): v for k, v in arrays.items() if k.startswith("net/")}
         try:
             self._check_weights(weights)
@@ -386,27 +421,22 @@ class LearnedBackend(Backend):
         if not low_high[0] < low_high[1]:
             raise ValueError("the upper percentile is not above the lower one")
         if self._null:
-            self._null._check_style({k.removeprefix(START): v for k, v in style.items()
-                                     if k.startswith(START)})
+            self._null._check_style(of_start(style))
 
     # Held-out people ------------------------------------------------------------------------
 
-    def held_out_error(self, cases: list[_Case]) -> dict[str, float]:
-        """Error of simulated changes of scanner on held-out people, ours and the null's.
+    def held_out_error(self, cases: list[Case]) -> dict[str, float]:
+        """``error``, ``null`` and ``share`` of simulated scanners on held-out people.
 
-        The source is one person under a view, the target another person under a second view, the
-        truth the first person under the second view. Root mean square in the brain over the
-        truth's 0.5 to 99.5 % range, mean over cases.
+        See `harmonizer.backends.held_out.judged`.
         """
-        ours, null = [], []
-        for number, case in enumerate(cases):
-            style = self._pool_all([self._summary_of(case.reference)])
-            target = Target("reference", "held-out", 1, self.name, "T1w", style)
-            after = self._harmonize(case.source, target, None, np.random.default_rng(number))
-            first = self._first_guess(case.source, style)
-            ours.append(case.error(after))
-            null.append(case.error(first))
-        return {"error": float(np.mean(ours)), "null": float(np.mean(null))}
+        return judged(cases, [
+            self._change_of(case.first, self._style_for(case), None, np.random.default_rng(number))
+            for number, case in enumerate(cases)])
+
+    def _style_for(self, case: Case) -> Mapping[str, np.ndarray]:
+        """The method's own numbers of a case's site, while it is being trained."""
+        return self._pool([self._describe(volume) for volume in case.references])
 
     def training_facts(self) -> list[str]:
         """Lines for the model's card."""
@@ -418,27 +448,13 @@ class LearnedBackend(Backend):
                  f"step {facts['Best']}."]
         if facts.get("Error") is not None:
             lines.append(
-                f"Simulated changes of scanner on {facts['HeldOut']} held-out scans: error "
+                f"Simulated scanners on {facts['HeldOut']} held-out scans: error "
                 f"{facts['Error']:.4f} of the intensity range; {self.config.start} alone "
-                f"{facts['Null']:.4f}.")
+                f"{facts['Null']:.4f}. {facts['Share']:.0%} of the networks' change is used: what "
+                "came nearest to the truth there.")
         else:
             lines.append("Nobody was held out: how good it is was not measured in the fit.")
         return lines
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """A simulated change of scanner with its truth."""
-
-    source: Volume
-    reference: Volume
-    truth: Volume
-
-    def error(self, after: Volume) -> float:
-        """Root mean square in the brain over the truth's robust range."""
-        truth = self.truth.in_mask()
-        low, high = np.quantile(truth, [0.005, 0.995])
-        return float(np.sqrt(np.mean((after.in_mask() - truth) ** 2)) / max(high - low, 1e-6))
 
 
 @dataclass
@@ -450,10 +466,11 @@ class _Learned:
     grid_shape: tuple[int, ...]
     history: list[dict[str, Any]]
     facts: dict[str, Any]
+    share: float
 
 
 def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resources: Resources,
-                    seed: int, progress: Progress | None) -> _Learned:
+                    cohort: Cohort, seed: int, progress: Progress | None) -> _Learned:
     """One process of a fit: the store, the game, the loop."""
     import torch
 
@@ -463,12 +480,12 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     assert resources.folder is not None
     backend = kind(config)
     backend.resources = replace(resources, device=str(ranks.device))
-    cohort = Cohort.from_tsv(resources.folder / "cohort.tsv")
     backend.labels_ = tuple(cohort.sites)
+    wanted = dict(multiple=backend.multiple, tissues_in=backend._tissues_wanted)
     if ranks.first:
-        VolumeStore.build(cohort, resources.folder / "volumes", backend.multiple)
+        VolumeStore.build(cohort, resources.folder / "volumes", **wanted)
     ranks.wait()
-    store = VolumeStore.build(cohort, resources.folder / "volumes", backend.multiple)
+    store = VolumeStore.build(cohort, resources.folder / "volumes", **wanted)
     backend.canvas_, backend.grid_shape_ = store.canvas, store.grid_shape
     trained, held = _split(cohort, config.held_out, seed)
     with torch.random.fork_rng([]):
@@ -478,8 +495,10 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
                      "config": {k: v for k, v in vars(config).items() if k not in PROLONGABLE},
                      "scans": [scan.scan_id for scan in cohort]}
-    if held and config.validation_cases:
-        cases = make_cases(store, held, config, seed)
+    cases = []
+    if held and config.validation_cases and ranks.first:
+        cases = make_cases(cohort, trained, held, null_of(config.start), config.validation_cases,
+                           config.validation_depth, seed)
         game.score = lambda: backend.held_out_error(cases)  # type: ignore[method-assign]
     try:
         outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
@@ -491,12 +510,18 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
             f"({_first_line(error)}). Set less with --backend-option (now {options}) or take a "
             "GPU with more memory, or --device cpu."
         ) from error
+    numbers = outcome.numbers
+    if cases and not numbers:  # it ended before the first look
+        with torch.random.fork_rng([]):
+            backend._set_networks({k: v.float().numpy() for k, v in outcome.weights.items()})
+        numbers = backend.held_out_error(cases)
     facts = {"Steps": outcome.steps, "Best": outcome.best, "Minutes": outcome.minutes,
              "EndedBy": outcome.why, "Device": f"{ranks.size} x {ranks.device}",
-             "HeldOut": len(held), "Error": outcome.numbers.get("error"),
-             "Null": outcome.numbers.get("null"), "First": ranks.first}
+             "HeldOut": len(held), "Error": numbers.get("error"), "Null": numbers.get("null"),
+             "Share": numbers.get("share"), "First": ranks.first}
     weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
-    return _Learned(weights, store.canvas, store.grid_shape, outcome.history, facts)
+    return _Learned(weights, store.canvas, store.grid_shape, outcome.history, facts,
+                    numbers.get("share", 1.0))
 
 
 def _split(cohort: Cohort, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -508,53 +533,27 @@ def _split(cohort: Cohort, fraction: float, seed: int) -> tuple[tuple[int, ...],
             tuple(i for i in indices if cohort.scans[i].subject in subjects))
 
 
-def make_cases(store: VolumeStore, held: tuple[int, ...], config: Any, seed: int) -> list[_Case]:
-    """Simulated changes of scanner on held-out people (a reference may be the only one there is).
-
-    Source: contrast, bias field, noise and blur of a scanner; target: another contrast, clean.
-    """
-    from ..augment.contrast import ContrastSettings, draw_view
-
-    dirty = ContrastSettings(bias=0.2, blur=0.6, noise=0.03)
-    clean = ContrastSettings(bias=0.0)
-    cases = []
-    for number in range(config.validation_cases):
-        rng = np.random.default_rng([seed, number, 3])
-        i = held[number % len(held)]
-        others = [j for j in held if store.scans[j].subject != store.scans[i].subject]
-        others = others or [j for j in range(len(store.scans))
-                            if store.scans[j].subject != store.scans[i].subject] or [i]
-        j = int(rng.choice(others))
-        one, two = draw_view(rng, dirty, 3), draw_view(rng, clean, 3)
-        depth = config.validation_depth
-        cases.append(_Case(_seen(store, i, one, depth), _seen(store, j, two, depth),
-                           _seen(store, i, two, depth)))
-    return cases
-
-
-def _seen(store: VolumeStore, index: int, view: Any, depth: int) -> Volume:
-    """The middle slices of a scan under a view, as a volume of 0..200."""
-    import torch
-
-    low, high = store.boxes[index, 2]
-    middle = (low + high) // 2
-    half = (depth or 2 * store.canvas.shape[2]) // 2
-    at = np.s_[:, :, max(0, middle - half):middle + max(1, half)]
-    image = torch.from_numpy(store.image(index)[at].astype(np.float32))[None, None]
-    mask = torch.from_numpy((store.mask(index)[at] > 0).astype(np.float32))[None, None]
-    seen = 100 * (view.apply(image, mask) + 1) * mask
-    return Volume(seen[0, 0].numpy(), np.eye(4), mask[0, 0].numpy() > 0)
-
-
-def _null_of(name: str) -> StatisticsBackend | None:
+def null_of(name: str) -> StatisticsBackend | None:
+    """The method without training that `start` names, not fitted yet; None for ``none``."""
     if name == NONE:
         return None
     kind = registry.get(name)
-    plain = issubclass(kind, StatisticsBackend) and kind._fit is StatisticsBackend._fit
-    if not plain:  # others keep more than styles, which would have to be fitted and saved as well
-        raise UsageError(f"start {name!r} is not described by the numbers of its scans alone. "
-                         "Give histogram_matching, moment_matching, spectrum_swap or none.")
+    if not issubclass(kind, StatisticsBackend):
+        raise UsageError(f"start {name!r} is not a method without training. Give tissue_matching, "
+                         "histogram_matching, moment_matching, spectrum_swap or none.")
     return kind()
+
+
+def of_start(style: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The part of a style that `start` made."""
+    return {k.removeprefix(START): v for k, v in style.items()
+            if k.startswith(START) and k != START + "percentiles"}
+
+
+def _share_of_state(array: np.ndarray) -> float:
+    if array.shape != (1,) or not 0 <= array[0] <= 1:
+        raise ValueError("share is not one number from 0 to 1")
+    return float(array[0])
 
 
 @contextlib.contextmanager

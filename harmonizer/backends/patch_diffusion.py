@@ -16,7 +16,8 @@ Ours, each a setting, and why:
   the paper loses 3.5 dB against doing nothing;
 * `residual`: what is added is decode(target) - decode(null style), from the same latent: what the
   way there and back loses is not lost, and guidance 0 changes nothing at all;
-* `start`: the image is first matched by its histogram (harmonizer.backends.learned);
+* `start`: the image is first brought to the target by local tissue matching
+  (harmonizer.backends.learned);
 * `fusion` = ``step``: patches are blended at every step; the noise is one volume, drawn once;
 * `guidance` means the same with any number of steps (harmonizer.diffusion.guidance);
 * several `tokens` for a style: cross-attention to one is a constant;
@@ -42,7 +43,8 @@ from ..patches import PatchGrid
 from ..training.players import Batch, Game, Player
 from ..volume import Volume
 from .base import Capabilities
-from .learned import NONE, LearnedBackend, LearnedConfig, _read_checked
+from .held_out import Case
+from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, _read_checked
 from .target import Target
 
 if TYPE_CHECKING:
@@ -63,7 +65,6 @@ CHOICES = {
     "fusion": ("step", "end"),
 }
 VIEW_BYTES = 1 << 30  # of images and priors kept in memory while training
-JUDGED = 3  # scans that a site's numbers are made of while training is judged
 SAME = 1e-6  # relative difference of a site's numbers below which scans are those of the fit
 
 
@@ -159,9 +160,9 @@ class PatchDiffusionConfig(LearnedConfig):
 
 
 TINY = dict(
-    widths=(8, 16), fold=1, attention=(False, True), tokens=2, token_width=8, patch=(12, 12, 8),
-    overlap=0.0, views=1, batch=2, times=50, sampling_steps=2, enroll_steps=3, steps=10,
-    log_every=5, validate_every=10, validation_cases=1, save_every=100,
+    start=SIMPLE, widths=(8, 16), fold=1, attention=(False, True), tokens=2, token_width=8,
+    patch=(12, 12, 8), overlap=0.0, views=1, batch=2, times=50, sampling_steps=2, enroll_steps=3,
+    steps=10, log_every=5, validate_every=10, validation_cases=1, save_every=100,
 )
 PAPER = dict(
     widths=(64, 128, 256, 512), blocks=2, fold=1, attention=(False, False, True, True), tokens=1,
@@ -205,16 +206,10 @@ class PatchDiffusion(LearnedBackend):
         }
 
     def _game(self, store: VolumeStore, trained: tuple[int, ...], seed: int) -> Game:
-        self._judge = _Judge(self, store, trained, seed)
         return _PatchGame(self.config, self.networks_, self.labels_, store, trained, seed)
 
-    def held_out_error(self, cases: list[Any]) -> dict[str, float]:
-        """Error of bringing held-out scans back to their own site, ours and the null's.
-
-        A style is a site here, not a view: the truth is a held-out person's scan at a site, the
-        source is that scan under a simulated scanner, the target the site.
-        """
-        return self._judge(len(cases))
+    def _style_for(self, case: Case) -> Mapping[str, np.ndarray]:
+        return {"tokens": self.tokens(case.site)}
 
     # Styles ---------------------------------------------------------------------------------
 
@@ -242,8 +237,9 @@ class PatchDiffusion(LearnedBackend):
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         """The numbers of the scans, and tokens: a known site's own, or fitted ones."""
         style = super()._enroll(scans)
+        numbers = START + "percentiles"
         for label, known in self.styles_.items():
-            if all(np.allclose(style[k], v, rtol=SAME, atol=0) for k, v in known.items()):
+            if np.allclose(style[numbers], known[numbers], rtol=SAME, atol=0):
                 return self._site_style(label)  # the very scans of the fit: it learned more
         return {**style, "tokens": self.fit_tokens([_read_checked(scan) for scan in scans])}
 
@@ -582,58 +578,3 @@ def _warped(rng: np.random.Generator, unit: np.ndarray, mask: np.ndarray
     moved = spatial.apply(inside, fill=0.0, nearest=True)[0, 0].numpy() > 0.5
     image = spatial.apply(torch.from_numpy(unit)[None, None])[0, 0].numpy()
     return (np.where(moved, image, -1).astype(np.float32), moved) if moved.any() else (unit, mask)
-
-
-class _Judge:
-    """Held-out scans under simulated scanners, to be brought back to their own site."""
-
-    def __init__(self, backend: PatchDiffusion, store: VolumeStore, trained: tuple[int, ...],
-                 seed: int) -> None:
-        subjects = {store.scans[i].subject for i in trained}
-        self.held = [i for i, scan in enumerate(store.scans) if scan.subject not in subjects]
-        self.backend, self.store, self.trained, self.seed = backend, store, trained, seed
-        self._styles: dict[str, dict[str, np.ndarray]] = {}
-
-    def __call__(self, count: int) -> dict[str, float]:
-        """Root mean square in the brain over the truth's range, mean over `count` scans."""
-        said = [self._case(number) for number in range(count)]
-        return {name: float(np.mean([s[name] for s in said])) for name in ("error", "null")}
-
-    def _case(self, number: int) -> dict[str, float]:
-        rng = np.random.default_rng([self.seed, number, 3])
-        index = self.held[number % len(self.held)]
-        site = self.store.scans[index].site
-        truth = self.store.volume(index)
-        style = {**self._style_of(site), "tokens": self.backend.tokens(site)}
-        source = _under_another_scanner(truth, rng)
-        target = Target("site", site, 1, self.backend.name, "T1w", style)
-        after = self.backend._harmonize(source, target, None, rng)
-        return {"error": _error(after, truth),
-                "null": _error(self.backend._first_guess(source, style), truth)}
-
-    def _style_of(self, site: str) -> dict[str, np.ndarray]:
-        """The site's numbers without tokens, from a few scans that are trained on."""
-        if site not in self._styles:
-            some = [i for i in self.trained if self.store.scans[i].site == site][:JUDGED]
-            summaries = [self.backend._summary_of(self.store.volume(i)) for i in some]
-            self._styles[site] = self.backend._pool_all(summaries)
-        return self._styles[site]
-
-
-def _under_another_scanner(truth: Volume, rng: np.random.Generator) -> Volume:
-    """The same scan in another contrast, with a bias field, blur and noise; intensities 0..2."""
-    import torch
-
-    from ..augment.contrast import ContrastSettings, draw_view
-
-    assert truth.mask is not None
-    view = draw_view(rng, ContrastSettings(bias=0.2, blur=0.6, noise=0.03), 3)
-    image = torch.from_numpy(truth.data - np.float32(1))[None, None]
-    mask = torch.from_numpy(truth.mask.astype(np.float32))[None, None]
-    return truth.with_data(((view.apply(image, mask) + 1) * mask)[0, 0].numpy())
-
-
-def _error(after: Volume, truth: Volume) -> float:
-    low, high = np.quantile(truth.in_mask(), [0.005, 0.995])
-    off = after.in_mask() - truth.in_mask()
-    return float(np.sqrt(np.mean(off**2)) / max(high - low, 1e-6))

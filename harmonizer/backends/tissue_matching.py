@@ -50,7 +50,7 @@ from ..segmentation.atropos import AtroposSegmenter, Segment
 from ..segmentation.coarse import CoarseSegmenter
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume
-from .base import BRIGHTEST, Capabilities, Progress, StatisticsBackend
+from .base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend
 from .target import Target
 
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
@@ -121,6 +121,7 @@ class TissueMatching(StatisticsBackend):
     summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
                "to those of the target by smooth maps, applied to the scan's own voxels.")
     capabilities = Capabilities(intensity_map=True)
+    by_tissue = True
     Config = TissueMatchingConfig
 
     def __init__(self, config: Any = None) -> None:
@@ -264,21 +265,19 @@ class TissueMatching(StatisticsBackend):
     # Harmonize ------------------------------------------------------------------------------
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> TissueMap:
-        return self._tissue_map(volume, style, None, {}, {}, False)
+        return self._tissue_map(volume, style, Known(), False)
 
-    def _map_of(self, volume: Volume, target: Target, source: str | None,
-                covariates: Mapping[str, Any], tissues: Mapping[str, np.ndarray]) -> TissueMap:
-        same = target.kind == "site" and target.label == source
-        return self._tissue_map(volume, target.style, source, covariates, tissues, same)
+    def _map_of(self, volume: Volume, target: Target, known: Known) -> TissueMap:
+        same = target.kind == "site" and target.label == known.source
+        return self._tissue_map(volume, target.style, known, same)
 
-    def _tissue_map(
-        self, volume: Volume, style: Mapping[str, np.ndarray], source: str | None,
-        covariates: Mapping[str, Any], tissues: Mapping[str, np.ndarray], same: bool,
-    ) -> TissueMap:
+    def _tissue_map(self, volume: Volume, style: Mapping[str, np.ndarray], known: Known,
+                    same: bool) -> TissueMap:
         assert self.lattice_ is not None
-        own, shares = self._measured(volume, tissues)
+        source, covariates = known.source, known.covariates
+        own, shares = self._measured(volume, known.tissues)
         goal, usual = _statistics(style), self._expected(covariates)
-        known = bool(tissues) and self.config.segmenter == GIVEN
+        given = bool(known.tissues) and self.config.segmenter == GIVEN
         people = int(self.styles_[source]["people"][0]) if source in self.styles_ else 0
         weight, before = 1.0, own
         if source in self.styles_:
@@ -288,7 +287,7 @@ class TissueMatching(StatisticsBackend):
             before = _with_persons_part(site, seen, own, weight)
         goal = replace(goal, mean=goal.mean * usual)
         facts = {"SourceWeightOfScan": round(weight, 4), "SourcePeople": people,
-                 "Segmenter": GIVEN if known else _used(self.config.segmenter, volume),
+                 "Segmenter": GIVEN if given else _used(self.config.segmenter, volume),
                  "Covariates": [n for n in self.effects_ if covariates.get(n) is not None]}
         return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean,
                          spread_ratio(before, goal), Shares.of(shares, volume), facts)
@@ -313,7 +312,17 @@ class TissueMatching(StatisticsBackend):
 
     # State ----------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def _tissues_in(self, volume: Volume) -> Mapping[str, np.ndarray]:
+        return dict(zip(TISSUES, shares_with(self.config.segmenter, volume)))
+
+    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
+               ) -> dict[str, np.ndarray]:
+        found = {kind: pool([_statistics(style, kind).scaled(float(gain))
+                             for style, gain in zip(styles, gains)])[0] for kind in ("", SEEN)}
+        return {**_arrays(found[""]), **_arrays(found[SEEN], SEEN), "affine": styles[0]["affine"],
+                "people": np.sum([style["people"] for style in styles], axis=0)}
+
+    def _shared_state(self) -> dict[str, np.ndarray]:
         assert self.lattice_ is not None
         shared = {"lattice_affine": self.lattice_.affine,
                   "lattice_shape": np.array(self.lattice_.shape),
@@ -321,21 +330,19 @@ class TissueMatching(StatisticsBackend):
         for name, effect in self.effects_.items():
             shared[f"effect:{name}"] = effect
             shared[f"centre:{name}"] = np.array([self.centres_[name]])
-        return {**super()._state(), **shared}
+        return shared
 
-    def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        shared = {key: array for key, array in arrays.items() if "/" not in key}
-        self.lattice_ = _lattice_of(shared["lattice_shape"], shared["lattice_affine"])
-        self.between_ = _number_of(shared, "between", 0.0)
-        self.freedom_ = _number_of(shared, "freedom", 0.0)
-        self.effects_ = {key.partition(":")[2]: array for key, array in shared.items()
+    def _set_shared_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.lattice_ = _lattice_of(arrays["lattice_shape"], arrays["lattice_affine"])
+        self.between_ = _number_of(arrays, "between", 0.0)
+        self.freedom_ = _number_of(arrays, "freedom", 0.0)
+        self.effects_ = {key.partition(":")[2]: array for key, array in arrays.items()
                          if key.startswith("effect:")}
-        self.centres_ = {n: _number_of(shared, f"centre:{n}", -LARGE) for n in self.effects_}
+        self.centres_ = {n: _number_of(arrays, f"centre:{n}", -LARGE) for n in self.effects_}
         shape = (len(TISSUES), *self.lattice_.shape)
         for name, effect in self.effects_.items():
             if effect.shape != shape or not (np.abs(effect) < LARGE).all():
                 raise ValueError(f"expected effects of {name} of {shape}, below {LARGE:g}")
-        super()._set_state({key: array for key, array in arrays.items() if "/" in key})
 
 
 def _number_of(arrays: Mapping[str, np.ndarray], name: str, low: float) -> float:

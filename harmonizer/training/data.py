@@ -8,8 +8,9 @@ then a place in the brain.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,13 @@ from ..cohort import Cohort, Scan
 from ..errors import InputError
 from ..files import atomic_path, read_json, write_json
 from ..intensity import IntensityScale
+from ..local_statistics import shares_of
 from ..volume import Volume, read_volume, same_grid
 
 __all__ = ["Canvas", "VolumeStore", "SlabDraw", "PatchDraw", "draw_scans"]
 
 BACKGROUND = -1.0
+TissuesIn = Callable[[Volume], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class VolumeStore:
     scans : in the order of the arrays
     canvas : the box around all brains
     grid_shape : of the volumes that the canvas was cut from
+    has_tissues : whether shares of the tissues are kept, too
     """
 
     def __init__(self, folder: Path, cohort: Cohort) -> None:
@@ -96,11 +100,21 @@ class VolumeStore:
         stored = (len(self.scans), k, i, j)  # slices lie together on disk
         self._images = np.memmap(folder / "images.f16", np.float16, "r", shape=stored)
         self._masks = np.memmap(folder / "masks.u8", np.uint8, "r", shape=stored)
+        self.has_tissues = bool(facts["of"]["tissues"])
+        if self.has_tissues:
+            self._tissues = np.memmap(folder / "tissues.u8", np.uint8, "r",
+                                      shape=(len(self.scans), 3, k, i, j))
 
     @classmethod
     def build(cls, cohort: Cohort, folder: Path, multiple: tuple[int, int, int] = (1, 1, 1),
-              at_least: tuple[int, int, int] = (1, 1, 1)) -> VolumeStore:
+              at_least: tuple[int, int, int] = (1, 1, 1),
+              tissues_in: TissuesIn | None = None) -> VolumeStore:
         """Read, scale and keep all scans, or open what an earlier call kept of the same files.
+
+        Parameters
+        ----------
+        multiple, at_least : of the sides of the canvas
+        tissues_in : finds the tissues of scans whose tissues are not known; None keeps no tissues
 
         Raises
         ------
@@ -108,7 +122,7 @@ class VolumeStore:
             If a scan cannot be read, is constant in its mask, or lies on another grid.
         """
         wanted = {"scans": [_identity(scan) for scan in cohort], "multiple": list(multiple),
-                  "at_least": list(at_least)}
+                  "at_least": list(at_least), "tissues": tissues_in is not None}
         path = folder / "store.json"
         if path.exists() and read_json(path).get("of") == json.loads(json.dumps(wanted)):
             return cls(folder, cohort)
@@ -116,13 +130,18 @@ class VolumeStore:
         path.unlink(missing_ok=True)
         union, first = _union_of_masks(cohort)
         canvas = Canvas.around(union, multiple, at_least)
-        images_at, masks_at = folder / "images.f16", folder / "masks.u8"
-        with atomic_path(images_at) as images, atomic_path(masks_at) as masks:
-            with open(images, "wb") as image_file, open(masks, "wb") as mask_file:
-                for scan in cohort:
-                    image, mask = _scaled(scan, canvas)
-                    image_file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes())
-                    mask_file.write(np.ascontiguousarray(mask.transpose(2, 0, 1)).tobytes())
+        files = [folder / name for name in ("images.f16", "masks.u8", "tissues.u8")]
+        with contextlib.ExitStack() as stack:
+            image_file, mask_file, tissue_file = (
+                stack.enter_context(open(stack.enter_context(atomic_path(path)), "wb"))
+                for path in files)
+            for scan in cohort:
+                volume = scan.read()
+                image, mask = _scaled(scan, volume, canvas)
+                image_file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes())
+                mask_file.write(np.ascontiguousarray(mask.transpose(2, 0, 1)).tobytes())
+                for share in _shares(scan, volume, canvas, tissues_in):
+                    tissue_file.write(np.ascontiguousarray(share.transpose(2, 0, 1)).tobytes())
         write_json(path, {"of": wanted, "start": list(canvas.start), "shape": list(canvas.shape),
                           "grid_shape": list(first.shape)})
         return cls(folder, cohort)
@@ -134,6 +153,10 @@ class VolumeStore:
     def mask(self, index: int) -> np.ndarray:
         """(I, J, K) uint8 view, 1 in the brain."""
         return self._masks[index].transpose(1, 2, 0)
+
+    def tissues(self, index: int) -> np.ndarray:
+        """(3, I, J, K) uint8 view, shares of CSF, GM and WM, 0..255."""
+        return self._tissues[index].transpose(0, 2, 3, 1)
 
     @cached_property
     def areas(self) -> np.ndarray:
@@ -182,8 +205,16 @@ def _union_of_masks(cohort: Cohort) -> tuple[np.ndarray, Volume]:
     return union, first
 
 
-def _scaled(scan: Scan, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    volume = scan.read()
+def _shares(scan: Scan, volume: Volume, canvas: Canvas, tissues_in: TissuesIn | None
+            ) -> list[np.ndarray]:
+    """Three uint8 canvases; none where none are wanted."""
+    if tissues_in is None:
+        return []
+    shares = shares_of(scan.read_tissues() or tissues_in(volume), volume) * volume.mask
+    return [canvas.take(np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)) for share in shares]
+
+
+def _scaled(scan: Scan, volume: Volume, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     values = volume.in_mask()
     if values.min() == values.max():
         raise InputError(f"{scan.image}: is constant in the brain mask. Check image and mask.")
@@ -266,11 +297,18 @@ class SlabDraw:
 
     def slab(self, index: int, place: int) -> tuple[np.ndarray, np.ndarray]:
         """(2n + 1, I, J) image and mask around a slice; beyond the volume its last slice again."""
-        last = self.store.canvas.shape[2] - 1
-        around = np.clip(np.arange(place - self.neighbours, place + self.neighbours + 1), 0, last)
-        images, masks = self.store._images[index], self.store._masks[index]
+        around, images, masks = (self._around(place), self.store._images[index],
+                                 self.store._masks[index])
         return (np.stack([images[k] for k in around]).astype(np.float32),
                 np.stack([masks[k] for k in around]).astype(np.float32))
+
+    def shares(self, index: int, place: int) -> np.ndarray:
+        """(3, 2n + 1, I, J) uint8 shares of the tissues in a slab."""
+        return self.store._tissues[index][:, self._around(place)]
+
+    def _around(self, place: int) -> np.ndarray:
+        last = self.store.canvas.shape[2] - 1
+        return np.clip(np.arange(place - self.neighbours, place + self.neighbours + 1), 0, last)
 
 
 @dataclass(frozen=True, eq=False)

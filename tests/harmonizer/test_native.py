@@ -62,7 +62,7 @@ class Voxels(Backend):
     def _fit(self, cohort, seed, progress):
         pass
 
-    def _harmonize(self, volume, target, source, rng):
+    def _harmonize(self, volume, target, known, rng):
         return volume.with_data(0.5 * volume.data)
 
     def _site_style(self, label):

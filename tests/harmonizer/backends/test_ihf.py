@@ -9,7 +9,9 @@ import pytest
 from tests.contract.brains import at_site_b, brain_of, scan_of
 
 from harmonizer.backends import registry
+from harmonizer.backends.base import Known
 from harmonizer.backends.ihf import Ihf, IhfConfig
+from harmonizer.backends.target import Target
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError, UsageError
 from harmonizer.volume import Volume
@@ -73,7 +75,7 @@ def test_an_image_is_its_own_target_whatever_was_learned(shaken, tmp_path):
     target = shaken.enroll([scan], "itself")
     assert rmse(shaken.harmonize(scan.read(), target), scan.read()) < 1e-3
     other = shaken.enroll([scan_of(tmp_path, 52, "B")], "other")
-    matched = shaken._first_guess(scan.read(), other.style)
+    matched = shaken._first_guess(scan.read(), other, Known())
     assert rmse(shaken.harmonize(scan.read(), other), matched) > 1e-2, "it changes nothing at all"
 
 
@@ -164,9 +166,9 @@ def test_the_null_of_a_batch_is_the_null_of_a_volume(cohort, tmp_path):
     one, two = store.volume(0), store.volume(5)
     slabs = [torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))[:, None] for v in
              (one, two) for a in (v.data - 1, v.mask.astype(np.float32))]
-    source, _, _ = game._started(slabs[0], slabs[1], slabs[0], slabs[2], slabs[3])
+    source, _, _ = game._started(slabs[0], slabs[1], slabs[0], slabs[2], slabs[3], None)
     style = {f"start.{k}": v for k, v in backend._null._pool([backend._null._summary(two)]).items()}
-    first = backend._first_guess(one, style)
+    first = backend._first_guess(one, Target("reference", "two", 1, "ihf", "T1w", style), Known())
     truth = _in_unit(first.data, IntensityScale.of(first.in_mask()), slabs[1])
     torch.testing.assert_close(source, truth)
 

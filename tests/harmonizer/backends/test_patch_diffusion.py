@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.contract.brains import at_site_b, brain_of, scan_of
 
+from harmonizer.backends.base import Known
 from harmonizer.backends.patch_diffusion import PatchDiffusion
 from harmonizer.backends.target import Target
 from harmonizer.cohort import Cohort
@@ -51,7 +52,7 @@ def stranger():
 
 def change_of(backend: PatchDiffusion, volume, seed: int = 0) -> np.ndarray:
     target = backend.target("A")
-    first = backend._first_guess(volume, target.style)
+    first = backend._first_guess(volume, target, Known())
     return (backend.harmonize(volume, target, seed=seed).data - first.data)[volume.mask]
 
 
