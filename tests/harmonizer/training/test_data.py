@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.contract.brains import SHAPE, brain_of, scan_of
+from tests.contract.brains import SHAPE, brain_of, scan_of, three_levels
 
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
@@ -46,6 +46,28 @@ def test_store_is_reused_until_a_file_changes(scans, tmp_path):
     assert (tmp_path / "images.f16").stat().st_mtime_ns == before
     VolumeStore.build(Cohort(tuple(scans[:3])), tmp_path)
     assert (tmp_path / "images.f16").stat().st_mtime_ns != before
+
+
+def test_tissues_are_kept_where_they_are_wanted(scans, tmp_path):
+    cohort = Cohort(tuple(scans[:2]))
+    assert not VolumeStore.build(cohort, tmp_path).has_tissues
+    asked = []
+
+    def found(volume):
+        asked.append(volume)
+        return three_levels(volume)
+
+    store = VolumeStore.build(cohort, tmp_path, tissues_in=found)
+    again = VolumeStore.build(cohort, tmp_path, tissues_in=found)
+    assert store.has_tissues and again.has_tissues and len(asked) == 2
+    for index, scan in enumerate(cohort):
+        maps = three_levels(scan.read())
+        for share, name in zip(store.tissues(index), ("CSF", "GM", "WM")):
+            np.testing.assert_array_equal(share, 255 * store.canvas.take(maps[name]))
+    draw = SlabDraw(store, (0, 1), 1, 0, neighbours=1)
+    place = store.canvas.shape[2] - 1
+    np.testing.assert_array_equal(draw.shares(1, place)[:, 2], store.tissues(1)[..., place])
+    np.testing.assert_array_equal(draw.shares(1, place)[:, 0], store.tissues(1)[..., place - 1])
 
 
 def test_other_grids_and_constant_scans_are_refused(scans, tmp_path):
