@@ -209,7 +209,10 @@ def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argp
             path = folder / f"{scan.scan_id}.nii.gz"
             if not path.is_file():
                 model = model or fitted(name, rest, folder / f"fold-{number}", given)
-                result = model.harmonize(scan.read(), model.target(target), source=scan.site)
+                result = model.harmonize(
+                    scan.read(), model.target(target), source=scan.site,
+                    covariates={**scan.covariates, "age": scan.age, "sex": scan.sex},
+                    tissues=scan.read_tissues())
                 write_volume(path, result)
             done.append(replace(scan, image=path))
     return Cohort(tuple(done))
