@@ -220,7 +220,8 @@ def _named(model: Disarm, scans: list[dict[tuple[str, str], Volume]]) -> float:
     right = []
     for one in scans:
         for site in NAMES:
-            unit, mask = model._unit_of(one[site, site])
+            shown = model._shown(one[site, site])
+            unit, mask = shown.unit, shown.mask
             said = np.zeros(len(model.labels_))
             for x, m in model._brain_patches(unit, mask):
                 with torch.no_grad():

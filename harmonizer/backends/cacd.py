@@ -39,9 +39,9 @@ import numpy as np
 from scipy import ndimage
 
 from ..training.players import Batch, Game, Player
-from ..volume import Volume
 from .base import Capabilities
 from .learned import SIMPLE, LearnedBackend, LearnedConfig
+from .shown import Shown
 
 if TYPE_CHECKING:
     import torch
@@ -188,9 +188,8 @@ class Cacd(LearnedBackend):
 
     # Styles ---------------------------------------------------------------------------------
 
-    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
-        unit, mask = self._unit_of(volume)
-        return {"contrast": self._vectors(unit, mask)[0]}
+    def _describe(self, shown: Shown) -> dict[str, np.ndarray]:
+        return {"contrast": self._vectors(shown.unit, shown.mask)[0]}
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         z = np.stack([s["contrast"] for s in summaries]).astype(np.float64)
@@ -242,8 +241,9 @@ class Cacd(LearnedBackend):
 
     # Change ---------------------------------------------------------------------------------
 
-    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
-                source: str | None, rng: np.random.Generator) -> np.ndarray:
+    def _change(self, shown: Shown, style: Mapping[str, np.ndarray], rng: np.random.Generator
+                ) -> np.ndarray:
+        unit, mask = shown.unit, shown.mask
         contrast, anatomy = self._vectors(unit, mask)
         anatomy = _smooth_where(anatomy, mask.any(axis=(0, 1)), self.config.anatomy_smoothing)
         change = np.zeros(unit.shape, np.float32)

@@ -48,11 +48,11 @@ from ..cohort import Cohort, Scan
 from ..errors import InternalError
 from ..patches import PatchGrid
 from ..training.players import Batch, Game, Player
-from ..volume import Volume
 from .base import SCANNER_FREE, Capabilities, Progress
 from .held_out import Case
 from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, of_start
 from .part_start import matched_by_histogram, matched_by_tissue
+from .shown import Shown
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ class Disarm(LearnedBackend):
                "networks, and generated anew from their own anatomy and the mean scanner code of "
                "the target, or, scanner-free, one code that belongs to no scanner.")
     capabilities = Capabilities(trained=True, scanner_free=True)
-    parts_start = True
+    wants_tissues = True
     Config = DisarmConfig
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
                "paper": {"preset": "paper", **PAPER}}
@@ -214,8 +214,8 @@ class Disarm(LearnedBackend):
 
     # Styles ---------------------------------------------------------------------------------
 
-    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
-        return {"code": self._code_of(*self._unit_of(volume))}
+    def _describe(self, shown: Shown) -> dict[str, np.ndarray]:
+        return {"code": self._code_of(shown.unit, shown.mask)}
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         codes = np.stack([s["code"] for s in summaries]).astype(np.float64)
@@ -262,8 +262,9 @@ class Disarm(LearnedBackend):
 
     # Change ---------------------------------------------------------------------------------
 
-    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
-                source: str | None, rng: np.random.Generator) -> np.ndarray:
+    def _change(self, shown: Shown, style: Mapping[str, np.ndarray], rng: np.random.Generator
+                ) -> np.ndarray:
+        unit, mask = shown.unit, shown.mask
         own = self._code_of(unit, mask) if self.config.residual else None
         grid = self._grid(unit.shape)
         return grid.blend(self._patch_change(x, m, own, style)

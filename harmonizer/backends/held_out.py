@@ -38,14 +38,16 @@ class Case:
     ----------
     first : the first guess, in the unit of its site; the middle slices alone
     truth : the scan as it was, same slices
+    tissues : their shares in these slices; empty where `start` does not ask for them
     site : where it was scanned
-    references : the same slices of other people's scans there
+    references : the same slices of other people's scans there, and their tissues
     """
 
     first: Volume
     truth: Volume
+    tissues: Mapping[str, np.ndarray]
     site: str
-    references: tuple[Volume, ...]
+    references: tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]
 
     def miss(self) -> np.ndarray:
         """(n,) truth - first guess in the brain, of the truth's 0.5 to 99.5 % range."""
@@ -76,7 +78,7 @@ def make_cases(cohort: Cohort, trained: tuple[int, ...], held: tuple[int, ...],
     sites = sorted({scan.site for scan in pool})
     if start is not None:
         start.fit(Cohort(tuple(scan for site in sites for scan in others[site])), seed=seed)
-    references = {site: tuple(_middle(scan.read(), depth) for scan in others[site])
+    references = {site: tuple(_reference(scan, start, depth) for scan in others[site])
                   for site in sites}
     return [_case(pool[number % len(pool)], references, start, depth,
                   np.random.default_rng([seed, number, 3])) for number in range(count)]
@@ -116,27 +118,35 @@ def _size(misses: list[np.ndarray]) -> float:
     return float(np.exp(np.mean([0.5 * np.log(max(_square(m), 1e-20)) for m in misses])))
 
 
-def _case(scan: Scan, references: Mapping[str, tuple[Volume, ...]],
+def _reference(scan: Scan, start: StatisticsBackend | None, depth: int
+               ) -> tuple[Volume, Mapping[str, np.ndarray]]:
+    volume = scan.read()
+    at, middle = _middle(volume, depth)
+    return middle, _cut(_tissues_of(scan, volume, start), at)
+
+
+def _case(scan: Scan, references: Mapping[str, tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]],
           start: StatisticsBackend | None, depth: int, rng: np.random.Generator) -> Case:
     whole = scan.read()
-    source = _under_another_scanner(whole, rng)
+    source, tissues = _under_another_scanner(whole, rng), _tissues_of(scan, whole, start)
     if start is None:
-        first = matched_percentiles(source, _percentiles(references[scan.site]))
+        first = matched_percentiles(source, _percentiles([v for v, _ in references[scan.site]]))
     else:
         target = Target("site", scan.site, 1, start.name, scan.modality,
                         start._site_style(scan.site))
         known = Known(covariates={**scan.covariates, "age": scan.age, "sex": scan.sex},
-                      tissues=_tissues_of(scan, whole, start))
+                      tissues=tissues)
         first = start._map_of(source, target, known).apply(source)
     guess, truth = first.in_mask().astype(np.float64), whole.in_mask().astype(np.float64)
     gain = max(guess @ truth, 0.0) / max(truth @ truth, 1e-30)
-    return Case(_middle(first, depth),
-                _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth),
-                scan.site, references[scan.site])
+    at, truth_shown = _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth)
+    return Case(_middle(first, depth)[1], truth_shown, _cut(tissues, at), scan.site,
+                references[scan.site])
 
 
-def _tissues_of(scan: Scan, volume: Volume, start: StatisticsBackend) -> Mapping[str, np.ndarray]:
-    if not start.by_tissue:
+def _tissues_of(scan: Scan, volume: Volume, start: StatisticsBackend | None
+                ) -> Mapping[str, np.ndarray]:
+    if start is None or not start.by_tissue:
         return {}
     return scan.read_tissues() or start._tissues_in(volume)
 
@@ -149,7 +159,7 @@ def matched_percentiles(volume: Volume, percentiles: np.ndarray) -> Volume:
                                      np.maximum(values, 0), values), volume.data))
 
 
-def _percentiles(volumes: tuple[Volume, ...]) -> np.ndarray:
+def _percentiles(volumes: list[Volume]) -> np.ndarray:
     scales = [IntensityScale.of(volume.in_mask()) for volume in volumes]
     return np.mean([(scale.low, scale.high) for scale in scales], axis=0)
 
@@ -171,8 +181,12 @@ def _under_another_scanner(truth: Volume, rng: np.random.Generator) -> Volume:
     return truth.with_data(canvas.put(seen[0, 0].numpy(), np.zeros(truth.shape, np.float32)))
 
 
-def _middle(volume: Volume, depth: int) -> Volume:
-    """The slices around the brain's middle as a volume of their own."""
+def _cut(tissues: Mapping[str, np.ndarray], at: Any) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(share[at]) for name, share in tissues.items()}
+
+
+def _middle(volume: Volume, depth: int) -> tuple[Any, Volume]:
+    """Where the slices around the brain's middle are, and they as a volume of their own."""
     assert volume.mask is not None
     hits: Any = np.flatnonzero(volume.mask.any(axis=(0, 1)))
     middle, half = (int(hits[0]) + int(hits[-1]) + 1) // 2, (depth or 2 * volume.shape[2]) // 2
@@ -180,5 +194,5 @@ def _middle(volume: Volume, depth: int) -> Volume:
     at = np.s_[:, :, low:middle + max(1, half)]
     affine = volume.affine.copy()
     affine[:3, 3] += low * affine[:3, 2]
-    return Volume(np.ascontiguousarray(volume.data[at]), affine,
-                  np.ascontiguousarray(volume.mask[at]))
+    return at, Volume(np.ascontiguousarray(volume.data[at]), affine,
+                      np.ascontiguousarray(volume.mask[at]))

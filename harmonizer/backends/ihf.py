@@ -13,6 +13,8 @@ Ours, each a setting, and why:
 * `fusion` ``exact``: as printed the way back is not the inverse of the way forth (coupling.py);
 * features are a pyramid of fixed random filters: VGG's weights cannot be downloaded where patients'
   images are. `tiny` to `paper` differ in its widths alone;
+* z_s counts each tissue alike where tissues are known (`harmonizer.backends.shown`): a brain with
+  wide ventricles is no scanner;
 * statistics, of z, of z_s and of the losses, are taken over the brain of the whole volume: a batch
   is a few people with `slices` slices each, spread over the brain and at the same heights in
   source and target; a volume is harmonized in two passes. Per-slice statistics make slices flicker;
@@ -43,6 +45,7 @@ from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Known
 from .learned import NONE, SIMPLE, LearnedBackend, LearnedConfig
 from .part_start import matched_by_histogram, matched_by_tissue
+from .shown import Shown, balanced
 from .target import Target
 
 if TYPE_CHECKING:
@@ -155,7 +158,7 @@ class Ihf(LearnedBackend):
     summary = ("Slabs of slices were decomposed by an invertible hierarchy flow, its features were "
                "given the statistics that the target's features call for, and it was run back.")
     capabilities = Capabilities(trained=True)
-    parts_start = True
+    wants_tissues = True
     Config = IhfConfig
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
                "paper": {"preset": "paper", **PAPER}}
@@ -188,8 +191,8 @@ class Ihf(LearnedBackend):
 
     # Styles ---------------------------------------------------------------------------------
 
-    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
-        return {"z_s": self._artefact(*self._unit_of(volume))}
+    def _describe(self, shown: Shown) -> dict[str, np.ndarray]:
+        return {"z_s": self._artefact(shown)}
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return {"z_s": np.mean([s["z_s"] for s in summaries], axis=0, dtype=np.float64
@@ -201,13 +204,13 @@ class Ihf(LearnedBackend):
         if z_s.shape != (size,) or not (np.abs(z_s) < BRIGHTEST).all():
             raise ValueError(f"expected {size} statistics of features")
 
-    def _artefact(self, unit: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def _artefact(self, shown: Shown) -> np.ndarray:
         """(2 C,) means and spreads of the pyramid's channels over the brain (eq. 1)."""
         import torch
 
         pyramid = self._pyramid
         with torch.no_grad():
-            sums = _summed(_moments(pyramid(x), m) for _, x, m in self._slabs(unit, mask))
+            sums = _summed(_moments(pyramid(x), w) for _, x, w in self._slabs(shown, shown.weights))
         return _embedding(sums)[0].cpu().numpy()
 
     # Change ---------------------------------------------------------------------------------
@@ -219,40 +222,41 @@ class Ihf(LearnedBackend):
             return volume
         return super()._harmonize(volume, target, known, rng)
 
-    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
-                source: str | None, rng: np.random.Generator) -> np.ndarray:
+    def _change(self, shown: Shown, style: Mapping[str, np.ndarray], rng: np.random.Generator
+                ) -> np.ndarray:
         import torch
 
         flow, device = self.networks_["flow"], self.resources.device
         goal, own = (torch.from_numpy(np.asarray(z, np.float32))[None].to(device)
-                     for z in (style["z_s"], self._artefact(unit, mask)))
-        change, seen = np.zeros(unit.shape, np.float32), np.zeros(unit.shape[2])
+                     for z in (style["z_s"], self._artefact(shown)))
+        change, seen = np.zeros(shown.unit.shape, np.float32), np.zeros(shown.unit.shape[2])
         with torch.no_grad():
             sums = _summed(flow.statistics(flow.encode(x), m)
-                           for _, x, m in self._slabs(unit, mask))
-            for places, x, _ in self._slabs(unit, mask):
+                           for _, x, m in self._slabs(shown, shown.mask))
+            for places, x, _ in self._slabs(shown, shown.mask):
                 n = len(x)
                 after = flow.decode(flow.encode(x), [s.expand(n, -1) for s in sums],
                                     goal.expand(n, -1), own.expand(n, -1))
                 _overlay(change, seen, (after - x).cpu().numpy(), places)
         return change / np.maximum(seen, 1).astype(np.float32)
 
-    def _slabs(self, unit: np.ndarray, mask: np.ndarray
+    def _slabs(self, shown: Shown, weights: np.ndarray
                ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """(places (n, 2 neighbours + 1), slabs (n, 2 neighbours + 1, I, J), masks (n, 1, I, J)).
+        """(places (n, 2 neighbours + 1), slabs (n, 2 neighbours + 1, I, J), weights (n, 1, I, J)).
 
         Of every slice with brain; beyond the volume stands its last slice again.
         """
         import torch
 
         device, around = self.resources.device, self.config.neighbours
-        middles = np.flatnonzero(mask.any(axis=(0, 1)))
+        unit = shown.unit
+        middles = np.flatnonzero(shown.mask.any(axis=(0, 1)))
         for first in range(0, len(middles), self.config.batch_slices):
             at = middles[first:first + self.config.batch_slices]
             places = np.clip(at[:, None] + np.arange(-around, around + 1), 0, unit.shape[2] - 1)
             x = np.ascontiguousarray(unit[:, :, places].transpose(2, 3, 0, 1), np.float32)
-            m = np.ascontiguousarray(mask[:, :, at].transpose(2, 0, 1)[:, None], np.float32)
-            yield places, torch.from_numpy(x).to(device), torch.from_numpy(m).to(device)
+            w = np.ascontiguousarray(weights[:, :, at].transpose(2, 0, 1)[:, None], np.float32)
+            yield places, torch.from_numpy(x).to(device), torch.from_numpy(w).to(device)
 
 
 class _IhfGame(Game):
@@ -300,8 +304,10 @@ class _IhfGame(Game):
             else (x, x, y)
         shares = [self._shares(i, places) for i in (one, two)] if self.store.has_tissues else None
         source, truth, goal = self._started(source, mask, truth, goal, mask_goal, shares)
+        weights = [m if shares is None else _balanced(share, m)
+                   for m, share in zip((mask, mask_goal), shares or (None, None))]
         return {"source": source, "truth": truth, "mask": mask, "goal": goal,
-                "mask_goal": mask_goal,
+                "mask_goal": mask_goal, "weight": weights[0], "weight_goal": weights[1],
                 **{k: torch.tensor([float(k == kind)]) for k in KINDS}}
 
     def _draw(self, rng: np.random.Generator) -> tuple[str, int, int]:
@@ -380,7 +386,7 @@ class _IhfGame(Game):
 
         c, mask, count = self.config, batch["mask"], batch["pairs"]
         self.pyramid = self.pyramid.to(mask.device)
-        z_s = self._embedded(batch["goal"], batch["mask_goal"], count)
+        z_s = self._embedded(batch["goal"], batch["weight_goal"], count)
         after = self._translated(batch, z_s)
         away = absolute(after, batch["truth"], mask).unflatten(0, (count, -1)).mean(1)
         edges = steps(after, batch["truth"], mask).unflatten(0, (count, -1)).mean(1)
@@ -397,7 +403,7 @@ class _IhfGame(Game):
         middle = mask[:, self._middle]
         encoded = flow.encode(x)
         sums = [_pooled(s, count) for s in flow.statistics(encoded, middle)]
-        own = self._embedded(x, mask, count)
+        own = self._embedded(x, batch["weight"], count)
         spread = len(x) // count
         return flow.decode(encoded, [_repeated(s, spread) for s in sums], _repeated(z_s, spread),
                            _repeated(own, spread))
@@ -407,9 +413,9 @@ class _IhfGame(Game):
         """The channel of a slab's own slice."""
         return slice(self.config.neighbours, self.config.neighbours + 1)
 
-    def _embedded(self, x: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    def _embedded(self, x: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
         """(P, 2 C) statistics z_s of the slabs of each pair."""
-        found = _moments(self.pyramid(x), mask[:, self._middle])
+        found = _moments(self.pyramid(x), weight[:, self._middle])
         return _embedding([_pooled(s, count) for s in found])
 
     def _between_sites(self, batch: Batch, after: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -514,6 +520,14 @@ def _seen(view: View, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def _data(x: torch.Tensor) -> np.ndarray:
     """(I, J, S (2n + 1)) intensities 0..2 of (S, 2n + 1, I, J) slabs in [-1, 1]."""
     return np.ascontiguousarray(x.flatten(0, 1).numpy().transpose(1, 2, 0)) + np.float32(1)
+
+
+def _balanced(shares: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
+    """(S, 2n + 1, I, J) weights of slabs by which each tissue of their person counts alike."""
+    import torch
+
+    weights = balanced(shares, _data(mask) > 1.5).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(weights)).unflatten(0, tuple(mask.shape[:2]))
 
 
 def _as_volume(x: torch.Tensor, mask: torch.Tensor) -> Volume:

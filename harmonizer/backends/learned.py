@@ -5,8 +5,8 @@ A method derives from `LearnedBackend` and fills in
     presets    {"tiny": {...}, "small": {...}, "paper": {...}}: values that differ from `Config`'s
     _build()             -> {name: nn.Module}, from config and `labels_`
     _game(store, trained, seed) -> Game: players, losses, batches (harmonizer.training)
-    _describe(volume)    -> numbers of one scan;   _pool(numbers of scans) -> style of a site
-    _change(unit, mask, style, source, rng) -> the change of intensities, in the network's unit
+    _describe(shown)     -> numbers of one scan;   _pool(numbers of scans) -> style of a site
+    _change(shown, style, rng) -> the change of intensities, in the network's unit
 
 and gets: the split by people, the cache of volumes, resume, devices, the average of the weights,
 early stopping on people who were held out, the null hypothesis as starting point, whole volumes on
@@ -39,10 +39,12 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
+from ..local_statistics import shares_of
 from ..volume import Volume
 from . import registry
 from .base import BRIGHTEST, Backend, Known, Progress, Self, StatisticsBackend, _check_volume
 from .held_out import Case, judged, make_cases, matched_percentiles
+from .shown import Shown, balanced
 from .target import Target
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ __all__ = ["LearnedBackend", "LearnedConfig", "PRESETS"]
 T = TypeVar("T")
 LOGGER = logging.getLogger("harmonizer")
 PRESETS = ("tiny", "small", "paper")
+NOTHING_KNOWN = Known()
 NONE = "none"
 PROLONGABLE = ("steps", "patience", "log_every", "save_every")  # a training may go on with others
 LARGEST = 0.5  # change after a first guess, of [-1, 1]; unlike all of training, more may be asked
@@ -108,8 +111,9 @@ class LearnedBackend(Backend):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     multiple: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """Sides of the canvas are multiples of these; a method may make it a property."""
-    parts_start: ClassVar[bool] = False
-    """Whether training makes first guesses of parts of brains, for which it needs the tissues."""
+    wants_tissues: ClassVar[bool] = False
+    """Whether training makes first guesses of parts of brains, or statistics are balanced by tissue
+    (`harmonizer.backends.shown`); where `start` goes by tissue, tissues are then looked for."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -149,22 +153,17 @@ class LearnedBackend(Backend):
         """
 
     @abstractmethod
-    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
-        """Numbers of one scan, by the trained networks; any intensity unit."""
+    def _describe(self, shown: Shown) -> dict[str, np.ndarray]:
+        """Numbers of one scan, by the trained networks."""
 
     @abstractmethod
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The style of a site from its scans' numbers."""
 
     @abstractmethod
-    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
-                source: str | None, rng: np.random.Generator) -> np.ndarray:
-        """The change that brings an image to a style.
-
-        Parameters
-        ----------
-        unit : (I, J, K) float32 canvas, the image after `start` in [-1, 1], background -1
-        mask : (I, J, K) bool canvas
+    def _change(self, shown: Shown, style: Mapping[str, np.ndarray], rng: np.random.Generator
+                ) -> np.ndarray:
+        """The change that brings an image (after `start`) to a style.
 
         Returns
         -------
@@ -194,7 +193,7 @@ class LearnedBackend(Backend):
         self.share_ = outcome.share
         summaries: dict[str, list[dict[str, np.ndarray]]] = {}
         for scan in cohort:
-            summaries.setdefault(scan.site, []).append(self._summary_of(_read_checked(scan)))
+            summaries.setdefault(scan.site, []).append(self._summary_of(scan))
         self.styles_ = {site: self._pool_all(summaries[site], self._start_style(site))
                         for site in sorted(summaries)}
 
@@ -235,10 +234,12 @@ class LearnedBackend(Backend):
 
     # Styles ---------------------------------------------------------------------------------
 
-    def _summary_of(self, volume: Volume) -> dict[str, np.ndarray]:
+    def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
+        volume = _read_checked(scan)
         scale = IntensityScale.of(volume.in_mask())
+        shown = self._shown(volume, self._found(volume, Known(tissues=scan.read_tissues())))
         return {START + "percentiles": np.array([scale.low, scale.high]),
-                **self._within_memory(lambda: self._describe(volume))}
+                **self._within_memory(lambda: self._describe(shown))}
 
     def _pool_all(self, summaries: list[dict[str, np.ndarray]],
                   start: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -251,8 +252,14 @@ class LearnedBackend(Backend):
     @property
     def _tissues_wanted(self) -> Callable[[Volume], Mapping[str, np.ndarray]] | None:
         """What finds the tissues that training needs; None if it needs none."""
-        by_tissue = self.parts_start and self._null is not None and self._null.by_tissue
+        by_tissue = self.wants_tissues and self._null is not None and self._null.by_tissue
         return self._null._tissues_in if by_tissue and self._null else None
+
+    def _found(self, volume: Volume, known: Known) -> Known:
+        """What is known of a scan, with its tissues where they are needed."""
+        if known.tissues or self._tissues_wanted is None:
+            return known
+        return replace(known, tissues=self._tissues_wanted(volume))
 
     def _start_style(self, site: str) -> Mapping[str, np.ndarray]:
         return self._null.styles_[site] if self._null else {}
@@ -262,31 +269,32 @@ class LearnedBackend(Backend):
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         start = self._null._enroll(scans) if self._null else {}
-        return self._pool_all([self._summary_of(_read_checked(scan)) for scan in scans], start)
+        return self._pool_all([self._summary_of(scan) for scan in scans], start)
 
     # Harmonize ------------------------------------------------------------------------------
 
     def _harmonize(self, volume: Volume, target: Target, known: Known,
                    rng: np.random.Generator) -> Volume:
+        known = self._found(volume, known)
         first = self._first_guess(volume, target, known)
         if not self.share_:
             return first
-        change = self._change_of(first, target.style, known.source, rng)
+        change = self._change_of(first, target.style, known, rng)
         return self._require_numbers(_added(first, np.float32(self.share_) * change))
 
-    def _change_of(self, first: Volume, style: Mapping[str, np.ndarray], source: str | None,
+    def _change_of(self, first: Volume, style: Mapping[str, np.ndarray], known: Known,
                    rng: np.random.Generator) -> np.ndarray:
         """(I, J, K) float32, what the networks would add to a first guess; 0 outside the brain."""
         scale = IntensityScale.of(first.in_mask())
         canvas = self._canvas_of(first)
-        unit, mask = self._on_canvas(first, scale, canvas)
+        shown = self._shown(first, known)
         drawn = rng.bit_generator.state
         change = self._within_memory(
-            lambda: self._change(unit, mask, style, source, _put_back(rng, drawn)))
+            lambda: self._change(shown, style, _put_back(rng, drawn)))
         if self._null is not None:
             change = np.clip(change, -LARGEST, LARGEST)
         change = change * np.float32((scale.high - scale.low) / 2)
-        return canvas.put(np.where(mask, change, 0).astype(np.float32),
+        return canvas.put(np.where(shown.mask, change, 0).astype(np.float32),
                           np.zeros(first.shape, np.float32))
 
     def _require_numbers(self, volume: Volume) -> Volume:
@@ -315,17 +323,18 @@ class LearnedBackend(Backend):
                 return self.canvas_
         return Canvas.around(volume.mask, self.multiple)
 
-    def _on_canvas(self, volume: Volume, scale: IntensityScale, canvas: Canvas
-                   ) -> tuple[np.ndarray, np.ndarray]:
-        """(image in [-1, 1], mask) on the canvas; clipped, background -1."""
+    def _shown(self, volume: Volume, known: Known = NOTHING_KNOWN) -> Shown:
+        """A scan as networks see it; its own percentiles become -1 and 1, beyond is clipped."""
         assert volume.mask is not None
-        unit = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
-        return canvas.take(unit, -1.0), canvas.take(volume.mask, False)
-
-    def _unit_of(self, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-        """(image in [-1, 1], mask) of any scan as `_describe` wants it."""
-        return self._on_canvas(volume, IntensityScale.of(volume.in_mask()),
-                               self._canvas_of(volume))
+        canvas = self._canvas_of(volume)
+        unit = np.clip(IntensityScale.of(volume.in_mask()).to_unit(volume.data), -1, 1)
+        mask = canvas.take(volume.mask, False)
+        weights = mask.astype(np.float32)
+        if self.wants_tissues and known.tissues:
+            shares = shares_of(known.tissues, volume)
+            weights = balanced(np.stack([canvas.take(share) for share in shares]), mask)
+        shown = canvas.take(np.where(volume.mask, unit, np.float32(-1)), -1.0)
+        return Shown(shown, mask, weights, known.source)
 
     def _within_memory(self, work: Callable[[], T]) -> T:
         """What `work` gives; where a GPU's memory ends, once more with fewer slices at once.
@@ -431,12 +440,14 @@ class LearnedBackend(Backend):
         See `harmonizer.backends.held_out.judged`.
         """
         return judged(cases, [
-            self._change_of(case.first, self._style_for(case), None, np.random.default_rng(number))
+            self._change_of(case.first, self._style_for(case), Known(tissues=case.tissues),
+                            np.random.default_rng(number))
             for number, case in enumerate(cases)])
 
     def _style_for(self, case: Case) -> Mapping[str, np.ndarray]:
         """The method's own numbers of a case's site, while it is being trained."""
-        return self._pool([self._describe(volume) for volume in case.references])
+        return self._pool([self._describe(self._shown(volume, Known(tissues=tissues)))
+                           for volume, tissues in case.references])
 
     def training_facts(self) -> list[str]:
         """Lines for the model's card."""

@@ -45,6 +45,7 @@ from ..volume import Volume
 from .base import Capabilities
 from .held_out import Case
 from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, _read_checked
+from .shown import Shown
 from .target import Target
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class PatchDiffusion(LearnedBackend):
 
     # Styles ---------------------------------------------------------------------------------
 
-    def _describe(self, volume: Volume) -> dict[str, np.ndarray]:
+    def _describe(self, shown: Shown) -> dict[str, np.ndarray]:
         return {}
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -254,8 +255,8 @@ class PatchDiffusion(LearnedBackend):
         table = self.networks_["style"]
         tokens = (table.sites.mean(dim=0) + table.bins[c.bins.index(0.0)]).detach().clone()
         tokens.requires_grad_(True)
-        seen = [_view(c, *self._unit_of(volume), self._patch_in(self._canvas_of(volume).shape))
-                for volume in volumes]
+        seen = [_view(c, shown.unit, shown.mask, self._patch_in(shown.unit.shape))
+                for shown in map(self._shown, volumes)]
         optimiser = torch.optim.Adam([tokens], lr=c.enroll_rate)
         mean, half = torch.zeros_like(tokens), c.enroll_steps // 2
         for step in range(c.enroll_steps):
@@ -294,11 +295,12 @@ class PatchDiffusion(LearnedBackend):
         return (volume.with_data(results.mean(axis=0, dtype=np.float64).astype(np.float32)),
                 volume.with_data(results.std(axis=0, dtype=np.float64).astype(np.float32)))
 
-    def _change(self, unit: np.ndarray, mask: np.ndarray, style: Mapping[str, np.ndarray],
-                source: str | None, rng: np.random.Generator) -> np.ndarray:
+    def _change(self, shown: Shown, style: Mapping[str, np.ndarray], rng: np.random.Generator
+                ) -> np.ndarray:
         import torch
 
         c, device = self.config, self.resources.device
+        unit, mask, source = shown.unit, shown.mask, shown.source
         x = torch.from_numpy(np.ascontiguousarray(unit))[None, None].to(device)
         goal = torch.from_numpy(np.asarray(style["tokens"], np.float32)).to(device)
         own = None

@@ -79,7 +79,8 @@ def test_the_condition_is_contrast_first(trained):
 
 
 def slices_of(backend: Cacd, person: int) -> tuple[torch.Tensor, torch.Tensor]:
-    unit, mask = backend._unit_of(brain_of(person))
+    shown = backend._shown(brain_of(person))
+    unit, mask = shown.unit, shown.mask
     contrast, anatomy = backend._vectors(unit, mask)
     at, x, _ = next(backend._slices(unit, mask))
     return x, backend._condition(contrast, anatomy[at])

@@ -173,7 +173,7 @@ def test_scanner_free_brings_two_scans_of_one_person_together(tmp_path):
 
 
 def test_a_site_is_the_mean_code_of_all_its_scans(fitted, cohort):
-    codes = [fitted._describe(scan.read())["code"] for scan in cohort.of_site("A")]
+    codes = [fitted._describe(fitted._shown(scan.read()))["code"] for scan in cohort.of_site("A")]
     style = fitted.target("A").style
     np.testing.assert_allclose(style["code"], np.mean(codes, axis=0), atol=1e-5)
     np.testing.assert_allclose(style["spread"], np.std(codes, axis=0), atol=1e-5)
@@ -190,12 +190,13 @@ def test_labels_are_told_to_the_generator_where_asked(cohort):
 
 
 def test_the_own_style_changes_nothing_and_another_one_does(fitted):
-    unit, mask = fitted._unit_of(brain_of(30))
+    shown = fitted._shown(brain_of(30))
+    unit, mask = shown.unit, shown.mask
     own = fitted._code_of(unit, mask)
     style = {"code": own, "label": np.zeros(2, np.float32)}
     rng = np.random.default_rng(0)
-    np.testing.assert_allclose(fitted._change(unit, mask, style, None, rng), 0, atol=1e-6)
-    assert np.abs(fitted._change(unit, mask, {**style, "code": own + 3}, None, rng)).max() > 1e-6
+    np.testing.assert_allclose(fitted._change(shown, style, rng), 0, atol=1e-6)
+    assert np.abs(fitted._change(shown, {**style, "code": own + 3}, rng)).max() > 1e-6
 
 
 @pytest.mark.parametrize("shape", [(9, 9, 5), (31, 20, 23)])
@@ -213,8 +214,9 @@ def test_the_papers_way_makes_the_image_anew(cohort):
     backend = Disarm(tiny(residual=False, folded=False, patch=None, weight_simulated=0.0,
                           weight_kept=0.0, inverse_content=True, start="none", validate_every=0))
     backend.fit(cohort, seed=0)
-    unit, mask = backend._unit_of(brain_of(30))
-    change = backend._change(unit, mask, backend.target("A").style, None, np.random.default_rng(0))
+    shown = backend._shown(brain_of(30))
+    unit = shown.unit
+    change = backend._change(shown, backend.target("A").style, np.random.default_rng(0))
     style = backend.target("A").style
     with torch.no_grad():
         code = backend.networks_["anatomy"].code(backend._tensor(unit[None, None]))

@@ -17,7 +17,7 @@ def case_of(first: list[float], truth: list[float]) -> Case:
     at = [np.array([0.0, *values, 100.0], np.float32).reshape(-1, 1, 1) for values in
           (first, truth)]
     mask = np.ones(at[0].shape, bool)
-    return Case(*(Volume(a, np.eye(4), mask) for a in at), "A", ())
+    return Case(*(Volume(a, np.eye(4), mask) for a in at), {}, "A", ())
 
 
 def change_of(values: list[float]) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_a_case_is_a_person_whom_its_references_are_not(cohort):
         truth = cohort.scans[index].read()
         ratio = case.truth.in_mask() / truth.in_mask()
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-        for reference in case.references:
+        for reference, _ in case.references:
             assert not np.array_equal(reference.data, truth.data)
         assert 0.01 < np.std(case.miss()) < 0.5
     assert np.abs(cases[0].miss() - cases[2].miss()).max() > 0.01, "one view for two cases"

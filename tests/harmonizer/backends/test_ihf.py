@@ -126,8 +126,9 @@ def test_equal_slices_change_equally(shaken):
     data, mask = np.repeat(middle[:, :, None], 11, 2), np.repeat(volume.mask[:, :, 5:6], 11, 2)
     mask[4:, :, 7:] = False  # slices 7 to 10 show a part of the brain only
     same = Volume(np.where(mask, data, 0).astype(np.float32), volume.affine, mask)
-    unit, inside = shaken._unit_of(same)
-    change = shaken._change(unit, inside, shaken.styles_["A"], None, np.random.default_rng(0))
+    shown = shaken._shown(same)
+    inside = shown.mask
+    change = shaken._change(shown, shaken.styles_["A"], np.random.default_rng(0))
     assert np.abs(change[inside]).mean() > 1e-2
     np.testing.assert_allclose(change[:, :, 2], change[:, :, 4], atol=1e-5)
 

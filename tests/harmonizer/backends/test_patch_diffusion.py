@@ -73,7 +73,8 @@ def test_way_there_and_back_is_exact_enough(fitted):
     from harmonizer.diffusion.samplers import ddim, ddim_inversion
 
     volume = brain_of(3)
-    unit, mask = fitted._unit_of(volume)
+    shown = fitted._shown(volume)
+    unit, mask = shown.unit, shown.mask
     field = fitted._field(unit, mask)
     x = torch.from_numpy(unit)[None, None]
     parts = fitted._parts(field, fitted.networks_["style"].null)
@@ -155,8 +156,8 @@ def test_fitted_tokens_explain_their_scans_better(fitted):
     def loss(tokens: np.ndarray) -> float:
         from harmonizer.backends.patch_diffusion import _view
 
-        seen = [_view(fitted.config, *fitted._unit_of(v), fitted._patch_in((12, 12, 8)))
-                for v in volumes]
+        seen = [_view(fitted.config, shown.unit, shown.mask, fitted._patch_in((12, 12, 8)))
+                for shown in map(fitted._shown, volumes)]
         with torch.no_grad():
             return float(np.mean([patient._enroll_loss(seen, torch.from_numpy(tokens), rng_of(n))
                                   for n in range(20)]))
