@@ -26,6 +26,8 @@ ours, in no paper). Where nobody was held out, all of it is.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import tempfile
 from abc import abstractmethod
@@ -39,8 +41,8 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
-from ..local_statistics import shares_of
-from ..volume import Volume
+from ..local_statistics import TISSUES, shares_of
+from ..volume import Volume, write_volume
 from . import registry
 from .base import BRIGHTEST, Backend, Known, Progress, Self, StatisticsBackend, _check_volume
 from .held_out import Case, judged, make_cases, matched_percentiles
@@ -80,7 +82,7 @@ class LearnedConfig:
         slabs or patches alone has a simpler one of its kind (`harmonizer.backends.part_start`)
     held_out : share of each site's people that are held out of training
     steps, ema, log_every, validate_every, patience, save_every : see `harmonizer.training.Pace`
-    validation_cases : simulated changes of scanner that the held-out error is measured on
+    validation_cases : simulated scanners that the held-out error is measured on
     validation_depth : axial slices of each of them; 0 = all
     """
 
@@ -178,24 +180,25 @@ class LearnedBackend(Backend):
 
         from ..training.processes import launch
 
-        if self._null:
-            self._null.fit(cohort, seed=seed, progress=progress)
         with self._folder() as folder:
+            if self._null:
+                cohort = with_tissues(cohort, self._null, folder / "tissues")
+                self._null.fit(cohort, seed=seed, progress=progress)
             alone = self.resources.world == 1
             outcome = launch(_fit_in_process, replace(self.resources, folder=folder), type(self),
                              self.config, replace(self.resources, folder=folder), cohort, seed,
                              progress if alone else None)
-        self.labels_ = tuple(cohort.sites)
-        with torch.random.fork_rng([]):
-            self._set_networks(outcome.weights)
-        self.canvas_, self.grid_shape_ = outcome.canvas, outcome.grid_shape
-        self.history_, self.training_ = outcome.history, outcome.facts
-        self.share_ = outcome.share
-        summaries: dict[str, list[dict[str, np.ndarray]]] = {}
-        for scan in cohort:
-            summaries.setdefault(scan.site, []).append(self._summary_of(scan))
-        self.styles_ = {site: self._pool_all(summaries[site], self._start_style(site))
-                        for site in sorted(summaries)}
+            self.labels_ = tuple(cohort.sites)
+            with torch.random.fork_rng([]):
+                self._set_networks(outcome.weights)
+            self.canvas_, self.grid_shape_ = outcome.canvas, outcome.grid_shape
+            self.history_, self.training_ = outcome.history, outcome.facts
+            self.share_ = outcome.share
+            summaries: dict[str, list[dict[str, np.ndarray]]] = {}
+            for scan in cohort:
+                summaries.setdefault(scan.site, []).append(self._summary_of(scan))
+            self.styles_ = {site: self._pool_all(summaries[site], self._start_style(site))
+                            for site in sorted(summaries)}
 
     def on(self: Self, device: str) -> Self:
         """Networks on a device; see `Backend.on`."""
@@ -553,6 +556,26 @@ def null_of(name: str) -> StatisticsBackend | None:
         raise UsageError(f"start {name!r} is not a method without training. Give tissue_matching, "
                          "histogram_matching, moment_matching, spectrum_swap or none.")
     return kind()
+
+
+def with_tissues(cohort: Cohort, start: StatisticsBackend, folder: Path) -> Cohort:
+    """The cohort with the tissues of all scans, where `start` goes by tissue.
+
+    Those that are not known are looked for once and kept in the folder; what is there of the same
+    files is taken.
+    """
+    from ..training.data import identity_of
+
+    scans = []
+    for scan in cohort if start.by_tissue else ():
+        name = hashlib.sha256(json.dumps(identity_of(scan)).encode()).hexdigest()[:16]
+        paths = {tissue: folder / f"{name}_{tissue}.nii.gz" for tissue in TISSUES}
+        if not scan.tissues and not all(path.is_file() for path in paths.values()):
+            volume = _read_checked(scan)
+            for tissue, share in start._tissues_in(volume).items():
+                write_volume(paths[tissue], volume.with_data(np.asarray(share, np.float32)))
+        scans.append(scan if scan.tissues else replace(scan, tissues=paths))
+    return Cohort(tuple(scans)) if scans else cohort
 
 
 def of_start(style: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from ..intensity import IntensityScale
 from ..local_statistics import shares_of
 from ..volume import Volume, read_volume, same_grid
 
-__all__ = ["Canvas", "VolumeStore", "SlabDraw", "PatchDraw", "draw_scans"]
+__all__ = ["Canvas", "VolumeStore", "SlabDraw", "PatchDraw", "draw_scans", "identity_of"]
 
 BACKGROUND = -1.0
 TissuesIn = Callable[[Volume], Mapping[str, np.ndarray]]
@@ -121,7 +121,7 @@ class VolumeStore:
         InputError
             If a scan cannot be read, is constant in its mask, or lies on another grid.
         """
-        wanted = {"scans": [_identity(scan) for scan in cohort], "multiple": list(multiple),
+        wanted = {"scans": [identity_of(scan) for scan in cohort], "multiple": list(multiple),
                   "at_least": list(at_least), "tissues": tissues_in is not None}
         path = folder / "store.json"
         if path.exists() and read_json(path).get("of") == json.loads(json.dumps(wanted)):
@@ -180,8 +180,8 @@ class VolumeStore:
         return Volume(data, np.eye(4), self.mask(index) > 0)
 
 
-def _identity(scan: Scan) -> list[Any]:
-    """Names the files that a scan was read from."""
+def identity_of(scan: Scan) -> list[Any]:
+    """Names the files that a scan is read from; JSON types."""
     stats = [path.stat() for path in (scan.image, scan.mask) if path.exists()]
     return [scan.scan_id, *[value for s in stats for value in (s.st_size, s.st_mtime_ns)]]
 

@@ -97,6 +97,31 @@ def test_held_out_people_decide_how_much_is_used(cohort, tmp_path):
     assert "tissue_matching alone" in card and "0% of the networks' change is used" in card
 
 
+def test_tissues_are_looked_for_once(cohort, matching, monkeypatch, tmp_path):
+    """By the start, the training, the held-out cases and the styles together; not in a rerun."""
+    from harmonizer.backends import tissue_matching
+    from harmonizer.training.settings import Resources
+
+    asked = []
+
+    def found(volume):
+        asked.append(volume)
+        return three_levels(volume)
+
+    monkeypatch.setitem(tissue_matching.SEGMENTERS, "coarse", lambda: found)
+    unknown = Cohort(tuple(replace(scan, tissues={}) for scan in cohort))
+    config = registry.get("ihf").config_from({"preset": "tiny", "start": "tissue_matching",
+                                              "steps": 2, "validation_cases": 1, "held_out": 0.3})
+    for _ in range(2):
+        backend = registry.get("ihf")(config)
+        backend.resources = Resources(folder=tmp_path)
+        backend.fit(unknown, seed=1)
+        assert len(asked) == len(cohort)
+    theirs, ours = matching._state(), backend._null._state()
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, np.nan])
 def test_a_share_that_is_none_is_refused(cohort, tmp_path, share):
     backend = blank("ihf", cohort)
