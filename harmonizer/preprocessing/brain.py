@@ -12,7 +12,7 @@ unless the check finds more to doubt in it.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ SCALE = (0.8, 1.45)  # native -> template; the template is about 1.1 times a typ
 MIN_OVERLAP = 0.85  # Dice with the template's mask after the affine
 MIN_INFORMATION = 0.10  # nats
 MIN_EDGE = 0.55  # of the border lying on an edge
+MIN_AGREEMENT = 0.88  # Dice with the mask of the network: docs/segmentation.md, Whole heads
 
 BRAIN_ONLY_L = (0.6, 2.3)  # filled foreground that can be a brain without a head
 CONSTANT_BACKGROUND = 0.25  # at least this part of the voxels has exactly one value
@@ -83,6 +84,7 @@ class QualityCheck:
     edge_fraction : part of the mask's border (0..1) across which the intensity changes
     overlap : Dice (0..1) of the mask, brought to the template by the affine, and its mask
     cut_fraction : part of the mask's border (0..1) that lies on the edge of the field of view
+    network_dice : Dice (0..1) with the mask of the network (`segmentation.brain`); None: not asked
     reasons : one sentence for each limit that was broken; empty if none
     """
 
@@ -92,6 +94,7 @@ class QualityCheck:
     edge_fraction: float
     overlap: float
     cut_fraction: float
+    network_dice: float | None = None
     reasons: tuple[str, ...] = ()
 
     @property
@@ -210,8 +213,13 @@ def _without_threads(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return out
 
 
-def check_quality(volume: Volume, mask: np.ndarray, matrix: np.ndarray) -> QualityCheck:
-    """Judge a brain mask (I, J, K) given the affine `matrix` (native -> template, RAS mm)."""
+def check_quality(
+    volume: Volume, mask: np.ndarray, matrix: np.ndarray, network_dice: float | None = None
+) -> QualityCheck:
+    """Judge a brain mask (I, J, K) given the affine `matrix` (native -> template, RAS mm).
+
+    `network_dice`: its agreement with a second opinion, where there is one.
+    """
     template = load_template(WORKING_SPACING_MM)
     litres = float(np.count_nonzero(mask) * np.prod(volume.spacing)) / 1e6
     moved = resample(volume.with_mask(None), template, matrix, antialias=True)
@@ -223,10 +231,10 @@ def check_quality(volume: Volume, mask: np.ndarray, matrix: np.ndarray) -> Quali
     )
     edge, cut_fraction = _edge_fraction(volume, mask)
     scales = affine_scales(matrix)
-    measured = QualityCheck(litres, scales, information, edge, float(overlap), cut_fraction)
-    return QualityCheck(
-        litres, scales, information, edge, float(overlap), cut_fraction, _reasons(measured)
+    measured = QualityCheck(
+        litres, scales, information, edge, float(overlap), cut_fraction, network_dice
     )
+    return replace(measured, reasons=_reasons(measured))
 
 
 def _reasons(check: QualityCheck) -> tuple[str, ...]:
@@ -249,6 +257,10 @@ def _reasons(check: QualityCheck) -> tuple[str, ...]:
         reasons.append(f"overlap with the template {check.overlap:.2f} is below {MIN_OVERLAP}")
     if check.cut_fraction > 0.05:
         reasons.append(f"{check.cut_fraction:.0%} of the border is cut by the field of view")
+    if check.network_dice is not None and check.network_dice < MIN_AGREEMENT:
+        reasons.append(
+            f"agreement with the network's mask {check.network_dice:.2f} is below {MIN_AGREEMENT}"
+        )
     return tuple(reasons)
 
 

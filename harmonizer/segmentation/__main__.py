@@ -48,9 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     use.add_argument("--out", type=Path, required=True, help="folder for the results")
     use.add_argument("--threads", type=int, default=1)
     use.set_defaults(run=_segment)
+    head = commands.add_parser("brain", help="find the brain in a whole head")
+    head.add_argument("image", type=Path, help="NIfTI, any contrast")
+    head.add_argument("--out", type=Path, required=True, help="file for the mask")
+    head.set_defaults(run=_brain)
     draw = commands.add_parser("draw", help="write synthesised images, to look at")
     draw.add_argument("label_maps", type=Path)
     draw.add_argument("out", type=Path)
+    draw.add_argument("--preset", choices=PRESETS, default="shipped", help="whose images")
     draw.add_argument("--count", type=int, default=10)
     draw.add_argument("--seed", type=int, default=0)
     draw.set_defaults(run=_draw)
@@ -72,7 +77,8 @@ def _train(given: argparse.Namespace) -> None:
     maps = load_label_maps(given.label_maps)
     network = train(maps, given.out, settings, device=given.device, workers=given.workers)
     unseen = maps[len(maps) - settings.held_out :] or maps
-    path = write_model(given.out, network, validate(network, unseen), given.preset, given.seed)
+    dice = validate(network, unseen, synthesis=settings.phases[-1].synthesis)
+    path = write_model(given.out, network, dice, given.preset, given.seed)
     print(path)
 
 
@@ -94,15 +100,26 @@ def _segment(given: argparse.Namespace) -> None:
     print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in millilitres.items()))
 
 
+def _brain(given: argparse.Namespace) -> None:
+    from ..volume import load_nifti, read_volume, write_mask
+    from .brain import network_mask
+
+    volume = read_volume(given.image)
+    mask = network_mask(volume)
+    write_mask(given.out, mask, volume.affine, header=load_nifti(given.image).header)
+    print(f"{given.image}: {mask.sum() * np.prod(volume.spacing) / 1e6:.2f} litres")
+
+
 def _draw(given: argparse.Namespace) -> None:
     from ..volume import Volume, write_labels, write_volume
     from .label_maps import load_label_maps
     from .synthesis import synthesise
+    from .train_settings import PRESETS
 
-    maps = load_label_maps(given.label_maps)
+    maps, how = load_label_maps(given.label_maps), PRESETS[given.preset].phases[-1].synthesis
     for index in range(given.count):
-        image, target = synthesise(maps, given.seed, index)
-        volume = Volume(image.numpy(), np.eye(4))
+        image, target = synthesise(maps, given.seed, index, how)
+        volume = Volume(image.numpy(), np.diag([how.voxel_mm] * 3 + [1.0]))
         write_volume(given.out / f"seed-{given.seed}_index-{index}_image.nii.gz", volume)
         write_labels(given.out / f"seed-{given.seed}_index-{index}_dseg.nii.gz", target.numpy(),
                      volume.affine)

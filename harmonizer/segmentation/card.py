@@ -1,4 +1,4 @@
-"""The segmenter's model file with its card: what it was trained on, how, how long, how good."""
+"""A network's model file with its card: what it was trained on, how, how long, how good."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ import numpy as np
 
 from ..files import sha256_of, write_text
 from .network import SegmenterNet
+from .structures import BRAIN_CLASSES
 from .weights_file import write_weights
 
 __all__ = ["write_model"]
 
-CARD = """# The segmenter
+TISSUES = """# The segmenter
 
 A 3D U-Net ({parameters:.2f} M parameters) that finds the brain and its tissues in an image of any
 contrast. It works at 1 mm; see `harmonizer.segmentation`.
+"""
+BRAIN = """# The brain in a whole head
+
+A 3D U-Net ({parameters:.2f} M parameters) that finds the brain in a whole head of any contrast. It
+works at 3 mm, along the axes of the world; see `harmonizer.segmentation.brain`.
+"""
+CARD = """\
 
 * **Trained on** images synthesised from {maps} label maps, and on nothing else; {held_out} of these
   were held out for the numbers below. The label maps are the training label maps of SynthSeg
@@ -29,7 +37,7 @@ contrast. It works at 1 mm; see `harmonizer.segmentation`.
   `python -m harmonizer.segmentation train LABEL_MAPS OUT --preset {preset} --seed {seed}`
 * **Steps**: {steps}, one image each; {hours:.1f} hours, bfloat16 convolutions where the precision
   says so ({precision}).
-* **SHA-256** of `segmenter.safetensors`: {sha256}
+* **SHA-256** of `{file}`: {sha256}
 
 Mean Dice on 16 synthesised images of the held-out heads, any contrast, resolution, noise, cut:
 
@@ -37,7 +45,7 @@ Mean Dice on 16 synthesised images of the held-out heads, any contrast, resoluti
 |---|---|
 {rows}
 
-White matter lesions were taught as white matter. Tumours, resections and infants were not seen.
+{lesions}Tumours, resections and infants were not seen.
 What it reaches on true labels: `docs/segmentation.md`.
 """
 
@@ -45,17 +53,22 @@ What it reaches on true labels: `docs/segmentation.md`.
 def write_model(
     out: Path, network: SegmenterNet, dice: Mapping[str, float], preset: str, seed: int
 ) -> Path:
-    """Write `segmenter.safetensors` (its path is returned) and `segmenter.md` where `train` was."""
+    """Write weights and card where `train` was; returns the path of the weights.
+
+    `segmenter.safetensors` and `segmenter.md`, or `brain.*` of a network for the brain alone.
+    """
     about = json.loads((out / "training.json").read_text(encoding="utf-8"))
     training = about["Training"]
     seconds = np.loadtxt(out / "history.tsv", skiprows=1, usecols=1, ndmin=1)
-    path = out / "segmenter.safetensors"
+    alone = network.classes == len(BRAIN_CLASSES)
+    path = out / ("brain.safetensors" if alone else "segmenter.safetensors")
     write_weights(path, network, {"preset": preset, "seed": str(seed)})
-    write_text(out / "segmenter.md", CARD.format(
+    write_text(path.with_suffix(".md"), ((BRAIN if alone else TISSUES) + CARD).format(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
         maps=len(about["LabelMaps"]), held_out=training["held_out"], preset=preset, seed=seed,
         steps=training["steps"], hours=seconds.sum() / 3600, precision=training["precision"],
-        sha256=sha256_of(path),
+        sha256=sha256_of(path), file=path.name,
+        lesions="" if alone else "White matter lesions were taught as white matter. ",
         rows="\n".join(f"| {name} | {value:.3f} |" for name, value in dice.items()),
     ))
     return path

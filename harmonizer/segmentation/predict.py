@@ -7,7 +7,7 @@ all is carried back to the image's grid. Nothing is asked of the contrast: no ti
 be brighter than another. A white matter lesion is white matter here: it was taught so.
 
 A mask is needed: whole heads were synthesised too, but after the training that the shipped weights
-had, necks were still taken for brain.
+had, necks were still taken for brain. The mask of a whole head is another network's (`brain`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..volume import Volume
 from .refine import CONTRAST, REVISION, contrast_between, refine
 from .structures import TISSUES
 
-__all__ = ["TissueMaps", "segment", "NetworkSegmenter", "WEIGHTS"]
+__all__ = ["TissueMaps", "segment", "NetworkSegmenter", "WEIGHTS", "from_both_sides", "world_box"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
 MARGIN_MM = 8.0  # of air around the brain
@@ -104,7 +104,7 @@ def _weights_digest() -> str:
 
 def _working_image(volume: Volume) -> Volume:
     """The brain at 1 mm along the world's axes, with a margin; darkest of all outside the mask."""
-    low, high = _world_box(volume.mask, volume.affine)
+    low, high = world_box(volume.mask, volume.affine)
     affine = np.eye(4)
     affine[:3, 3] = low - MARGIN_MM  # 1 mm images stay on their voxels
     shape = tuple(np.ceil(high - low + 2 * MARGIN_MM + 1).astype(int))
@@ -112,7 +112,7 @@ def _working_image(volume: Volume) -> Volume:
     return box.with_data(np.where(box.mask, box.data, float(volume.in_mask().min())))
 
 
-def _world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest world coordinates (3,) mm of the voxels that are True."""
     sides = [np.flatnonzero(seen.any(axis=tuple(a for a in range(3) if a != axis)))
              for axis in range(3)]
@@ -127,19 +127,19 @@ def _at_any_contrast(network: Any, box: Volume, threads: int) -> np.ndarray:
     The network knows T1-like contrast best. Where the image does not bear out what it says, it is
     asked about the negative too, and what the image bears out better is taken.
     """
-    found = _from_both_sides(network, box.data, threads)
+    found = from_both_sides(network, box.data, threads)
     support = contrast_between(box.data, box.mask, _by_tissue(found))
     if support >= CONTRAST[1]:
         return found
     low, high = box.in_mask().min(), box.in_mask().max()
     negative = np.where(box.mask, high + low - box.data, low)
-    other = _from_both_sides(network, negative, threads)
+    other = from_both_sides(network, negative, threads)
     better = contrast_between(box.data, box.mask, _by_tissue(other)) > support
     return other if better else found
 
 
-def _from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
-    """Mean shares of the image and of its mirror image, mirrored back."""
+def from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
+    """(classes, I, J, K) mean shares of the image and of its mirror image, mirrored back."""
     shares = _shares(network, data, threads)
     shares += _shares(network, data[::-1], threads)[:, ::-1]
     return shares / 2

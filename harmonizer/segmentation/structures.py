@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["Structure", "STRUCTURES", "CLASSES", "TISSUES", "index_labels", "class_table"]
+__all__ = ["Structure", "STRUCTURES", "CLASSES", "BRAIN_CLASSES", "TISSUES", "index_labels",
+           "class_table"]
 
 CLASSES = (
     "outside",
@@ -28,6 +29,7 @@ CLASSES = (
     "cerebellar white matter",
     "brain stem",
 )
+BRAIN_CLASSES = ("outside", "brain")
 
 TISSUES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"CSF": (1, 2), "GM": (3, 5, 6), "WM": (4, 7, 8)}
@@ -89,6 +91,7 @@ STRUCTURES = (
     Structure("optic nerve", (530,), 0, (0.65, 0.42, 0.48, 0.60)),
 )
 
+SULCAL_CLASS = 1  # in CLASSES; the later ones are what lies within the brain
 SOFT_TISSUE = 24  # one label for muscle, fat and fascia: it is broken up where images are made
 LESION = 18
 WHITE_MATTER = 1

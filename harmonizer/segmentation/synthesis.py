@@ -27,6 +27,7 @@ from .label_maps import LabelMap
 __all__ = ["SynthesisSettings", "Draw", "synthesise", "normalise", "CROP"]
 
 CROP = (128, 160, 128)
+FLUID_MM = 4.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class SynthesisSettings:
 
     Attributes
     ----------
-    crop : voxels (1 mm) of an image; multiples of 16
+    crop : voxels of an image; multiples of 16
+    voxel_mm : their size
+    brain : whether the truth is the brain's mask (0, 1) instead of indices in `CLASSES`
     rotation_deg, scale, shear, shift_mm : half-widths of the uniform draws of the pose
+    turned : probability that the axes are permuted and mirrored as well
     warp_mm : (knot spacing, standard deviation) of each random displacement field
     atrophy : probability that ventricles and sulci are widened
     familiar : probability that a familiar contrast is the starting point
@@ -47,10 +51,13 @@ class SynthesisSettings:
     """
 
     crop: tuple[int, int, int] = CROP
+    voxel_mm: float = 1.0
+    brain: bool = False
     rotation_deg: float = 20.0
     scale: float = 0.15
     shear: float = 0.08
     shift_mm: float = 22.0
+    turned: float = 0.0
     warp_mm: tuple[tuple[float, float], ...] = ((48.0, 5.0), (20.0, 2.2), (9.0, 0.7))
     atrophy: float = 0.3
     familiar: float = 0.55
@@ -61,6 +68,11 @@ class SynthesisSettings:
     thick: float = 0.25
     coarse: float = 0.25
     lesions: float = 0.25
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what the truth tells apart."""
+        return st.BRAIN_CLASSES if self.brain else st.CLASSES
 
 
 class Draw:
@@ -100,16 +112,18 @@ def synthesise(
     Returns
     -------
     image : `settings.crop` float32, 0..1 as `normalise` leaves it
-    target : the same shape, uint8 indices in `CLASSES`
+    target : the same shape, uint8 indices in `CLASSES`, or 1 in the brain and 0 elsewhere
     """
     settings = settings or SynthesisSettings()
     draw = Draw(seed, index)
     labels = _deformed(maps[int(draw.rng.integers(len(maps)))].indices, draw, settings)
     if draw.chance(settings.atrophy):
-        labels = _atrophied(labels, draw)
+        labels = _atrophied(labels, draw, settings)
     if draw.chance(settings.lesions):
-        labels = _with_lesions(labels, draw)
+        labels = _with_lesions(labels, draw, settings)
     target = torch.from_numpy(st.class_table())[labels.long()]
+    if settings.brain:
+        target = _brain(target, settings)
     missing = _missing(labels, draw, settings)
     image = _brightness(labels, draw, settings)
     if missing is not None:
@@ -143,10 +157,11 @@ def normalise(image: torch.Tensor) -> torch.Tensor:
 def _deformed(indices: np.ndarray, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """A crop of the map under a random pose and a random smooth warp: uint8."""
     shape = settings.crop
-    points = _pose(draw, settings) @ _centred_grid(shape).reshape(3, -1)
+    points = _pose(draw, settings) @ (_centred_grid(shape) * settings.voxel_mm).reshape(3, -1)
     points = points.reshape(3, *shape)
     for spacing, sd in settings.warp_mm:
-        points += draw.smooth(shape, spacing, 3) * float(sd * draw.between(0.2, 1.3))
+        knots = spacing / settings.voxel_mm
+        points += draw.smooth(shape, knots, 3) * float(sd * draw.between(0.2, 1.3))
     centre = _brain_centre(indices) + draw.between(-1, 1, 3) * settings.shift_mm
     sizes = np.array(indices.shape, dtype=float)
     offset = torch.tensor(2 * centre / (sizes - 1) - 1, dtype=torch.float32)
@@ -176,7 +191,10 @@ def _pose(draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     scales = common * draw.between(1 - settings.scale / 3, 1 + settings.scale / 3, 3)
     if draw.chance(0.5):
         scales[0] = -scales[0]
-    return torch.tensor(matrix @ shear @ np.diag(scales), dtype=torch.float32)
+    turn = np.eye(3)
+    if settings.turned and draw.chance(settings.turned):
+        turn = turn[draw.rng.permutation(3)] * draw.rng.choice((-1.0, 1.0), 3)
+    return torch.tensor(matrix @ shear @ np.diag(scales) @ turn, dtype=torch.float32)
 
 
 def _brain_centre(indices: np.ndarray) -> np.ndarray:
@@ -186,28 +204,49 @@ def _brain_centre(indices: np.ndarray) -> np.ndarray:
 
 
 def _grown(region: torch.Tensor, steps: int) -> torch.Tensor:
-    x = region[None, None].float()
+    """The region and all voxels that touch it, by a face, edge or corner; `steps` times."""
     for _ in range(steps):
-        x = functional.max_pool3d(x, 3, stride=1, padding=1)
-    return x[0, 0] > 0
+        for axis in range(3):
+            before, region = region, region.clone()
+            count = region.shape[axis] - 1
+            region.narrow(axis, 1, count).logical_or_(before.narrow(axis, 0, count))
+            region.narrow(axis, 0, count).logical_or_(before.narrow(axis, 1, count))
+    return region
 
 
-def _atrophied(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
+def _voxels(mm: float, settings: SynthesisSettings) -> int:
+    """A length in voxels, at least one."""
+    return max(1, round(mm / settings.voxel_mm))
+
+
+def _brain(target: torch.Tensor, settings: SynthesisSettings) -> torch.Tensor:
+    """(I, J, K) uint8: all tissue of the brain, fluid as far as `FLUID_MM` around it, and the folds
+    of the dura in between.
+
+    Some maps call things beside the head, and the cisterns far below the brain, fluid as well.
+    """
+    steps = _voxels(FLUID_MM, settings)
+    brain = _grown(target > st.SULCAL_CLASS, steps) & (target > 0)
+    return (~_grown(~_grown(brain, steps), steps)).to(torch.uint8)
+
+
+def _atrophied(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """Ventricles grown into white matter, sulci into cortex, in some places more than in others."""
     labels = labels.clone()
     if draw.chance(0.7):
-        grown = _grown(labels == st.VENTRICLE, int(draw.rng.integers(1, 6)))
+        grown = _grown(labels == st.VENTRICLE, _voxels(int(draw.rng.integers(1, 6)), settings))
         labels[grown & (labels == st.WHITE_MATTER)] = st.VENTRICLE
     if draw.chance(0.5):
         grown = _grown(labels == st.SULCAL_CSF, 1)
-        somewhere = draw.smooth(labels.shape, 12)[0] > float(draw.between(-0.5, 1))
+        somewhere = draw.smooth(labels.shape, 12 / settings.voxel_mm)[0]
+        somewhere = somewhere > float(draw.between(-0.5, 1))
         labels[grown & somewhere & (labels == st.CORTEX)] = st.SULCAL_CSF
     return labels
 
 
-def _with_lesions(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
+def _with_lesions(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """Blobs in the white matter, taught as white matter."""
-    blobs = draw.smooth(labels.shape, float(draw.between(4, 10)))[0]
+    blobs = draw.smooth(labels.shape, float(draw.between(4, 10)) / settings.voxel_mm)[0]
     where = (blobs > float(draw.between(1.2, 2.2))) & (labels == st.WHITE_MATTER)
     return torch.where(where, torch.tensor(st.LESION, dtype=torch.uint8), labels)
 
@@ -216,16 +255,17 @@ def _missing(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> t
     """What the image does not show: outside of a brain mask, the face, the end of the view."""
     missing = None
     if draw.chance(settings.stripped):
-        missing = ~_stripping_mask(labels, draw)
+        missing = ~_stripping_mask(labels, draw, settings)
     elif draw.chance(settings.defaced):
-        missing = _face(labels.shape, draw)
+        missing = _face(labels.shape, draw, settings)
     if draw.chance(settings.cut):
-        beyond = _beyond_view(labels.shape, draw)
+        beyond = _beyond_view(labels.shape, draw, settings)
         missing = beyond if missing is None else missing | beyond
     return missing
 
 
-def _stripping_mask(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
+def _stripping_mask(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings
+                    ) -> torch.Tensor:
     """A brain mask as various tools leave it: with or without the CSF, tight or loose."""
     brain = (labels > 0) & (labels < st.FIRST_OUTSIDE)
     kind = draw.between(0, 1)
@@ -235,25 +275,25 @@ def _stripping_mask(labels: torch.Tensor, draw: Draw) -> torch.Tensor:
     if kind < 0.55:
         return tissue
     if kind < 0.85:
-        return _grown(tissue, int(draw.rng.integers(1, 4)))
-    return _grown(brain, int(draw.rng.integers(1, 4)))
+        return _grown(tissue, _voxels(int(draw.rng.integers(1, 4)), settings))
+    return _grown(brain, _voxels(int(draw.rng.integers(1, 4)), settings))
 
 
-def _face(shape: Sequence[int], draw: Draw) -> torch.Tensor:
+def _face(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """A half-space before and below the brain (axes RAS+)."""
-    grid = _centred_grid(shape)
+    grid = _centred_grid(shape) * settings.voxel_mm
     angle = np.deg2rad(draw.between(20, 70))
     ahead = grid[1] * float(np.cos(angle)) - grid[2] * float(np.sin(angle))
     return ahead > float(draw.between(55, 85))
 
 
-def _beyond_view(shape: Sequence[int], draw: Draw) -> torch.Tensor:
+def _beyond_view(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """Slabs at one or two ends of an axis."""
     beyond = torch.zeros(tuple(shape), dtype=torch.bool)
     axis = int(draw.rng.choice(3, p=[0.15, 0.25, 0.6]))
     for end in range(2):
         if end == 0 or draw.chance(0.4):
-            count = int(draw.between(4, 45))
+            count = int(draw.between(4, 45) / settings.voxel_mm)
             start = 0 if draw.chance(0.5) else shape[axis] - count
             beyond.narrow(axis, start, count).fill_(True)
     return beyond
@@ -268,12 +308,14 @@ def _brightness(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -
     index = labels.long()
     image = torch.from_numpy(means).float()[index]
     if draw.chance(0.8):
-        fat = draw.smooth(labels.shape, float(draw.between(5, 14)))[0] > float(draw.between(-1, 1))
+        size = float(draw.between(5, 14)) / settings.voxel_mm
+        fat = draw.smooth(labels.shape, size)[0] > float(draw.between(-1, 1))
         other = float(draw.between(0, 1))
         image = torch.where(fat & (labels == st.SOFT_TISSUE), torch.tensor(other), image)
     texture = draw.normal(*labels.shape)
     if draw.chance(0.5):
-        texture = texture + draw.smooth(labels.shape, float(draw.between(2, 8)))[0]
+        size = max(1.5, float(draw.between(2, 8)) / settings.voxel_mm)
+        texture = texture + draw.smooth(labels.shape, size)[0]
     return (image + texture * torch.from_numpy(spreads).float()[index]).clamp_min_(0)
 
 
@@ -313,19 +355,20 @@ def _tied(means: np.ndarray, draw: Draw, probability: float) -> np.ndarray:
 
 def _through_scanner(image: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """Bias field, blur, voxel size, noise, gamma."""
-    bias = draw.smooth(image.shape, float(draw.between(40, 100)))[0]
+    bias = draw.smooth(image.shape, float(draw.between(40, 100)) / settings.voxel_mm)[0]
     image = image * torch.exp(bias * float(draw.between(0, 0.3)))
     image = _resolution(image, draw, settings)
     return image.clamp_min_(0) ** float(np.exp(0.25 * draw.rng.standard_normal()))
 
 
 def _resolution(image: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """Blur to a voxel size, sample, add noise there, and interpolate back to 1 mm."""
+    """Blur to a voxel size, sample, add noise there, and interpolate back."""
     sizes = np.ones(3)
     if draw.chance(settings.thick):
         sizes[int(draw.rng.integers(3))] = draw.between(2, 6)
     elif draw.chance(settings.coarse):
         sizes[:] = draw.between(1, 2.2)
+    sizes = np.maximum(1, sizes / settings.voxel_mm)
     sharp = draw.between(0.3, 0.65)
     image = _blurred(image, [float(sharp * s) if s > 1 else float(sharp * 0.9) for s in sizes])
     shape = tuple(image.shape)

@@ -1,4 +1,4 @@
-"""Training the segmenter on synthesised images: one loop, resumable at any step.
+"""Training the networks on synthesised images: one loop, resumable at any step.
 
     python -m harmonizer.segmentation train LABEL_MAPS OUT --preset cpu-1h
 
@@ -23,7 +23,6 @@ from ..errors import InputError, UsageError
 from ..files import atomic_path, write_json
 from .label_maps import LabelMap
 from .network import SegmenterNet, fold
-from .structures import CLASSES
 from .synthesis import SynthesisSettings, synthesise
 from .train_settings import TrainingSettings
 
@@ -63,7 +62,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     _same_run(out, settings, maps)
     torch.manual_seed(settings.seed)
-    state = _State(SegmenterNet(len(CLASSES)).to(device), settings)
+    state = _State(SegmenterNet(len(settings.classes), settings.widths).to(device), settings)
     state.restore(out / CHECKPOINT)
     used = maps[: len(maps) - settings.held_out]
     started = time.monotonic()
@@ -85,7 +84,8 @@ def validate(
     synthesis: SynthesisSettings | None = None,
 ) -> dict[str, float]:
     """Mean Dice of each class over synthesised images of these maps, where the class is present."""
-    sums = torch.zeros(len(CLASSES), 2)
+    synthesis = synthesis or SynthesisSettings()
+    sums = torch.zeros(len(synthesis.classes), 2)
     device = next(network.parameters()).device
     for index in range(count):
         image, target = synthesise(maps, seed, index, synthesis)
@@ -96,7 +96,7 @@ def validate(
             one, two = found == c, truth == c
             dice = 2 * float((one & two).sum()) / float(one.sum() + two.sum())
             sums[c] += torch.tensor([dice, 1.0])
-    return {name: float(s / n) for name, (s, n) in zip(CLASSES, sums.tolist()) if n}
+    return {name: float(s / n) for name, (s, n) in zip(synthesis.classes, sums.tolist()) if n}
 
 
 def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

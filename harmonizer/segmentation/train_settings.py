@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .network import DEFAULT_WIDTHS
 from .synthesis import CROP, SynthesisSettings
 
-__all__ = ["TrainingSettings", "Phase", "CURRICULUM", "PRESETS"]
+__all__ = ["TrainingSettings", "Phase", "CURRICULUM", "WHOLE_HEADS", "PRESETS"]
 
 SMALL_CROP = (96, 112, 96)
 
@@ -42,6 +43,14 @@ SHORT = tuple(
     for until, phase in zip((720, 1800, 3100, 3300), CURRICULUM)
 )
 
+# For the mask of the brain in a whole head: at 3 mm, with the neck, in any direction now and then.
+WHOLE_HEAD = SynthesisSettings(
+    crop=(64, 80, 80), voxel_mm=3.0, brain=True, rotation_deg=30.0, turned=0.15, scale=0.2,
+    stripped=0.1, defaced=0.2, cut=0.3, thick=0.3,
+)
+WHOLE_HEADS = (Phase(0.2, replace(WHOLE_HEAD, familiar=0.9)), Phase(1.0, WHOLE_HEAD))
+BRAIN_WIDTHS = (16, 24, 24, 32)
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -60,6 +69,7 @@ class TrainingSettings:
     held_out : so many label maps, the last by name, are never trained on
     precision : 'bf16' computes convolutions in bfloat16, 'fp32' everything in single precision
     phases : what images are like, one after the other
+    widths : channels of the network, see `SegmenterNet`
     """
 
     steps: int
@@ -73,6 +83,12 @@ class TrainingSettings:
     held_out: int = 2
     precision: str = "bf16"
     phases: tuple[Phase, ...] = CURRICULUM
+    widths: tuple[int, ...] = DEFAULT_WIDTHS
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what the network tells apart."""
+        return self.phases[-1].synthesis.classes
 
     def synthesis_at(self, step: int) -> SynthesisSettings:
         """What image number `step` is like."""
@@ -94,4 +110,6 @@ PRESETS = {
     "cpu-4h": TrainingSettings(steps=28_000),
     "cpu-12h": TrainingSettings(steps=84_000),
     "gpu-20min": TrainingSettings(steps=20_000),
+    "brain": TrainingSettings(
+        steps=4000, cool_down=500, phases=WHOLE_HEADS, widths=BRAIN_WIDTHS),
 }

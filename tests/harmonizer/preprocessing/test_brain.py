@@ -45,6 +45,13 @@ def test_good_mask_is_not_doubted(found):
     assert 1.1 < found.quality.volume_l < 1.9
 
 
+@pytest.mark.parametrize("agreement, doubted", [(None, False), (0.9, False), (0.8, True)])
+def test_a_mask_that_the_network_does_not_share_is_doubted(head, found, agreement, doubted):
+    check = check_quality(head[0], found.mask, found.matrix, agreement)
+    assert check.network_dice == agreement and check.doubtful == doubted
+    assert ("agreement with the network's mask 0.80" in " ".join(check.reasons)) == doubted
+
+
 def test_brain_only_input_is_recognised_and_kept():
     only, truth = brain_in_head(4, skull=False)
     assert is_brain_only(only)

@@ -1,0 +1,116 @@
+"""The network's brain mask against the template's, and against labels or truth where there are any.
+
+    python benchmarks/whole_heads.py BIDS OUT [--labels FOLDER] [--truth FOLDER] [--tsv FILE]
+
+OUT are the app's derivatives of BIDS: their native brain masks are the template's way. One line for
+each image that has one: Dice of the two, and of the network's with the template's shifted by 15 mm
+along the axis where that changes least (a mask that is wrong); litres of both; with labels, the
+part of them that the network's mask contains; with a phantom's truth, Dice of both ways with the
+true brain. What the network sees is the image as it came. A brain-only image is not asked about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from sections import write_rows  # noqa: E402
+
+from harmonizer.preprocessing.brain import is_brain_only  # noqa: E402
+from harmonizer.preprocessing.conform import conform  # noqa: E402
+from harmonizer.segmentation.atropos import dice  # noqa: E402
+from harmonizer.segmentation.brain import network_mask  # noqa: E402
+from harmonizer.volume import Volume, write_mask  # noqa: E402
+
+SHIFT_MM = 15.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each image, then the range of the agreement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bids", type=Path)
+    parser.add_argument("out", type=Path, help="derivatives with brain masks")
+    parser.add_argument("--labels", type=Path, help="folder searched for <stem>*_dseg.nii.gz")
+    parser.add_argument("--truth", type=Path, help="truth folder of a phantom dataset")
+    parser.add_argument("--save", type=Path, help="folder for the network's masks, RAS+ grid")
+    parser.add_argument("--tsv", type=Path, help="file for the lines")
+    given = parser.parse_args(argv)
+    rows = []
+    for row in measured(given):
+        rows.append(row)
+        print(" ".join(str(value) for value in row.values()), flush=True)
+    agreement = [row["dice"] for row in rows]
+    shifted = [row["dice_shifted"] for row in rows]
+    print(f"{len(rows)} heads: Dice {min(agreement):.3f}-{max(agreement):.3f}, median "
+          f"{np.median(agreement):.3f}; with masks shifted by {SHIFT_MM:g} mm at most "
+          f"{max(shifted):.3f}")
+    if given.tsv:
+        write_rows(rows, given.tsv)
+    return 0
+
+
+def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """One row for each whole head that has a mask of the template's way."""
+    for path in sorted(given.bids.glob("sub-*/**/anat/*.nii.gz")):
+        stem, suffix = path.name.removesuffix(".nii.gz").rsplit("_", 1)
+        desc = "brain" if suffix == "T1w" else f"brain{suffix}"
+        ours = given.out / path.parent.relative_to(given.bids) / f"{stem}_desc-{desc}_mask.nii.gz"
+        volume = conform(path).volume
+        if not ours.is_file() or is_brain_only(volume):
+            continue
+        template = conform(ours).volume.data > 0
+        began = time.process_time()
+        found = network_mask(volume)
+        row = {"image": f"{stem}_{suffix}", "cpu_s": round(time.process_time() - began, 1),
+               **compared(volume, found, template)}
+        if given.labels:
+            row.update(against_labels(given.labels, stem, found, template))
+        if given.truth:
+            row.update(against_truth(given.truth, stem, suffix, found, template))
+        if given.save:
+            write_mask(given.save / f"{stem}_{suffix}_mask.nii.gz", found, volume.affine)
+        yield row
+
+
+def compared(volume: Volume, found: np.ndarray, template: np.ndarray) -> dict[str, float]:
+    """The two ways, and the network's with a mask that lies elsewhere."""
+    litres = np.prod(volume.spacing) / 1e6
+    moved = []
+    for axis, spacing in enumerate(volume.spacing):
+        for steps in (round(SHIFT_MM / spacing), -round(SHIFT_MM / spacing)):
+            moved.append(dice(found, np.roll(template, steps, axis)))
+    return {"dice": round(dice(found, template), 3), "dice_shifted": round(max(moved), 3),
+            "network_l": round(found.sum() * litres, 2),
+            "template_l": round(template.sum() * litres, 2)}
+
+
+def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndarray
+                   ) -> dict[str, object]:
+    """Part of the labelled tissue that each mask contains."""
+    labels = sorted(folder.glob(f"**/{stem}*_dseg.nii.gz"))
+    if not labels:
+        return {"network_contains": "n/a", "template_contains": "n/a"}
+    tissue = conform(labels[0]).volume.data > 0
+    return {name: round(float((mask & tissue).sum() / tissue.sum()), 3)
+            for name, mask in (("network_contains", found), ("template_contains", template))}
+
+
+def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, template: np.ndarray
+                  ) -> dict[str, float]:
+    """Dice of each mask with a phantom's true brain."""
+    path = next(folder.glob(f"**/{stem}_desc-brain{suffix}_mask.nii.gz"))
+    brain = conform(path).volume.data > 0
+    return {"network_true": round(dice(found, brain), 3),
+            "template_true": round(dice(template, brain), 3)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
