@@ -64,7 +64,7 @@ SCALE = (0.8, 1.45)  # native -> template; the template is about 1.1 times a typ
 MIN_OVERLAP = 0.85  # Dice with the template's mask after the affine
 MIN_INFORMATION = 0.10  # nats
 MIN_EDGE = 0.55  # of the border lying on an edge
-MIN_AGREEMENT = 0.88  # Dice with the mask of the network: docs/segmentation.md, Whole heads
+MIN_AGREEMENT = 0.87  # Dice with the mask of the network: docs/segmentation.md, Whole heads
 
 BRAIN_ONLY_L = (0.6, 2.3)  # filled foreground that can be a brain without a head
 CONSTANT_BACKGROUND = 0.25  # at least this part of the voxels has exactly one value

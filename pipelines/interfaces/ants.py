@@ -10,10 +10,12 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.bias import correct_bias
-from harmonizer.preprocessing.brain import check_quality, extract_brain, is_brain_only
+from harmonizer.preprocessing.brain import (
+    BrainExtraction, check_quality, extract_brain, is_brain_only,
+)
 from harmonizer.preprocessing.registration import register_to_template
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
-from harmonizer.volume import read_volume, write_mask, write_volume
+from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
@@ -23,6 +25,7 @@ class _ExtractBrainInputSpec(InputSpec):
     mode = traits.Enum("auto", "force", "skip", usedefault=True, desc="whether to extract")
     seed = traits.Int(mandatory=True, desc="random seed")
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
+    weights = traits.Str(desc="name of the network that gives a second opinion; none if absent")
 
 
 class _ExtractBrainOutputSpec(OutputSpec):
@@ -32,7 +35,7 @@ class _ExtractBrainOutputSpec(OutputSpec):
 
 
 class ExtractBrain(ExplainedInterface):
-    """Rough bias correction, then the brain."""
+    """Rough bias correction, then the brain, and what the network says to it."""
 
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
@@ -46,6 +49,16 @@ class ExtractBrain(ExplainedInterface):
         self._results["out_mask"] = str(path)
         self._results["transform"] = str(write_itk_affine(folder / "pose.txt", found.matrix))
         self._results["quality"] = {"method": found.method, "brain_only": found.brain_only}
+        if isdefined(self.inputs.weights) and not found.brain_only:
+            self._results["quality"]["network_dice"] = agreement(volume, found)
+
+
+def agreement(volume: Volume, found: BrainExtraction) -> float:
+    """Dice (0..1) of the mask and the network's, which sees the image as it came."""
+    from harmonizer.segmentation.atropos import dice
+    from harmonizer.segmentation.brain import network_mask
+
+    return dice(found.mask, network_mask(volume))
 
 
 class _CorrectBiasInputSpec(InputSpec):
@@ -142,12 +155,13 @@ class CheckQuality(ExplainedInterface):
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
-        check = check_quality(volume.with_mask(None), volume.mask,
-                              read_itk_affine(self.inputs.transform))
         given = self.inputs.extraction
         how: dict[str, Any] = dict(given) if isdefined(given) else {
             "method": "precomputed", "brain_only": is_brain_only(volume)}
-        self._results["quality"] = {**how, **_plain(asdict(check)), "doubtful": check.doubtful}
+        check = check_quality(volume.with_mask(None), volume.mask,
+                              read_itk_affine(self.inputs.transform), how.get("network_dice"))
+        known = {key: value for key, value in asdict(check).items() if value is not None}
+        self._results["quality"] = {**how, **_plain(known), "doubtful": check.doubtful}
         seconds = {step: getattr(self.inputs, step) for step in STEPS}
         self._results["seconds_of"] = {k: v for k, v in seconds.items() if isdefined(v)}
 

@@ -81,6 +81,7 @@ def fingerprint(record: ScanRecord, settings: Settings) -> str:
         "sloppy": settings.sloppy,
         "seed": settings.random_seed,
         "segmenter": segmenter_of(settings),
+        "second_opinion": second_opinion_of(settings),
         "version": __version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -91,6 +92,13 @@ def segmenter_of(settings: Settings) -> str | None:
     from harmonizer.segmentation.predict import NetworkSegmenter
 
     return None if settings.sloppy else NetworkSegmenter().name
+
+
+def second_opinion_of(settings: Settings) -> str | None:
+    """Name of the network that checks brain masks; None in a sloppy run, which does without."""
+    from harmonizer.segmentation.brain import brain_weights_name
+
+    return None if settings.sloppy else brain_weights_name()
 
 
 def preprocess(
@@ -230,8 +238,9 @@ def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
     if "mask" in record.precomputed:
         inputnode.inputs.in_mask = str(record.precomputed["mask"])
         return node(image.ConformMask, "given_brain")
+    second = {} if settings.sloppy else {"weights": second_opinion_of(settings)}
     return node(ants.ExtractBrain, "brain", mode=settings.skull_strip,
-                seed=settings.random_seed, sloppy=settings.sloppy)
+                seed=settings.random_seed, sloppy=settings.sloppy, **second)
 
 
 def memory_of(step: str, record: ScanRecord) -> float:

@@ -29,6 +29,7 @@ PROVENANCE = {
 QUALITY = {  # key -> (name, unit)
     "volume_l": ("volume of the brain mask", "litres"),
     "overlap": ("overlap of the mask with the template's (Dice)", ""),
+    "network_dice": ("agreement of the mask with the network's (Dice)", ""),
     "mutual_information": ("mutual information with the template", "nats"),
     "edge_fraction": ("part of the mask's border on an edge", ""),
     "cut_fraction": ("part of the mask's border at the edge of the image", ""),
