@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from harmonizer.preprocessing.brain import BrainExtraction, QualityCheck
+from harmonizer.preprocessing.transforms import write_itk_affine
 from harmonizer.segmentation import brain
-from harmonizer.volume import Volume, write_volume
+from harmonizer.volume import Volume, write_mask, write_volume
 from pipelines.interfaces import ants
 
 SOUND = QualityCheck(1.4, (1.1, 1.1, 1.1), 0.2, 0.9, 0.95, 0.0)
@@ -55,3 +56,20 @@ def test_nobody_is_asked_about_brain_only_input_or_in_a_sloppy_run(
     assert "network_dice" not in extracted(tmp_path, monkeypatch, head, only, weights="brain")
     whole = extraction(head.mask)
     assert "network_dice" not in extracted(tmp_path, monkeypatch, head, whole, sloppy=True)
+
+
+@pytest.mark.parametrize("said", [None, 0.95, 0.5])
+def test_the_verdict_counts_the_second_opinion(
+    tmp_path: Path, monkeypatch, head: Volume, said: float | None
+) -> None:
+    image = write_volume(tmp_path / "head.nii", head.with_mask(None))
+    mask = write_mask(tmp_path / "mask.nii", head.mask, head.affine)
+    affine = write_itk_affine(tmp_path / "affine.txt", np.eye(4))
+    given = {"method": "syn", "brain_only": False}
+    given |= {} if said is None else {"network_dice": said}
+    monkeypatch.chdir(tmp_path)
+    quality = ants.CheckQuality(in_file=str(image), in_mask=str(mask), transform=str(affine),
+                                extraction=given).run().outputs.quality
+    assert quality.get("network_dice") == said
+    doubts = [reason for reason in quality["reasons"] if "network" in reason]
+    assert len(doubts) == (said == 0.5) and quality["doubtful"]  # the block is no brain
