@@ -84,7 +84,7 @@ def _train(given: argparse.Namespace) -> None:
 
 def _segment(given: argparse.Namespace) -> None:
     from ..volume import load_nifti, read_volume, write_labels, write_volume
-    from .predict import segment
+    from .predict import doubt, segment
 
     path = given.image
     volume, header = read_volume(path, given.mask), load_nifti(path).header
@@ -97,7 +97,10 @@ def _segment(given: argparse.Namespace) -> None:
     write_labels(f"{start}_dseg.nii.gz", found.classes, volume.affine, header=header)
     millilitres = {t: round(float(s.sum() * np.prod(volume.spacing)) / 1e3)
                    for t, s in found.tissues.items()}
-    print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in millilitres.items()))
+    print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in millilitres.items())
+          + f", support {found.support:.2f}")
+    if (warning := doubt(found.support)) is not None:
+        print(f"warning: {path}: {warning}", file=sys.stderr)
 
 
 def _brain(given: argparse.Namespace) -> None:

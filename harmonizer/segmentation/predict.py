@@ -1,10 +1,11 @@
 """The tissues of a brain, by the network that comes with the package.
 
-The brain is brought to 1 mm along the axes of the world (linear, anti-aliased), without what lies
+The brain is brought to 1 mm along the image's own axes (linear, anti-aliased), without what lies
 outside its mask. The network sees it as it is and mirrored, and the mean of both answers says
 roughly where each tissue lies. The image's own brightness then decides the borders (`refine`), and
 all is carried back to the image's grid. Nothing is asked of the contrast: no tissue is assumed to
-be brighter than another. A white matter lesion is white matter here: it was taught so.
+be brighter than another. White matter lesions were taught as white matter, but one that is as dark
+as fluid or grey matter becomes that when the borders move.
 
 A mask is needed: whole heads were synthesised too, but after the training that the shipped weights
 had, necks were still taken for brain. The mask of a whole head is another network's (`brain`).
@@ -19,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import io_orientation
 
 from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .refine import CONTRAST, REVISION, contrast_between, refine
+from .refine import CONTRAST, LEAST_SUPPORT, REVISION, contrast_between, refine
 from .structures import TISSUES
 
-__all__ = ["TissueMaps", "segment", "NetworkSegmenter", "WEIGHTS", "from_both_sides", "world_box"]
+__all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "from_both_sides",
+           "world_box"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
 MARGIN_MM = 8.0  # of air around the brain
@@ -42,10 +45,12 @@ class TissueMaps:
     tissues : 'CSF', 'GM', 'WM' -> (I, J, K) float32, 0..1; they sum to one in the mask, and are
         zero elsewhere
     classes : (I, J, K) uint8 indices in `CLASSES`: the likeliest class in the mask, 0 elsewhere
+    support : how well the image bears the network out, see `contrast_between`; `doubt` judges it
     """
 
     tissues: Mapping[str, np.ndarray]
     classes: np.ndarray
+    support: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,16 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
     if inside.min() == inside.max():
         raise InputError("the image is constant in the brain mask. Exclude it.")
     box = _working_image(volume)
-    return _carried_back(volume, box, _at_any_contrast(network or load_network(), box, threads))
+    shares, support = _at_any_contrast(network or load_network(), box, threads)
+    return _carried_back(volume, box, shares, support)
+
+
+def doubt(support: float) -> str | None:
+    """A sentence where the tissues of an image with this support are not to be relied on."""
+    if support >= LEAST_SUPPORT:
+        return None
+    return (f"the tissues are in doubt: the image bears them out by {support:.2f}, less than "
+            f"{LEAST_SUPPORT}. Look at them before you use them, or what is made with them.")
 
 
 @lru_cache(maxsize=1)
@@ -103,13 +117,28 @@ def _weights_digest() -> str:
 
 
 def _working_image(volume: Volume) -> Volume:
-    """The brain at 1 mm along the world's axes, with a margin; darkest of all outside the mask."""
-    low, high = world_box(volume.mask, volume.affine)
+    """The brain at 1 mm along the image's axes, with a margin; darkest of all outside the mask.
+
+    The grid's middle is that of the brain's box, so that a mirrored image gives a mirrored box.
+    """
     affine = np.eye(4)
-    affine[:3, 3] = low - MARGIN_MM  # 1 mm images stay on their voxels
-    shape = tuple(np.ceil(high - low + 2 * MARGIN_MM + 1).astype(int))
-    box = resample(volume, Volume(np.zeros(shape, np.float32), affine), antialias=True)
+    affine[:3, :3] = _directions(volume.affine)
+    low, high = world_box(volume.mask, affine.T @ volume.affine)
+    shape = np.ceil(high - low + 2 * MARGIN_MM + 1 - 1e-6).astype(int)
+    affine[:3, 3] = affine[:3, :3] @ (low + high - shape + 1) / 2  # 1 mm images keep their voxels
+    box = resample(volume, Volume(np.zeros(tuple(shape), np.float32), affine), antialias=True)
     return box.with_data(np.where(box.mask, box.data, float(volume.in_mask().min())))
+
+
+def _directions(affine: np.ndarray) -> np.ndarray:
+    """(3, 3) unit vectors in columns: the image's axes, in the order and sense nearest to RAS."""
+    left, _, right = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    axes = left @ right
+    order = io_orientation(affine)
+    directions = np.empty((3, 3))
+    for axis, (world, sense) in zip(axes.T, order):
+        directions[:, int(world)] = axis * sense
+    return directions
 
 
 def world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +150,8 @@ def world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
     return world.min(axis=1), world.max(axis=1)
 
 
-def _at_any_contrast(network: Any, box: Volume, threads: int) -> np.ndarray:
-    """The network's shares, of the image or of its negative.
+def _at_any_contrast(network: Any, box: Volume, threads: int) -> tuple[np.ndarray, float]:
+    """The network's shares, of the image or of its negative, and the image's support for them.
 
     The network knows T1-like contrast best. Where the image does not bear out what it says, it is
     asked about the negative too, and what the image bears out better is taken.
@@ -130,12 +159,12 @@ def _at_any_contrast(network: Any, box: Volume, threads: int) -> np.ndarray:
     found = from_both_sides(network, box.data, threads)
     support = contrast_between(box.data, box.mask, _by_tissue(found))
     if support >= CONTRAST[1]:
-        return found
+        return found, support
     low, high = box.in_mask().min(), box.in_mask().max()
     negative = np.where(box.mask, high + low - box.data, low)
     other = from_both_sides(network, negative, threads)
-    better = contrast_between(box.data, box.mask, _by_tissue(other)) > support
-    return other if better else found
+    others = contrast_between(box.data, box.mask, _by_tissue(other))
+    return (other, others) if others > support else (found, support)
 
 
 def from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
@@ -176,7 +205,7 @@ def _shares(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
     return out[:, :i, :j, :k].numpy()
 
 
-def _carried_back(volume: Volume, box: Volume, shares: np.ndarray) -> TissueMaps:
+def _carried_back(volume: Volume, box: Volume, shares: np.ndarray, support: float) -> TissueMaps:
     """Borders moved to where the image has them; everything on the image's grid."""
     rough = _by_tissue(shares)
     fine = refine(box.data, box.mask, rough)
@@ -187,7 +216,7 @@ def _carried_back(volume: Volume, box: Volume, shares: np.ndarray) -> TissueMaps
                for name, one in maps.items()}
     likeliest = box.with_data(_classes(shares, rough, fine).astype(np.float32))
     classes = resample(likeliest, volume, order=0).data.astype(np.uint8)
-    return TissueMaps(tissues, np.where(known, classes, 0))
+    return TissueMaps(tissues, np.where(known, classes, 0), support)
 
 
 def _classes(shares: np.ndarray, rough: np.ndarray, fine: np.ndarray) -> np.ndarray:

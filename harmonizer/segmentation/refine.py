@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["CONTRAST", "contrast_between", "refine"]
+__all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine"]
 
-REVISION = 3  # counted up when the answer changes: kept segmentations are then made anew
+REVISION = 4  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
 PRIOR_BLUR_MM = 1.5  # how far a border may be moved by the image
 PRIOR_FLOOR = 0.8  # of each tissue, before normalisation: the prior advises, it does not decide
@@ -24,6 +24,7 @@ WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness
 CONTRAST = (0.6, 1.2)
+LEAST_SUPPORT = 1.0  # contrast below which the tissues are in doubt: docs/segmentation.md
 BORROWED = 0.02  # weight of the whole brain's numbers where a neighbourhood holds little
 
 
@@ -99,9 +100,10 @@ class _Blocks:
     """Local means over the voxels inside, on blocks of a few voxels."""
 
     def __init__(self, inside: np.ndarray) -> None:
-        self.shape = tuple(-(-n // BLOCK) for n in inside.shape)
-        where = np.nonzero(inside)
-        self.of_voxel = np.ravel_multi_index(tuple(w // BLOCK for w in where), self.shape)
+        before = [n % BLOCK for n in inside.shape]  # as much on either side: blocks of 3 mirror
+        self.shape = tuple((n + 2 * b) // BLOCK for n, b in zip(inside.shape, before))
+        where = [(w + b) // BLOCK for w, b in zip(np.nonzero(inside), before)]
+        self.of_voxel = np.ravel_multi_index(tuple(where), self.shape)
 
     def log_likelihood(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """(n,) log density of each voxel under the local normal distribution of one tissue."""

@@ -13,6 +13,7 @@ from harmonizer.evaluation.evaluate import label_tissues, tissue_values
 from harmonizer.files import sha256_of, write_json
 from harmonizer.preprocessing.conform import Conformed, conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
+from harmonizer.segmentation.predict import doubt
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from ..outputs import scanlog, sidecars
@@ -36,6 +37,7 @@ class _SavePreprocessedInputSpec(InputSpec):
     template_mask = File(exists=True, mandatory=True, desc="mask on the template grid")
     native_shares = traits.List(File, desc="shares of CSF, GM, WM, RAS+, where they were found")
     template_shares = traits.List(File, desc="the same on the template grid")
+    support = traits.Float(desc="how well the image bears the shares out")
     weights = traits.Str(desc="name of the network's weights")
     repairs = traits.List(traits.Str, desc="header repairs")
     quality = traits.Dict(desc="quality check of mask and registration")
@@ -110,7 +112,8 @@ class SavePreprocessed(ExplainedInterface):
                 else:
                     write_on_original_grid(path, share.data, conformed)
                 write_json(sidecar(path), sidecars.share(
-                    source, tissue, template, paths.resolution, self.inputs.weights))
+                    source, tissue, template, paths.resolution, self.inputs.weights,
+                    self.inputs.support))
 
     def _sidecar(self, image: Path, content: dict[str, Any]) -> None:
         record = self.inputs.record
@@ -123,10 +126,14 @@ class SavePreprocessed(ExplainedInterface):
                      for tissue, values in tissue_values(volume, labels).items()}
         quality = dict(self.inputs.quality)
         warnings = [*self.inputs.repairs, *quality.get("reasons", ())]
+        facts = {"Quality": quality, "Input": _input_facts(conformed), "Quantiles": quantiles}
+        if isdefined(self.inputs.support):
+            facts["ContrastSupport"] = round(self.inputs.support, 3)
+            warnings += [text for text in (doubt(self.inputs.support),) if text]
         scanlog.write_log(paths.out, scanlog.ScanLog(
             paths.scan_id, "preprocess", "done", self.inputs.record.site,
             warnings=tuple(warnings), seconds=dict(self.inputs.seconds_of),
-            facts={"Quality": quality, "Input": _input_facts(conformed), "Quantiles": quantiles}))
+            facts=facts))
 
 
 def _input_facts(conformed: Conformed) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class _SegmentInputSpec(InputSpec):
 class _SegmentOutputSpec(OutputSpec):
     native = traits.List(File, desc="shares of CSF, GM, WM on the image's grid")
     template = traits.List(File, desc="the same on the template grid")
+    support = traits.Float(desc="how well the image bears the shares out")
 
 
 class Segment(ExplainedInterface):
@@ -46,3 +47,4 @@ class Segment(ExplainedInterface):
             moved = resample(share, grid, matrix, antialias=True)
             template.append(str(write_volume(folder / f"template_{name}.nii", moved, code=4)))
         self._results["native"], self._results["template"] = native, template
+        self._results["support"] = float(found.support)

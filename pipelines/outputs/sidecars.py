@@ -77,13 +77,14 @@ def mask(sources: list[str], template: bool, resolution: int, quality: Mapping[s
     }
 
 
-def share(sources: list[str], tissue: str, template: bool, resolution: int, weights: str
-          ) -> dict[str, Any]:
-    """Sidecar of a tissue's share in each voxel."""
+def share(sources: list[str], tissue: str, template: bool, resolution: int, weights: str,
+          support: float) -> dict[str, Any]:
+    """Sidecar of a tissue's share in each voxel; low `support`: docs/segmentation.md."""
     return {
         "Description": f"Share of {tissue} in each voxel of the brain mask, 0 to 1",
         "Sources": sources,
         "Segmenter": weights,
+        "ContrastSupport": round(support, 3),
         **space(template, resolution),
     }
 

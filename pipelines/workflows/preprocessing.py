@@ -26,7 +26,7 @@ from ..dataset.records import ScanRecord
 from ..outputs import sidecars
 from ..outputs.figures import figures_index
 from ..outputs.names import TISSUES, ScanPaths, resolution_of, sidecar
-from ..outputs.scanlog import ScanLog, log_path, write_log
+from ..outputs.scanlog import ScanLog, log_path, read_log, write_log
 from ..settings import Settings
 from .engine import Failure, execute
 
@@ -121,7 +121,19 @@ def preprocess(
         for failure in failures:
             write_log(out, ScanLog(failure.scan_id, "preprocess", "failed",
                                    by_id[failure.scan_id].site, failure.message))
+        _warn_of_tissues(jobs, out)
     return failures, reused
+
+
+def _warn_of_tissues(jobs: Sequence[Job], out: Path) -> None:
+    """Say where an image does not bear out the tissues that were found in it."""
+    from harmonizer.segmentation.predict import doubt
+
+    for job in jobs:
+        log = read_log(out, job.scan_id, "preprocess")
+        support = log.facts.get("ContrastSupport") if log else None
+        if support is not None and (text := doubt(support)):
+            LOGGER.warning("%s: %s", job.scan_id, text)
 
 
 def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
@@ -312,7 +324,8 @@ def _connect_segmentation(workflow, weights: str, record: ScanRecord, steps: lis
         (brain, segment, [("out_mask", "in_mask")]),
         (register, segment, [("transform", "transform")]),
         (segment, quality, [("seconds", "segment")]),
-        (segment, save, [("native", "native_shares"), ("template", "template_shares")]),
+        (segment, save, [("native", "native_shares"), ("template", "template_shares"),
+                         ("support", "support")]),
     ])
 
 

@@ -11,7 +11,8 @@ import torch
 
 from harmonizer.errors import InputError
 from harmonizer.segmentation.network import fold
-from harmonizer.segmentation.predict import segment
+from harmonizer.segmentation.predict import doubt, segment
+from harmonizer.segmentation.refine import CONTRAST, LEAST_SUPPORT
 from harmonizer.volume import Volume
 
 
@@ -39,6 +40,13 @@ class KnowsBrightCores(ByBrightness):
         if middle.mean() < 0.7:
             image = torch.linspace(0, 1, image.shape[2])[:, None, None].expand_as(image[0])[None]
         return fold(image.contiguous())
+
+
+class Lopsided(ByBrightness):
+    """As `ByBrightness`, but what is seen seems brighter towards one side."""
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        return fold(image * torch.linspace(0.8, 1.2, image.shape[2])[:, None, None])
 
 
 def ball(shape: tuple[int, ...], affine: np.ndarray, centre=(3.0, -2.0, 5.0)) -> Volume:
@@ -70,12 +78,18 @@ def rotated(degrees: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
+def tilted() -> np.ndarray:
+    """Axes of no two alike voxel sizes, 8 and 16 degrees off the world's."""
+    return rotated(8) @ np.roll(rotated(16), 1, axis=(0, 1)) @ np.diag([0.9, 1.1, 1.3])
+
+
 GRIDS = {
     "plain": (np.eye(3), (80, 80, 80)),
     "flipped": (np.diag([-1.0, 1, -1]), (80, 80, 80)),
     "permuted": (np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), (80, 84, 88)),
     "anisotropic": (np.diag([0.8, 1.0, 1.6]), (100, 80, 50)),
     "oblique": (rotated(25), (90, 90, 80)),
+    "tilted": (tilted(), (83, 74, 64)),
 }
 
 
@@ -126,6 +140,33 @@ def test_a_mirrored_image_gives_the_mirrored_answer() -> None:
     one = segment(volume, network=ByBrightness())
     two = segment(mirror, network=ByBrightness())
     assert (one.classes == two.classes[::-1]).mean() > 0.98
+
+
+@pytest.mark.parametrize("name", ["plain", "permuted", "tilted"])
+def test_with_left_and_right_exchanged_the_answer_is_mirrored(name: str) -> None:
+    axes, shape = GRIDS[name]
+    volume = noisy(ball(shape, centred(axes, shape)))
+    side = int(np.abs(axes[0]).argmax())  # the affine stays: a left brain on the right side
+    mirror = Volume(np.flip(volume.data, side), volume.affine, np.flip(volume.mask, side))
+    one, two = (segment(image, network=Lopsided()) for image in (volume, mirror))
+    for tissue, share in one.tissues.items():
+        here, there = share > 0.5, np.flip(two.tissues[tissue], side) > 0.5
+        assert 2 * (here & there).sum() / (here.sum() + there.sum()) >= 0.999, tissue
+    assert two.support == pytest.approx(one.support, rel=1e-3)
+
+
+def test_tissues_that_the_image_bears_out_are_not_doubted() -> None:
+    found = segment(noisy(ball((80,) * 3, centred(np.eye(3), (80,) * 3))), network=ByBrightness())
+    assert found.support > CONTRAST[1]
+    assert doubt(found.support) is None and doubt(LEAST_SUPPORT) is None
+
+
+def test_tissues_that_the_image_bears_out_no_way_round_are_doubted() -> None:
+    volume = ball((80,) * 3, centred(np.eye(3), (80,) * 3))
+    noise = np.random.default_rng(3).normal(500, 50, volume.shape)
+    found = segment(volume.with_data(np.where(volume.mask, noise, 0)), network=KnowsBrightCores())
+    assert 0 <= found.support < 0.3
+    assert f"{found.support:.2f}, less than {LEAST_SUPPORT}" in str(doubt(found.support))
 
 
 def _flip(count: int) -> np.ndarray:

@@ -69,6 +69,16 @@ def test_a_scale_of_the_intensities_changes_nothing() -> None:
     np.testing.assert_allclose(one, two, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [46, 47, 48])  # of every remainder, divided by the blocks' size
+def test_a_mirrored_brain_has_mirrored_borders(size: int) -> None:
+    labels, inside = (array[:size] for array in brain())
+    data = np.array((20.0, 60.0, 100.0))[labels] + np.random.default_rng(4).normal(
+        0, 15, labels.shape)
+    shares = rough_shares(labels)
+    mirrored = refine(data[::-1], inside[::-1], shares[:, ::-1])
+    np.testing.assert_allclose(mirrored[:, ::-1], refine(data, inside, shares), atol=1e-4)
+
+
 def test_a_tissue_that_is_not_there_is_not_invented() -> None:
     labels, inside = brain()
     labels = np.maximum(labels, 1)

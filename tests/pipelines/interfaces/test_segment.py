@@ -20,7 +20,8 @@ def halves(volume: Volume) -> TissueMaps:
     right = volume.mask & ~left
     tissues = {"CSF": np.zeros(volume.shape, np.float32), "GM": right.astype(np.float32),
                "WM": left.astype(np.float32)}
-    return TissueMaps(tissues, np.where(left, 4, np.where(right, 3, 0)).astype(np.uint8))
+    classes = np.where(left, 4, np.where(right, 3, 0)).astype(np.uint8)
+    return TissueMaps(tissues, classes, support=0.7)
 
 
 def test_both_grids_hold_the_tissues(tmp_path, monkeypatch) -> None:
@@ -40,6 +41,7 @@ def test_both_grids_hold_the_tissues(tmp_path, monkeypatch) -> None:
     native = [read_volume(path) for path in found.native]
     np.testing.assert_array_equal(native[2].data, halves(volume).tissues["WM"])
     assert float(native[0].data.max()) == 0
+    assert found.support == pytest.approx(0.7, abs=1e-9)
     white, grey = read_volume(found.template[2]), read_volume(found.template[1])
     for map_, centre in ((white, -16.0), (grey, 24.0)):  # -20 and 20 mm, shifted by 4
         where = np.argwhere(map_.data > 0.5).mean(axis=0)
