@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import write_rows  # noqa: E402
+from sections import printed, write_rows  # noqa: E402
 
 from harmonizer.segmentation.atropos import TISSUES, as_labels, dice  # noqa: E402
 from harmonizer.segmentation.predict import segment  # noqa: E402
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--tsv", type=Path, help="file for the lines")
     given = parser.parse_args(argv)
-    rows = []
-    for row in measured(given):
-        rows.append(row)
-        print(" ".join(str(value) for value in row.values()), flush=True)
+    rows = printed(measured(given))
     for contrast in dict.fromkeys(row["contrast"] for row in rows):
         means = [row["mean"] for row in rows if row["contrast"] == contrast]
         print(f"{contrast}: mean Dice {np.mean(means):.3f}, least {min(means):.3f} of {len(means)}")

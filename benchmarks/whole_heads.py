@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import write_rows  # noqa: E402
+from sections import printed, write_rows  # noqa: E402
 
 from harmonizer.preprocessing.brain import is_brain_only  # noqa: E402
 from harmonizer.preprocessing.conform import conform  # noqa: E402
@@ -43,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", type=Path, help="folder for the network's masks, RAS+ grid")
     parser.add_argument("--tsv", type=Path, help="file for the lines")
     given = parser.parse_args(argv)
-    rows = []
-    for row in measured(given):
-        rows.append(row)
-        print(" ".join(str(value) for value in row.values()), flush=True)
+    rows = printed(measured(given))
     agreement = [row["dice"] for row in rows]
     shifted = [row["dice_shifted"] for row in rows]
     print(f"{len(rows)} heads: Dice {min(agreement):.3f}-{max(agreement):.3f}, median "

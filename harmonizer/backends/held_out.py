@@ -67,7 +67,8 @@ def make_cases(cohort: Cohort, trained: tuple[int, ...], held: tuple[int, ...],
     Parameters
     ----------
     trained, held : indices of scans of the cohort; no person is in both
-    start : not fitted yet; fitted here on trained scans. None: two percentiles are matched
+    start : not fitted yet; fitted here on trained scans. None: two percentiles are matched. Where
+        it goes by tissue, the tissues of all scans are known
     depth : axial slices around the brain's middle; 0 = all
     """
     others = {site: [cohort.scans[i] for i in trained if cohort.scans[i].site == site][:JUDGED]
@@ -122,13 +123,13 @@ def _reference(scan: Scan, start: StatisticsBackend | None, depth: int
                ) -> tuple[Volume, Mapping[str, np.ndarray]]:
     volume = scan.read()
     at, middle = _middle(volume, depth)
-    return middle, _cut(_tissues_of(scan, volume, start), at)
+    return middle, _cut(_tissues_of(scan, start), at)
 
 
 def _case(scan: Scan, references: Mapping[str, tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]],
           start: StatisticsBackend | None, depth: int, rng: np.random.Generator) -> Case:
     whole = scan.read()
-    source, tissues = _under_another_scanner(whole, rng), _tissues_of(scan, whole, start)
+    source, tissues = _under_another_scanner(whole, rng), _tissues_of(scan, start)
     if start is None:
         first = matched_percentiles(source, _percentiles([v for v, _ in references[scan.site]]))
     else:
@@ -144,11 +145,8 @@ def _case(scan: Scan, references: Mapping[str, tuple[tuple[Volume, Mapping[str, 
                 references[scan.site])
 
 
-def _tissues_of(scan: Scan, volume: Volume, start: StatisticsBackend | None
-                ) -> Mapping[str, np.ndarray]:
-    if start is None or not start.by_tissue:
-        return {}
-    return scan.read_tissues() or start._tissues_in(volume)
+def _tissues_of(scan: Scan, start: StatisticsBackend | None) -> Mapping[str, np.ndarray]:
+    return scan.read_tissues() if start is not None and start.by_tissue else {}
 
 
 def matched_percentiles(volume: Volume, percentiles: np.ndarray) -> Volume:

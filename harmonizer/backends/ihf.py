@@ -210,7 +210,8 @@ class Ihf(LearnedBackend):
 
         pyramid = self._pyramid
         with torch.no_grad():
-            sums = _summed(_moments(pyramid(x), w) for _, x, w in self._slabs(shown, shown.weights))
+            sums = _summed(_moments(pyramid(x), w)
+                           for _, x, w in self._slabs(shown, shown.weights()))
         return _embedding(sums)[0].cpu().numpy()
 
     # Change ---------------------------------------------------------------------------------

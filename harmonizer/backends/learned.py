@@ -46,7 +46,7 @@ from ..volume import Volume, write_volume
 from . import registry
 from .base import BRIGHTEST, Backend, Known, Progress, Self, StatisticsBackend, _check_volume
 from .held_out import Case, judged, make_cases, matched_percentiles
-from .shown import Shown, balanced
+from .shown import Shown
 from .target import Target
 
 if TYPE_CHECKING:
@@ -239,9 +239,8 @@ class LearnedBackend(Backend):
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
         volume = _read_checked(scan)
-        scale = IntensityScale.of(volume.in_mask())
         shown = self._shown(volume, self._found(volume, Known(tissues=scan.read_tissues())))
-        return {START + "percentiles": np.array([scale.low, scale.high]),
+        return {START + "percentiles": np.array([shown.scale.low, shown.scale.high]),
                 **self._within_memory(lambda: self._describe(shown))}
 
     def _pool_all(self, summaries: list[dict[str, np.ndarray]],
@@ -288,17 +287,15 @@ class LearnedBackend(Backend):
     def _change_of(self, first: Volume, style: Mapping[str, np.ndarray], known: Known,
                    rng: np.random.Generator) -> np.ndarray:
         """(I, J, K) float32, what the networks would add to a first guess; 0 outside the brain."""
-        scale = IntensityScale.of(first.in_mask())
-        canvas = self._canvas_of(first)
         shown = self._shown(first, known)
         drawn = rng.bit_generator.state
         change = self._within_memory(
             lambda: self._change(shown, style, _put_back(rng, drawn)))
         if self._null is not None:
             change = np.clip(change, -LARGEST, LARGEST)
-        change = change * np.float32((scale.high - scale.low) / 2)
-        return canvas.put(np.where(shown.mask, change, 0).astype(np.float32),
-                          np.zeros(first.shape, np.float32))
+        change = change * np.float32((shown.scale.high - shown.scale.low) / 2)
+        return shown.canvas.put(np.where(shown.mask, change, 0).astype(np.float32),
+                                np.zeros(first.shape, np.float32))
 
     def _require_numbers(self, volume: Volume) -> Volume:
         """Networks of a stranger may give anything; so may one whose training went wrong."""
@@ -329,15 +326,13 @@ class LearnedBackend(Backend):
     def _shown(self, volume: Volume, known: Known = NOTHING_KNOWN) -> Shown:
         """A scan as networks see it; its own percentiles become -1 and 1, beyond is clipped."""
         assert volume.mask is not None
-        canvas = self._canvas_of(volume)
-        unit = np.clip(IntensityScale.of(volume.in_mask()).to_unit(volume.data), -1, 1)
-        mask = canvas.take(volume.mask, False)
-        weights = mask.astype(np.float32)
+        canvas, scale = self._canvas_of(volume), IntensityScale.of(volume.in_mask())
+        unit = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
+        shares = None
         if self.wants_tissues and known.tissues:
-            shares = shares_of(known.tissues, volume)
-            weights = balanced(np.stack([canvas.take(share) for share in shares]), mask)
-        shown = canvas.take(np.where(volume.mask, unit, np.float32(-1)), -1.0)
-        return Shown(shown, mask, weights, known.source)
+            shares = np.stack([canvas.take(one) for one in shares_of(known.tissues, volume)])
+        return Shown(canvas.take(unit, -1.0), canvas.take(volume.mask, False), canvas, scale,
+                     shares, known.source)
 
     def _within_memory(self, work: Callable[[], T]) -> T:
         """What `work` gives; where a GPU's memory ends, once more with fewer slices at once.

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ..intensity import IntensityScale
+
+if TYPE_CHECKING:
+    from ..training.data import Canvas
 
 __all__ = ["Shown", "balanced"]
 
@@ -17,14 +23,24 @@ class Shown:
     ----------
     unit : (I, J, K) float32, intensities in [-1, 1], background -1
     mask : (I, J, K) bool, the brain
-    weights : (I, J, K) float32, see `balanced`; the mask where tissues are not known
+    canvas : where it was cut from the volume
+    scale : the scan's own intensities that are -1 and 1
+    shares : (3, I, J, K) of the tissues, where they are known
     source : site label of the scan, where it is known
     """
 
     unit: np.ndarray
     mask: np.ndarray
-    weights: np.ndarray
+    canvas: Canvas
+    scale: IntensityScale
+    shares: np.ndarray | None = None
     source: str | None = None
+
+    def weights(self) -> np.ndarray:
+        """(I, J, K) float32, see `balanced`; the mask where tissues are not known."""
+        if self.shares is None:
+            return self.mask.astype(np.float32)
+        return balanced(self.shares, self.mask)
 
 
 def balanced(shares: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -174,11 +174,6 @@ class VolumeStore:
                 boxes[n, axis] = hits[0], hits[-1] + 1
         return boxes
 
-    def volume(self, index: int) -> Volume:
-        """A scan's canvas as a `Volume` with intensities 0..2 and an identity affine."""
-        data = np.float32(1) + self.image(index)
-        return Volume(data, np.eye(4), self.mask(index) > 0)
-
 
 def identity_of(scan: Scan) -> list[Any]:
     """Names the files that a scan is read from; JSON types."""

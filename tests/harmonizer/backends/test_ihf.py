@@ -164,7 +164,8 @@ def test_the_null_of_a_batch_is_the_null_of_a_volume(cohort, tmp_path):
     backend = tiny()
     store = VolumeStore.build(cohort, tmp_path, backend.multiple)
     game = backend._game(store, tuple(range(7)), 0)
-    one, two = store.volume(0), store.volume(5)
+    one, two = (Volume(np.float32(1) + store.image(i), np.eye(4), store.mask(i) > 0)
+                for i in (0, 5))
     slabs = [torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))[:, None] for v in
              (one, two) for a in (v.data - 1, v.mask.astype(np.float32))]
     source, _, _ = game._started(slabs[0], slabs[1], slabs[0], slabs[2], slabs[3], None)
