@@ -329,7 +329,7 @@ class LearnedBackend(Backend):
         canvas, scale = self._canvas_of(volume), IntensityScale.of(volume.in_mask())
         unit = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
         shares = None
-        if self.wants_tissues and known.tissues:
+        if self._tissues_wanted is not None and known.tissues:  # as in training
             shares = np.stack([canvas.take(one) for one in shares_of(known.tissues, volume)])
         return Shown(canvas.take(unit, -1.0), canvas.take(volume.mask, False), canvas, scale,
                      shares, known.source)

@@ -9,6 +9,8 @@ from tests.contract.brains import brain_of, three_levels
 from harmonizer.backends.base import Known
 from harmonizer.backends.ihf import Ihf
 from harmonizer.backends.shown import balanced
+from harmonizer.training.data import Canvas
+from harmonizer.volume import Volume
 
 
 def hard(counts: tuple[int, ...]) -> np.ndarray:
@@ -34,6 +36,13 @@ def test_without_tissues_all_places_count_alike():
     np.testing.assert_array_equal(balanced(np.zeros((3, 3)), mask), [1, 0, 1])
 
 
+def ihf_on(volume: Volume, start: str) -> Ihf:
+    """Not fitted, but for the canvas."""
+    backend = Ihf(Ihf.config_from({"preset": "tiny", "start": start}))
+    backend.canvas_ = Canvas.around(volume.mask, backend.multiple)
+    return backend
+
+
 def test_the_style_of_ihf_does_not_know_how_wide_ventricles_are():
     """The same three levels in other amounts: other statistics of the brain, the same style."""
     narrow, tissues = brain_of(3), three_levels(brain_of(3))
@@ -43,14 +52,18 @@ def test_the_style_of_ihf_does_not_know_how_wide_ventricles_are():
     changed = (grown > 0) & (tissues["CSF"] == 0)
     wide = narrow.with_data(narrow.data + changed * np.float32(level["CSF"] - level["GM"]))
     others = {**tissues, "CSF": grown, "GM": tissues["GM"] * (grown == 0)}
-    backend = Ihf(Ihf.config_from({"preset": "tiny"}))
-    backend.grid_shape_ = ()
-    from harmonizer.training.data import Canvas
-
-    backend.canvas_ = Canvas.around(narrow.mask, backend.multiple)
+    backend = ihf_on(narrow, "tissue_matching")
     with_tissues = [backend._artefact(backend._shown(v, Known(tissues=t)))
                     for v, t in ((narrow, tissues), (wide, others))]
     without = [backend._artefact(backend._shown(v)) for v in (narrow, wide)]
     half = len(without[0]) // 2  # the means; filters also see where tissues meet
     apart, before = (np.abs(a[:half] - b[:half]).mean() for a, b in (with_tissues, without))
     assert apart < 0.7 * before
+
+
+def test_where_training_knew_no_tissues_none_are_counted():
+    """Started from a histogram, IHF is trained on statistics of the brain: so it is used."""
+    volume = brain_of(3)
+    backend = ihf_on(volume, "histogram_matching")
+    weights = backend._shown(volume, Known(tissues=three_levels(volume))).weights()
+    assert set(np.unique(weights)) == {0, 1}
