@@ -53,6 +53,7 @@ class Capabilities:
     fixed_grid : works only on the grid that it was fitted on
     stochastic : the answer depends on the seed
     trained : fit trains a network (minutes to days, wants a GPU)
+    modalities : one set of networks can be trained on several modalities (`fit_networks`)
     """
 
     unseen_source: bool = True
@@ -62,6 +63,7 @@ class Capabilities:
     fixed_grid: bool = False
     stochastic: bool = False
     trained: bool = False
+    modalities: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,13 @@ class Backend(ABC):
                 "Harmonize each modality within itself."
             )
         self._fit(cohort, seed, progress or (lambda done, total: None))
-        self.modality_, self.sites_ = modalities[0], cohort.sites
-        self.cohort_ = model_folder.describe_cohort(cohort)
+        self._remember(cohort)
         return self
+
+    def _remember(self, cohort: Cohort) -> None:
+        """Of whom the model was made."""
+        self.modality_, self.sites_ = cohort.scans[0].modality, cohort.sites
+        self.cohort_ = model_folder.describe_cohort(cohort)
 
     def harmonize(
         self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,

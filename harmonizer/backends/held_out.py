@@ -39,7 +39,7 @@ class Case:
     first : the first guess, in the unit of its site; the middle slices alone
     truth : the scan as it was, same slices
     tissues : their shares in these slices; empty where `start` does not ask for them
-    site : where it was scanned
+    site, modality : where and how it was scanned
     references : the same slices of other people's scans there, and their tissues
     """
 
@@ -47,6 +47,7 @@ class Case:
     truth: Volume
     tissues: Mapping[str, np.ndarray]
     site: str
+    modality: str
     references: tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]
 
     def miss(self) -> np.ndarray:
@@ -142,7 +143,7 @@ def _case(scan: Scan, references: Mapping[str, tuple[tuple[Volume, Mapping[str, 
     gain = max(guess @ truth, 0.0) / max(truth @ truth, 1e-30)
     at, truth_shown = _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth)
     return Case(_middle(first, depth)[1], truth_shown, _cut(tissues, at), scan.site,
-                references[scan.site])
+                scan.modality, references[scan.site])
 
 
 def _tissues_of(scan: Scan, start: StatisticsBackend | None) -> Mapping[str, np.ndarray]:

@@ -28,6 +28,8 @@ Ours, each a setting, and why:
 * anatomy is compared after equalisation, so that L_ac and L_art do not pull at the same contrast;
 * `start`: the image is first brought to the target by local tissue matching
   (harmonizer.backends.learned); slabs, in training, likewise (harmonizer.backends.part_start);
+* one network for several modalities: each one's code stands beside z_s (the paper does not say how
+  its network is told), and no pair is of two (harmonizer.backends.fit_networks);
 * `keep_same_site`: a scan whose `source` is the target site is returned as it is.
 """
 
@@ -43,7 +45,7 @@ from ..intensity import IntensityScale
 from ..training.players import Batch, Game, Player
 from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Known
-from .learned import NONE, SIMPLE, LearnedBackend, LearnedConfig
+from .learned import NONE, SIMPLE, LearnedBackend, LearnedConfig, modalities_of
 from .part_start import matched_by_histogram, matched_by_tissue
 from .shown import Shown, balanced
 from .target import Target
@@ -157,7 +159,7 @@ class Ihf(LearnedBackend):
                  "Harmonization using Invertible Hierarchy Flow Model")
     summary = ("Slabs of slices were decomposed by an invertible hierarchy flow, its features were "
                "given the statistics that the target's features call for, and it was run back.")
-    capabilities = Capabilities(trained=True)
+    capabilities = Capabilities(trained=True, modalities=True)
     wants_tissues = True
     Config = IhfConfig
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
@@ -176,7 +178,12 @@ class Ihf(LearnedBackend):
         c = self.config
         stages = tuple(Stage(*stage) for stage in zip(c.squeezes, c.splits, c.hidden))
         return {"flow": FlowNetwork(2 * c.neighbours + 1, stages, 2 * sum(c.pyramid), c.style,
-                                    c.fusion, c.instance, c.anchored)}
+                                    c.fusion, c.instance, c.anchored, self._codes)}
+
+    @property
+    def _codes(self) -> int:
+        """Size of a modality's code: nothing where there is one modality."""
+        return len(self.modalities_) if len(self.modalities_) > 1 else 0
 
     @property
     def _pyramid(self) -> FeaturePyramid:
@@ -228,7 +235,8 @@ class Ihf(LearnedBackend):
         import torch
 
         flow, device = self.networks_["flow"], self.resources.device
-        goal, own = (torch.from_numpy(np.asarray(z, np.float32))[None].to(device)
+        code = _code(str(self.modality_), self.modalities_)
+        goal, own = (torch.from_numpy(np.asarray([*z, *code], np.float32))[None].to(device)
                      for z in (style["z_s"], self._artefact(shown)))
         change, seen = np.zeros(shown.unit.shape, np.float32), np.zeros(shown.unit.shape[2])
         with torch.no_grad():
@@ -269,7 +277,9 @@ class _IhfGame(Game):
 
         self.config, self.networks, self.identity = config, networks, {}
         self.pyramid, self.store = pyramid, store
-        self.trained, self.seed = trained, seed
+        self.seed, self.modalities = seed, modalities_of(store.scans)
+        each = ([i for i in trained if store.scans[i].modality == m] for m in self.modalities)
+        self.trained = [scans for scans in each if scans]
         c = config
         self.dirty = ContrastSettings(gamma=c.gamma, bias=c.bias, blur=c.blur, noise=c.noise)
         self.clean = ContrastSettings(gamma=c.gamma, bias=0.0)
@@ -286,7 +296,8 @@ class _IhfGame(Game):
 
         source: after the null; goal: the target person's slabs; truth: the source person as the
         target's scanner shows it, where that is known (`view`: simulated; `same`: as it is); all in
-        the network's unit. view, site, same: (P,) one where the pair is of that kind.
+        the network's unit. view, site, same: (P,) one where the pair is of that kind; code: (P, m)
+        of its modality.
         """
         import torch
 
@@ -309,17 +320,21 @@ class _IhfGame(Game):
                    for m, share in zip((mask, mask_goal), shares or (None, None))]
         return {"source": source, "truth": truth, "mask": mask, "goal": goal,
                 "mask_goal": mask_goal, "weight": weights[0], "weight_goal": weights[1],
+                "code": torch.tensor([_code(self.store.scans[one].modality, self.modalities)]),
                 **{k: torch.tensor([float(k == kind)]) for k in KINDS}}
 
     def _draw(self, rng: np.random.Generator) -> tuple[str, int, int]:
-        """(kind, source, target): indices of two people's scans, as far as there are two."""
+        """(kind, source, target): indices of scans of two people (as far as there are two) in one
+        modality, each modality as often as the others.
+        """
         from ..training.data import draw_scans
 
         c, scans = self.config, self.store.scans
         kind = KINDS[rng.choice(3, p=[1 - c.share_sites - c.share_same, c.share_sites,
                                       c.share_same])]
-        one = self.trained[draw_scans(rng, [scans[i] for i in self.trained], 1)[0]]
-        others = [i for i in self.trained if scans[i].subject != scans[one].subject]
+        trained = self.trained[rng.integers(len(self.trained))]
+        one = trained[draw_scans(rng, [scans[i] for i in trained], 1)[0]]
+        others = [i for i in trained if scans[i].subject != scans[one].subject]
         away = [i for i in others if scans[i].site != scans[one].site]
         home = [i for i in others if scans[i].site == scans[one].site]
         pool = {"view": others, "site": away or others, "same": home}[kind] or [one]
@@ -387,7 +402,7 @@ class _IhfGame(Game):
 
         c, mask, count = self.config, batch["mask"], batch["pairs"]
         self.pyramid = self.pyramid.to(mask.device)
-        z_s = self._embedded(batch["goal"], batch["weight_goal"], count)
+        z_s = self._embedded(batch["goal"], batch["weight_goal"], batch["code"])
         after = self._translated(batch, z_s)
         away = absolute(after, batch["truth"], mask).unflatten(0, (count, -1)).mean(1)
         edges = steps(after, batch["truth"], mask).unflatten(0, (count, -1)).mean(1)
@@ -404,7 +419,7 @@ class _IhfGame(Game):
         middle = mask[:, self._middle]
         encoded = flow.encode(x)
         sums = [_pooled(s, count) for s in flow.statistics(encoded, middle)]
-        own = self._embedded(x, batch["weight"], count)
+        own = self._embedded(x, batch["weight"], batch["code"])
         spread = len(x) // count
         return flow.decode(encoded, [_repeated(s, spread) for s in sums], _repeated(z_s, spread),
                            _repeated(own, spread))
@@ -414,10 +429,13 @@ class _IhfGame(Game):
         """The channel of a slab's own slice."""
         return slice(self.config.neighbours, self.config.neighbours + 1)
 
-    def _embedded(self, x: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
-        """(P, 2 C) statistics z_s of the slabs of each pair."""
+    def _embedded(self, x: torch.Tensor, weight: torch.Tensor, code: torch.Tensor
+                  ) -> torch.Tensor:
+        """(P, 2 C + m) statistics z_s of the slabs of each pair, and its modality's code."""
+        import torch
+
         found = _moments(self.pyramid(x), weight[:, self._middle])
-        return _embedding([_pooled(s, count) for s in found])
+        return torch.cat([_embedding([_pooled(s, len(code)) for s in found]), code], dim=1)
 
     def _between_sites(self, batch: Batch, after: torch.Tensor) -> dict[str, torch.Tensor]:
         """Anatomy as the source's and artefacts as the goal's (eq. 3, 4), of pairs of two sites."""
@@ -499,6 +517,11 @@ def _embedding(sums: list[torch.Tensor]) -> torch.Tensor:
 
     both = [mean_and_spread(s) for s in sums]
     return torch.cat([mean for mean, _ in both] + [spread for _, spread in both], dim=1)
+
+
+def _code(modality: str, modalities: tuple[str, ...]) -> list[float]:
+    """One-hot; nothing where there is one modality."""
+    return [float(modality == other) for other in modalities] if len(modalities) > 1 else []
 
 
 # Slabs --------------------------------------------------------------------------------------

@@ -26,12 +26,10 @@ ours, in no paper). Where nobody was held out, all of it is.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -41,34 +39,35 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
-from ..local_statistics import TISSUES, shares_of
-from ..volume import Volume, write_volume
+from ..local_statistics import shares_of
+from ..volume import Volume
 from . import registry
 from .base import BRIGHTEST, Backend, Known, Progress, Self, StatisticsBackend, _check_volume
-from .held_out import Case, judged, make_cases, matched_percentiles
+from .held_out import Case, judged, matched_percentiles
 from .shown import Shown
 from .target import Target
 
 if TYPE_CHECKING:
     from ..training.data import Canvas, VolumeStore
+    from .fit_networks import Fitted
     from ..training.players import Game
-    from ..training.settings import Pace, Resources
+    from ..training.settings import Pace
 
-__all__ = ["LearnedBackend", "LearnedConfig", "PRESETS"]
+__all__ = ["LearnedBackend", "LearnedConfig", "PRESETS", "null_of", "of_start", "share_name",
+           "modalities_of", "read_checked", "first_line"]
 
 T = TypeVar("T")
 LOGGER = logging.getLogger("harmonizer")
 PRESETS = ("tiny", "small", "paper")
 NOTHING_KNOWN = Known()
 NONE = "none"
-PROLONGABLE = ("steps", "patience", "log_every", "save_every")  # a training may go on with others
 LARGEST = 0.5  # change after a first guess, of [-1, 1]; unlike all of training, more may be asked
 FLOOR = 0.1  # a change may darken a voxel to a tenth, never to zero or below
 START = "start."
+MODALITY = "modality/"
 SIMPLE = "histogram_matching"  # start of the presets `tiny`
 MAX_SIDE = 2048  # voxels; of a canvas that a file claims
 SPARING = 4  # times fewer slices at once after a device had not enough memory
-MEMORY_OPTIONS = ("batch", "subjects", "views", "pairs", "slices", "patch")  # of a training step
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class LearnedConfig:
 class LearnedBackend(Backend):
     """A method with networks; see the module's docstring for its blanks."""
 
-    version = "2"
+    version = "3"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     multiple: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """Sides of the canvas are multiples of these; a method may make it a property."""
@@ -123,6 +122,7 @@ class LearnedBackend(Backend):
 
         self.resources: Resources = Resources()
         self.labels_: tuple[str, ...] = ()
+        self.modalities_: tuple[str, ...] = ()  # that the networks were fitted on
         self.networks_: dict[str, Any] = {}
         self.styles_: dict[str, dict[str, np.ndarray]] = {}
         self.canvas_: Canvas | None = None
@@ -176,29 +176,26 @@ class LearnedBackend(Backend):
     # Fit ------------------------------------------------------------------------------------
 
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
+        from .fit_networks import fit_networks
+
+        fit_networks({cohort.scans[0].modality: self}, cohort, seed, progress)
+
+    def _take(self, outcome: Fitted, cohort: Cohort) -> None:
+        """Networks as they were fitted, and of this model's own modality the rest."""
         import torch
 
-        from ..training.processes import launch
-
-        with self._folder() as folder:
-            if self._null:
-                cohort = with_tissues(cohort, self._null, folder / "tissues")
-                self._null.fit(cohort, seed=seed, progress=progress)
-            alone = self.resources.world == 1
-            outcome = launch(_fit_in_process, replace(self.resources, folder=folder), type(self),
-                             self.config, replace(self.resources, folder=folder), cohort, seed,
-                             progress if alone else None)
-            self.labels_ = tuple(cohort.sites)
-            with torch.random.fork_rng([]):
-                self._set_networks(outcome.weights)
-            self.canvas_, self.grid_shape_ = outcome.canvas, outcome.grid_shape
-            self.history_, self.training_ = outcome.history, outcome.facts
-            self.share_ = outcome.share
-            summaries: dict[str, list[dict[str, np.ndarray]]] = {}
-            for scan in cohort:
-                summaries.setdefault(scan.site, []).append(self._summary_of(scan))
-            self.styles_ = {site: self._pool_all(summaries[site], self._start_style(site))
-                            for site in sorted(summaries)}
+        self.labels_, self.modalities_ = tuple(cohort.sites), outcome.modalities
+        with torch.random.fork_rng([]):
+            self._set_networks(outcome.weights)
+        self.canvas_, self.grid_shape_ = outcome.canvas, outcome.grid_shape
+        self.history_, self.training_ = outcome.history, outcome.facts
+        self.modality_ = cohort.scans[0].modality
+        self.share_ = outcome.share_of(self.modality_)
+        summaries: dict[str, list[dict[str, np.ndarray]]] = {}
+        for scan in cohort:
+            summaries.setdefault(scan.site, []).append(self._summary_of(scan))
+        self.styles_ = {site: self._pool_all(summaries[site], self._start_style(site))
+                        for site in sorted(summaries)}
 
     def on(self: Self, device: str) -> Self:
         """Networks on a device; see `Backend.on`."""
@@ -238,7 +235,7 @@ class LearnedBackend(Backend):
     # Styles ---------------------------------------------------------------------------------
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
-        volume = _read_checked(scan)
+        volume = read_checked(scan)
         shown = self._shown(volume, self._found(volume, Known(tissues=scan.read_tissues())))
         return {START + "percentiles": np.array([shown.scale.low, shown.scale.high]),
                 **self._within_memory(lambda: self._describe(shown))}
@@ -349,7 +346,7 @@ class LearnedBackend(Backend):
         try:
             return work()
         except torch.cuda.OutOfMemoryError as error:
-            LOGGER.warning("%s: %s; once more with less at once.", self.name, _first_line(error))
+            LOGGER.warning("%s: %s; once more with less at once.", self.name, first_line(error))
         torch.cuda.empty_cache()  # out here, where no traceback holds tensors any more
         kept, self.config = self.config, _sparing(self.config)
         try:
@@ -357,7 +354,7 @@ class LearnedBackend(Backend):
         except torch.cuda.OutOfMemoryError as error:
             raise UnavailableError(
                 f"{self.name}: {self.resources.device} has not enough memory for one scan "
-                f"({_first_line(error)}). Use --device cpu or a GPU with more memory, or end what "
+                f"({first_line(error)}). Use --device cpu or a GPU with more memory, or end what "
                 "else runs on this one."
             ) from error
         finally:
@@ -373,6 +370,7 @@ class LearnedBackend(Backend):
                    for k, v in style.items()}
         if self._null:
             arrays |= {f"start/{k}": v for k, v in self._null._shared_state().items()}
+        arrays |= {MODALITY + name: np.array([n]) for n, name in enumerate(self.modalities_)}
         canvas = np.array([self.canvas_.start, self.canvas_.shape, self.grid_shape_], np.int64)
         return {**arrays, "share": np.array([self.share_]), "canvas": canvas}
 
@@ -381,6 +379,10 @@ class LearnedBackend(Backend):
 
         self.canvas_, self.grid_shape_ = _canvas_of_state(arrays["canvas"])
         self.labels_ = tuple(self.sites_)
+        self.modalities_ = tuple(sorted(key.removeprefix(MODALITY) for key in arrays
+                                        if key.startswith(MODALITY)))
+        if self.modality_ not in self.modalities_:
+            raise ValueError(f"its networks were not trained on {self.modality_}")
         styles: dict[str, dict[str, np.ndarray]] = {site: {} for site in self.sites_}
         for key, array in arrays.items():
             if key.startswith("style/"):
@@ -401,7 +403,7 @@ class LearnedBackend(Backend):
             for site in self.sites_:
                 self._check_style(self._site_style(site))
         except (RuntimeError, ArithmeticError, AssertionError, IndexError) as error:
-            raise ValueError(_first_line(error)) from error
+            raise ValueError(first_line(error)) from error
 
     def _check_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Names and shapes are those of the networks; ValueError if not.
@@ -435,12 +437,21 @@ class LearnedBackend(Backend):
     def held_out_error(self, cases: list[Case]) -> dict[str, float]:
         """``error``, ``null`` and ``share`` of simulated scanners on held-out people.
 
-        See `harmonizer.backends.held_out.judged`.
+        See `harmonizer.backends.held_out.judged`. Of several modalities, the share of each as well.
         """
-        return judged(cases, [
-            self._change_of(case.first, self._style_for(case), Known(tissues=case.tissues),
-                            np.random.default_rng(number))
-            for number, case in enumerate(cases)])
+        changes = []
+        for number, case in enumerate(cases):
+            self.modality_ = case.modality
+            changes.append(self._change_of(case.first, self._style_for(case),
+                                           Known(tissues=case.tissues),
+                                           np.random.default_rng(number)))
+        numbers = judged(cases, changes)
+        for modality in self.modalities_ if len(self.modalities_) > 1 else ():
+            mine = [n for n, case in enumerate(cases) if case.modality == modality]
+            if mine:
+                numbers[share_name(modality)] = judged(
+                    [cases[n] for n in mine], [changes[n] for n in mine])["share"]
+        return numbers
 
     def _style_for(self, case: Case) -> Mapping[str, np.ndarray]:
         """The method's own numbers of a case's site, while it is being trained."""
@@ -452,94 +463,20 @@ class LearnedBackend(Backend):
         facts = self.training_
         if not facts:
             return []
-        lines = [f"Trained for {facts['Steps']} steps in {facts['Minutes']:.1f} minutes on "
-                 f"{facts['Device']} (ended by: {facts['EndedBy']}); the weights are averages of "
-                 f"step {facts['Best']}."]
+        together = (f" on {', '.join(self.modalities_)} together"
+                    if len(self.modalities_) > 1 else "")
+        lines = [f"Trained{together} for {facts['Steps']} steps in {facts['Minutes']:.1f} minutes "
+                 f"on {facts['Device']} (ended by: {facts['EndedBy']}); the weights are averages "
+                 f"of step {facts['Best']}."]
         if facts.get("Error") is not None:
             lines.append(
                 f"Simulated scanners on {facts['HeldOut']} held-out scans: error "
                 f"{facts['Error']:.4f} of the intensity range; {self.config.start} alone "
-                f"{facts['Null']:.4f}. {facts['Share']:.0%} of the networks' change is used: what "
+                f"{facts['Null']:.4f}. {self.share_:.0%} of the networks' change is used: what "
                 "came nearest to the truth there.")
         else:
             lines.append("Nobody was held out: how good it is was not measured in the fit.")
         return lines
-
-
-@dataclass
-class _Learned:
-    """What a process hands back: plain values."""
-
-    weights: dict[str, np.ndarray]
-    canvas: Any
-    grid_shape: tuple[int, ...]
-    history: list[dict[str, Any]]
-    facts: dict[str, Any]
-    share: float
-
-
-def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resources: Resources,
-                    cohort: Cohort, seed: int, progress: Progress | None) -> _Learned:
-    """One process of a fit: the store, the game, the loop."""
-    import torch
-
-    from ..training.data import VolumeStore
-    from ..training.loop import train
-
-    assert resources.folder is not None
-    backend = kind(config)
-    backend.resources = replace(resources, device=str(ranks.device))
-    backend.labels_ = tuple(cohort.sites)
-    wanted = dict(multiple=backend.multiple, tissues_in=backend._tissues_wanted)
-    if ranks.first:
-        VolumeStore.build(cohort, resources.folder / "volumes", **wanted)
-    ranks.wait()
-    store = VolumeStore.build(cohort, resources.folder / "volumes", **wanted)
-    backend.canvas_, backend.grid_shape_ = store.canvas, store.grid_shape
-    trained, held = _split(cohort, config.held_out, seed)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        backend.networks_ = backend._build()
-    game = backend._game(store, trained, seed)
-    game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
-                     "config": {k: v for k, v in vars(config).items() if k not in PROLONGABLE},
-                     "scans": [scan.scan_id for scan in cohort]}
-    cases = []
-    if held and config.validation_cases and ranks.first:
-        cases = make_cases(cohort, trained, held, null_of(config.start), config.validation_cases,
-                           config.validation_depth, seed)
-        game.score = lambda: backend.held_out_error(cases)  # type: ignore[method-assign]
-    try:
-        outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
-                        progress=progress)
-    except torch.cuda.OutOfMemoryError as error:
-        options = " ".join(f"{k}={v}" for k, v in vars(config).items() if k in MEMORY_OPTIONS)
-        raise UnavailableError(
-            f"{kind.name}: {ranks.device} has not enough memory for a step of training "
-            f"({_first_line(error)}). Set less with --backend-option (now {options}) or take a "
-            "GPU with more memory, or --device cpu."
-        ) from error
-    numbers = outcome.numbers
-    if cases and not numbers:  # it ended before the first look
-        with torch.random.fork_rng([]):
-            backend._set_networks({k: v.float().numpy() for k, v in outcome.weights.items()})
-        numbers = backend.held_out_error(cases)
-    facts = {"Steps": outcome.steps, "Best": outcome.best, "Minutes": outcome.minutes,
-             "EndedBy": outcome.why, "Device": f"{ranks.size} x {ranks.device}",
-             "HeldOut": len(held), "Error": numbers.get("error"), "Null": numbers.get("null"),
-             "Share": numbers.get("share"), "First": ranks.first}
-    weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
-    return _Learned(weights, store.canvas, store.grid_shape, outcome.history, facts,
-                    numbers.get("share", 1.0))
-
-
-def _split(cohort: Cohort, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(trained, held out) indices of scans; no person is on both sides."""
-    rest, held = cohort.split(fraction, seed)
-    subjects = set(held.subjects)
-    indices = range(len(cohort.scans))
-    return (tuple(i for i in indices if cohort.scans[i].subject not in subjects),
-            tuple(i for i in indices if cohort.scans[i].subject in subjects))
 
 
 def null_of(name: str) -> StatisticsBackend | None:
@@ -553,24 +490,14 @@ def null_of(name: str) -> StatisticsBackend | None:
     return kind()
 
 
-def with_tissues(cohort: Cohort, start: StatisticsBackend, folder: Path) -> Cohort:
-    """The cohort with the tissues of all scans, where `start` goes by tissue.
+def modalities_of(scans: Iterable[Scan]) -> tuple[str, ...]:
+    """Sorted."""
+    return tuple(sorted({scan.modality for scan in scans}))
 
-    Those that are not known are looked for once and kept in the folder; what is there of the same
-    files is taken.
-    """
-    from ..training.data import identity_of
 
-    scans = []
-    for scan in cohort if start.by_tissue else ():
-        name = hashlib.sha256(json.dumps(identity_of(scan)).encode()).hexdigest()[:16]
-        paths = {tissue: folder / f"{name}_{tissue}.nii.gz" for tissue in TISSUES}
-        if not scan.tissues and not all(path.is_file() for path in paths.values()):
-            volume = _read_checked(scan)
-            for tissue, share in start._tissues_in(volume).items():
-                write_volume(paths[tissue], volume.with_data(np.asarray(share, np.float32)))
-        scans.append(scan if scan.tissues else replace(scan, tissues=paths))
-    return Cohort(tuple(scans)) if scans else cohort
+def share_name(modality: str) -> str:
+    """Where held-out numbers of several modalities say how much of the change one of them uses."""
+    return f"share {modality}"
 
 
 def of_start(style: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -631,11 +558,13 @@ def _put_back(rng: np.random.Generator, state: Any) -> np.random.Generator:
     return rng
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first."""
     return (str(error).splitlines() or ["out of memory"])[0]
 
 
-def _read_checked(scan: Scan) -> Volume:
+def read_checked(scan: Scan) -> Volume:
+    """A scan that can be harmonized; an `InputError` that names its file if not."""
     volume = scan.read()
     try:
         _check_volume(volume)

@@ -44,7 +44,7 @@ from ..training.players import Batch, Game, Player
 from ..volume import Volume
 from .base import Capabilities
 from .held_out import Case
-from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, _read_checked
+from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, read_checked
 from .shown import Shown
 from .target import Target
 
@@ -242,7 +242,7 @@ class PatchDiffusion(LearnedBackend):
         for label, known in self.styles_.items():
             if np.allclose(style[numbers], known[numbers], rtol=SAME, atol=0):
                 return self._site_style(label)  # the very scans of the fit: it learned more
-        return {**style, "tokens": self.fit_tokens([_read_checked(scan) for scan in scans])}
+        return {**style, "tokens": self.fit_tokens([read_checked(scan) for scan in scans])}
 
     def fit_tokens(self, volumes: Sequence[Volume], seed: int = 0) -> np.ndarray:
         """(tokens, width) style of a new site: the network is frozen, the tokens learn.

@@ -39,7 +39,7 @@ __all__ = ["FUSIONS", "Stage", "AffineNet", "HierarchyFlow", "ArtefactAwareNorm"
 
 FUSIONS = ("exact", "paper")
 LARGEST = 2.0  # log factor by which AAN may stretch or shrink a channel
-GAIN = 8.0  # of z_s at AAN's entrance: scanners differ by some hundredths in it
+GAIN = 8.0  # of z_s at AAN's entrance (and its code): scanners differ by hundredths in it
 LEAST_SPREAD = 1e-3  # of a channel, in [-1, 1] units; below it there is nothing to divide by
 
 
@@ -180,15 +180,17 @@ class ArtefactAwareNorm(nn.Module):
     Parameters
     ----------
     channels : of z
-    statistics : size of z_s
+    statistics : size of z_s, the code apart
     width : of the projections
+    codes : size of a code that is appended to z_s (which modality it is; the paper: none)
     """
 
-    def __init__(self, channels: int, statistics: int, width: int, anchored: bool = True) -> None:
+    def __init__(self, channels: int, statistics: int, width: int, anchored: bool = True,
+                 codes: int = 0) -> None:
         super().__init__()
-        self.anchored = anchored
+        self.anchored, self.statistics = anchored, statistics
         self.norm = nn.LayerNorm(statistics)
-        self.target = nn.Sequential(nn.Linear(statistics, 2 * width), nn.SiLU(),
+        self.target = nn.Sequential(nn.Linear(statistics + codes, 2 * width), nn.SiLU(),
                                     nn.Linear(2 * width, width))
         self.content = nn.Sequential(nn.LayerNorm(2 * channels), nn.Linear(2 * channels, width))
         self.both = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.SiLU())
@@ -196,7 +198,8 @@ class ArtefactAwareNorm(nn.Module):
 
     def forward(self, z: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor], z_s: torch.Tensor,
                 own_s: torch.Tensor) -> torch.Tensor:
-        """z: (N, C, H, W); own: its (N, C) mean and spread; z_s, own_s: (N, statistics)."""
+        """z: (N, C, H, W); own: its (N, C) mean and spread; z_s, own_s: (N, statistics + codes).
+        """
         mean, spread = own
         with torch.autocast(z.device.type, enabled=False):  # differences of like numbers
             said = self._said(own, z_s)
@@ -209,7 +212,8 @@ class ArtefactAwareNorm(nn.Module):
 
     def _said(self, own: tuple[torch.Tensor, torch.Tensor], z_s: torch.Tensor) -> torch.Tensor:
         content = self.content(torch.cat([own[0], own[1].log()], dim=1))
-        target = self.target(GAIN * self.norm(z_s))
+        found, code = z_s[:, :self.statistics], z_s[:, self.statistics:]
+        target = self.target(GAIN * torch.cat([self.norm(found), code], dim=1))
         return self.heads(self.both(torch.cat([target, content], dim=1)))
 
 
@@ -227,12 +231,12 @@ class FlowNetwork(nn.Module):
     ----------
     before : channels of the image (a slab of 2.5D)
     stages : first to last
-    statistics : size of z_s
-    width : of AAN's projections
+    statistics, width, codes : of `ArtefactAwareNorm`
     """
 
     def __init__(self, before: int, stages: tuple[Stage, ...], statistics: int, width: int = 64,
-                 fusion: str = "exact", instance: bool = False, anchored: bool = True) -> None:
+                 fusion: str = "exact", instance: bool = False, anchored: bool = True,
+                 codes: int = 0) -> None:
         super().__init__()
         self.squeezes = tuple(s.squeeze for s in stages)
         self.flows, self.norms = nn.ModuleList(), nn.ModuleList()
@@ -241,7 +245,8 @@ class FlowNetwork(nn.Module):
             channels *= stage.squeeze ** 2
             self.flows.append(HierarchyFlow(channels, stage.splits, stage.hidden, fusion, instance))
             channels *= stage.splits
-            self.norms.append(ArtefactAwareNorm(channels, statistics, width, anchored))
+            self.norms.append(ArtefactAwareNorm(channels, statistics, width, anchored,
+                                                codes))
 
     def encode(self, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(N, before, H, W) -> z and a of every stage."""

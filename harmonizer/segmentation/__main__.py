@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     train.add_argument("--threads", type=int, default=2, help="of the CPU")
     train.add_argument("--workers", type=int, default=0, help="processes that synthesise images")
+    train.add_argument("--start", type=Path, help="weights to begin with; default: random ones")
     train.set_defaults(run=_train)
     use = commands.add_parser("segment", help="find the tissues of a brain")
     use.add_argument("image", type=Path, help="NIfTI, any contrast")
@@ -75,7 +76,8 @@ def _train(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     settings = replace(PRESETS[given.preset], seed=given.seed)
     maps = load_label_maps(given.label_maps)
-    network = train(maps, given.out, settings, device=given.device, workers=given.workers)
+    network = train(maps, given.out, settings, device=given.device, workers=given.workers,
+                    start=given.start)
     unseen = maps[len(maps) - settings.held_out :] or maps
     dice = validate(network, unseen, synthesis=settings.phases[-1].synthesis)
     path = write_model(given.out, network, dice, given.preset, given.seed)

@@ -34,7 +34,7 @@ CARD = """\
 * **Licence** of the weights: that of this package; the label maps' licence (Apache-2.0) asks for
   the notice above.
 * **Command**:
-  `python -m harmonizer.segmentation train LABEL_MAPS OUT --preset {preset} --seed {seed}`
+  `python -m harmonizer.segmentation train LABEL_MAPS OUT --preset {preset} --seed {seed}{start}`
 * **Steps**: {steps}, one image each; {hours:.1f} hours, bfloat16 convolutions where the precision
   says so ({precision}).
 * **SHA-256** of `{file}`: {sha256}
@@ -67,8 +67,13 @@ def write_model(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
         maps=len(about["LabelMaps"]), held_out=training["held_out"], preset=preset, seed=seed,
         steps=training["steps"], hours=seconds.sum() / 3600, precision=training["precision"],
-        sha256=sha256_of(path), file=path.name,
+        sha256=sha256_of(path), file=path.name, start=_begun_with(about.get("StartSha256")),
         lesions="" if alone else "White matter lesions were taught as white matter. ",
         rows="\n".join(f"| {name} | {value:.3f} |" for name, value in dice.items()),
     ))
     return path
+
+
+def _begun_with(sha256: str | None) -> str:
+    """The rest of the command, and which weights it named."""
+    return "" if sha256 is None else f" --start WEIGHTS`, WEIGHTS being those of SHA-256 `{sha256}"

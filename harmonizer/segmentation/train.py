@@ -20,11 +20,12 @@ import torch
 from torch.nn import functional
 
 from ..errors import InputError, UsageError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, sha256_of, write_json
 from .label_maps import LabelMap
 from .network import SegmenterNet, fold
 from .synthesis import SynthesisSettings, synthesise
 from .train_settings import TrainingSettings
+from .weights_file import read_weights
 
 __all__ = ["train", "validate", "segmentation_loss"]
 
@@ -41,28 +42,32 @@ def train(
     device: str = "cpu",
     workers: int = 0,
     save_every: int = 200,
+    start: Path | None = None,
 ) -> SegmenterNet:
     """Train, or go on training in `out`; returns the network with its averaged weights.
 
+    `start` names a weights file to begin with; without one, weights are drawn from the seed.
     Writes `checkpoint.safetensors` (weights, average, optimiser, step), `history.tsv` (step,
     seconds, loss, learning rate) and `training.json` (the settings) into `out`.
 
     Raises
     ------
     UsageError
-        If `out` holds a run with other settings or other label maps.
+        If `out` holds a run with other settings, label maps or weights to begin with.
     InputError
-        If fewer label maps are given than are held out, plus one.
+        If fewer label maps are given than are held out, plus one; if `start` cannot be read or is
+        of another network.
     """
     if len(maps) <= settings.held_out:
         raise InputError(
             f"{len(maps)} label maps, of which {settings.held_out} would be held out: none is "
             "left to train on. Give more label maps."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    _same_run(out, settings, maps)
     torch.manual_seed(settings.seed)
-    state = _State(SegmenterNet(len(settings.classes), settings.widths).to(device), settings)
+    network = _fresh(settings, start)
+    out.mkdir(parents=True, exist_ok=True)
+    _same_run(out, settings, maps, start)
+    state = _State(network.to(device), settings)
     state.restore(out / CHECKPOINT)
     used = maps[: len(maps) - settings.held_out]
     started = time.monotonic()
@@ -118,6 +123,18 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     present = counts > 0
     dice = 2 * both[present] / (p.sum(dim=(0, 2))[present] + counts[present])
     return entropy + 1 - dice.mean()
+
+
+def _fresh(settings: TrainingSettings, start: Path | None) -> SegmenterNet:
+    """The network at step 0."""
+    network = SegmenterNet(len(settings.classes), settings.widths)
+    if start is not None:
+        given = read_weights(start)
+        if given.config != network.config:
+            raise InputError(f"{start}: holds a network of {given.config}, expected "
+                             f"{network.config}. Begin with weights of the same preset's network.")
+        network.load_state_dict(given.state_dict())
+    return network
 
 
 class _State:
@@ -211,20 +228,23 @@ def _images(maps, settings: TrainingSettings, first: int, workers: int):
     return torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
 
 
-def _same_run(out: Path, settings: TrainingSettings, maps: Sequence[LabelMap]) -> None:
+def _same_run(out: Path, settings: TrainingSettings, maps: Sequence[LabelMap],
+              start: Path | None) -> None:
     """Write what is being trained, or refuse to go on with something else."""
     wanted: dict[str, Any] = {
         "Training": asdict(settings),
         "LabelMaps": {m.name: m.sha256 for m in maps},
     }
+    if start is not None:
+        wanted["StartSha256"] = sha256_of(start)
     wanted = json.loads(json.dumps(wanted))
     path = out / "training.json"
     if not path.exists():
         write_json(path, wanted)
     elif json.loads(path.read_text(encoding="utf-8")) != wanted:
         raise UsageError(
-            f"{path} describes another training (other settings or label maps). "
-            "Give the same ones to go on with it, or another output folder."
+            f"{path} describes another training (other settings, label maps or "
+            "weights to begin with). Give the same ones to go on with it, or another output folder."
         )
 
 

@@ -43,6 +43,14 @@ SHORT = tuple(
     for until, phase in zip((720, 1800, 3100, 3300), CURRICULUM)
 )
 
+# After `shipped`: what the network meets in use, brains in masks, and as often as T1w the contrasts
+# that it knew least, in thick slices more often than before.
+MASKED = SynthesisSettings(
+    crop=SMALL_CROP, stripped=1.0, cut=0.1, thick=0.35, familiar=0.65,
+    contrasts=(0.3, 0.25, 0.3, 0.15),
+)
+FURTHER = (Phase(0.94, MASKED), Phase(1.0, replace(MASKED, crop=CROP)))
+
 # For the mask of the brain in a whole head: at 3 mm, with the neck, in any direction now and then.
 WHOLE_HEAD = SynthesisSettings(
     crop=(64, 80, 80), voxel_mm=3.0, brain=True, rotation_deg=30.0, turned=0.15, scale=0.2,
@@ -106,6 +114,8 @@ class TrainingSettings:
 PRESETS = {
     "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5, cool_down=2),
     "shipped": TrainingSettings(steps=3300, horizon=4500, cool_down=500, phases=SHORT),
+    "further": TrainingSettings(
+        steps=3600, learning_rate=1.5e-3, cool_down=300, phases=FURTHER),
     "cpu-1h": TrainingSettings(steps=7000),
     "cpu-4h": TrainingSettings(steps=28_000),
     "cpu-12h": TrainingSettings(steps=84_000),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harmonizer.backends import registry
+from harmonizer.backends.base import Backend, Progress
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UsageError, did_you_mean
 from harmonizer.progress import reporter
@@ -27,36 +28,66 @@ LOGGER = logging.getLogger("pipelines")
 def fit(settings: Settings) -> tuple[str, ...]:
     """Fit and save a model for each modality; returns lines for the user.
 
+    A method that can be trained on several modalities at once is: its models share their networks.
+
     Raises
     ------
     InputError
         If nothing is preprocessed, or all scans come from one site and no reference is given.
     """
-    lines = []
-    for modality in settings.modalities:
-        cohort = fit_cohort(settings, modality)
-        backend_class = registry.get(settings.backend)
-        backend = backend_class(backend_class.config_from(settings.backend_options))
-        if backend_class.capabilities.trained:
-            backend.resources = resources_of(settings, modality)
-        bar, report = reporter(f"fit {modality}")
-        with bar:
-            backend.fit(cohort, seed=settings.random_seed, progress=report)
-        if not backend.writes:  # one of the processes that a scheduler started, not the first
-            continue
-        folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)
-        lines.append(f"Model ({modality}, {len(cohort)} scans of {len(cohort.sites)} sites): "
-                     f"{folder}")
+    backend_class, lines = registry.get(settings.backend), []
+    for modalities in _together(settings, backend_class):
+        cohorts = {modality: fit_cohort(settings, modality) for modality in modalities}
+        for modality, backend in _fitted(settings, backend_class, cohorts).items():
+            if not backend.writes:  # one of the processes that a scheduler started, not the first
+                continue
+            cohort = cohorts[modality]
+            folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)
+            lines.append(f"Model ({modality}, {len(cohort)} scans of {len(cohort.sites)} sites): "
+                         f"{folder}")
     return tuple(lines)
 
 
-def resources_of(settings: Settings, modality: str) -> Resources:
-    """Where a training runs; its checkpoints lie in the work folder, so that it resumes."""
+def _together(settings: Settings, backend_class: type[Backend]) -> list[tuple[str, ...]]:
+    """The modalities, in the groups in which they are fitted."""
+    if backend_class.capabilities.modalities:
+        return [settings.modalities]
+    return [(modality,) for modality in settings.modalities]
+
+
+def _fitted(settings: Settings, backend_class: type[Backend], cohorts: dict[str, Cohort]
+            ) -> dict[str, Backend]:
+    """A model for each modality of one group."""
+    backends = {}
+    for modality in cohorts:
+        backend = backend_class(backend_class.config_from(settings.backend_options))
+        if backend_class.capabilities.trained:
+            backend.resources = resources_of(settings, "+".join(cohorts))  # type: ignore
+        backends[modality] = backend
+    bar, report = reporter(f"fit {' + '.join(cohorts)}")
+    with bar:
+        if len(cohorts) > 1:
+            _fit_together(backends, cohorts, settings.random_seed, report)
+        else:
+            [(modality, cohort)] = cohorts.items()
+            backends[modality].fit(cohort, seed=settings.random_seed, progress=report)
+    return backends
+
+
+def _fit_together(backends: Any, cohorts: dict[str, Cohort], seed: int, report: Progress) -> None:
+    from harmonizer.backends.fit_networks import fit_together
+
+    scans = tuple(scan for cohort in cohorts.values() for scan in cohort)
+    fit_together(backends, Cohort(scans), seed=seed, progress=report)
+
+
+def resources_of(settings: Settings, name: str) -> Resources:
+    """Where a training runs; its checkpoints lie in a work folder of this name, so it resumes."""
     from harmonizer.training.settings import Resources
 
     device = device_of(settings)
     return Resources(
-        folder=settings.work_dir / "training" / settings.backend / modality,
+        folder=settings.work_dir / "training" / settings.backend / name,
         device=device, devices=settings.devices, num_nodes=settings.num_nodes,
         precision=settings.precision,  # type: ignore[arg-type]
         max_minutes=settings.max_minutes,

@@ -17,7 +17,7 @@ def case_of(first: list[float], truth: list[float]) -> Case:
     at = [np.array([0.0, *values, 100.0], np.float32).reshape(-1, 1, 1) for values in
           (first, truth)]
     mask = np.ones(at[0].shape, bool)
-    return Case(*(Volume(a, np.eye(4), mask) for a in at), {}, "A", ())
+    return Case(*(Volume(a, np.eye(4), mask) for a in at), {}, "A", "T1w", ())
 
 
 def change_of(values: list[float]) -> np.ndarray:

@@ -67,6 +67,33 @@ def test_training_learns(tmp_path) -> None:
     assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.5
 
 
+def test_training_begins_with_given_weights(tmp_path) -> None:
+    first = train([ball_map()], tmp_path / "first", TEST)
+    write_weights(tmp_path / "given.safetensors", first)
+    idle = replace(TEST, steps=1, learning_rate=0.0)
+    network = train([ball_map()], tmp_path / "idle", idle, start=tmp_path / "given.safetensors")
+    given = read_weights(tmp_path / "given.safetensors")
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=1e-6)
+    write_model(tmp_path / "idle", network, {"cortex": 0.5}, "test", 0)
+    assert "--start" in (tmp_path / "idle" / "segmenter.md").read_text(encoding="utf-8")
+
+
+def test_weights_to_begin_with_must_fit_and_stay(tmp_path) -> None:
+    other = tmp_path / "other.safetensors"
+    write_weights(other, SegmenterNet(widths=(8, 8)))
+    with pytest.raises(InputError, match="holds a network of"):
+        train([ball_map()], tmp_path / "run", TEST, start=other)
+    with pytest.raises(InputError, match="cannot be read"):
+        train([ball_map()], tmp_path / "run", TEST, start=tmp_path / "none.safetensors")
+    assert not (tmp_path / "run").exists()
+    train([ball_map()], tmp_path / "run", TEST)
+    fitting = tmp_path / "fitting.safetensors"
+    write_weights(fitting, SegmenterNet(widths=TEST.widths))
+    with pytest.raises(UsageError, match="weights to begin with"):
+        train([ball_map()], tmp_path / "run", TEST, start=fitting)
+
+
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
     maps = [ball_map()]
     whole = train(maps, tmp_path / "whole", TEST)
