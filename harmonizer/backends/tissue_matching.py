@@ -15,13 +15,15 @@ has n = 0 and w = 1. A scan of the target site itself has w = 0: it only gets th
 scan that is further from its site's maps than STRANGE times what is usual among people (d^2 against
 tau^2 (1 + 1/n), held larger where few people tell tau^2) was hardly scanned as the site scans:
 w = 1 - STRANGE^2 tau^2 (1 + 1/n) / d^2 then, where that is more (the positive part of James and
-Stein).
+Stein). Of what is then the site's, and of the target's maps likewise, the part of the regional
+pattern that is likely to be people's is taken away (`harmonizer.backends.regional`).
 
 **Travellers.** A segmentation errs on each scanner in its own way, and what it takes for white
 matter on one is not what it takes for it on the other. Where the fit holds a person on two
 scanners, that person's local means are therefore taken with one and the same shares: the mean of
 those that all scans of the person have. What a new scan has beyond its site's maps is read against
-maps that were made as its own are, each scan with its own shares.
+maps that were made as its own are, each scan with its own shares. People who are at all sites are
+no difference of sites: 1 / n is then counted with them left out (`noise`).
 
 **Covariates.** Age, sex and numeric columns that are known of all scans are regressed on within
 sites, place by place; site maps are compared at the same age and sex, and a scan's person part is
@@ -51,6 +53,7 @@ from ..segmentation.coarse import CoarseSegmenter
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend
+from .regional import Regional, mean_square
 from .target import Target
 
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
@@ -117,6 +120,7 @@ class TissueMatching(StatisticsBackend):
     """Corrects contrast, bias field and regional differences at once; keeps what is finer."""
 
     name = "tissue_matching"
+    version = "2"
     reference = "local tissue matching, this project (docs/benchmarks.md)"
     summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
                "to those of the target by smooth maps, applied to the scan's own voxels.")
@@ -131,6 +135,8 @@ class TissueMatching(StatisticsBackend):
         self.centres_: dict[str, float] = {}
         self.between_ = 0.0  # tau^2: mean square relative distance of people; 0: not known
         self.freedom_ = 0.0  # degrees of freedom that it rests on
+        self.regional_ = Regional()
+        self._usual_of: dict[str, LocalStatistics] = {}  # of the sites, by kind; made when needed
 
     # Fit ------------------------------------------------------------------------------------
 
@@ -138,17 +144,37 @@ class TissueMatching(StatisticsBackend):
         self.lattice_, self.effects_, self.centres_ = None, {}, {}
         alone, common = self._both_ways(cohort, progress)
         self._learn_effects(cohort.scans, common)
-        self.styles_, squares, freedom = {}, 0.0, 0
+        self.styles_, self._usual_of, self.regional_ = {}, {}, Regional()
         for site in cohort.sites:
             here = [n for n, scan in enumerate(cohort) if scan.site == site]
             scans = [cohort.scans[n] for n in here]
             self.styles_[site] = self._style(scans, [common[n] for n in here],
-                                             [alone[n] for n in here])
-            squares += sum(self._distance(alone[n], site, _covariates(cohort.scans[n]))
-                           for n in here)
-            freedom += len(here) - 1
+                                             [alone[n] for n in here], _shared_people(cohort, site))
+        freedom = len(cohort) - len(cohort.sites)
+        squares = sum(self._distance(one, scan.site, _covariates(scan))
+                      for one, scan in zip(alone, cohort))
         self.between_ = squares / freedom if freedom else 0.0
         self.freedom_ = float(freedom)
+        self.regional_ = self._regional(cohort, alone)
+
+    def _regional(self, cohort: Cohort, alone: list[LocalStatistics]) -> Regional:
+        """Variances of regional patterns; nothing where sites or people are too few to tell."""
+        freedom, sites = len(cohort) - len(cohort.sites), len(cohort.sites)
+        if not freedom or sites < 2:
+            return Regional()
+        within = sum(mean_square(one, self._site_as_scanned(one, scan.site, _covariates(scan))[1])
+                     for one, scan in zip(alone, cohort)) / freedom
+        usual = self._usual("")
+        apart = sum(mean_square(_statistics(style), usual) for style in self.styles_.values())
+        noise = float(np.mean([style["noise"][0] for style in self.styles_.values()]))
+        return Regional(max(apart / (sites - 1) - noise * within, 0.0), within)
+
+    def _usual(self, kind: str) -> LocalStatistics:
+        """The mean of all sites' maps, as of the average person; `kind` as in a style."""
+        if kind not in self._usual_of:
+            self._usual_of[kind] = pool([_statistics(style, kind)
+                                         for style in self.styles_.values()])[0]
+        return self._usual_of[kind]
 
     def _both_ways(self, cohort: Cohort, progress: Progress
                    ) -> tuple[list[LocalStatistics], list[LocalStatistics]]:
@@ -238,13 +264,18 @@ class TissueMatching(StatisticsBackend):
         return float((weight * (own.mean / site.mean - 1) ** 2).sum() / len(TISSUES))
 
     def _style(self, scans: list[Scan], found: list[LocalStatistics],
-               seen: list[LocalStatistics]) -> dict[str, np.ndarray]:
-        """A site's maps, as of the average person; `seen` with each scan's own shares."""
+               seen: list[LocalStatistics], shared: float = 0.0) -> dict[str, np.ndarray]:
+        """A site's maps, as of the average person; `seen` with each scan's own shares.
+
+        `shared` of its people are at the other sites, too.
+        """
         maps = [pool([replace(one, mean=one.mean / self._expected(_covariates(scan)))
                       for scan, one in zip(scans, some)])[0] for some in (found, seen)]
         assert self.lattice_ is not None
+        people = len({scan.subject for scan in scans})
         return {**_arrays(maps[0]), **_arrays(maps[1], SEEN), "affine": self.lattice_.affine,
-                "people": np.array([len({scan.subject for scan in scans})], np.float64)}
+                "people": np.array([people], np.float64),
+                "noise": np.array([(1 - shared) / people])}
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         found = [_statistics(self._summary_of(scan)) for scan in scans]
@@ -261,6 +292,7 @@ class TissueMatching(StatisticsBackend):
             if maps.shape != shape or not ((maps >= low) & (maps < BRIGHTEST)).all():
                 raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
         _number_of(style, "people", 1.0)
+        _number_of(style, "noise", 0.0)
 
     # Harmonize ------------------------------------------------------------------------------
 
@@ -276,25 +308,35 @@ class TissueMatching(StatisticsBackend):
         assert self.lattice_ is not None
         source, covariates = known.source, known.covariates
         own, shares = self._measured(volume, known.tissues)
-        goal, usual = _statistics(style), self._expected(covariates)
+        usual = self._expected(covariates)
         given = bool(known.tissues) and self.config.segmenter == GIVEN
-        people = int(self.styles_[source]["people"][0]) if source in self.styles_ else 0
-        weight, before = 1.0, own
+        people, weight, before = 0, 1.0, own
         if source in self.styles_:
-            weight = 0.0 if same else self._weight(people)
+            people, noise = (int(self.styles_[source]["people"][0]),
+                             float(self.styles_[source]["noise"][0]))
+            weight = 0.0 if same else self._weight(noise)
             weight = max(weight, self._strangeness(own, str(source), covariates, people))
             site, seen = self._site_as_scanned(own, str(source), covariates)
             before = _with_persons_part(site, seen, own, weight)
+        all_sites = self._usual("" if people else SEEN)
+        before = self.regional_.freed(before, replace(all_sites, mean=all_sites.mean * usual),
+                                      weight)
+        goal = _statistics(style) if same else self._goal(style)
         goal = replace(goal, mean=goal.mean * usual)
         facts = {"SourceWeightOfScan": round(weight, 4), "SourcePeople": people,
+                 "SourcePatternKept": round(self.regional_.kept(weight), 4),
                  "Segmenter": GIVEN if given else _used(self.config.segmenter, volume),
                  "Covariates": [n for n in self.effects_ if covariates.get(n) is not None]}
         return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean,
                          spread_ratio(before, goal), Shares.of(shares, volume), facts)
 
-    def _weight(self, people: int) -> float:
-        """w of a site with so many people."""
-        return (self.config.scan_share + 1 / people) / (1 + 1 / people)
+    def _goal(self, style: Mapping[str, np.ndarray]) -> LocalStatistics:
+        """A target's maps, with what is likely to be its people's taken away."""
+        return self.regional_.freed(_statistics(style), self._usual(""), float(style["noise"][0]))
+
+    def _weight(self, noise: float) -> float:
+        """w of a site whose maps err by this share of the variance between people."""
+        return (self.config.scan_share + noise) / (1 + noise)
 
     def _strangeness(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any],
                      people: int) -> float:
@@ -308,7 +350,7 @@ class TissueMatching(StatisticsBackend):
         """What a target's or a site's style says of the tissues, and where its maps lie."""
         self._check_fitted()
         assert self.lattice_ is not None
-        return self.lattice_, _statistics(style)
+        return self.lattice_, self._goal(style)
 
     # State ----------------------------------------------------------------------------------
 
@@ -320,13 +362,15 @@ class TissueMatching(StatisticsBackend):
         found = {kind: pool([_statistics(style, kind).scaled(float(gain))
                              for style, gain in zip(styles, gains)])[0] for kind in ("", SEEN)}
         return {**_arrays(found[""]), **_arrays(found[SEEN], SEEN), "affine": styles[0]["affine"],
-                "people": np.sum([style["people"] for style in styles], axis=0)}
+                "people": np.sum([style["people"] for style in styles], axis=0),
+                "noise": np.mean([style["noise"] for style in styles], axis=0) / len(styles)}
 
     def _shared_state(self) -> dict[str, np.ndarray]:
         assert self.lattice_ is not None
         shared = {"lattice_affine": self.lattice_.affine,
                   "lattice_shape": np.array(self.lattice_.shape),
-                  "between": np.array([self.between_]), "freedom": np.array([self.freedom_])}
+                  "between": np.array([self.between_]), "freedom": np.array([self.freedom_]),
+                  "regional": np.array([self.regional_.between, self.regional_.within])}
         for name, effect in self.effects_.items():
             shared[f"effect:{name}"] = effect
             shared[f"centre:{name}"] = np.array([self.centres_[name]])
@@ -336,6 +380,7 @@ class TissueMatching(StatisticsBackend):
         self.lattice_ = _lattice_of(arrays["lattice_shape"], arrays["lattice_affine"])
         self.between_ = _number_of(arrays, "between", 0.0)
         self.freedom_ = _number_of(arrays, "freedom", 0.0)
+        self._usual_of, self.regional_ = {}, _regional_of(arrays["regional"])
         self.effects_ = {key.partition(":")[2]: array for key, array in arrays.items()
                          if key.startswith("effect:")}
         self.centres_ = {n: _number_of(arrays, f"centre:{n}", -LARGE) for n in self.effects_}
@@ -351,6 +396,12 @@ def _number_of(arrays: Mapping[str, np.ndarray], name: str, low: float) -> float
     if array.shape != (1,) or not low <= array[0] <= LARGE:
         raise ValueError(f"expected one number as {name}, {low:g} to {LARGE:g}")
     return float(array[0])
+
+
+def _regional_of(array: np.ndarray) -> Regional:
+    if array.shape != (2,) or not ((array >= 0) & (array < LARGE)).all():
+        raise ValueError(f"expected two variances as regional, 0 to {LARGE:g}")
+    return Regional(float(array[0]), float(array[1]))
 
 
 def _lattice_of(shape: np.ndarray, affine: np.ndarray) -> Lattice:
@@ -403,6 +454,14 @@ def _statistics(arrays: Mapping[str, np.ndarray], kind: str = "") -> LocalStatis
     parts = (arrays[kind + part] for part in ("mean", "spread", "mass"))
     return LocalStatistics(*(a.astype(np.promote_types(a.dtype, np.float32), copy=False)
                              for a in parts))
+
+
+def _shared_people(cohort: Cohort, site: str) -> float:
+    """0..1: how many of the other sites a person of this site was scanned at, on average."""
+    others = [cohort.of_site(other).subjects for other in cohort.sites if other != site]
+    mine = cohort.of_site(site).subjects
+    return float(np.mean([[person in other for other in others] for person in mine])) \
+        if others else 0.0
 
 
 def _covariates(scan: Scan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from harmonizer.backends import registry, tissue_matching
+from harmonizer.backends.regional import Regional, mean_square
 from harmonizer.backends.tissue_matching import TissueMatching, TissueMatchingConfig
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UsageError
@@ -113,7 +114,9 @@ def test_one_scan_at_a_site_counts_half_and_a_strange_scan_nearly_whole(tmp_path
 
 
 def test_site_level_keeps_the_persons_pattern_and_scan_level_does_not(cohort):
+    """Where nothing is known of the patterns of sites and people."""
     backend = TissueMatching().fit(cohort)
+    backend.regional_ = Regional()
     source, truth = scan_image(22, "B"), scan_image(22, "A")
     own = person(22, 0.03)[TISSUE[2] > 0]
 
@@ -126,6 +129,50 @@ def test_site_level_keeps_the_persons_pattern_and_scan_level_does_not(cohort):
     site, scan = (backend.harmonize(source, backend.target("A"), source=s) for s in ("B", None))
     assert pattern(site) > 0.85 > pattern(scan) + 0.1
     assert error(site, truth) < 0.7 * error(scan, truth)
+
+
+def kept(backend: TissueMatching, **where) -> float:
+    change = backend.intensity_map(scan_image(20, "B"), backend.target("A"), **where)
+    return change.describe()["SourcePatternKept"]
+
+
+def test_sites_without_patterns_keep_half_of_a_strangers_and_more_of_a_sites(cohort):
+    """The two sites here differ in contrast alone; all pattern is people's."""
+    backend = TissueMatching().fit(cohort)
+    assert backend.regional_.between < 0.1 * backend.regional_.within
+    alone, known = kept(backend), kept(backend, source="B")
+    assert 0.5 <= alone < 0.6
+    assert alone <= known < 1
+    assert backend.regional_.kept(0.0) == 1
+    source, truth = scan_image(22, "B"), scan_image(22, "A")
+    after = backend.harmonize(source, backend.target("A"))
+    backend.regional_ = Regional()
+    assert error(after, truth) < 0.85 * error(backend.harmonize(source, backend.target("A")), truth)
+
+
+def test_where_patterns_of_sites_cannot_be_told_all_is_kept(tmp_path, cohort):
+    one = cohort.of_site("A")
+    assert TissueMatching().fit(one).regional_ == Regional()
+    single = Cohort((one.scans[0], scan_of(tmp_path, 30, "B")))
+    backend = TissueMatching().fit(single)
+    assert backend.regional_ == Regional()
+    assert kept(backend) == 1
+
+
+def test_a_scan_at_its_target_gets_the_sites_gain_alone(cohort):
+    backend = TissueMatching().fit(cohort)
+    volume = scan_image(20, "A")
+    after = backend.harmonize(volume, backend.target("A"), source="A")
+    ratio = after.in_mask() / volume.in_mask()
+    assert ratio.std() < 1e-4 * ratio.mean()
+
+
+def test_people_who_are_at_all_sites_are_no_difference_of_sites(tmp_path, cohort):
+    both = Cohort(tuple(scan_of(tmp_path, n, site) for n in range(4) for site in "AB"))
+    backend = TissueMatching().fit(both)
+    assert backend.styles_["A"]["noise"] == 0
+    assert weight_of(backend, scan_image(20, "B"), source="B") == 0
+    assert TissueMatching().fit(cohort).styles_["A"]["noise"] == 0.2
 
 
 def test_gain_of_the_target_is_the_middle_of_its_scans(cohort):
@@ -242,3 +289,18 @@ def test_target_of_another_lattice_is_refused(cohort):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         TissueMatching.config_from(options)
+
+
+def test_a_pattern_is_what_an_offset_and_a_gain_are_not(cohort):
+    backend = TissueMatching().fit(cohort)
+    _, one = backend.statistics_of(backend.styles_["A"])
+    offsets = np.array([0.8, 1.2, 1.1], np.float32)[:, None, None, None]
+    assert mean_square(dataclasses.replace(one, mean=one.mean * offsets), one) < 1e-10
+    ramp = np.linspace(0.9, 1.1, one.mean.shape[1], dtype=np.float32)[None, :, None, None]
+    bent = dataclasses.replace(one, mean=one.mean * ramp)
+    variances = Regional(between=0.001, within=0.002)
+    assert mean_square(bent, one) > 1e-4
+    assert variances.kept(1.0) == pytest.approx((1 + 1 / 3) / 2)
+    left = variances.freed(bent, one, 1.0)
+    assert mean_square(left, one) == pytest.approx(4 / 9 * mean_square(bent, one), rel=1e-3)
+    assert variances.freed(bent, one, 0.0) is bent
