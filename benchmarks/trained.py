@@ -171,20 +171,22 @@ def scores(cases: Sequence[Case], backends: dict[str, Backend]
     rows, spent = [], dict.fromkeys(backends, 0.0)
     for case in cases:
         median = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
-        rows.append(_row("scaled", case, case.scan.with_data(case.scan.data * np.float32(median))))
+        rows.append(row_of("scaled", case,
+                           case.scan.with_data(case.scan.data * np.float32(median))))
         for name, backend in backends.items():
             started = time.process_time()
             target = backend.target(case.target)
             result = backend.harmonize(case.scan, target, source=case.source)
             spent[name] += time.process_time() - started
-            rows.append(_row(name, case, result))
+            rows.append(row_of(name, case, result))
             if case.group == "same":
-                rows.append(_row(name, replace(case, source="?"),
-                                 backend.harmonize(case.scan, target), "same, not named"))
+                rows.append(row_of(name, replace(case, source="?"),
+                                   backend.harmonize(case.scan, target), "same, not named"))
     return rows, list(spent.values())[-1] / len(cases)
 
 
-def _row(method: str, case: Case, result: Volume, group: str | None = None) -> dict[str, Any]:
+def row_of(method: str, case: Case, result: Volume, group: str | None = None) -> dict[str, Any]:
+    """Numbers of one result."""
     truth, mask = case.truth, case.truth.mask
     low, high = np.quantile(truth.in_mask(), [0.005, 0.995])
     same = np.array_equal(result.data, truth.data)
