@@ -32,7 +32,7 @@ from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
 from harmonizer.segmentation.atropos import AtroposSegmenter
 from harmonizer.reports.moved import moved_figure
 from harmonizer.template import tissue_priors
-from harmonizer.volume import write_volume
+from harmonizer.volume import load_nifti, write_volume
 
 from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
 from ..outputs.names import MODELS, resolution_of, sidecar
@@ -50,6 +50,9 @@ SHOWN = 10  # flagged images named in the summary
 DRAWN = 4  # flagged images whose map of where it moved is in the report
 SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
+OWN_GB = 0.3  # of a process that compares images, without them
+GB_PER_VOXEL = 9e-8  # of a pair of images and their maps: 1.06 GB at 1 mm (docs/benchmarks.md)
+TABLES_GB = 0.7  # of the process that holds the tables and starts the others
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,22 @@ def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[
             priors=tissue_priors(resolution_of(settings.sloppy)),
             fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
             permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
-            workers=settings.nprocs, progress=progress, cache=settings.work_dir / "referee",
-            seed=settings.random_seed)
+            workers=_workers(settings, scans), progress=progress,
+            cache=settings.work_dir / "referee", seed=settings.random_seed)
+
+
+def _workers(settings: Settings, scans: Sequence[Preprocessed]) -> int:
+    """As many processes as ``--nprocs`` allows and ``--mem`` holds, beside this one; at least one.
+    """
+    if settings.mem_gb is None:
+        return settings.nprocs
+    voxels = float(np.prod(load_nifti(scans[0].scan.mask).shape))
+    each = OWN_GB + GB_PER_VOXEL * voxels
+    workers = max(1, min(settings.nprocs, int((settings.mem_gb - TABLES_GB) / each)))
+    if workers < settings.nprocs:
+        LOGGER.info("Evaluating in %d of %d processes: %.1f GB hold no more, at %.1f GB each.",
+                    workers, settings.nprocs, settings.mem_gb, each)
+    return workers
 
 
 def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort

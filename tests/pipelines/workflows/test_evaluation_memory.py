@@ -1,0 +1,34 @@
+"""How many processes the referee gets: as many as are allowed, and as memory holds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from harmonizer.volume import write_mask
+from pipelines.settings import Settings
+from pipelines.workflows.evaluation import _workers
+
+
+def scans(folder: Path, shape: tuple[int, int, int]) -> list[SimpleNamespace]:
+    mask = folder / "mask.nii.gz"
+    write_mask(mask, np.ones(shape, bool), np.eye(4))
+    return [SimpleNamespace(scan=SimpleNamespace(mask=mask))]
+
+
+@pytest.mark.parametrize(("mem_gb", "shape", "workers"), [
+    (None, (197, 233, 189), 16),
+    (8.0, (197, 233, 189), 6),  # 1.1 GB each and 0.7 GB beside them
+    (8.0, (99, 117, 95), 16),  # 2 mm
+    (2.0, (197, 233, 189), 1),
+    (1.0, (197, 233, 189), 1),
+])
+def test_processes_that_memory_holds(tmp_path: Path, caplog, mem_gb, shape, workers) -> None:
+    settings = Settings("/bids", tmp_path, ["group"], nprocs=16, mem_gb=mem_gb)
+    with caplog.at_level(logging.INFO, logger="pipelines"):
+        assert _workers(settings, scans(tmp_path, shape)) == workers
+    assert ("GB hold no more" in caplog.text) == (workers < 16)
