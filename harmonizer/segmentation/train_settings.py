@@ -43,8 +43,8 @@ SHORT = tuple(
     for until, phase in zip((720, 1800, 3100, 3300), CURRICULUM)
 )
 
-# After `shipped`: what the network meets in use, brains in masks, and as often as T1w the contrasts
-# that it knew least, in thick slices more often than before.
+# After `first`: what the network meets in use, brains in masks, and as often as T1w the contrasts
+# that it knew least, in thick slices more often than before. Both together are what is shipped.
 MASKED = SynthesisSettings(
     crop=SMALL_CROP, stripped=1.0, cut=0.1, thick=0.35, familiar=0.65,
     contrasts=(0.3, 0.25, 0.3, 0.15),
@@ -113,7 +113,7 @@ class TrainingSettings:
 
 PRESETS = {
     "test": TrainingSettings(steps=20, held_out=0, precision="fp32", warm_up=5, cool_down=2),
-    "shipped": TrainingSettings(steps=3300, horizon=4500, cool_down=500, phases=SHORT),
+    "first": TrainingSettings(steps=3300, horizon=4500, cool_down=500, phases=SHORT),
     "further": TrainingSettings(
         steps=3600, learning_rate=1.5e-3, cool_down=300, phases=FURTHER),
     "cpu-1h": TrainingSettings(steps=7000),
