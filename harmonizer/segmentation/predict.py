@@ -7,7 +7,8 @@ all is carried back to the image's grid. Nothing is asked of the contrast: no ti
 be brighter than another. White matter lesions were taught as white matter, but one that is as dark
 as fluid or grey matter becomes that when the borders move.
 
-A mask is needed: brains in masks are what the last half of the training showed. The mask of a whole head is another network's (`brain`).
+A mask is needed: brains in masks are what the last half of the training showed. The mask of a whole
+head is another network's (`brain`).
 """
 
 from __future__ import annotations
