@@ -130,18 +130,17 @@ class VolumeStore:
         path.unlink(missing_ok=True)
         union, first = _union_of_masks(cohort)
         canvas = Canvas.around(union, multiple, at_least)
-        files = [folder / name for name in ("images.f16", "masks.u8", "tissues.u8")]
+        names = ["images.f16", "masks.u8", *(["tissues.u8"] if tissues_in else [])]
         with contextlib.ExitStack() as stack:
-            image_file, mask_file, tissue_file = (
-                stack.enter_context(open(stack.enter_context(atomic_path(path)), "wb"))
-                for path in files)
+            files = [stack.enter_context(open(stack.enter_context(atomic_path(folder / n)), "wb"))
+                     for n in names]
             for scan in cohort:
                 volume = scan.read()
-                image, mask = _scaled(scan, volume, canvas)
-                image_file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes())
-                mask_file.write(np.ascontiguousarray(mask.transpose(2, 0, 1)).tobytes())
-                for share in _shares(scan, volume, canvas, tissues_in):
-                    tissue_file.write(np.ascontiguousarray(share.transpose(2, 0, 1)).tobytes())
+                parts = [[array] for array in _scaled(scan, volume, canvas)]
+                parts.append(_shares(scan, volume, canvas, tissues_in))
+                for file, arrays in zip(files, parts):
+                    for array in arrays:
+                        file.write(np.ascontiguousarray(array.transpose(2, 0, 1)).tobytes())
         write_json(path, {"of": wanted, "start": list(canvas.start), "shape": list(canvas.shape),
                           "grid_shape": list(first.shape)})
         return cls(folder, cohort)

@@ -51,6 +51,7 @@ def test_store_is_reused_until_a_file_changes(scans, tmp_path):
 def test_tissues_are_kept_where_they_are_wanted(scans, tmp_path):
     cohort = Cohort(tuple(scans[:2]))
     assert not VolumeStore.build(cohort, tmp_path).has_tissues
+    assert not (tmp_path / "tissues.u8").exists()
     asked = []
 
     def found(volume):
