@@ -289,7 +289,7 @@ class TissueMatching(StatisticsBackend):
         for name in (kind + part for kind in ("", SEEN) for part in ("mean", "spread", "mass")):
             maps = style[name]
             low = 0.0 if name.endswith("mass") else np.finfo(np.float32).tiny
-            if maps.shape != shape or not ((maps >= low) & (maps < BRIGHTEST)).all():
+            if maps.shape != shape or not low <= float(maps.min()) <= float(maps.max()) < BRIGHTEST:
                 raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
         _number_of(style, "people", 1.0)
         _number_of(style, "noise", 0.0)
@@ -393,13 +393,13 @@ class TissueMatching(StatisticsBackend):
 def _number_of(arrays: Mapping[str, np.ndarray], name: str, low: float) -> float:
     """The one number of an array, from `low` to `LARGE`; ValueError if it is none."""
     array = arrays[name]
-    if array.shape != (1,) or not low <= array[0] <= LARGE:
+    if array.shape != (1,) or not low <= float(array[0]) <= LARGE:
         raise ValueError(f"expected one number as {name}, {low:g} to {LARGE:g}")
     return float(array[0])
 
 
 def _regional_of(array: np.ndarray) -> Regional:
-    if array.shape != (2,) or not ((array >= 0) & (array < LARGE)).all():
+    if array.shape != (2,) or not 0 <= float(array.min()) <= float(array.max()) < LARGE:
         raise ValueError(f"expected two variances as regional, 0 to {LARGE:g}")
     return Regional(float(array[0]), float(array[1]))
 
