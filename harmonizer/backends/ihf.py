@@ -330,8 +330,8 @@ class _IhfGame(Game):
         from ..training.data import draw_scans
 
         c, scans = self.config, self.store.scans
-        kind = KINDS[rng.choice(3, p=[1 - c.share_sites - c.share_same, c.share_sites,
-                                      c.share_same])]
+        simulated = max(1 - c.share_sites - c.share_same, 0.0)  # 0.9 and 0.1 leave -3e-17
+        kind = KINDS[rng.choice(3, p=[simulated, c.share_sites, c.share_same])]
         trained = self.trained[rng.integers(len(self.trained))]
         one = trained[draw_scans(rng, [scans[i] for i in trained], 1)[0]]
         others = [i for i in trained if scans[i].subject != scans[one].subject]

@@ -133,6 +133,16 @@ def test_equal_slices_change_equally(shaken):
     np.testing.assert_allclose(change[:, :, 2], change[:, :, 4], atol=1e-5)
 
 
+def test_all_pairs_may_be_real(cohort, tmp_path):
+    """Shares that add up to one but for rounding: 1 - 0.9 - 0.1 is below zero."""
+    from harmonizer.training.data import VolumeStore
+
+    backend = tiny(share_sites=0.9, share_same=0.1)
+    game = backend._game(VolumeStore.build(cohort, tmp_path, backend.multiple), tuple(range(7)), 3)
+    kinds = {game._draw(np.random.default_rng(n))[0] for n in range(30)}
+    assert kinds == {"site", "same"}
+
+
 def test_pairs_are_as_asked_and_in_the_unit_of_the_network(cohort, tmp_path):
     from harmonizer.training.data import VolumeStore
 
