@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from tests.contract.brains import at_site_b, brain_of, scan_of
+from tests.harmonizer.backends import flows
 
 from harmonizer.backends import registry
 from harmonizer.backends.base import Known
@@ -34,19 +35,7 @@ def untrained(cohort) -> Ihf:
 
 @pytest.fixture(scope="module")
 def shaken(untrained) -> Ihf:
-    """The untrained one with random weights in AAN's heads: one that changes much."""
-    import torch
-
-    backend = Ihf(untrained.config)
-    backend.__dict__.update(untrained.__dict__)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(11)
-        backend.networks_ = backend._build()
-        for name, parameter in backend.networks_["flow"].named_parameters():
-            if "heads" in name:
-                torch.nn.init.normal_(parameter, 0, 0.3)
-    backend.networks_["flow"].eval().requires_grad_(False)
-    return backend
+    return flows.shaken(untrained, 11)
 
 
 def spread(values: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.contract.brains import at_site_b, brain_of, scan_of
+from tests.harmonizer.backends import flows
 
 from harmonizer.backends import registry
 from harmonizer.backends.fit_networks import fit_together
@@ -111,16 +112,7 @@ def test_no_pair_is_of_two_modalities(cohort, tmp_path):
 
 def test_the_code_decides_what_the_networks_do(both):
     """Random heads: the same image and target, told to be of the one and of the other modality."""
-    import torch
-
-    backend = tiny()
-    backend.__dict__.update(both["T1w"].__dict__)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(5)
-        backend.networks_ = backend._build()
-        for name, parameter in backend.networks_["flow"].named_parameters():
-            if "heads" in name:
-                torch.nn.init.normal_(parameter, 0, 0.3)
+    backend = flows.shaken(both["T1w"], 5)
     shown, changes = backend._shown(at_site_b(brain_of(50))), []
     for modality in MODALITIES:
         backend.modality_ = modality
