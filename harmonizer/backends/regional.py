@@ -21,7 +21,7 @@ import numpy as np
 
 from ..local_statistics import LocalStatistics
 
-__all__ = ["Regional", "pattern_of", "mean_square"]
+__all__ = ["Regional", "pattern_of", "mean_square", "place_weights"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Regional:
 def pattern_of(one: np.ndarray, other: np.ndarray, own: LocalStatistics, usual: LocalStatistics
                ) -> np.ndarray:
     """(3, I, J, K) log of the ratio of two maps, less its mean over the places of each tissue."""
-    weight = _weight(own, usual)
+    weight = place_weights(own, usual)
     ratio = np.log(one.astype(np.float64) / other)
     return ratio - (weight * ratio).sum(axis=(1, 2, 3), keepdims=True)
 
@@ -66,10 +66,10 @@ def pattern_of(one: np.ndarray, other: np.ndarray, own: LocalStatistics, usual: 
 def mean_square(own: LocalStatistics, usual: LocalStatistics) -> float:
     """Of the pattern of the means, tissues counting alike."""
     pattern = pattern_of(own.mean, usual.mean, own, usual)
-    return float((_weight(own, usual) * pattern ** 2).sum() / len(pattern))
+    return float((place_weights(own, usual) * pattern ** 2).sum() / len(pattern))
 
 
-def _weight(own: LocalStatistics, usual: LocalStatistics) -> np.ndarray:
+def place_weights(own: LocalStatistics, usual: LocalStatistics) -> np.ndarray:
     """(3, I, J, K), of each tissue adding up to one: where both have it."""
     mass = np.minimum(own.mass, usual.mass).astype(np.float64)
     return mass / np.maximum(mass.sum(axis=(1, 2, 3), keepdims=True), 1e-30)

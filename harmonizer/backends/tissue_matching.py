@@ -53,7 +53,7 @@ from ..segmentation.coarse import CoarseSegmenter
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend
-from .regional import Regional, mean_square
+from .regional import Regional, mean_square, place_weights
 from .target import Target
 
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
@@ -259,9 +259,8 @@ class TissueMatching(StatisticsBackend):
     def _distance(self, own: LocalStatistics, source: str, covariates: Mapping[str, Any]) -> float:
         """d^2: mean square of the relative difference of local means, tissues counting alike."""
         _, site = self._site_as_scanned(own, source, covariates)
-        weight = np.minimum(own.mass, site.mass).astype(np.float64)
-        weight /= np.maximum(weight.sum(axis=(1, 2, 3), keepdims=True), 1e-30)
-        return float((weight * (own.mean / site.mean - 1) ** 2).sum() / len(TISSUES))
+        apart = place_weights(own, site) * (own.mean / site.mean - 1) ** 2
+        return float(apart.sum() / len(TISSUES))
 
     def _style(self, scans: list[Scan], found: list[LocalStatistics],
                seen: list[LocalStatistics], shared: float = 0.0) -> dict[str, np.ndarray]:
