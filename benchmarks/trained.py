@@ -142,7 +142,7 @@ def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[Case]:
         shown: dict[str, np.ndarray] = {}
         person = None
         for source in (*SCANNERS, UNSEEN):
-            for target in (s for s in SCANNERS if s.name in targets):
+            for target in (s for s in (*SCANNERS, UNSEEN) if s.name in targets):
                 stem = f"{who.label}_{source.name}_{target.name}"
                 paths = [folder / f"{stem}_{what}.nii.gz" for what in ("scan", "truth", "mask")]
                 if not paths[2].is_file():

@@ -1,20 +1,21 @@
 """A trained model on scanners that it never saw: travelling people, truth voxel by voxel.
 
-    python benchmarks/unseen.py OUT --model MODEL [--target SITE] [--every 1] [--tsv ROWS.tsv]
+    python benchmarks/unseen.py OUT --model MODEL ... [--target SITE] [--every 1] [--tsv ROWS.tsv]
                                 [--markdown docs/benchmarks.md --title CACD]
 
-OUT holds preprocessed scans of travelling people, whose scans lie on one voxel grid each; MODEL was
-fitted on other people at other scanners. For each person and each scanner but SITE, the other
-people's scans at SITE are the references: enrolled by the model, and what the methods without
-training are fitted on. Truth is the person's own scan at SITE. On the subject's own grid, in the
-brain: PSNR and SSIM (R = 0.5 to 99.5 % of the references), anatomy = the structure term of SSIM
-against the source, flicker = through-plane gradient of log(after / before) over that of log(before)
-on the template grid, and the seconds of the change.
+OUT holds preprocessed scans of travelling people, whose scans lie on one voxel grid each; each
+MODEL, trained or not, was fitted on other people at other scanners. For each person and each
+scanner but SITE, the other people's scans at SITE are the references: enrolled by the models, and
+what methods that fit nothing but a target are fitted on. Truth is the person's own scan at SITE. On
+the subject's own grid, in the brain: PSNR and SSIM (R = 0.5 to 99.5 % of the references), anatomy =
+the structure term of SSIM against the source, flicker = through-plane gradient of
+log(after / before) over that of log(before) on the template grid, and the seconds of the change.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from sections import put_section, write_rows  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.model_folder import read  # noqa: E402
+from harmonizer.backends.target import Target  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.image import psnr, ssim, ssim_structure  # noqa: E402
 from harmonizer.intensity_map import IntensityMap  # noqa: E402
@@ -36,6 +38,7 @@ from harmonizer.native import apply_with_head, change_of  # noqa: E402
 from harmonizer.preprocessing.transforms import read_itk_affine  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
+from pipelines.outputs.tissues import shares_of_scan  # noqa: E402
 
 NULLS = ("moment_matching", "histogram_matching", "spectrum_swap")
 
@@ -45,15 +48,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     found = find_preprocessed(args.out.resolve(), args.resolution, ("T1w",))
     target = args.target or cohort_of(found).largest_site
-    name = read(args.model)[0]["Backend"]
-    model = registry.get(name).load(args.model).on(args.device)
+    models = {name: registry.get(name).load(folder).on(args.device)
+              for folder in args.model for name in [read(folder)[0]["Backend"]]}
     rows: list[dict[str, Any]] = []
     items = [item for item in found if item.scan.site != target][::args.every]
-    for item in items:
-        rows += score(item, found, target, {name: model})
-        print(f"{item.scan.scan_id}: done", file=sys.stderr, flush=True)
-        if args.tsv:
-            write_rows(rows, args.tsv)
+    for who, mine in itertools.groupby(items, lambda item: item.scan.subject):
+        references = cohort_of([i for i in found if i.scan.subject != who
+                                and i.scan.site == target])
+        methods = aimed(models, references, target)
+        for item in mine:
+            rows += score(item, found, target, references, methods)
+            print(f"{item.scan.scan_id}: done", file=sys.stderr, flush=True)
+            if args.tsv:
+                write_rows(rows, args.tsv)
     text = table(rows)
     print(text)
     if args.markdown:
@@ -65,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, nargs="+", required=True)
     parser.add_argument("--target", help="site to aim at (default: the largest)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resolution", type=int, default=1)
@@ -76,20 +83,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def score(item: Preprocessed, found: tuple[Preprocessed, ...], target: str,
-          trained: dict[str, Any]) -> list[dict[str, Any]]:
+def aimed(trained: dict[str, Any], references: Cohort, site: str) -> dict[str, tuple[Any, Target]]:
+    """Method -> (itself, its target)."""
+    nulls = {name: registry.get(name)().fit(references) for name in NULLS}
+    return {**{name: (null, null.target(site)) for name, null in nulls.items()},
+            **{name: (model, model.enroll(references, site)) for name, model in trained.items()}}
+
+
+def score(item: Preprocessed, found: tuple[Preprocessed, ...], site: str, references: Cohort,
+          methods: dict[str, tuple[Any, Target]]) -> list[dict[str, Any]]:
     """All numbers of one scan."""
-    mine = [i for i in found if i.scan.subject == item.scan.subject and i.scan.site == target]
-    others = cohort_of([i for i in found if i.scan.subject != item.scan.subject])
+    mine = [i for i in found if (i.scan.subject, i.scan.site) == (item.scan.subject, site)]
     truth = read_volume(mine[0].paths.image("preproc"), item.paths.mask())
     native = read_volume(item.paths.image("preproc"), item.paths.mask())
     template = item.scan.read()
-    references = others.of_site(target)
     values = np.concatenate([scan.read().in_mask()[::7] for scan in references])
     low, middle, high = np.percentile(values, [0.5, 50, 99.5])
     matrix = read_itk_affine(item.paths.to_template)
     rows = []
-    for name, change, seconds in changes(template, others, references, target, trained):
+    for name, change, seconds in changes(item, template, methods):
         after, on_template = native.data, template.data
         if name == "scaled":
             gain = np.float32(middle / np.median(native.in_mask()))
@@ -109,16 +121,15 @@ def score(item: Preprocessed, found: tuple[Preprocessed, ...], target: str,
     return rows
 
 
-def changes(template: Volume, others: Cohort, references: Cohort, target: str,
-            trained: dict[str, Any]) -> Any:
+def changes(item: Preprocessed, template: Volume, methods: dict[str, tuple[Any, Target]]) -> Any:
     """(method, its change or None, seconds of the change)."""
     yield "none", None, 0.0
     yield "scaled", None, 0.0
-    models = {name: (registry.get(name)().fit(others), None) for name in NULLS}
-    models |= {name: (model, model.enroll(references, target)) for name, model in trained.items()}
-    for name, (model, aim) in models.items():
+    tissues, own = shares_of_scan(item.paths)
+    for name, (method, target) in methods.items():
         started = time.monotonic()
-        change: IntensityMap = change_of(model, template, aim or model.target(target))
+        change: IntensityMap = change_of(method, template, target,
+                                         tissues=tissues if own else None)
         yield name, change, time.monotonic() - started
 
 
