@@ -102,6 +102,12 @@ class Backend(ABC):
         self.modality_: str | None = None
         self.sites_: dict[str, int] = {}
         self.cohort_: dict[str, Any] = {}
+        self.scratch: Path | None = None
+        """Where a method that takes long keeps what is finished of a volume, so that the same call
+        goes on there. One folder for one call: same model, target, seed, scan and device."""
+        self.spread_: np.ndarray | None = None
+        """(I, J, K) float32, standard deviation over what was drawn for the last volume, in the
+        result's unit; None where nothing or one noise volume is drawn."""
 
     # The four verbs, and enroll -------------------------------------------------------------
 
@@ -201,6 +207,10 @@ class Backend(ABC):
                              f"{did_you_mean(label, self.sites_)} Or give reference images.")
         return Target("site", label, self.sites_[label], self.name, str(self.modality_),
                       self._site_style(label))
+
+    def describe_target(self, target: Target) -> dict[str, Any]:
+        """What the method can tell of a target, for the sidecars of what is brought there."""
+        return {}
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model folder (config, cohort, weights, history, card)."""

@@ -42,6 +42,7 @@ from ..training.players import Batch, Game, Player
 from .base import Capabilities
 from .learned import SIMPLE, LearnedBackend, LearnedConfig
 from .shown import Shown
+from .target import Target
 
 if TYPE_CHECKING:
     import torch
@@ -207,9 +208,18 @@ class Cacd(LearnedBackend):
             raise ValueError(f"expected {self.config.contrast} numbers as contrast, one as "
                              "homogeneity")
 
-    def homogeneity(self, label: str) -> float:
-        """How alike a site's scans are in contrast: mean resultant length of z_c, 0..1."""
-        return float(self.styles_[label]["homogeneity"][0])
+    def describe_target(self, target: Target) -> dict[str, Any]:
+        """``TargetHomogeneity``: how alike its scans are in contrast, the mean resultant length of
+        their z_c, 0 to 1; one scan has 1."""
+        return {"TargetHomogeneity": float(target.style["homogeneity"][0])}
+
+    def training_facts(self) -> list[str]:
+        """See `LearnedBackend`; and how alike the scans of each site are."""
+        alike = ", ".join(f"{site} {style['homogeneity'][0]:.3f}"
+                          for site, style in self.styles_.items())
+        facts = super().training_facts()
+        return [*facts, "How alike the scans of a site are in contrast (mean resultant length of "
+                f"their contrast vectors, at most 1): {alike}."] if facts else []
 
     def _vectors(self, unit: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(contrast,) mean over brain slices by area, and (K, anatomy) of every slice."""

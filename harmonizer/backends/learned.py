@@ -130,6 +130,7 @@ class LearnedBackend(Backend):
         self.history_: list[dict[str, Any]] = []
         self.training_: dict[str, Any] = {}
         self.share_ = 1.0
+        self._spread: np.ndarray | None = None  # of the last `_change`, in its unit
         self._null = null_of(self.config.start)
 
     @classmethod
@@ -276,23 +277,34 @@ class LearnedBackend(Backend):
                    rng: np.random.Generator) -> Volume:
         known = self._found(volume, known)
         first = self._first_guess(volume, target, known)
+        self.spread_ = None
         if not self.share_:
             return first
         change = self._change_of(first, target.style, known, rng)
+        if self.spread_ is not None:
+            self.spread_ *= np.float32(self.share_)
         return self._require_numbers(_added(first, np.float32(self.share_) * change))
 
     def _change_of(self, first: Volume, style: Mapping[str, np.ndarray], known: Known,
                    rng: np.random.Generator) -> np.ndarray:
-        """(I, J, K) float32, what the networks would add to a first guess; 0 outside the brain."""
-        shown = self._shown(first, known)
+        """(I, J, K) float32, what the networks would add to a first guess; 0 outside the brain.
+
+        `spread_` becomes that of this change.
+        """
+        shown, self._spread = self._shown(first, known), None
         drawn = rng.bit_generator.state
         change = self._within_memory(
             lambda: self._change(shown, style, _put_back(rng, drawn)))
         if self._null is not None:
             change = np.clip(change, -LARGEST, LARGEST)
-        change = change * np.float32((shown.scale.high - shown.scale.low) / 2)
-        return shown.canvas.put(np.where(shown.mask, change, 0).astype(np.float32),
-                                np.zeros(first.shape, np.float32))
+
+        def put(values: np.ndarray) -> np.ndarray:
+            values = values * np.float32((shown.scale.high - shown.scale.low) / 2)
+            return shown.canvas.put(np.where(shown.mask, values, 0).astype(np.float32),
+                                    np.zeros(first.shape, np.float32))
+
+        self.spread_ = None if self._spread is None else put(self._spread)
+        return put(change)
 
     def _require_numbers(self, volume: Volume) -> Volume:
         """Networks of a stranger may give anything; so may one whose training went wrong."""

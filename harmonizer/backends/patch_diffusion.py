@@ -46,13 +46,12 @@ from .base import Capabilities
 from .held_out import Case
 from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, read_checked
 from .shown import Shown
-from .target import Target
 
 if TYPE_CHECKING:
     import torch
 
     from ..diffusion.fusion import Fusion
-    from ..diffusion.samplers import PartsOf
+    from ..diffusion.samplers import PartsOf, Walk
     from ..diffusion.schedules import Schedule
     from ..training.data import VolumeStore
 
@@ -96,7 +95,8 @@ class PatchDiffusionConfig(LearnedConfig):
     residual : add decode(target) - decode(null) instead of decode(target) - image
     clip_sampling : whether x0 is held in [-1, 1]
     fusion : patches are blended at every ``step``, or at the ``end`` (paper)
-    seeds : noise volumes that a result is the mean of, where it begins with noise
+    seeds : noise volumes that a result is the mean of, where it begins with noise; of several their
+        standard deviation is kept as well (`Backend.spread_`)
     enroll_steps, enroll_rate : of Adam on the tokens of a new site
     """
 
@@ -284,17 +284,6 @@ class PatchDiffusion(LearnedBackend):
 
     # Change ---------------------------------------------------------------------------------
 
-    def spread(self, volume: Volume, target: Target, *, count: int = 5, source: str | None = None,
-               seed: int = 0) -> tuple[Volume, Volume]:
-        """(mean, standard deviation) of the results of `count` seeds, voxel by voxel.
-
-        How much the model makes up: where it begins by inversion nothing is drawn, and it is 0.
-        """
-        results = np.stack([self.harmonize(volume, target, source=source, seed=seed + n).data
-                            for n in range(count)])
-        return (volume.with_data(results.mean(axis=0, dtype=np.float64).astype(np.float32)),
-                volume.with_data(results.std(axis=0, dtype=np.float64).astype(np.float32)))
-
     def _change(self, shown: Shown, style: Mapping[str, np.ndarray], rng: np.random.Generator
                 ) -> np.ndarray:
         import torch
@@ -306,16 +295,26 @@ class PatchDiffusion(LearnedBackend):
         own = None
         if c.start == NONE and source in self.labels_:
             own = torch.from_numpy(self.tokens(str(source))).to(device)
-        field = self._field(unit, mask)
-        total = np.zeros(unit.shape, np.float64)
+        field, walk = self._field(unit, mask), self._walk()
+        drawn = []
         for _ in range(c.seeds if c.begin == "noise" else 1):
             noise = None
             if c.begin == "noise":
                 noise = torch.from_numpy(rng.standard_normal(unit.shape, dtype=np.float32))
                 noise = noise[None, None].to(device)
             with torch.no_grad():
-                total += self._fused_change(field, x, noise, goal, own)[0, 0].cpu().numpy()
-        return (total / (c.seeds if c.begin == "noise" else 1)).astype(np.float32)
+                drawn.append(self._fused_change(field, x, noise, goal, own, walk)[0, 0]
+                             .cpu().numpy())
+        if len(drawn) > 1:
+            self._spread = np.std(drawn, axis=0, dtype=np.float64).astype(np.float32)
+        return np.mean(drawn, axis=0, dtype=np.float64).astype(np.float32)
+
+    def _walk(self) -> Walk:
+        """What makes the steps of sampling: with a `scratch` folder they outlive the process."""
+        from ..diffusion.kept import KeptSteps
+        from ..diffusion.samplers import straight
+
+        return straight if self.scratch is None else KeptSteps(self.scratch).walk
 
     def _field(self, unit: np.ndarray, mask: np.ndarray) -> _Field:
         """Patches of a volume and what the network is told of each."""
@@ -336,22 +335,22 @@ class PatchDiffusion(LearnedBackend):
         return tuple(min(side, n) for side, n in zip(self.config.patch, shape))
 
     def _fused_change(self, field: _Field, x: torch.Tensor, noise: torch.Tensor | None,
-                      goal: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+                      goal: torch.Tensor, own: torch.Tensor | None, walk: Walk) -> torch.Tensor:
         """The change of a (1, 1, I, J, K) volume, patches blended at every step or at the end."""
         import torch
 
         if self.config.fusion == "step":
-            return self.swap(field, x, noise, goal, own)
+            return self.swap(field, x, noise, goal, own, walk)
         grid, out = field.fusion.grid, torch.zeros_like(x)
         for number, corner in enumerate(field.fusion.corners):
             at = (..., *grid.at(corner))
             change = self.swap(field.alone(number), x[at], None if noise is None else noise[at],
-                               goal, own)
+                               goal, own, walk)
             out[at] += change * torch.from_numpy(grid.weight(corner)).to(x)
         return out
 
     def swap(self, field: _Field, x: torch.Tensor, noise: torch.Tensor | None,
-             goal: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+             goal: torch.Tensor, own: torch.Tensor | None, walk: Walk) -> torch.Tensor:
         """The change of (1, 1, I, J, K) in [-1, 1] from the style `own` (None: null) to `goal`."""
         from ..diffusion.guidance import cfg_plus, scales_of
         from ..diffusion.process import noised
@@ -362,16 +361,17 @@ class PatchDiffusion(LearnedBackend):
         null, clip = self.networks_["style"].null, 1.0 if c.clip_sampling else None
         own = null if own is None else own
         if noise is None:
-            latent = ddim_inversion(self._parts(field, own), schedule, x, grid, c.corrections)
+            latent = ddim_inversion(self._parts(field, own), schedule, x, grid, c.corrections, walk)
         elif c.strength == 1:
             latent = noise
         else:
             latent = noised(schedule, x, _times(x, grid[-1]), noise)
         after = cfg_plus(self._parts(field, goal, clip), self._parts(field, null, clip),
                          scales_of(schedule, grid, c.guidance), schedule, clip)
-        y = ddim(after, schedule, latent, grid)
-        before = ddim(self._parts(field, own, clip), schedule, latent, grid) if c.residual else x
-        return y - before
+        y = ddim(after, schedule, latent, grid, walk)
+        if not c.residual:
+            return y - x
+        return y - ddim(self._parts(field, own, clip), schedule, latent, grid, walk)
 
     def _parts(self, field: _Field, tokens: torch.Tensor, clip: float | None = None) -> PartsOf:
         """Image and noise of a whole volume, from its patches."""

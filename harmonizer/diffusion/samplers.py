@@ -14,8 +14,8 @@ import torch
 from .process import Prediction, split
 from .schedules import Schedule
 
-__all__ = ["Denoiser", "Parts", "parts_of", "guided", "ddpm_step", "ddim_step", "ddim",
-           "ddim_inversion"]
+__all__ = ["Denoiser", "Parts", "PartsOf", "Walk", "straight", "parts_of", "guided", "ddpm_step",
+           "ddim_step", "ddim", "ddim_inversion"]
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -29,6 +29,16 @@ class Parts(NamedTuple):
 
 
 PartsOf = Callable[[torch.Tensor, int], Parts]
+Advance = Callable[[torch.Tensor, int, int], torch.Tensor]
+Walk = Callable[[torch.Tensor, Sequence[tuple[int, int]], Advance], torch.Tensor]
+"""(x, (from, to) of each step, what makes a step) -> x after the last step."""
+
+
+def straight(x: torch.Tensor, steps: Sequence[tuple[int, int]], advance: Advance) -> torch.Tensor:
+    """One step after the other, nothing kept."""
+    for t, to in steps:
+        x = advance(x, t, to)
+    return x
 
 
 def parts_of(denoise: Denoiser, schedule: Schedule, prediction: Prediction = "eps",
@@ -80,27 +90,28 @@ def ddpm_step(schedule: Schedule, parts: Parts, x: torch.Tensor, t: int, to: int
     return mean + ((1 - bar_to) / (1 - bar) * beta).sqrt() * noise
 
 
-def ddim(parts: PartsOf, schedule: Schedule, x: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """From x at the last time of the grid down to its first."""
-    for t, to in zip(reversed(grid[1:]), reversed(grid[:-1])):
-        x = ddim_step(schedule, parts(x, t), to)
-    return x
+def ddim(parts: PartsOf, schedule: Schedule, x: torch.Tensor, grid: Sequence[int],
+         walk: Walk = straight) -> torch.Tensor:
+    """From x at the last time of the grid down to its first; `walk` makes the steps."""
+    return walk(x, list(zip(reversed(grid[1:]), reversed(grid[:-1]))),
+                lambda y, t, to: ddim_step(schedule, parts(y, t), to))
 
 
 def ddim_inversion(parts: PartsOf, schedule: Schedule, x: torch.Tensor, grid: Sequence[int],
-                   corrections: int = 0) -> torch.Tensor:
+                   corrections: int = 0, walk: Walk = straight) -> torch.Tensor:
     """From an image at the first time of the grid up to its last; the mirror of `ddim`.
 
     The plain mirror asks the network at x of the lower time. Each of the `corrections` solves the
     step for the x whose sampling step leads back (a fixed point; Pan 2023, arXiv 2309.04907):
     with 2 and a quadratic grid, 10 steps are more exact than 50 plain ones.
     """
-    for lower, upper in zip(grid[:-1], grid[1:]):
-        bar_l, bar_u = schedule.abar(lower, x), schedule.abar(upper, x)
+    def climb(y: torch.Tensor, lower: int, upper: int) -> torch.Tensor:
+        bar_l, bar_u = schedule.abar(lower, y), schedule.abar(upper, y)
         ratio = (bar_u / bar_l).sqrt()
         shift = (1 - bar_u).sqrt() - ratio * (1 - bar_l).sqrt()
-        guess = x
+        guess = y
         for _ in range(corrections + 1):
-            guess = ratio * x + shift * parts(guess, upper if corrections else max(lower, 0)).eps
-        x = guess
-    return x
+            guess = ratio * y + shift * parts(guess, upper if corrections else max(lower, 0)).eps
+        return guess
+
+    return walk(x, list(zip(grid[:-1], grid[1:])), climb)

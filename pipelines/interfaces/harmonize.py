@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class _HarmonizeInputSpec(InputSpec):
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="where networks run")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="takes a GPU slot")
     seed = traits.Int(mandatory=True, desc="random seed")
+    scratch = traits.Str(mandatory=True, nohash=True, desc="folder of what a long sampling has "
+                         "finished of this image; gone when it is done")
 
 
 class _HarmonizeOutputSpec(OutputSpec):
@@ -70,6 +73,7 @@ class Harmonize(ExplainedInterface):
                           inputs.resolution)
         figures_index(paths, f"harmonize-{inputs.desc}").unlink(missing_ok=True)
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
+        backend.scratch = Path(inputs.scratch)
         target = Target.load(inputs.card)
         volume = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
         tissues, own = shares_of_scan(paths)
@@ -84,7 +88,9 @@ class Harmonize(ExplainedInterface):
                 facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
                 change = guided
         after = apply_with_head(change, volume)
-        run = {**self._provenance(target, volume), **facts}
+        run = {**self._provenance(target, volume), **backend.describe_target(target), **facts}
+        if backend.spread_ is not None:
+            self._save_spread(paths, volume.with_data(backend.spread_))
         self._save_native(paths, change, run)
         template_file = paths.image(inputs.desc, template=True)
         write_volume(template_file, after, code=4)
@@ -92,6 +98,7 @@ class Harmonize(ExplainedInterface):
         self._log(paths, target, volume, after)
         self._results["template_file"] = str(template_file)
         self._results["native_file"] = str(paths.image(inputs.desc))
+        shutil.rmtree(inputs.scratch, ignore_errors=True)
 
     def _guided(self, paths: ScanPaths, direct: IntensityMap, volume: Volume,
                 tissues: Mapping[str, np.ndarray]) -> tuple[IntensityMap, dict[str, Any]]:
@@ -109,6 +116,15 @@ class Harmonize(ExplainedInterface):
                                "result minus the guided one", "Units": "arbitrary",
                 **sidecars.space(True, paths.resolution), **summary})
         return change, summary
+
+    def _save_spread(self, paths: ScanPaths, spread: Volume) -> None:
+        """How far apart the images are whose mean this one is."""
+        goal = paths.spread(self.inputs.desc)
+        write_volume(goal, spread, code=4)
+        write_json(sidecar(goal), {
+            "Description": "standard deviation over the noise volumes that the method drew, of the "
+                           "method's own result on the template grid", "Units": "arbitrary",
+            **sidecars.space(True, paths.resolution)})
 
     def _save_native(self, paths: ScanPaths, change: Any, run: dict[str, Any]) -> None:
         """On the stored grid, whose affine is the source's bit for bit, whichever form holds it."""

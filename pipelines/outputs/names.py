@@ -66,6 +66,10 @@ class ScanPaths:
         """Map of direct minus guided of a desc, on the template grid."""
         return self._anat(f"{self._space(True)}_desc-{desc}_leftout.nii.gz")
 
+    def spread(self, desc: str) -> Path:
+        """Map of the standard deviation over what was drawn for the image of a desc."""
+        return self._anat(f"{self._space(True)}_desc-{desc}_spread.nii.gz")
+
     def moved(self, desc: str) -> Path:
         """Map of where anatomy moved in the image of a desc, on the template grid."""
         return self._anat(f"{self._space(True)}_desc-{desc}_moved.nii.gz")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harmonizer.backends import registry
@@ -135,6 +138,12 @@ def device_of(settings: Settings) -> str:
     return settings.device
 
 
+def _scratch(settings: Settings, item: Preprocessed, key: dict[str, Any]) -> Path:
+    """Where one image's sampling keeps its finished steps: nothing else has this folder."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(settings.work_dir) / "sampling" / f"{item.scan.scan_id}-{settings.desc}-{digest}"
+
+
 def init_harmonization_wf(
     settings: Settings, jobs: Sequence[Preprocessed], aim: Aim, bands: dict[str, Any]
 ) -> Workflow:
@@ -154,12 +163,15 @@ def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[
     from ..interfaces.reports import DrawHarmonized
 
     paths, device = item.paths, device_of(settings)
+    key = {"model": model_hash(aim.model), "card": sha256_of(aim.card), "device": device,
+           "source": item.sidecar["ImageSHA256"], "seed": settings.random_seed}
     place = {"out_dir": str(paths.out), "folder": str(paths.folder), "stem": paths.stem,
              "modality": paths.modality, "resolution": paths.resolution}
     change = Node(Harmonize(
         **place, site=item.scan.site, backend=settings.backend, model=str(aim.model),
-        model_sha256=model_hash(aim.model), card=str(aim.card), card_sha256=sha256_of(aim.card),
-        source_sha256=item.sidecar["ImageSHA256"], desc=settings.desc, device=device,
+        model_sha256=key["model"], card=str(aim.card), card_sha256=key["card"],
+        source_sha256=key["source"], desc=settings.desc, device=device,
+        scratch=str(_scratch(settings, item, key)),
         detail=settings.detail, detail_map=settings.detail_map,
         covariates={**item.scan.covariates, "age": item.scan.age, "sex": item.scan.sex},
         use_gpu=device.startswith("cuda"), seed=settings.random_seed),

@@ -225,7 +225,9 @@ def test_cuda_gives_what_the_cpu_gives(trained):
 def test_config_is_kept_in_the_model(trained, tmp_path):
     loaded = Cacd.load(trained.save(tmp_path))
     assert dataclasses.asdict(loaded.config) == dataclasses.asdict(trained.config)
-    assert loaded.homogeneity("A") == trained.homogeneity("A") > 0.5
+    told = [model.describe_target(model.target("A")) for model in (loaded, trained)]
+    assert told[0] == told[1] and 0.5 < told[0]["TargetHomogeneity"] <= 1
+    assert "alike" in trained.training_facts()[-1] and "A 0." in trained.training_facts()[-1]
 
 
 def test_after_the_memory_ended_a_quarter_of_the_slices_goes_at_once(trained):

@@ -94,14 +94,56 @@ def test_seed_matters_where_noise_is_drawn_and_there_alone(fitted, stranger):
     np.testing.assert_array_equal(change_of(fitted, stranger, 1), change_of(fitted, stranger, 2))
 
 
-def test_spread_is_mean_and_deviation_of_seeds(fitted, stranger):
+def test_of_several_noise_volumes_comes_the_mean_and_how_far_they_are_apart(fitted, stranger):
     noise = with_config(fitted, begin="noise", residual=False)
-    target = noise.target("A")
-    mean, deviation = noise.spread(stranger, target, count=2, seed=5)
-    one, two = (noise.harmonize(stranger, target, seed=s).data for s in (5, 6))
-    np.testing.assert_allclose(mean.data, (one + two) / 2, rtol=1e-5)
-    np.testing.assert_allclose(deviation.data, np.abs(one - two) / 2, atol=1e-4)
-    assert not deviation.data[~stranger.mask].any() and deviation.in_mask().mean() > 0.01
+    target, rng, wanted = noise.target("A"), np.random.default_rng(5), []
+    first = noise._first_guess(stranger, target, Known())
+    for _ in range(2):
+        wanted.append(noise._change_of(first, target.style, Known(), rng))
+        assert noise.spread_ is None
+    both = with_config(noise, seeds=2)
+    mean = both._change_of(first, target.style, Known(), np.random.default_rng(5))
+    free = np.abs(wanted).max(axis=0) < 0.99 * np.abs(wanted).max()  # no change is held there
+    assert free.mean() > 0.5
+    np.testing.assert_allclose(mean[free], np.mean(wanted, axis=0)[free], atol=1e-3)
+    np.testing.assert_allclose(both.spread_[free], np.std(wanted, axis=0)[free], atol=1e-3)
+    assert not both.spread_[~stranger.mask].any() and both.spread_[stranger.mask].mean() > 0.01
+    both.harmonize(stranger, target, seed=5)
+    assert both.spread_[stranger.mask].mean() > 0.01
+    with_config(fitted).harmonize(stranger, target)
+    assert fitted.spread_ is None
+
+
+class Killed(Exception):
+    """What ends a sampling in the middle of a volume."""
+
+
+@pytest.mark.parametrize("begin, fusion, seeds", [
+    ("inversion", "step", 1), ("inversion", "end", 1), ("noise", "step", 2)])
+def test_a_killed_sampling_goes_on_in_the_middle_of_a_volume(
+        fitted, stranger, tmp_path, monkeypatch, begin, fusion, seeds):
+    other = with_config(fitted, begin=begin, fusion=fusion, seeds=seeds)
+    whole = other.harmonize(stranger, other.target("A"), seed=3).data
+    calls, plain = [], type(other.networks_["denoiser"]).forward
+
+    def counted(network, *given):
+        if len(calls) == stop:
+            raise Killed
+        calls.append(1)
+        return plain(network, *given)
+
+    monkeypatch.setattr(type(other.networks_["denoiser"]), "forward", counted)
+    stop = -1
+    other.harmonize(stranger, other.target("A"), seed=3)
+    total, stop = len(calls), len(calls) * 3 // 4
+    calls.clear()
+    other.scratch = tmp_path / "kept"
+    with pytest.raises(Killed):
+        other.harmonize(stranger, other.target("A"), seed=3)
+    calls.clear()
+    stop = -1
+    np.testing.assert_array_equal(other.harmonize(stranger, other.target("A"), seed=3).data, whole)
+    assert 0 < len(calls) < total // 2
 
 
 def test_blending_at_the_end_is_another_answer(fitted, stranger):

@@ -19,7 +19,9 @@ from tests.contract.brains import (
 )
 
 from harmonizer.backends import tissue_matching
+from harmonizer.backends.base import Backend
 from harmonizer.backends.histogram_matching import HistogramMatching
+from harmonizer.backends.patch_diffusion import PatchDiffusion
 from harmonizer.cohort import Cohort
 from harmonizer.files import read_json, sha256_of, write_json
 from harmonizer.preprocessing.transforms import write_itk_affine
@@ -28,7 +30,7 @@ from pipelines.interfaces.harmonize import Harmonize
 from pipelines.outputs.names import ScanPaths, sidecar
 
 
-def prepared(folder: Path) -> tuple[ScanPaths, dict[str, Any]]:
+def prepared(folder: Path, backend: Backend | None = None) -> tuple[ScanPaths, dict[str, Any]]:
     """One scan as the preprocess stage leaves it, a fitted model, and the node's inputs."""
     paths = ScanPaths(folder, Path("sub-01/anat"), "sub-01", "T1w", 2)
     brain = at_site_b(brain_of(5))
@@ -38,14 +40,15 @@ def prepared(folder: Path) -> tuple[ScanPaths, dict[str, Any]]:
         write_json(sidecar(paths.image("preproc", template=template)), {"SkullStripped": True})
     write_itk_affine(paths.to_template, np.eye(4))
     cohort = Cohort((scan_of(folder, 1, "A"), scan_of(folder, 2, "B")))
-    backend = HistogramMatching().fit(cohort)
+    backend = (backend or HistogramMatching()).fit(cohort)
     card = backend.target("A").save(folder / "card.safetensors")
     (folder / "node").mkdir()
     return paths, {
         "out_dir": str(folder), "folder": "sub-01/anat", "stem": "sub-01", "modality": "T1w",
-        "resolution": 2, "site": "B", "backend": "histogram_matching",
+        "resolution": 2, "site": "B", "backend": backend.name,
         "model": str(backend.save(folder / "model")), "model_sha256": "m", "card": str(card),
-        "card_sha256": sha256_of(card), "source_sha256": "s", "desc": "harmonized", "seed": 1}
+        "card_sha256": sha256_of(card), "source_sha256": "s", "desc": "harmonized", "seed": 1,
+        "scratch": str(folder / "sampling")}
 
 
 @pytest.mark.parametrize("detail", ["direct", "guided"])
@@ -67,6 +70,17 @@ def test_guided_is_near_direct_and_what_it_leaves_out_is_told(tmp_path, monkeypa
     assert gain == pytest.approx(100 / (GAIN * 100 + OFFSET), rel=0.05)
     native = read_volume(paths.image("harmonized"), paths.mask())
     np.testing.assert_allclose(native.data, after.data, rtol=1e-4, atol=1e-3)
+
+
+def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_stays(tmp_path):
+    drawn = PatchDiffusion(PatchDiffusion.config_from({
+        "preset": "tiny", "steps": 1, "held_out": 0.0, "begin": "noise", "seeds": 2}))
+    paths, inputs = prepared(tmp_path, drawn)
+    Harmonize(**inputs).run(cwd=str(tmp_path / "node"))
+    spread = read_volume(paths.spread("harmonized"), paths.mask(template=True))
+    assert spread.in_mask().mean() > 0 and not spread.data[~spread.mask].any()
+    assert "standard deviation" in read_json(sidecar(paths.spread("harmonized")))["Description"]
+    assert not (tmp_path / "sampling").exists()
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1)], ids=["qform", "sform", "both"])
@@ -91,7 +105,8 @@ def test_affine_of_the_native_result_is_the_sources(tmp_path, codes):
     Harmonize(out_dir=str(tmp_path), folder="sub-01/anat", stem="sub-01", modality="T1w",
               resolution=2, site="B", backend="histogram_matching", model=str(model),
               model_sha256="m", card=str(card), card_sha256=sha256_of(card), source_sha256="s",
-              desc="harmonized", seed=1).run(cwd=str(tmp_path / "node"))
+              desc="harmonized", seed=1, scratch=str(tmp_path / "sampling")
+              ).run(cwd=str(tmp_path / "node"))
     after = nib.load(paths.image("harmonized"))
     np.testing.assert_array_equal(after.affine, nib.load(paths.image("preproc")).affine)
     assert (int(after.header["qform_code"]), int(after.header["sform_code"])) == codes
