@@ -14,7 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 __all__ = ["check_kinds"]
 
 LARGEST = 10_000_000  # of a whole number; the longest training has 2.5 million steps
-LONGEST = 64  # of a list, and of a text in characters
+LONGEST = 64  # of a list
+LONGEST_TEXT = 4096  # characters, of a path too
 DEEPEST = 64  # of what is called blocks: each is built
 SAFE = 1e12  # of other numbers
 
@@ -48,7 +49,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and abs(value) <= LARGEST
     if kind is str:
-        return type(value) is str and len(value) <= LONGEST
+        return type(value) is str and len(value) <= LONGEST_TEXT
     return type(value) is (NoneType if kind is None else kind)
 
 

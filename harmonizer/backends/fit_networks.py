@@ -145,6 +145,7 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         backend.networks_ = backend._build()
+        backend._take_given()
     game = backend._game(store, trained, seed)
     game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
                      "config": {k: v for k, v in vars(config).items() if k not in PROLONGABLE},

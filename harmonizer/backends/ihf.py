@@ -12,7 +12,7 @@ Ours, each a setting, and why:
 
 * `fusion` ``exact``: as printed the way back is not the inverse of the way forth (coupling.py);
 * features are a pyramid of fixed random filters: VGG's weights cannot be downloaded where patients'
-  images are. `tiny` to `paper` differ in its widths alone;
+  images are. `tiny` to `paper` differ in its widths alone; `vgg` names a file with the weights;
 * z_s counts each tissue alike where tissues are known (`harmonizer.backends.shown`): a brain with
   wide ventricles is no scanner;
 * statistics, of z, of z_s and of the losses, are taken over the brain of the whole volume: a batch
@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ..augment.contrast import View
     from ..networks.coupling import FlowNetwork
     from ..networks.pyramid import FeaturePyramid
+    from ..networks.vgg import VggFeatures
     from ..training.data import VolumeStore
 
 __all__ = ["Ihf", "IhfConfig"]
@@ -76,6 +78,7 @@ class IhfConfig(LearnedConfig):
     style : width of AAN's projections
     neighbours : slices on either side in a slab
     pyramid, pyramid_seed : widths and seed of the fixed features
+    vgg : safetensors file with VGG-19, whose features take the pyramid's place (paper), or ``none``
     pairs, slices : in a batch; slices of each volume
     share_sites, share_same : of real pairs of two sites and of one; the rest is simulated
     weight_anatomy, weight_artefact, kept : of the paper's losses; `kept` is its k
@@ -98,6 +101,7 @@ class IhfConfig(LearnedConfig):
     neighbours: int = 1
     pyramid: tuple[int, ...] = (16, 32, 48, 64)
     pyramid_seed: int = 0
+    vgg: str = NONE
     pairs: int = 2
     slices: int = 4
     share_sites: float = 0.25
@@ -131,6 +135,8 @@ class IhfConfig(LearnedConfig):
             raise ValueError("squeezes, splits, pairs and slices are 1 or more.")
         if self.neighbours < 0 or min(self.pyramid, default=0) < 1:
             raise ValueError("neighbours are 0 or more, the widths of pyramid 1 or more.")
+        if self.vgg != NONE and self.neighbours != 1:
+            raise ValueError("VGG sees three slices: vgg needs neighbours=1.")
         if not 0 <= self.share_sites + self.share_same <= 1:
             raise ValueError("share_sites and share_same add up to 1 at most.")
         if not 0 < self.kept <= 1:
@@ -169,16 +175,24 @@ class Ihf(LearnedBackend):
     def multiple(self) -> tuple[int, int, int]:  # type: ignore[override]
         """In-plane sides of the canvas are multiples of all squeezes and halvings."""
         c = self.config
-        side = int(np.lcm(np.prod(c.squeezes), 2 ** (len(c.pyramid) - 1)))
+        side = int(np.lcm(np.prod(c.squeezes), 2 ** (len(self._widths) - 1)))
         return side, side, 1
 
     def _build(self) -> dict[str, Any]:
         from ..networks.coupling import FlowNetwork, Stage
+        from ..networks.vgg import VggFeatures
 
         c = self.config
         stages = tuple(Stage(*stage) for stage in zip(c.squeezes, c.splits, c.hidden))
-        return {"flow": FlowNetwork(2 * c.neighbours + 1, stages, 2 * sum(c.pyramid), c.style,
-                                    c.fusion, c.instance, c.anchored, self._codes)}
+        flow = FlowNetwork(2 * c.neighbours + 1, stages, 2 * sum(self._widths), c.style,
+                           c.fusion, c.instance, c.anchored, self._codes)
+        return {"flow": flow, "vgg": VggFeatures()} if c.vgg != NONE else {"flow": flow}
+
+    def _take_given(self) -> None:
+        from ..networks.vgg import read_vgg
+
+        if self.config.vgg != NONE:
+            self.networks_["vgg"].load_state_dict(read_vgg(Path(self.config.vgg)))
 
     @property
     def _codes(self) -> int:
@@ -186,10 +200,19 @@ class Ihf(LearnedBackend):
         return len(self.modalities_) if len(self.modalities_) > 1 else 0
 
     @property
-    def _pyramid(self) -> FeaturePyramid:
+    def _widths(self) -> tuple[int, ...]:
+        """Channels of the features' levels."""
+        from ..networks.vgg import WIDTHS
+
+        return WIDTHS if self.config.vgg != NONE else self.config.pyramid
+
+    @property
+    def _pyramid(self) -> FeaturePyramid | VggFeatures:
         from ..networks.pyramid import FeaturePyramid
 
         c = self.config
+        if c.vgg != NONE:
+            return self.networks_["vgg"].to(self.resources.device)
         return FeaturePyramid(2 * c.neighbours + 1, c.pyramid, c.pyramid_seed).to(
             self.resources.device)
 
@@ -207,7 +230,7 @@ class Ihf(LearnedBackend):
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
         super()._check_style(style)
-        z_s, size = np.asarray(style["z_s"]), 2 * sum(self.config.pyramid)
+        z_s, size = np.asarray(style["z_s"]), 2 * sum(self._widths)
         if z_s.shape != (size,) or not (np.abs(z_s) < BRIGHTEST).all():
             raise ValueError(f"expected {size} statistics of features")
 
@@ -271,8 +294,9 @@ class Ihf(LearnedBackend):
 class _IhfGame(Game):
     """One player, the flow, on the paper's losses and on simulated pairs whose truth is known."""
 
-    def __init__(self, config: IhfConfig, networks: dict[str, Any], pyramid: FeaturePyramid,
-                 store: VolumeStore, trained: tuple[int, ...], seed: int) -> None:
+    def __init__(self, config: IhfConfig, networks: dict[str, Any],
+                 pyramid: FeaturePyramid | VggFeatures, store: VolumeStore,
+                 trained: tuple[int, ...], seed: int) -> None:
         from ..augment.contrast import ContrastSettings
 
         self.config, self.networks, self.identity = config, networks, {}
@@ -451,7 +475,7 @@ class _IhfGame(Game):
             for t in (batch["source"], batch["goal"], batch["mask"], batch["mask_goal"], after))
         ours = ours.where(mask > 0, ours.new_tensor(-1.0))
         n, share = len(chosen), len(chosen) / count
-        levels = min(3, len(c.pyramid))
+        levels = min(3, len(self.pyramid.widths))
         stats = [self._statistics(image, where, n, levels)
                  for image, where in ((ours, mask), (y, mask_goal))]
         return {"anatomy": c.weight_anatomy * share * self._anatomy(x, ours, mask, n),

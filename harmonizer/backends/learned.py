@@ -148,6 +148,13 @@ class LearnedBackend(Backend):
     def _build(self) -> dict[str, Any]:
         """New networks by name, on the CPU; torch's generator is seeded."""
 
+    def _take_given(self) -> None:
+        """Before training: weights from files that the user names go into the new networks.
+
+        They stay in the model, which therefore needs no such file; a stranger's config is no reason
+        to read one.
+        """
+
     @abstractmethod
     def _game(self, store: VolumeStore, trained: tuple[int, ...], seed: int) -> Game:
         """The game over `self.networks_` on the scans `trained` of the store.

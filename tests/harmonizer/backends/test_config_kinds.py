@@ -34,7 +34,7 @@ def test_what_fits(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name, value", [
-    ("name", 3), ("name", "x" * 65), ("name", None), ("steps", 1.0), ("steps", True),
+    ("name", 3), ("name", "x" * 4097), ("name", None), ("steps", 1.0), ("steps", True),
     ("steps", "3"), ("steps", 10_000_001), ("steps", 10 ** 400), ("blocks", 65),
     ("rate", float("nan")), ("rate", float("inf")), ("rate", -1e300), ("rate", 10 ** 400),
     ("rate", "fast"), ("rate", True), ("kept", 1), ("kept", "yes"), ("widths", 8),

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.contract.brains import at_site_b, brain_of, scan_of
 from tests.harmonizer.backends import flows
 
@@ -15,6 +17,7 @@ from harmonizer.backends.ihf import Ihf, IhfConfig
 from harmonizer.backends.target import Target
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError, UsageError
+from harmonizer.networks.vgg import VggFeatures
 from harmonizer.volume import Volume
 
 
@@ -224,6 +227,23 @@ def test_presets_build_and_the_paper_has_its_numbers():
     assert Ihf.config_from({"preset": "small"}) == IhfConfig()
     flow = Ihf(paper)._build()["flow"]
     assert [f.affine.layers[-1].out_channels for f in flow.flows] == [30, 480]
+
+
+def test_vggs_features_stay_in_the_model_and_the_fit_alone_reads_the_file(cohort, tmp_path):
+    path = tmp_path / "vgg.safetensors"
+    torch.manual_seed(0)
+    save_file({name: torch.randn(value.shape) / 50
+               for name, value in VggFeatures().state_dict().items()}, path)
+    fitted = tiny(vgg=str(path), steps=1, held_out=0.0, validate_every=0).fit(cohort)
+    path.unlink()
+    loaded = Ihf.load(fitted.save(tmp_path / "model"))
+    assert loaded.target("A").style["z_s"].shape == (1920,)
+    seen = at_site_b(brain_of(50))
+    np.testing.assert_array_equal(*(b.harmonize(seen, b.target("A")).data for b in (fitted, loaded)))
+    with pytest.raises(InputError, match="vgg.safetensors: expected a safetensors file"):
+        tiny(vgg=str(path), steps=1).fit(cohort)
+    with pytest.raises(UsageError, match="vgg needs neighbours=1"):
+        tiny(vgg=str(path), neighbours=2)
 
 
 def test_a_card_of_other_features_is_refused(shaken, untrained):
