@@ -109,6 +109,11 @@ class Backend(ABC):
         """(I, J, K) float32, standard deviation over what was drawn for the last volume, in the
         result's unit; None where nothing or one noise volume is drawn."""
 
+    @property
+    def region(self) -> str:
+        """Whose masks the method is to be given, in a fit and later: ``brain`` or ``head``."""
+        return "brain"
+
     # The four verbs, and enroll -------------------------------------------------------------
 
     def fit(self: Self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:

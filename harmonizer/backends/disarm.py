@@ -31,8 +31,8 @@ Ours, and why:
 * `weight_kept`: an image made with a random style has the anatomy code it was made of;
 * the generator is modulated and not concatenated (harmonizer.networks.disentangling).
 
-Whole heads: the networks see what the mask shows. With a head mask in the place of a brain mask
-they are trained on, and change, whole heads.
+Whole heads, as theirs: with `region` ``head`` the networks are trained on, and change, the head as
+the coil saw it, without brain extraction. `start` is then no method by tissue: a head has others.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ __all__ = ["Disarm", "DisarmConfig"]
 
 LOGGER = logging.getLogger("harmonizer")
 BACKGROUND = -1.0
+REGIONS = ("brain", "head")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class DisarmConfig(LearnedConfig):
     learning_rate, content_rate, decay, clip : of Adam
     residual, label_at_target : see the module
     window : steps over which the training is watched
+    region : ``brain`` or ``head``: what is harmonized
     """
 
     code: int = 8
@@ -124,6 +126,7 @@ class DisarmConfig(LearnedConfig):
     label_at_target: bool = False
     window: int = 200
     patience: int = 10
+    region: str = "brain"
 
     def __post_init__(self) -> None:
         if self.patch is not None and (len(self.patch) != 3 or any(p < 2 or p % 2
@@ -131,6 +134,11 @@ class DisarmConfig(LearnedConfig):
             raise ValueError(f"patch is three even sides of 2 or more, got {self.patch}.")
         if self.batch < 1:
             raise ValueError(f"batch is 1 or more, got {self.batch}.")
+        if self.region not in REGIONS:
+            raise ValueError(f"region must be one of {REGIONS}, got {self.region!r}.")
+        if self.region == "head" and self.start == "tissue_matching":
+            raise ValueError("whole heads have other tissues than brains: with region=head give "
+                             "start=histogram_matching, moment_matching or none.")
         if not 0 <= self.drop_label <= 1:
             raise ValueError(f"drop_label lies in [0, 1], got {self.drop_label}.")
 
@@ -167,6 +175,20 @@ class Disarm(LearnedBackend):
     presets = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
                "paper": {"preset": "paper", **PAPER}}
     multiple = (2, 2, 2)
+
+    @classmethod
+    def config_from(cls, values: Mapping[str, Any]) -> Any:
+        """See `LearnedBackend.config_from`; whole heads start from histogram matching where the
+        preset starts by tissue."""
+        preset = cls.presets.get(str(values.get("preset", "small")), {})
+        if values.get("region") == "head" and "start" not in {**preset, **values}:
+            values = {**values, "start": SIMPLE}
+        return super().config_from(values)
+
+    @property
+    def region(self) -> str:
+        """``brain`` or ``head``."""
+        return str(self.config.region)
 
     def _build(self) -> dict[str, Any]:
         from ..networks import disentangling as parts

@@ -26,6 +26,7 @@ from harmonizer.volume import Volume, read_volume, write_volume
 
 from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
+from ..outputs.heads import mask_of
 from ..outputs.names import ScanPaths, sidecar
 from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
@@ -75,9 +76,10 @@ class Harmonize(ExplainedInterface):
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
         backend.scratch = Path(inputs.scratch)
         target = Target.load(inputs.card)
-        volume = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        volume = read_volume(paths.image("preproc", template=True),
+                             mask_of(paths, backend.region, template=True))
         tissues, own = shares_of_scan(paths)
-        tissues = tissues if own else {}
+        tissues = tissues if own and backend.region == "brain" else {}
         change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,
                            covariates=inputs.covariates, tissues=tissues)
         facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
@@ -88,14 +90,17 @@ class Harmonize(ExplainedInterface):
                 facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
                 change = guided
         after = apply_with_head(change, volume)
+        if backend.region != "brain":
+            facts["Region"] = backend.region
         run = {**self._provenance(target, volume), **backend.describe_target(target), **facts}
         if backend.spread_ is not None:
             self._save_spread(paths, volume.with_data(backend.spread_))
-        self._save_native(paths, change, run)
+        self._save_native(paths, change, run, backend.region)
         template_file = paths.image(inputs.desc, template=True)
         write_volume(template_file, after, code=4)
         self._sidecar(paths, template_file, True, run)
-        self._log(paths, target, volume, after)
+        brain = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        self._log(paths, target, brain, after.with_mask(brain.mask))
         self._results["template_file"] = str(template_file)
         self._results["native_file"] = str(paths.image(inputs.desc))
         shutil.rmtree(inputs.scratch, ignore_errors=True)
@@ -126,10 +131,12 @@ class Harmonize(ExplainedInterface):
                            "method's own result on the template grid", "Units": "arbitrary",
             **sidecars.space(True, paths.resolution)})
 
-    def _save_native(self, paths: ScanPaths, change: Any, run: dict[str, Any]) -> None:
+    def _save_native(self, paths: ScanPaths, change: Any, run: dict[str, Any], region: str
+                     ) -> None:
         """On the stored grid, whose affine is the source's bit for bit, whichever form holds it."""
         conformed = conform(paths.image("preproc"))
-        native = conformed.volume.with_mask(conform(paths.mask()).volume.data > 0.5)
+        mask = conform(mask_of(paths, region)).volume.data > 0.5
+        native = conformed.volume.with_mask(mask)
         after = apply_with_head(change, native, read_itk_affine(paths.to_template))
         goal = paths.image(self.inputs.desc)
         write_on_original_grid(goal, after.data, conformed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from harmonizer.errors import InputError
 from harmonizer.files import read_json
 from harmonizer.template import TEMPLATE
 
+from .heads import mask_of
 from .names import ScanPaths, sidecar
 
 __all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
@@ -47,8 +48,11 @@ def find_preprocessed(
     modalities: Collection[str],
     subjects: Collection[str] = (),
     sessions: Collection[str] = (),
+    region: str = "brain",
 ) -> tuple[Preprocessed, ...]:
     """All finished scans in `out`, sorted by scan_id; empty `subjects` or `sessions` means all.
+
+    `region` says whose masks the scans have, ``brain`` or ``head``; tissues are the brain's.
 
     A scan is finished when the sidecar of its template-grid image is there, which is written last.
     """
@@ -63,7 +67,7 @@ def find_preprocessed(
             continue
         if sessions and paths.session not in sessions:
             continue
-        found.append(_read(path, paths))
+        found.append(_read(path, paths, region))
     return tuple(sorted(found, key=lambda item: item.scan.scan_id))
 
 
@@ -72,7 +76,7 @@ def cohort_of(found: Collection[Preprocessed]) -> Cohort:
     return Cohort(tuple(item.scan for item in found))
 
 
-def _read(path: Path, paths: ScanPaths) -> Preprocessed:
+def _read(path: Path, paths: ScanPaths, region: str) -> Preprocessed:
     content = read_json(path)
     try:
         covariates = dict(content["Covariates"])
@@ -89,4 +93,6 @@ def _read(path: Path, paths: ScanPaths) -> Preprocessed:
     if lacking:
         raise InputError(f"{lacking[0]}: is missing while its sidecar is there. Delete "
                          f"{sidecar(scan.image).name} and preprocess this scan again.")
+    if region != "brain":
+        scan = replace(scan, mask=mask_of(paths, region, template=True), tissues={})
     return Preprocessed(scan, paths, content)

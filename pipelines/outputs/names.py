@@ -74,11 +74,11 @@ class ScanPaths:
         """Map of where anatomy moved in the image of a desc, on the template grid."""
         return self._anat(f"{self._space(True)}_desc-{desc}_moved.nii.gz")
 
-    def mask(self, *, template: bool = False) -> Path:
-        """Brain mask. Scans of one session that differ only in suffix need their own mask: the
-        modality is kept in the name where it is not T1w."""
+    def mask(self, *, template: bool = False, region: str = "brain") -> Path:
+        """Mask of the brain or the head. Scans of one session that differ only in suffix need their
+        own: the modality is kept in the name where it is not T1w."""
         label = "" if self.modality == "T1w" else self.modality
-        return self._anat(f"{self._space(template)}_desc-brain{label}_mask.nii.gz")
+        return self._anat(f"{self._space(template)}_desc-{region}{label}_mask.nii.gz")
 
     def share(self, tissue: str, *, template: bool = False) -> Path:
         """Map of a tissue's share in each voxel; the modality is kept as in `mask`."""

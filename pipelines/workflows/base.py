@@ -17,7 +17,7 @@ from ..outputs.dataset import write_dataset_files
 from ..settings import Settings
 from .engine import Failure, RunResult, count_steps
 from .methods import methods_text
-from .targets import site_label
+from .targets import require_brains, site_label
 
 __all__ = ["run", "Failure", "RunResult"]
 
@@ -60,7 +60,9 @@ def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
         has no such option or cannot do what was asked.
     """
     backend = registry.get(settings.backend)
-    backend.config_from(settings.backend_options)
+    config = backend.config_from(settings.backend_options)
+    if "fit" in settings.planned_stages:
+        require_brains(settings, backend(config).region)
     can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")

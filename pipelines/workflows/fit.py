@@ -100,6 +100,11 @@ def fit_cohort(settings: Settings, modality: str) -> Cohort:
     everything = cohort_of(find_preprocessed(settings.output_dir, resolution, settings.modalities))
     everything.to_tsv(settings.output_dir / "cohort.tsv")
     cohort = chosen(everything.of_modality(modality), settings.fit_participants)
+    if (region := region_of(settings)) != "brain":
+        wanted = {scan.scan_id for scan in cohort}
+        cohort = cohort_of([item for item in find_preprocessed(
+            settings.output_dir, resolution, (modality,), region=region)
+            if item.scan_id in wanted])
     if not len(cohort):
         raise InputError(
             f"{settings.output_dir}: holds no preprocessed {modality} image to fit on at "
@@ -114,6 +119,12 @@ def fit_cohort(settings: Settings, modality: str) -> Cohort:
             "images with --target."
         )
     return cohort
+
+
+def region_of(settings: Settings) -> str:
+    """What the method changes by its options: ``brain`` or ``head``."""
+    kind = registry.get(settings.backend)
+    return kind(kind.config_from(settings.backend_options)).region
 
 
 def chosen(cohort: Cohort, wanted: tuple[str, ...]) -> Cohort:

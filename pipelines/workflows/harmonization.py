@@ -22,7 +22,7 @@ from ..outputs.scanlog import ScanLog, write_log
 from ..settings import Settings
 from .engine import Failure, execute
 from .preprocessing import MEM_GB, write_graph
-from .targets import Aim, model_folder_of, resolve_target, target_bands
+from .targets import Aim, model_folder_of, require_brains, resolve_target, target_bands
 
 if TYPE_CHECKING:
     from nipype import Workflow
@@ -82,6 +82,7 @@ def _harmonize_modality(
     if not found:
         raise InputError(f"{settings.output_dir}: no preprocessed {modality} scan of these "
                          "participants. Run the preprocess stage first.")
+    require_brains(settings, read_json(aim.model / "config.json")["Config"].get("region", "brain"))
     key = {"ModelSHA256": model_hash(aim.model), "TargetSHA256": sha256_of(aim.card),
            "RandomSeed": settings.random_seed, "Detail": settings.detail}
     jobs = [item for item in found if not _is_finished(item, settings, aim, key)]

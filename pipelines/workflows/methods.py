@@ -41,7 +41,7 @@ def methods_text(settings: Settings) -> str:
         f"## Harmonization\n\n{backend.summary} ({backend.name}, version {backend.version}; "
         f"{backend.reference}). The target was {_target(settings)}. The change was fitted on the "
         "template grid and applied to the voxels of the subject's own grid, which were not "
-        "resampled; tissue outside the brain mask was scaled by the overall gain alone. Each "
+        f"resampled; {_outside(settings)}. Each "
         f"modality was harmonized within itself. Random seed: {settings.random_seed}.\n\n"
         f"## References\n\n{REFERENCES}"
     )
@@ -62,6 +62,13 @@ def _preprocessing(settings: Settings) -> str:
         f"The brain was registered to {TEMPLATE} ({TEMPLATE_CITATION}) by an affine transform "
         f"with mutual information and resampled linearly.{quality}"
     )
+
+
+def _outside(settings: Settings) -> str:
+    """What became of what is no brain."""
+    if settings.backend_options.get("region") == "head":
+        return "the whole head was harmonized as the brain was"
+    return "tissue outside the brain mask was scaled by the overall gain alone"
 
 
 def _target(settings: Settings) -> str:

@@ -25,7 +25,7 @@ from ..outputs.names import MODELS, ScanPaths, resolution_of
 from ..outputs.scanlog import read_log
 from ..settings import MODALITIES, Settings
 
-__all__ = ["Aim", "model_folder_of", "resolve_target", "target_bands"]
+__all__ = ["Aim", "model_folder_of", "require_brains", "resolve_target", "target_bands"]
 
 LOGGER = logging.getLogger("pipelines")
 
@@ -47,6 +47,14 @@ class Aim:
     label: str
     kind: str
     references: Path | None = None
+
+
+def require_brains(settings: Settings, region: str) -> None:
+    """Guided results are made of the brain's tissues; UsageError where whole heads are changed."""
+    if region != "brain" and (settings.detail == "guided" or settings.detail_map):
+        raise UsageError(f"{settings.backend} is to harmonize whole heads (region={region}), and "
+                         "--detail guided and --detail-map are made of the brain's tissues. Leave "
+                         "them out, or take region=brain.")
 
 
 def model_folder_of(settings: Settings, modality: str) -> Path | None:
@@ -171,7 +179,8 @@ def preprocess_references(settings: Settings, modality: str) -> Path:
 
 def _enrolled(settings: Settings, modality: str, backend: Backend, folder: Path) -> Target:
     wanted = [r.subject for r in reference_records(settings) if r.modality == modality]
-    found = find_preprocessed(folder, resolution_of(settings.sloppy), (modality,), wanted)
+    found = find_preprocessed(folder, resolution_of(settings.sloppy), (modality,), wanted,
+                              region=backend.region)
     label = "references" if len(wanted) > 1 else Path(settings.target[0]).name.split(".")[0]
     return backend.enroll(cohort_of(found).scans, "".join(c for c in label if c.isalnum()))
 

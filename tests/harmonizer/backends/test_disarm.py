@@ -264,10 +264,21 @@ def test_a_style_of_other_numbers_is_refused(fitted, name, array):
     ({"patch": [7, 8, 8]}, "three even sides"), ({"patch": [8, 8]}, "tuple.int, int, int"),
     ({"batch": 0}, "batch is 1 or more"), ({"drop_label": 1.5}, r"drop_label lies in \[0, 1\]"),
     ({"preset": "huge"}, "has no preset 'huge'"),
+    ({"region": "neck"}, "region must be one of"),
+    ({"region": "head", "start": "tissue_matching"}, "other tissues than brains"),
 ])
 def test_settings_that_cannot_be_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
         Disarm.config_from(values)
+
+
+def test_whole_heads_start_without_tissues():
+    head = Disarm.config_from({"region": "head"})
+    assert (head.start, Disarm(head).region) == ("histogram_matching", "head")
+    assert Disarm.config_from({"region": "head", "preset": "paper"}).start == "none"
+    assert Disarm.config_from({"region": "head", "start": "moment_matching"}).start == \
+        "moment_matching"
+    assert Disarm(Disarm.config_from({})).region == "brain"
 
 
 def test_the_papers_numbers_are_those_of_the_authors_code():

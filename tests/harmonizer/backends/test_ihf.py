@@ -239,7 +239,8 @@ def test_vggs_features_stay_in_the_model_and_the_fit_alone_reads_the_file(cohort
     loaded = Ihf.load(fitted.save(tmp_path / "model"))
     assert loaded.target("A").style["z_s"].shape == (1920,)
     seen = at_site_b(brain_of(50))
-    np.testing.assert_array_equal(*(b.harmonize(seen, b.target("A")).data for b in (fitted, loaded)))
+    np.testing.assert_array_equal(*(b.harmonize(seen, b.target("A")).data
+                                    for b in (fitted, loaded)))
     with pytest.raises(InputError, match="vgg.safetensors: expected a safetensors file"):
         tiny(vgg=str(path), steps=1).fit(cohort)
     with pytest.raises(UsageError, match="vgg needs neighbours=1"):

@@ -20,6 +20,7 @@ from tests.contract.brains import (
 
 from harmonizer.backends import tissue_matching
 from harmonizer.backends.base import Backend
+from harmonizer.backends.disarm import Disarm
 from harmonizer.backends.histogram_matching import HistogramMatching
 from harmonizer.backends.patch_diffusion import PatchDiffusion
 from harmonizer.cohort import Cohort
@@ -81,6 +82,30 @@ def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_s
     assert spread.in_mask().mean() > 0 and not spread.data[~spread.mask].any()
     assert "standard deviation" in read_json(sidecar(paths.spread("harmonized")))["Description"]
     assert not (tmp_path / "sampling").exists()
+
+
+@pytest.mark.parametrize("region", ["brain", "head"])
+def test_the_head_gets_the_overall_gain_or_is_harmonized_as_the_brain_is(tmp_path, region):
+    disarm = Disarm(Disarm.config_from({"preset": "tiny", "steps": 1, "held_out": 0.0,
+                                        "region": region}))
+    paths, inputs = prepared(tmp_path, disarm)
+    before = read_volume(paths.image("preproc"))
+    brain = before.data > GAIN * 80 + OFFSET  # the dark rim stands for skull and scalp
+    for template in (False, True):
+        write_mask(paths.mask(template=template), brain, before.affine)
+    Harmonize(**inputs).run(cwd=str(tmp_path / "node"))
+    for template in (False, True):
+        after = read_volume(paths.image("harmonized", template=template))
+        rim = (before.data > 0) & ~brain
+        ratio = after.data[rim] / before.data[rim]
+        assert (np.ptp(ratio) < 1e-4) == (region == "brain")
+        assert paths.mask(template=template, region="head").is_file() == (region == "head")
+    if region == "head":
+        head = read_volume(paths.mask(region="head")).data > 0
+        assert head[brain].all() and head[rim].mean() > 0.95 and not head[before.data == 0].any()
+        assert np.median(after.data[rim]) == pytest.approx(50, rel=0.1)  # as dark as at the target
+    told = read_json(sidecar(paths.image("harmonized")))
+    assert told.get("Region", "brain") == region
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1)], ids=["qform", "sform", "both"])

@@ -55,6 +55,29 @@ def test_finished_scans_are_found_and_filtered(tmp_path):
     assert len(find_preprocessed(tmp_path, 1, ("T1w", "T2w"))) == 4
 
 
+def test_a_heads_mask_is_made_when_it_is_asked_for(tmp_path):
+    scan = paths(tmp_path)
+    finish(scan)
+    data, brain = np.zeros((20, 20, 20), np.float32), np.zeros((20, 20, 20), bool)
+    data[2:16, 2:16, 2:16] = 100  # a head,
+    data[5:8, 5:8, 5:8] = 0  # with a sinus
+    data[18:, 18:, 18:] = 100  # and something beside it
+    brain[6:12, 6:12, 6:12] = True
+    write_volume(scan.image("preproc", template=True), Volume(data, np.eye(4), brain))
+    write_mask(scan.mask(template=True), brain, np.eye(4))
+    for tissue in ("CSF", "GM", "WM"):
+        write_volume(scan.share(tissue, template=True), Volume(data / 100, np.eye(4)))
+    (plain,) = find_preprocessed(tmp_path, 1, ("T1w",))
+    assert not scan.mask(template=True, region="head").exists() and len(plain.scan.tissues) == 3
+    (item,) = find_preprocessed(tmp_path, 1, ("T1w",), region="head")
+    assert item.scan.mask == scan.mask(template=True, region="head") and not item.scan.tissues
+    head = item.scan.read().mask
+    assert head[2:16, 2:16, 2:16].all() and head.sum() == 14 ** 3
+    made = item.scan.mask.stat().st_mtime_ns
+    find_preprocessed(tmp_path, 1, ("T1w",), region="head")
+    assert item.scan.mask.stat().st_mtime_ns == made
+
+
 def test_half_of_a_scan_is_named(tmp_path):
     finish(paths(tmp_path))
     paths(tmp_path).mask(template=True).unlink()

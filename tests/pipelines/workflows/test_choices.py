@@ -73,6 +73,15 @@ def test_options_and_targets_that_the_method_does_not_have_are_refused_early():
         check_target(settings(target=["scanner-free"]), ())
 
 
+def test_what_is_made_of_the_brains_tissues_is_refused_for_whole_heads():
+    head = {"backend": "disarm", "backend_option": ["region=head"]}
+    for asked in ({"detail": "guided"}, {"detail_map": True}):
+        with pytest.raises(UsageError, match="disarm is to harmonize whole heads"):
+            check_target(settings(**head, **asked), ())
+        check_target(settings(backend="disarm", **asked), ())
+    check_target(settings(**head), ())
+
+
 def test_site_names_are_found_as_written_and_as_cleaned():
     assert site_label("Site-A", {"Site-A": 1}) == "Site-A"
     assert site_label("Site A", {"Site-A": 1}) == "Site-A"
