@@ -16,6 +16,7 @@ from harmonizer.backends.target import Target
 from harmonizer.backends.tissue_matching import DEFAULT_SEGMENTER, shares_with
 from harmonizer.carrier import guide, left_out
 from harmonizer.evaluation.image import gradient_agreement, ssim_structure
+from harmonizer.errors import InputError
 from harmonizer.files import read_json, write_json
 from harmonizer.intensity_map import IntensityMap
 from harmonizer.local_statistics import shares_of
@@ -75,6 +76,7 @@ class Harmonize(ExplainedInterface):
         figures_index(paths, f"harmonize-{inputs.desc}").unlink(missing_ok=True)
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
         backend.scratch = Path(inputs.scratch)
+        self._require_head(paths, backend.region)
         target = Target.load(inputs.card)
         volume = read_volume(paths.image("preproc", template=True),
                              mask_of(paths, backend.region, template=True))
@@ -104,6 +106,13 @@ class Harmonize(ExplainedInterface):
         self._results["template_file"] = str(template_file)
         self._results["native_file"] = str(paths.image(inputs.desc))
         shutil.rmtree(inputs.scratch, ignore_errors=True)
+
+    def _require_head(self, paths: ScanPaths, region: str) -> None:
+        """A method of whole heads would take a brain's edge for skin; InputError for such."""
+        image = paths.image("preproc", template=True)
+        if region == "head" and read_json(sidecar(image))["SkullStripped"]:
+            raise InputError(f"{image.name}: is brain only, and this model was fitted on whole "
+                             "heads. Harmonize it by a model with region=brain.")
 
     def _guided(self, paths: ScanPaths, direct: IntensityMap, volume: Volume,
                 tissues: Mapping[str, np.ndarray]) -> tuple[IntensityMap, dict[str, Any]]:

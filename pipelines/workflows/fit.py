@@ -12,7 +12,7 @@ from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UsageError, did_you_mean
 from harmonizer.progress import reporter
 
-from ..outputs.collect import cohort_of, find_preprocessed
+from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
 from ..outputs.names import MODELS, resolution_of
 from ..settings import Settings
 from .harmonization import device_of
@@ -104,7 +104,7 @@ def fit_cohort(settings: Settings, modality: str) -> Cohort:
         wanted = {scan.scan_id for scan in cohort}
         cohort = cohort_of([item for item in find_preprocessed(
             settings.output_dir, resolution, (modality,), region=region)
-            if item.scan_id in wanted])
+            if item.scan_id in wanted and not _is_brain_only(item)])
     if not len(cohort):
         raise InputError(
             f"{settings.output_dir}: holds no preprocessed {modality} image to fit on at "
@@ -119,6 +119,14 @@ def fit_cohort(settings: Settings, modality: str) -> Cohort:
             "images with --target."
         )
     return cohort
+
+
+def _is_brain_only(item: Preprocessed) -> bool:
+    """Said in the log: a method of whole heads learns nothing good from it."""
+    stripped = bool(item.sidecar["SkullStripped"])
+    if stripped:
+        LOGGER.warning("%s is brain only and left out of a fit on whole heads.", item.scan_id)
+    return stripped
 
 
 def region_of(settings: Settings) -> str:

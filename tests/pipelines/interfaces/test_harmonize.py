@@ -24,6 +24,7 @@ from harmonizer.backends.disarm import Disarm
 from harmonizer.backends.histogram_matching import HistogramMatching
 from harmonizer.backends.patch_diffusion import PatchDiffusion
 from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError
 from harmonizer.files import read_json, sha256_of, write_json
 from harmonizer.preprocessing.transforms import write_itk_affine
 from harmonizer.volume import read_volume, write_mask, write_volume
@@ -31,14 +32,16 @@ from pipelines.interfaces.harmonize import Harmonize
 from pipelines.outputs.names import ScanPaths, sidecar
 
 
-def prepared(folder: Path, backend: Backend | None = None) -> tuple[ScanPaths, dict[str, Any]]:
+def prepared(folder: Path, backend: Backend | None = None, stripped: bool = True
+             ) -> tuple[ScanPaths, dict[str, Any]]:
     """One scan as the preprocess stage leaves it, a fitted model, and the node's inputs."""
     paths = ScanPaths(folder, Path("sub-01/anat"), "sub-01", "T1w", 2)
     brain = at_site_b(brain_of(5))
     for template in (False, True):
         write_volume(paths.image("preproc", template=template), brain)
         write_mask(paths.mask(template=template), brain.mask, brain.affine)
-        write_json(sidecar(paths.image("preproc", template=template)), {"SkullStripped": True})
+        write_json(sidecar(paths.image("preproc", template=template)),
+                   {"SkullStripped": stripped})
     write_itk_affine(paths.to_template, np.eye(4))
     cohort = Cohort((scan_of(folder, 1, "A"), scan_of(folder, 2, "B")))
     backend = (backend or HistogramMatching()).fit(cohort)
@@ -88,7 +91,7 @@ def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_s
 def test_the_head_gets_the_overall_gain_or_is_harmonized_as_the_brain_is(tmp_path, region):
     disarm = Disarm(Disarm.config_from({"preset": "tiny", "steps": 1, "held_out": 0.0,
                                         "region": region}))
-    paths, inputs = prepared(tmp_path, disarm)
+    paths, inputs = prepared(tmp_path, disarm, stripped=False)
     before = read_volume(paths.image("preproc"))
     brain = before.data > GAIN * 80 + OFFSET  # the dark rim stands for skull and scalp
     for template in (False, True):
@@ -106,6 +109,15 @@ def test_the_head_gets_the_overall_gain_or_is_harmonized_as_the_brain_is(tmp_pat
         assert np.median(after.data[rim]) == pytest.approx(50, rel=0.1)  # as dark as at the target
     told = read_json(sidecar(paths.image("harmonized")))
     assert told.get("Region", "brain") == region
+
+
+def test_a_brain_without_a_head_is_refused_by_a_model_of_heads(tmp_path):
+    disarm = Disarm(Disarm.config_from({"preset": "tiny", "steps": 1, "held_out": 0.0,
+                                        "region": "head"}))
+    paths, inputs = prepared(tmp_path, disarm)
+    with pytest.raises(InputError, match="is brain only, and this model was fitted on whole heads"):
+        Harmonize(**inputs).run(cwd=str(tmp_path / "node"))
+    assert not paths.image("harmonized").exists()
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1)], ids=["qform", "sform", "both"])

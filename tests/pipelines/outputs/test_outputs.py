@@ -60,7 +60,7 @@ def test_a_heads_mask_is_made_when_it_is_asked_for(tmp_path):
     finish(scan)
     data, brain = np.zeros((20, 20, 20), np.float32), np.zeros((20, 20, 20), bool)
     data[2:16, 2:16, 2:16] = 100  # a head,
-    data[5:8, 5:8, 5:8] = 0  # with a sinus
+    data[5:8, 5:8, 2:8] = 0  # with a sinus that is open below,
     data[18:, 18:, 18:] = 100  # and something beside it
     brain[6:12, 6:12, 6:12] = True
     write_volume(scan.image("preproc", template=True), Volume(data, np.eye(4), brain))
