@@ -38,6 +38,7 @@ class _SavePreprocessedInputSpec(InputSpec):
     native_shares = traits.List(File, desc="shares of CSF, GM, WM, RAS+, where they were found")
     template_shares = traits.List(File, desc="the same on the template grid")
     support = traits.Float(desc="how well the image bears the shares out")
+    donor = traits.Str(desc="the image of the session that the shares are of; empty: its own")
     weights = traits.Str(desc="name of the network's weights")
     repairs = traits.List(traits.Str, desc="header repairs")
     quality = traits.Dict(desc="quality check of mask and registration")
@@ -113,7 +114,7 @@ class SavePreprocessed(ExplainedInterface):
                     write_on_original_grid(path, share.data, conformed)
                 write_json(sidecar(path), sidecars.share(
                     source, tissue, template, paths.resolution, self.inputs.weights,
-                    self.inputs.support))
+                    self.inputs.support, self.inputs.donor))
 
     def _sidecar(self, image: Path, content: dict[str, Any]) -> None:
         record = self.inputs.record
@@ -129,7 +130,10 @@ class SavePreprocessed(ExplainedInterface):
         facts = {"Quality": quality, "Input": _input_facts(conformed), "Quantiles": quantiles}
         if isdefined(self.inputs.support):
             facts["ContrastSupport"] = round(self.inputs.support, 3)
-            warnings += [text for text in (doubt(self.inputs.support),) if text]
+            if self.inputs.donor:
+                facts["TissuesFrom"] = self.inputs.donor
+            else:
+                warnings += [text for text in (doubt(self.inputs.support),) if text]
         scanlog.write_log(paths.out, scanlog.ScanLog(
             paths.scan_id, "preprocess", "done", self.inputs.record.site,
             warnings=tuple(warnings), seconds=dict(self.inputs.seconds_of),

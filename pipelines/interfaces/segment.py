@@ -1,17 +1,22 @@
-"""Tissues of one scan."""
+"""Tissues of one scan: found in it, or borrowed from the T1w image of the same session."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from nipype.interfaces.base import File, traits
+import numpy as np
+from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.transforms import read_itk_affine, resample
-from harmonizer.segmentation.predict import segment
+from harmonizer.segmentation.borrowed import borrow
+from harmonizer.segmentation.predict import doubt, segment
+from harmonizer.segmentation.refine import contrast_between
 from harmonizer.template import load_template
-from harmonizer.volume import read_volume, write_volume
+from harmonizer.volume import Volume, read_volume, write_volume
 
-from ..outputs.names import TISSUES
+from ..outputs.names import TISSUES, ScanPaths
+from ..outputs.scanlog import read_log
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -21,16 +26,25 @@ class _SegmentInputSpec(InputSpec):
     transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
     resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
     weights = traits.Str(mandatory=True, desc="name of the network's weights")
+    seed = traits.Int(mandatory=True, desc="of the registration to the donor")
+    donor = traits.Tuple(traits.Str, traits.Str, traits.Str, desc="of the T1w image of the same "
+                         "session: derivative dataset, folder and stem")
+    donor_sha256 = traits.Str(desc="names its source; part of the cache key")
 
 
 class _SegmentOutputSpec(OutputSpec):
     native = traits.List(File, desc="shares of CSF, GM, WM on the image's grid")
     template = traits.List(File, desc="the same on the template grid")
     support = traits.Float(desc="how well the image bears the shares out")
+    donor = traits.Str(desc="stem and suffix of the image that the shares are of; empty: its own")
 
 
 class Segment(ExplainedInterface):
-    """Shares of CSF, GM and WM inside the mask, on both grids."""
+    """Shares of CSF, GM and WM inside the mask, on both grids.
+
+    Where the image does not bear out what the network finds in it, and a T1w image of the session
+    bears out its own, those are brought over; what the image bears out better is kept.
+    """
 
     input_spec = _SegmentInputSpec
     output_spec = _SegmentOutputSpec
@@ -38,13 +52,36 @@ class Segment(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
         found = segment(volume)
+        tissues, support, donor = found.tissues, float(found.support), ""
+        if doubt(support) and isdefined(self.inputs.donor):
+            others = self._borrowed(volume)
+            if others is not None:
+                theirs = float(contrast_between(volume.data, volume.mask, np.stack(
+                    [others[name] for name in TISSUES])))
+                if theirs > support:
+                    tissues, support, donor = others, theirs, f"{self.inputs.donor[2]}_T1w"
         grid = load_template(self.inputs.resolution)
         matrix = read_itk_affine(self.inputs.transform)
         native, template = [], []
         for name in TISSUES:
-            share = volume.with_mask(None).with_data(found.tissues[name])
+            share = volume.with_mask(None).with_data(tissues[name])
             native.append(str(write_volume(folder / f"{name}.nii", share)))
             moved = resample(share, grid, matrix, antialias=True)
             template.append(str(write_volume(folder / f"template_{name}.nii", moved, code=4)))
         self._results["native"], self._results["template"] = native, template
-        self._results["support"] = float(found.support)
+        self._results["support"], self._results["donor"] = support, donor
+
+    def _borrowed(self, volume: Volume) -> Mapping[str, np.ndarray] | None:
+        """The T1w image's shares on this image's grid; None where there is nothing to rely on."""
+        out, folder, stem = self.inputs.donor
+        paths = ScanPaths(Path(out), Path(folder), stem, "T1w", self.inputs.resolution)
+        log = read_log(paths.out, paths.scan_id, "preprocess")
+        support = log.facts.get("ContrastSupport") if log else None
+        if support is None or doubt(support) or not paths.shares_found():
+            return None
+        donor = read_volume(paths.image("preproc"), paths.mask())
+        shares = {name: read_volume(paths.share(name)).data for name in TISSUES}
+        start = np.linalg.inv(read_itk_affine(self.inputs.transform)) @ read_itk_affine(
+            paths.to_template)
+        found = borrow(volume, donor, shares, start, seed=self.inputs.seed)
+        return found.tissues if found.fits else None

@@ -78,13 +78,15 @@ def mask(sources: list[str], template: bool, resolution: int, quality: Mapping[s
 
 
 def share(sources: list[str], tissue: str, template: bool, resolution: int, weights: str,
-          support: float) -> dict[str, Any]:
-    """Sidecar of a tissue's share in each voxel; low `support`: docs/segmentation.md."""
+          support: float, donor: str = "") -> dict[str, Any]:
+    """Sidecar of a tissue's share in each voxel; low `support`: docs/segmentation.md. `donor`: the
+    image of the same session that it was found in."""
     return {
         "Description": f"Share of {tissue} in each voxel of the brain mask, 0 to 1",
         "Sources": sources,
         "Segmenter": weights,
         "ContrastSupport": round(support, 3),
+        **({"TissuesFrom": donor} if donor else {}),
         **space(template, resolution),
     }
 

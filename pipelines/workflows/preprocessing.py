@@ -1,9 +1,10 @@
 """The participant level's first stage: one small workflow for each scan, side by side.
 
-    conform -> brain -> bias -> register -> to_template -> save -> draw
+    conform -> brain -> bias -> register -> to_template -> segment -> save -> draw
 
 A precomputed brain mask takes the place of ``brain``, a precomputed bias-corrected image that of
-``bias``; what is finished is not planned again.
+``bias``; what is finished is not planned again. T1w images come first: another image of the same
+session, whose own tissues are in doubt, gets theirs.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Job:
     record: ScanRecord
     paths: ScanPaths
     fingerprint: str
+    donor: ScanRecord | None = None
 
     @property
     def name(self) -> str:
@@ -69,10 +71,11 @@ def paths_of(record: ScanRecord, out: Path, settings: Settings) -> ScanPaths:
                      resolution_of(settings.sloppy))
 
 
-def fingerprint(record: ScanRecord, settings: Settings) -> str:
+def fingerprint(record: ScanRecord, settings: Settings, donor: ScanRecord | None = None) -> str:
     """Names the source's bytes and everything that changes its preprocessing (SHA-256, 16 digits).
 
-    A finished scan is reused only if its fingerprint is the same.
+    A finished scan is reused only if its fingerprint is the same. `donor`: the image that its
+    tissues may be taken from.
     """
     parts = {
         "source": sha256_of(record.path),
@@ -84,6 +87,8 @@ def fingerprint(record: ScanRecord, settings: Settings) -> str:
         "second_opinion": second_opinion_of(settings),
         "version": __version__,
     }
+    if donor is not None:
+        parts["donor"] = sha256_of(donor.path)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,7 +120,9 @@ def preprocess(
     if jobs and not settings.dry_run:
         if settings.write_graph:
             write_graph(init_preprocessing_wf(settings, jobs), out, "preprocess")
-        failures += execute(partial(init_preprocessing_wf, settings), jobs, settings, "preprocess")
+        for portion in _in_order(jobs):
+            failures += execute(partial(init_preprocessing_wf, settings), portion, settings,
+                                "preprocess")
     by_id = {record.scan_id: record for record in records}
     if not settings.dry_run:
         for failure in failures:
@@ -125,14 +132,32 @@ def preprocess(
     return failures, reused
 
 
+def _in_order(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that wait for nobody, then those that may take the tissues of one of the first."""
+    portions = [[job for job in jobs if (job.donor is None) == first] for first in (True, False)]
+    return [portion for portion in portions if portion]
+
+
+def _donors(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, ScanRecord]:
+    """Folder of a session -> its T1w image, the first by name; none in a sloppy run."""
+    if settings.sloppy:
+        return {}
+    ordered = sorted(records, key=lambda record: record.scan_id, reverse=True)
+    return {record.folder: record for record in ordered if record.modality == "T1w"}
+
+
 def _warn_of_tissues(jobs: Sequence[Job], out: Path) -> None:
     """Say where an image does not bear out the tissues that were found in it."""
     from harmonizer.segmentation.predict import doubt
 
     for job in jobs:
         log = read_log(out, job.scan_id, "preprocess")
-        support = log.facts.get("ContrastSupport") if log else None
-        if support is not None and (text := doubt(support)):
+        facts = log.facts if log else {}
+        support = facts.get("ContrastSupport")
+        if donor := facts.get("TissuesFrom"):
+            LOGGER.info("%s: its tissues are those of %s, which shows them better.", job.scan_id,
+                        donor)
+        elif support is not None and (text := doubt(support)):
             LOGGER.warning("%s: %s", job.scan_id, text)
 
 
@@ -142,10 +167,12 @@ def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
     from harmonizer.preprocessing.conform import check_image
 
     jobs, failures, reused = [], [], 0
+    donors = _donors(records, settings)
     for record in records:
         paths = paths_of(record, out, settings)
+        donor = None if record.modality == "T1w" else donors.get(record.folder)
         try:
-            name = fingerprint(record, settings)
+            name = fingerprint(record, settings, donor)
             if _is_finished(paths, record, name, settings.sloppy):
                 reused += 1
                 continue
@@ -157,7 +184,7 @@ def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
             failures.append(Failure(record.scan_id, "preprocess",
                                     f"{error.filename}: {error.strerror}. Check the file."))
             continue
-        jobs.append(Job(record, paths, name))
+        jobs.append(Job(record, paths, name, donor))
     return jobs, tuple(failures), reused
 
 
@@ -305,19 +332,24 @@ def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, output
     if brain.name == "brain":
         workflow.connect(brain, "quality", quality, "extraction")
     if not settings.sloppy:
-        _connect_segmentation(workflow, segmenter_of(settings), record, steps, quality, save)
+        _connect_segmentation(workflow, settings, job, steps, quality, save)
 
 
-def _connect_segmentation(workflow, weights: str, record: ScanRecord, steps: list, quality,
-                          save) -> None:
+def _connect_segmentation(workflow, settings: Settings, job: Job, steps: list, quality, save
+                          ) -> None:
     """Tissues on both grids."""
     from nipype import Node
 
     from ..interfaces.segment import Segment
 
     _, brain, bias, register, to_template = steps
-    segment = Node(Segment(resolution=to_template.inputs.resolution, weights=weights),
-                   name="segment", mem_gb=memory_of("segment", record), n_procs=1)
+    weights, donor = segmenter_of(settings), job.donor
+    given = {} if donor is None else {
+        "donor": (str(job.paths.out), str(donor.folder), donor.stem),
+        "donor_sha256": sha256_of(donor.path)}
+    segment = Node(Segment(resolution=to_template.inputs.resolution, weights=weights,
+                           seed=settings.random_seed, **given),
+                   name="segment", mem_gb=memory_of("segment", job.record), n_procs=1)
     save.inputs.weights = weights
     workflow.connect([
         (bias, segment, [("out_file", "in_file")]),
@@ -325,7 +357,7 @@ def _connect_segmentation(workflow, weights: str, record: ScanRecord, steps: lis
         (register, segment, [("transform", "transform")]),
         (segment, quality, [("seconds", "segment")]),
         (segment, save, [("native", "native_shares"), ("template", "template_shares"),
-                         ("support", "support")]),
+                         ("support", "support"), ("donor", "donor")]),
     ])
 
 

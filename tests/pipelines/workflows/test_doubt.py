@@ -40,6 +40,44 @@ def test_a_run_names_the_scans_whose_tissues_are_in_doubt(
     assert said[0].startswith("sub-02_T2w: ") and f"0.62, less than {LEAST_SUPPORT}" in said[0]
 
 
+def test_t1w_images_come_first_and_serve_their_session(tmp_path, monkeypatch, caplog) -> None:
+    settings = Settings("/bids", tmp_path, ["participant"])
+    names = ("sub-01_FLAIR", "sub-01_run-2_T1w", "sub-01_run-1_T1w", "sub-02_T2w")
+    records = []
+    for name in names:
+        (tmp_path / name).write_text(name)
+        stem, suffix = name.rsplit("_", 1)
+        records.append(ScanRecord(name, stem, name[4:6], None, suffix, tmp_path / name, "A", "t"))
+    monkeypatch.setattr("harmonizer.preprocessing.conform.check_image", lambda path: None)
+    jobs, _, _ = preprocessing.plan(settings, records, tmp_path)
+    donors = {job.scan_id: job.donor and job.donor.scan_id for job in jobs}
+    assert donors == {**dict.fromkeys(names), "sub-01_FLAIR": "sub-01_run-1_T1w"}
+    assert [[job.scan_id for job in part] for part in preprocessing._in_order(jobs)] == [
+        list(names[1:]), [names[0]]]
+    with_, without = (preprocessing.fingerprint(records[0], settings, donor)
+                      for donor in (records[2], None))
+    assert with_ != without
+    sloppy = Settings("/bids", tmp_path, ["participant"], sloppy=True)
+    assert all(job.donor is None for job in preprocessing.plan(sloppy, records, tmp_path)[0])
+
+    def execute(_, part, *__):
+        for job in part:
+            facts = {"ContrastSupport": 0.9, **({"TissuesFrom": job.donor.scan_id}
+                                                if job.donor else {})}
+            write_log(tmp_path, ScanLog(job.scan_id, "preprocess", "done", "A", facts=facts))
+        return ()
+
+    monkeypatch.setattr(preprocessing, "execute", execute)
+    with caplog.at_level(logging.INFO, logger="pipelines"):
+        preprocessing.preprocess(settings, records)
+    said = {r.getMessage().split(":")[0]: r.getMessage() for r in caplog.records}
+    assert "are those of sub-01_run-1_T1w" in said["sub-01_FLAIR"]
+    assert "in doubt" in said["sub-02_T2w"]
+
+
 def test_the_maps_of_tissues_say_how_well_they_are_borne_out() -> None:
     content = sidecars.share(["bids::x.nii.gz"], "GM", True, 1, "network-0-4", 0.61972)
     assert content["ContrastSupport"] == pytest.approx(0.62, abs=1e-9)
+    assert "TissuesFrom" not in content
+    lent = sidecars.share(["bids::x.nii.gz"], "GM", True, 1, "network-0-4", 0.9, "sub-01_T1w")
+    assert lent["TissuesFrom"] == "sub-01_T1w"
