@@ -17,11 +17,12 @@ from ..preprocessing.registration import refine_linear, working_copy
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 
-__all__ = ["Borrowed", "borrow"]
+__all__ = ["Borrowed", "borrow", "ENOUGH"]
 
 SPACING_MM = 2.0  # of the registration
 NEAR_MM = 6.0  # around the brain, that the registration looks at
-LEAST_OVERLAP = 0.85  # Dice of the two brain masks after it; 0.90 to 0.96 measured
+LEAST_OVERLAP = 0.85  # Dice of the two brain masks after it; 0.95 to 1.00 measured
+ENOUGH = 0.75  # of the own shares' support: those were fitted to the image, a donor's were not
 
 
 @dataclass(frozen=True, eq=False)

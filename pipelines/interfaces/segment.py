@@ -9,7 +9,7 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.transforms import read_itk_affine, resample
-from harmonizer.segmentation.borrowed import borrow
+from harmonizer.segmentation.borrowed import ENOUGH, borrow
 from harmonizer.segmentation.predict import doubt, segment
 from harmonizer.segmentation.refine import contrast_between
 from harmonizer.template import load_template
@@ -43,7 +43,7 @@ class Segment(ExplainedInterface):
     """Shares of CSF, GM and WM inside the mask, on both grids.
 
     Where the image does not bear out what the network finds in it, and a T1w image of the session
-    bears out its own, those are brought over; what the image bears out better is kept.
+    bears out its own, those are brought over, unless the image bears them out much less.
     """
 
     input_spec = _SegmentInputSpec
@@ -58,7 +58,7 @@ class Segment(ExplainedInterface):
             if others is not None:
                 theirs = float(contrast_between(volume.data, volume.mask, np.stack(
                     [others[name] for name in TISSUES])))
-                if theirs > support:
+                if theirs > ENOUGH * support:
                     tissues, support, donor = others, theirs, f"{self.inputs.donor[2]}_T1w"
         grid = load_template(self.inputs.resolution)
         matrix = read_itk_affine(self.inputs.transform)
