@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,10 @@ __all__ = ["KeptSteps"]
 class KeptSteps:
     """Walks (`harmonizer.diffusion.samplers.Walk`) whose steps outlive the process.
 
-    Walks are told apart by the order in which they begin, so the folder belongs to one sampling:
-    same network, same numbers in, same device. Only the last x of each walk is kept, so that a
-    walk costs a volume of disk. A file that cannot be read or has another shape counts as absent.
+    Walks are told apart by the order in which they begin and by the x that they begin with; the
+    rest (network, condition, device) is the folder's: it belongs to one sampling. Only the last x
+    of each walk is kept, so that a walk costs a volume of disk. A file that cannot be read or has
+    another shape counts as absent.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +30,8 @@ class KeptSteps:
     def walk(self, x: torch.Tensor, steps: Sequence[tuple[int, int]], advance: Advance
              ) -> torch.Tensor:
         """x after the last step; the steps that are there are not made again."""
-        name, self._begun = f"walk-{self._begun:04d}", self._begun + 1
+        first = zlib.crc32(x.detach().cpu().contiguous().numpy().tobytes())
+        name, self._begun = f"walk-{self._begun:04d}-{first:08x}", self._begun + 1
         done, x = self._found(name, x, len(steps))
         for number in range(done, len(steps)):
             x = advance(x, *steps[number])

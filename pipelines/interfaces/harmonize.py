@@ -15,8 +15,8 @@ from harmonizer.backends.model_folder import model_hash
 from harmonizer.backends.target import Target
 from harmonizer.backends.tissue_matching import DEFAULT_SEGMENTER, shares_with
 from harmonizer.carrier import guide, left_out
-from harmonizer.evaluation.image import gradient_agreement, ssim_structure
 from harmonizer.errors import InputError
+from harmonizer.evaluation.image import gradient_agreement, ssim_structure
 from harmonizer.files import read_json, write_json
 from harmonizer.intensity_map import IntensityMap
 from harmonizer.local_statistics import shares_of
