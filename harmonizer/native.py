@@ -26,7 +26,8 @@ def change_of(
 ) -> IntensityMap:
     """The change that `backend` makes to a template-grid volume, as a map in template world.
 
-    For a method without maps of its own it is the field after - before.
+    For a method without maps of its own it is the overall gain, by which units of scanners may
+    differ a hundredfold, and the field after - gain before, which is zero outside the mask.
     """
     if isinstance(backend, StatisticsBackend):
         return backend.intensity_map(volume, target, source=source, covariates=covariates,
@@ -35,7 +36,9 @@ def change_of(
                               tissues=tissues)
     values = volume.in_mask()
     low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))
-    return FieldMap(1.0, after.data - volume.data, volume.affine, low, f"of {backend.name}")
+    gain = _gain(volume, after)
+    field = np.where(volume.mask, after.data - np.float32(gain) * volume.data, np.float32(0))
+    return FieldMap(gain, field, volume.affine, low, f"of {backend.name}")
 
 
 def apply_with_head(change: IntensityMap, volume: Volume, to_map: np.ndarray | None = None
@@ -52,6 +55,11 @@ def apply_with_head(change: IntensityMap, volume: Volume, to_map: np.ndarray | N
     to_map : (4, 4) world mm of `volume` -> world of the map; None if they are the same
     """
     after = change.apply(volume, to_map)
-    before_median, after_median = np.median(volume.in_mask()), np.median(after.in_mask())
-    gain = after_median / before_median if before_median > 0 and after_median > 0 else 1.0
-    return after.with_data(np.where(after.mask, after.data, np.float32(gain) * volume.data))
+    gain = np.float32(_gain(volume, after))
+    return after.with_data(np.where(after.mask, after.data, gain * volume.data))
+
+
+def _gain(before: Volume, after: Volume) -> float:
+    """Ratio of the in-mask medians; 1 where one of them is not positive."""
+    medians = [float(np.median(volume.in_mask())) for volume in (before, after)]
+    return medians[1] / medians[0] if min(medians) > 0 else 1.0

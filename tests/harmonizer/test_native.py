@@ -42,10 +42,15 @@ def test_own_grid_gets_the_same_map_without_resampling(fitted):
     assert after.affine is own.affine
 
 
-def test_method_without_a_map_is_carried_as_its_difference(tmp_path):
+@pytest.mark.parametrize("factor", [0.002, 0.5, 300.0])
+def test_method_without_a_map_is_carried_as_its_difference(tmp_path, monkeypatch, factor):
+    """Whatever the unit of the target's scanner."""
     cohort = Cohort((scan_of(tmp_path, 1, "A"), scan_of(tmp_path, 2, "B")))
+    monkeypatch.setattr(Voxels, "factor", factor)
     backend = Voxels().fit(cohort)
     seen = at_site_b(brain_of(3))
+    change = change_of(backend, seen, backend.target("A"))
+    assert not change.field[~seen.mask].any()  # half of a change at the edge would be a rim
     expected = backend.harmonize(seen, backend.target("A"))
     got = apply_with_head(change_of(backend, seen, backend.target("A")), seen)
     bright = seen.mask & (seen.data > np.quantile(seen.in_mask(), 0.05))
@@ -53,7 +58,9 @@ def test_method_without_a_map_is_carried_as_its_difference(tmp_path):
 
 
 class Voxels(Backend):
-    """Halves every voxel; derives from `Backend` alone."""
+    """Takes every voxel times something and adds a slope; derives from `Backend` alone."""
+
+    factor = 0.5
 
     name, reference, summary = "voxels", "none", "Halved."
     capabilities = Capabilities()
@@ -63,7 +70,8 @@ class Voxels(Backend):
         pass
 
     def _harmonize(self, volume, target, known, rng):
-        return volume.with_data(0.5 * volume.data)
+        slope = np.linspace(0.9, 1.1, volume.shape[0], dtype=np.float32)[:, None, None]
+        return volume.with_data(np.float32(self.factor) * slope * volume.data)
 
     def _site_style(self, label):
         return {}
