@@ -262,6 +262,19 @@ def out_of_memory(times: int) -> Iterator[None]:
     assert not left, "no network was asked"
 
 
+@pytest.mark.gpu
+def test_cuda_gives_what_the_cpu_gives(fitted, stranger, monkeypatch):
+    if not fitted.capabilities.trained:
+        pytest.skip("has no network")
+    monkeypatch.setattr(fitted, "share_", 1.0)
+    cpu = fitted.harmonize(stranger, fitted.target("A"), seed=3).in_mask()
+    try:
+        cuda = fitted.on("cuda").harmonize(stranger, fitted.target("A"), seed=3).in_mask()
+    finally:
+        fitted.on("cpu")
+    assert np.sqrt(np.mean((cpu - cuda) ** 2)) < 1e-3 * np.ptp(cpu)
+
+
 def test_memory_that_ends_once_changes_nothing(fitted, stranger, caplog):
     if not fitted.capabilities.trained:
         pytest.skip("has no network")
