@@ -13,6 +13,7 @@ networks' change. *enroll*: processor seconds.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -114,8 +115,7 @@ def timed(method: Any, scans: Sequence[Scan]) -> tuple[Target, float]:
 
 def shared(model: Any, share: float) -> Any:
     """The same model with another share of its change."""
-    other = type(model)(model.config)
-    other.__dict__ |= model.__dict__
+    other = copy.copy(model)
     other.share_ = share
     return other
 

@@ -15,6 +15,7 @@ share of the networks' change that the model found best for its default, or `--s
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from sections import put_section  # noqa: E402
-from trained import Case, cases_of, spread_of  # noqa: E402
+from trained import Case, cases_of, scaled, spread_of  # noqa: E402
 
 from harmonizer.anatomy_prior import AnatomyPrior  # noqa: E402
 from harmonizer.backends.patch_diffusion import PatchDiffusion  # noqa: E402
@@ -126,9 +127,8 @@ def _methods(model: PatchDiffusion, modes: Sequence[str], share: float | None
 
 def _with(model: PatchDiffusion, share: float, **values: Any) -> PatchDiffusion:
     """The same model, sampled otherwise."""
-    other = PatchDiffusion(replace(model.config, **values))
-    other.__dict__ |= {k: v for k, v in model.__dict__.items() if k != "config"}
-    other.share_ = share
+    other = copy.copy(model)
+    other.config, other.share_ = replace(model.config, **values), share
     return other
 
 
@@ -145,8 +145,7 @@ def _scored(method: PatchDiffusion | None, case: Case) -> tuple[float, ...]:
 
 def _result(method: PatchDiffusion | None, case: Case) -> Volume:
     if method is None:
-        gain = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
-        return case.scan.with_data(case.scan.data * np.float32(gain))
+        return scaled(case)
     known = case.source if case.source in method.sites_ else None
     return method.harmonize(case.scan, method.target(case.target), source=known)
 

@@ -172,9 +172,7 @@ def scores(cases: Sequence[Case], backends: dict[str, Backend]
     """One row of numbers for each case and method, and the last method's seconds a volume."""
     rows, spent = [], dict.fromkeys(backends, 0.0)
     for case in cases:
-        median = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
-        rows.append(row_of("scaled", case,
-                           case.scan.with_data(case.scan.data * np.float32(median))))
+        rows.append(row_of("scaled", case, scaled(case)))
         for name, backend in backends.items():
             started = time.process_time()
             target = backend.target(case.target)
@@ -185,6 +183,12 @@ def scores(cases: Sequence[Case], backends: dict[str, Backend]
                 rows.append(row_of(name, replace(case, source="?"),
                                    backend.harmonize(case.scan, target), "same, not named"))
     return rows, list(spent.values())[-1] / len(cases)
+
+
+def scaled(case: Case) -> Volume:
+    """The scan brought to the truth's median."""
+    gain = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
+    return case.scan.with_data(case.scan.data * np.float32(gain))
 
 
 def row_of(method: str, case: Case, result: Volume, group: str | None = None) -> dict[str, Any]:

@@ -215,11 +215,12 @@ class Cacd(LearnedBackend):
 
     def training_facts(self) -> list[str]:
         """See `LearnedBackend`; and how alike the scans of each site are."""
+        if not (facts := super().training_facts()):
+            return []
         alike = ", ".join(f"{site} {style['homogeneity'][0]:.3f}"
                           for site, style in self.styles_.items())
-        facts = super().training_facts()
         return [*facts, "How alike the scans of a site are in contrast (mean resultant length of "
-                f"their contrast vectors, at most 1): {alike}."] if facts else []
+                f"their contrast vectors, at most 1): {alike}."]
 
     def _vectors(self, unit: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(contrast,) mean over brain slices by area, and (K, anatomy) of every slice."""

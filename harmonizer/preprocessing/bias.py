@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..volume import Volume
 from .ants_bridge import ants_module, to_ants
 
-__all__ = ["correct_bias", "estimate_log_bias", "head_mask"]
+__all__ = ["correct_bias", "estimate_log_bias", "head_mask", "largest_piece", "whole_head"]
 
 WORKING_SPACING_MM = 3.6
 # Three levels: knots 40-50 mm apart in a brain. A fourth (20-25 mm) takes anatomy for bias: it cut
@@ -93,6 +93,28 @@ def head_mask(volume: Volume) -> np.ndarray:
 
     clipped = np.clip(volume.data, 0, max(float(np.percentile(volume.data, 99.5)), 1e-6))
     return ndimage.binary_fill_holes(clipped > 0.5 * threshold_otsu(clipped))
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest face-connected piece of a mask."""
+    labels, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def whole_head(volume: Volume) -> np.ndarray:
+    """(I, J, K) bool: the largest piece of `head_mask` and all of the brain mask, filled slice by
+    slice in all three planes: the dark skull is open at the neck. A brain alone gives its mask."""
+    assert volume.mask is not None
+    head = largest_piece(head_mask(volume)) | volume.mask
+    filled = head.copy()
+    for axis in range(3):
+        for one, whole in zip(np.moveaxis(head, axis, 0), np.moveaxis(filled, axis, 0)):
+            whole |= ndimage.binary_fill_holes(one)
+    return filled
 
 
 def _n4(

@@ -22,6 +22,7 @@ from ..errors import InputError, UsageError
 from ..template import load_template
 from ..volume import Volume
 from .ants_bridge import ants_module, seed_ants, to_ants
+from .bias import largest_piece
 from .registration import (
     affine_scales,
     mutual_information,
@@ -197,7 +198,7 @@ def foreground_mask(volume: Volume) -> np.ndarray:
     background = _background(volume.data)
     background = float(volume.data.min()) if background is None else background
     mask = volume.data - background > _signal_level(volume.data, background)
-    return ndimage.binary_fill_holes(_without_threads(_largest(mask), volume.spacing))
+    return ndimage.binary_fill_holes(_without_threads(largest_piece(mask), volume.spacing))
 
 
 def _without_threads(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
@@ -207,7 +208,7 @@ def _without_threads(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     where = np.argwhere(mask)
     box = tuple(slice(a, b + 1) for a, b in zip(where.min(axis=0), where.max(axis=0)))
     inside = np.pad(ndimage.binary_fill_holes(mask[box]), 1)
-    core = _largest(_eroded(inside, 1.5, spacing))
+    core = largest_piece(_eroded(inside, 1.5, spacing))
     out = np.zeros_like(mask)
     out[box] = (inside & _dilated(core, 4.5, spacing))[1:-1, 1:-1, 1:-1]
     return out
@@ -326,7 +327,7 @@ def _on_grid_of(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarray:
     """A mask of the 1.5 mm grid on the volume's own grid, smoothly; one piece without holes."""
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 0.5)
     back = resample(grid.with_data(soft), volume)
-    return ndimage.binary_fill_holes(_largest(back.data > 0.5))
+    return ndimage.binary_fill_holes(largest_piece(back.data > 0.5))
 
 
 def _grid_around(volume: Volume, prior: Volume) -> Volume:
@@ -379,7 +380,7 @@ def _histogram(index: np.ndarray, bins: int) -> np.ndarray:
 def _solid(mask: np.ndarray) -> np.ndarray:
     """Thin bridges cut, one piece kept, sulci closed, holes filled."""
     spacing = REFINE_SPACING_MM
-    core = _largest(_eroded(mask, 3.0, spacing))
+    core = largest_piece(_eroded(mask, 3.0, spacing))
     mask = mask & _dilated(core, 4.5, spacing)
     closed = _eroded(_dilated(np.pad(mask, 6), 5.0, spacing), 5.0, spacing)[6:-6, 6:-6, 6:-6]
     return ndimage.binary_fill_holes(closed)
@@ -391,16 +392,6 @@ def _eroded(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> 
 
 def _dilated(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(~mask, sampling=spacing) <= margin_mm
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest face-connected piece."""
-    labels, count = ndimage.label(mask)
-    if count <= 1:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return labels == sizes.argmax()
 
 
 def _background(data: np.ndarray) -> float | None:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from ..preprocessing.registration import refine_linear, working_copy
+from ..preprocessing.registration import refine_linear, template_neighbourhood, working_copy
 from ..preprocessing.transforms import resample
 from ..volume import Volume
+from .atropos import dice
 
 __all__ = ["Borrowed", "borrow", "ENOUGH"]
 
@@ -61,17 +61,17 @@ def borrow(volume: Volume, donor: Volume, tissues: Mapping[str, np.ndarray], sta
     fixed, moving = (working_copy(v.with_data(np.where(v.mask, np.maximum(v.data, 0), 0)),
                                   SPACING_MM) for v in (volume, donor))
     assert fixed.mask is not None and volume.mask is not None
-    near = ndimage.binary_dilation(fixed.mask, iterations=round(NEAR_MM / SPACING_MM))
+    near = template_neighbourhood(fixed, NEAR_MM)
     matrix = refine_linear("Rigid", moving, fixed, near, _rigid(start, moving), seed=seed)
     moved = resample(moving, fixed, matrix)
     assert moved.mask is not None
-    overlap = 2 * (moved.mask & fixed.mask).sum() / (moved.mask.sum() + fixed.mask.sum())
+    overlap = dice(moved.mask, fixed.mask)
     maps = {name: resample(donor.with_mask(None).with_data(share), volume, matrix,
                            antialias=True).data for name, share in tissues.items()}
     maps["CSF"] = maps["CSF"] + np.maximum(1 - sum(maps.values()), 0)
     total = sum(maps.values())
     return Borrowed({name: np.divide(share, total, out=np.zeros_like(share), where=volume.mask)
-                     for name, share in maps.items()}, float(overlap))
+                     for name, share in maps.items()}, overlap)
 
 
 def _rigid(matrix: np.ndarray, moving: Volume) -> np.ndarray:

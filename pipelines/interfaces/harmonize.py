@@ -78,10 +78,13 @@ class Harmonize(ExplainedInterface):
         backend.scratch = Path(inputs.scratch)
         self._require_head(paths, backend.region)
         target = Target.load(inputs.card)
-        volume = read_volume(paths.image("preproc", template=True),
-                             mask_of(paths, backend.region, template=True))
+        brain = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        volume = brain
+        if backend.region != "brain":
+            volume = read_volume(paths.image("preproc", template=True),
+                                 mask_of(paths, backend.region, template=True))
         tissues, own = shares_of_scan(paths)
-        tissues = tissues if own and backend.region == "brain" else {}
+        tissues = tissues if own and volume is brain else {}
         change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,
                            covariates=inputs.covariates, tissues=tissues)
         facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
@@ -101,7 +104,6 @@ class Harmonize(ExplainedInterface):
         template_file = paths.image(inputs.desc, template=True)
         write_volume(template_file, after, code=4)
         self._sidecar(paths, template_file, True, run)
-        brain = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
         self._log(paths, target, brain, after.with_mask(brain.mask))
         self._results["template_file"] = str(template_file)
         self._results["native_file"] = str(paths.image(inputs.desc))

@@ -29,7 +29,7 @@ class _SegmentInputSpec(InputSpec):
     seed = traits.Int(mandatory=True, desc="of the registration to the donor")
     donor = traits.Tuple(traits.Str, traits.Str, traits.Str, desc="of the T1w image of the same "
                          "session: derivative dataset, folder and stem")
-    donor_sha256 = traits.Str(desc="names its source; part of the cache key")
+    fingerprint = traits.Str(desc="names source, donor and settings; part of the cache key")
 
 
 class _SegmentOutputSpec(OutputSpec):

@@ -346,7 +346,7 @@ def _connect_segmentation(workflow, settings: Settings, job: Job, steps: list, q
     weights, donor = segmenter_of(settings), job.donor
     given = {} if donor is None else {
         "donor": (str(job.paths.out), str(donor.folder), donor.stem),
-        "donor_sha256": sha256_of(donor.path)}
+        "fingerprint": job.fingerprint}
     segment = Node(Segment(resolution=to_template.inputs.resolution, weights=weights,
                            seed=settings.random_seed, **given),
                    name="segment", mem_gb=memory_of("segment", job.record), n_procs=1)
