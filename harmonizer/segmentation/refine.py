@@ -4,9 +4,10 @@ The network says roughly what lies where, at any contrast; it was never shown th
 mixture of three normal distributions, one for each tissue, then asks the image: mean and variance
 of each vary smoothly over the brain (so neither a bias field nor a region's own brightness
 misleads), and the network's shares, blurred, are the prior (the idea of Ashburner and Friston 2005,
-doi:10.1016/j.neuroimage.2005.02.018, with a network in the place of an atlas). No order of
-brightness is assumed. Where grey matter looks like fluid, or like white matter, the image has
-nothing to say and the network's shares are kept.
+doi:10.1016/j.neuroimage.2005.02.018, with a network in the place of an atlas). The prior
+is nearly flat for fluid, which the network misses in narrow sulci; between grey and white matter
+the network is heard. No order of brightness is assumed. Where grey matter looks like fluid, or like
+white matter, the image has nothing to say and the network's shares are kept.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from scipy import ndimage
 
 __all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine"]
 
-REVISION = 4  # counted up when the answer changes: kept segmentations are then made anew
+REVISION = 5  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
 PRIOR_BLUR_MM = 1.5  # how far a border may be moved by the image
-PRIOR_FLOOR = 0.8  # of each tissue, before normalisation: the prior advises, it does not decide
+FLUID_FLOOR = 0.8  # of each tissue: of fluid the network sees too little, so it only advises
+GREY_FLOOR = 0.1  # of grey and of white matter, of what is no fluid: here the network is heard
+GREY_LOGIT = 0.3  # added to the log odds of grey to white matter: it leans to white
+FLUID_LOGIT = 0.15  # added to fluid's, which else loses where the network is sure of another
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness
@@ -44,9 +48,8 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     -------
     (3, I, J, K) float32, summing to one inside, zero outside
     """
-    prior = np.stack([ndimage.gaussian_filter(s, PRIOR_BLUR_MM)[inside] for s in shares])
-    total = np.maximum(prior.sum(axis=0), 1e-6)
-    log_prior = np.log((prior / total + PRIOR_FLOOR) / (1 + 3 * PRIOR_FLOOR))
+    log_prior = _log_prior(np.stack([ndimage.gaussian_filter(s, PRIOR_BLUR_MM)[inside]
+                                     for s in shares]))
     found = np.stack([s[inside] for s in shares])
     found /= np.maximum(found.sum(axis=0), 1e-6)
     values = data[inside].astype(np.float64)
@@ -60,6 +63,16 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
         np.exp(logs, out=logs)
         found = logs / logs.sum(axis=0)
     return _spread_out(trust * found + (1 - trust) * rough, inside)
+
+
+def _log_prior(shares: np.ndarray) -> np.ndarray:
+    """(3, n) up to a constant: fluid or not, and of what is not, grey or white matter."""
+    total = np.maximum(shares.sum(axis=0), 1e-6)
+    fluid = (shares[0] / total + FLUID_FLOOR) / (1 + 3 * FLUID_FLOOR)
+    odds = np.exp(GREY_LOGIT) * (shares[1] + 1e-3) / (shares[2] + 1e-3)
+    grey = (odds / (1 + odds) + GREY_FLOOR) / (1 + 2 * GREY_FLOOR)
+    return np.stack([np.log(fluid) + FLUID_LOGIT, np.log((1 - fluid) * grey),
+                     np.log((1 - fluid) * (1 - grey))])
 
 
 def _spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -86,3 +86,25 @@ def test_a_tissue_that_is_not_there_is_not_invented() -> None:
         0, 3, labels.shape)
     found = refine(data, inside, rough_shares(labels))
     assert (found.argmax(axis=0)[inside] == 0).mean() < 0.01
+
+
+def test_where_grey_and_white_matter_overlap_the_network_is_heard() -> None:
+    labels, inside = brain()
+    data = np.array((20.0, 60.0, 84.0))[labels] + np.random.default_rng(5).normal(
+        0, 14, labels.shape)
+    by_brightness = [np.abs(data - level) for level in (20.0, 60.0, 84.0)]
+    alone = dice(labels, -np.stack(by_brightness), inside)
+    after = dice(labels, refine(data, inside, rough_shares(labels)), inside)
+    assert after[1] > alone[1] + 0.05 and after[2] > alone[2] + 0.05
+    assert after[0] > alone[0] - 0.01
+
+
+def test_fluid_that_the_network_takes_for_grey_matter_is_found_by_its_brightness() -> None:
+    labels, inside = brain()
+    data = np.array((20.0, 60.0, 100.0))[labels] + np.random.default_rng(6).normal(
+        0, 5, labels.shape)
+    rough = rough_shares(labels)
+    rough[1] += 0.6 * rough[0]
+    rough[0] *= 0.4
+    assert dice(labels, rough, inside)[0] < 0.1
+    assert min(dice(labels, refine(data, inside, rough), inside)) > 0.95

@@ -1,0 +1,98 @@
+"""Do tissue ratios follow the scanner after a learned method? Phantom people, every scanner.
+
+    python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER [--people 3] [--target aspen]
+                                       [--markdown docs/benchmarks.md]
+
+MODEL was trained by `benchmarks/trained.py WORK --fit FOLDER` (WORK/training/model) and CASES is
+its WORK/held: people that no fit saw, each at the four known scanners and at a fifth. All scans are
+brought to the target and segmented anew (Atropos, 2 mm), as the referee does. *marginal*: share of
+the variance of a tissue's ratio that the scanner explains, less is better; *conditional*: scanner
+and person together, more is better (mixed model; evaluation of Hache et al. 2026, Table 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from enrolled import shared  # noqa: E402
+from sections import put_section  # noqa: E402
+from trained import Case, cases_of  # noqa: E402
+
+from harmonizer.backends import registry  # noqa: E402
+from harmonizer.backends.model_folder import read  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.evaluation.volumes import variance_shares  # noqa: E402
+from harmonizer.segmentation.atropos import TISSUES, AtroposSegmenter, tissue_ratios  # noqa: E402
+from harmonizer.volume import Volume  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Harmonize, segment, print; put the section into the markdown file if one is named."""
+    given = _parser().parse_args(argv)
+    cases = list(cases_of(given.cases, given.people, [given.target]))
+    lines = ["| method | " + " | ".join(f"{name}, marginal / conditional" for name in TISSUES)
+             + " |", "|---" * (len(TISSUES) + 1) + "|"]
+    print(*lines, sep="\n")
+    for name, method in _methods(given):
+        found = [tissue_ratios(AtroposSegmenter()(_result(method, case))) for case in cases]
+        lines.append(f"| {name} | " + " | ".join(_cell(cases, found, tissue)
+                                                 for tissue in TISSUES) + " |")
+        print(lines[-1], flush=True)
+    if given.markdown:
+        put_section(given.markdown, "Tissue ratios of travelling people", "\n".join(
+            [f"`{_command(given)}`", "", f"{len(cases)} scans.", "", *lines]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("--fit", type=Path, required=True)
+    parser.add_argument("--people", type=int, default=3)
+    parser.add_argument("--target", default="aspen")
+    parser.add_argument("--markdown", type=Path)
+    return parser
+
+
+def _command(given: argparse.Namespace) -> str:
+    return (f"python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER --people {given.people} "
+            f"--target {given.target}")
+
+
+def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
+    """Doing nothing, histogram matching, the model's start, the model."""
+    name = read(given.model)[0]["Backend"]
+    model: Any = registry.get(name).load(given.model)
+    people = Cohort.from_tsv(given.fit / "cohort.tsv")
+    null = registry.get("histogram_matching")().fit(people)
+    return [("unharmonized", None), ("histogram_matching", null),
+            (f"{model.config.start} (its start)", shared(model, 0.0)),
+            (f"{name}, {model.share_:.0%} of its change", model)]
+
+
+def _result(method: Any, case: Case) -> Volume:
+    if method is None:
+        return case.scan
+    known = case.source if case.source in method.sites_ else None
+    return method.harmonize(case.scan, method.target(case.target), source=known)
+
+
+def _cell(cases: Sequence[Case], found: Sequence[dict[str, float]], tissue: str) -> str:
+    ratios = np.array([one[tissue] for one in found])
+    shares = variance_shares(ratios, [case.source for case in cases],
+                             [case.person for case in cases])
+    return f"{shares.marginal:.3f} / {shares.conditional:.3f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
