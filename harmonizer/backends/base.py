@@ -114,6 +114,10 @@ class Backend(ABC):
         """Whose masks the method is to be given, in a fit and later: ``brain`` or ``head``."""
         return "brain"
 
+    def check_given(self) -> None:
+        """Before hours of work that end in a fit: are files that the config names what they should
+        be? InputError if not."""
+
     # The four verbs, and enroll -------------------------------------------------------------
 
     def fit(self: Self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:

@@ -188,6 +188,13 @@ class Ihf(LearnedBackend):
                            c.fusion, c.instance, c.anchored, self._codes)
         return {"flow": flow, "vgg": VggFeatures()} if c.vgg != NONE else {"flow": flow}
 
+    def check_given(self) -> None:
+        """Can VGG's weights be read, where they are asked for? InputError if not."""
+        if self.config.vgg != NONE:
+            from ..networks.vgg import read_vgg
+
+            read_vgg(Path(self.config.vgg))
+
     def _take_given(self) -> None:
         from ..networks.vgg import read_vgg
 

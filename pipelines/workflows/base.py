@@ -58,11 +58,14 @@ def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
     UsageError
         If the site is not among the records' (and no fitted model brings it), or the backend
         has no such option or cannot do what was asked.
+    InputError
+        If a file that the backend's options name is not what it should be.
     """
     backend = registry.get(settings.backend)
     config = backend.config_from(settings.backend_options)
     if "fit" in settings.planned_stages:
         require_brains(settings, backend(config).region)
+        backend(config).check_given()
     can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")

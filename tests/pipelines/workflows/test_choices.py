@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmonizer.cohort import Cohort, Scan
-from harmonizer.errors import UnavailableError, UsageError
+from harmonizer.errors import InputError, UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
 from pipelines.settings import Settings
 from pipelines.workflows.base import check_target
@@ -71,6 +71,14 @@ def test_options_and_targets_that_the_method_does_not_have_are_refused_early():
         check_target(settings(backend="spectrum_swap", backend_option=["band=7"]), ())
     with pytest.raises(UsageError, match="no scanner-free target"):
         check_target(settings(target=["scanner-free"]), ())
+
+
+def test_a_file_that_an_option_names_is_looked_at_before_the_work_and_only_where_it_is_used(
+        tmp_path):
+    absent = {"backend": "ihf", "backend_option": [f"vgg={tmp_path / 'absent.safetensors'}"]}
+    with pytest.raises(InputError, match="absent.safetensors: expected a safetensors file"):
+        check_target(settings(**absent), ())
+    check_target(settings(**absent, stages=["preprocess"]), ())
 
 
 def test_what_is_made_of_the_brains_tissues_is_refused_for_whole_heads():
