@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import io_orientation
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -86,11 +87,13 @@ def likeliest(volume: Volume) -> np.ndarray:
 def flipped(volume: Volume, found: np.ndarray) -> float:
     """Least Dice of a tissue between the answer and that of the mirrored image, mirrored back.
 
-    The image is mirrored across its first axis, its place in the world stays: a left brain on the
-    right side.
+    The image is mirrored from left to right, whichever axis that is, its place in the world stays:
+    a left brain on the right side.
     """
-    mirror = Volume(volume.data[::-1].copy(), volume.affine, volume.mask[::-1].copy())
-    back = likeliest(mirror)[::-1]
+    axis = int(np.argmin(io_orientation(volume.affine)[:, 0]))
+    mirror = Volume(np.flip(volume.data, axis).copy(), volume.affine,
+                    np.flip(volume.mask, axis).copy())
+    back = np.flip(likeliest(mirror), axis)
     return min(dice(back == code, found == code) for code in CODES.values())
 
 
