@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from sections import put_section  # noqa: E402
-from trained import cases_of, spread_of  # noqa: E402
+from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
 
 from harmonizer.backends.base import Known  # noqa: E402
 from harmonizer.backends.disarm import Disarm  # noqa: E402
@@ -44,7 +44,7 @@ Method = Callable[[Volume, str], Volume]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score both ways, print; put the section into the markdown file if one is named."""
-    given = _parser().parse_args(argv)
+    given = parser_for_a_model(__doc__).parse_args(argv)
     model = Disarm.load(given.model)
     scans = scans_of(given.cases, given.people, given.target)
     aims = {f"to {given.target}": model.target(given.target),
@@ -58,16 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.markdown:
         put_section(given.markdown, "DISARM, as its paper judges it", text)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--people", type=int, default=3)
-    parser.add_argument("--target", default="aspen")
-    parser.add_argument("--markdown", type=Path)
-    return parser
 
 
 def _command(given: argparse.Namespace) -> str:
@@ -85,15 +75,12 @@ def scans_of(folder: Path, people: int, target: str) -> Scans:
 
 def methods(model: Disarm, aim: Target) -> dict[str, Method]:
     """The scan at median 1, what DISARM starts from, and DISARM; a scan and its site go in."""
-    def known(site: str) -> Known:
-        return Known(source=site if site in model.sites_ else None)
-
     return {
         "scaled": lambda scan, site: scan.with_data(scan.data / np.median(scan.in_mask())),
         f"{model.config.start} (its start)": lambda scan, site: model._first_guess(
-            scan, aim, model._found(scan, known(site))),
+            scan, aim, model._found(scan, Known(source=site))),
         f"disarm, {model.share_:.0%} of its change": lambda scan, site: model.harmonize(
-            scan, aim, source=known(site).source),
+            scan, aim, source=site),
     }
 
 

@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for count in given.references:
         for name, method, target, spent in enrolled(given, references, count):
             scores = [row_of(name, case, method.harmonize(
-                case.scan, target, source=case.source if case.source in method.sites_ else None))
-                for case in cases]
+                case.scan, target, source=case.source)) for case in cases]
             rows.append({"method": name, "references": count, "enroll, s": f"{spent:.0f}",
                          "PSNR": f"{np.mean([s['psnr'] for s in scores]):.2f}",
                          "SSIM": f"{np.mean([s['ssim'] for s in scores]):.4f}"})

@@ -15,7 +15,6 @@ share of the networks' change that the model found best for its default, or `--s
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,8 +27,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from enrolled import shared  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import Case, cases_of, scaled, spread_of  # noqa: E402
+from trained import Case, cases_of, parser_for_a_model, scaled, spread_of  # noqa: E402
 
 from harmonizer.anatomy_prior import AnatomyPrior  # noqa: E402
 from harmonizer.backends.patch_diffusion import PatchDiffusion  # noqa: E402
@@ -76,15 +76,10 @@ def _text(given: argparse.Namespace, model: PatchDiffusion,
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("cases", type=Path)
+    parser = parser_for_a_model(__doc__, people=2)
     parser.add_argument("--fit", type=Path, required=True)
-    parser.add_argument("--people", type=int, default=2)
-    parser.add_argument("--target", default="aspen")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["inversion", "noise"])
     parser.add_argument("--share", type=float, help="of the change, 0 to 1")
-    parser.add_argument("--markdown", type=Path)
     return parser
 
 
@@ -127,8 +122,8 @@ def _methods(model: PatchDiffusion, modes: Sequence[str], share: float | None
 
 def _with(model: PatchDiffusion, share: float, **values: Any) -> PatchDiffusion:
     """The same model, sampled otherwise."""
-    other = copy.copy(model)
-    other.config, other.share_ = replace(model.config, **values), share
+    other: PatchDiffusion = shared(model, share)
+    other.config = replace(model.config, **values)
     return other
 
 
@@ -146,8 +141,7 @@ def _scored(method: PatchDiffusion | None, case: Case) -> tuple[float, ...]:
 def _result(method: PatchDiffusion | None, case: Case) -> Volume:
     if method is None:
         return scaled(case)
-    known = case.source if case.source in method.sites_ else None
-    return method.harmonize(case.scan, method.target(case.target), source=known)
+    return method.harmonize(case.scan, method.target(case.target), source=case.source)
 
 
 def _table(rows: dict[str, list[tuple[float, ...]]]) -> str:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from enrolled import shared  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import Case, cases_of  # noqa: E402
+from trained import Case, cases_of, parser_for_a_model  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.model_folder import read  # noqa: E402
@@ -54,13 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("cases", type=Path)
+    parser = parser_for_a_model(__doc__)
     parser.add_argument("--fit", type=Path, required=True)
-    parser.add_argument("--people", type=int, default=3)
-    parser.add_argument("--target", default="aspen")
-    parser.add_argument("--markdown", type=Path)
     return parser
 
 
@@ -83,8 +78,7 @@ def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
 def _result(method: Any, case: Case) -> Volume:
     if method is None:
         return case.scan
-    known = case.source if case.source in method.sites_ else None
-    return method.harmonize(case.scan, method.target(case.target), source=known)
+    return method.harmonize(case.scan, method.target(case.target), source=case.source)
 
 
 def _cell(cases: Sequence[Case], found: Sequence[dict[str, float]], tissue: str) -> str:

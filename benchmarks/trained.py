@@ -87,6 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parser_for_a_model(doc: str, people: int = 3) -> argparse.ArgumentParser:
+    """Of the benchmarks that judge a model trained here on the people held out here."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("--people", type=int, default=people)
+    parser.add_argument("--target", default="aspen")
+    parser.add_argument("--markdown", type=Path)
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
