@@ -64,8 +64,9 @@ def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
     backend = registry.get(settings.backend)
     config = backend.config_from(settings.backend_options)
     if "fit" in settings.planned_stages:
-        require_brains(settings, backend(config).region)
-        backend(config).check_given()
+        to_fit = backend(config)
+        require_brains(settings, to_fit.region)
+        to_fit.check_given()
     can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")
