@@ -17,11 +17,11 @@ from scipy import ndimage
 
 __all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine"]
 
-REVISION = 5  # counted up when the answer changes: kept segmentations are then made anew
+REVISION = 6  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
-PRIOR_BLUR_MM = 1.5  # how far a border may be moved by the image
+PRIOR_BLUR_MM = 0.7  # how far a border may be moved by the image
 FLUID_FLOOR = 0.8  # of each tissue: of fluid the network sees too little, so it only advises
-GREY_FLOOR = 0.1  # of grey and of white matter, of what is no fluid: here the network is heard
+GREY_FLOOR = 0.02  # of grey and of white matter, of what is no fluid: here the network is heard
 GREY_LOGIT = 0.3  # added to the log odds of grey to white matter: it leans to white
 FLUID_LOGIT = 0.15  # added to fluid's, which else loses where the network is sure of another
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
