@@ -1,16 +1,19 @@
 """DISARM as its paper judges it, on phantom people who travel: to a scanner, and scanner-free.
 
-    python benchmarks/disarm.py MODEL CASES [--people 3] [--target aspen]
+    python benchmarks/disarm.py MODEL CASES --fit FOLDER [--people 3] [--target aspen]
         [--markdown docs/benchmarks.md]
 
-MODEL was trained by `benchmarks/trained.py WORK --backend disarm` (WORK/training/model) and CASES
-are its held-out people (WORK/held): each was scanned at the four scanners of the fit and at a fifth
-that no fit saw; all five scans are brought to `--target`, and to no scanner. *apart*: root mean
-square difference between two scans of one person, at median 1, over their range, mean over pairs of
-scanners, the known four and those with the fifth. *structure*: SSIM's structure term between a scan
-and its result. *Anderson-Darling*: of the scanners' mean grey levels, p of 999 permutations; it
-takes grey levels for independent draws, as in the paper. *Codes named*: share of scans whose
-scanner is found from the anatomy code by the network that was trained against it.
+MODEL was trained by `benchmarks/trained.py WORK --backend disarm` (WORK/training/model) on the
+people of FOLDER (WORK/fit), and CASES are its held-out people (WORK/held): each was scanned at the
+four scanners of the fit and at a fifth that no fit saw; all five scans are brought to `--target`,
+and to no scanner. *apart*: root mean square difference between two scans of one person, at median
+1, over their range, mean over pairs of scanners, the known four and those with the fifth.
+*structure*: SSIM's structure term between a scan and its result. *Anderson-Darling*: of the
+scanners' mean grey levels, p of 999 permutations; it takes grey levels for independent draws, as in
+the paper. *Codes named*: share of scans whose scanner is found from the anatomy code by the network
+that was trained against it. *Scanner found*: the same by a judge that no training saw, discriminant
+analysis of quantiles in the brain, learned on the people of the fit: from the codes, and from the
+scan itself.
 """
 
 from __future__ import annotations
@@ -32,37 +35,48 @@ from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
 from harmonizer.backends.base import Known  # noqa: E402
 from harmonizer.backends.disarm import Disarm  # noqa: E402
 from harmonizer.backends.target import Target  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.distribution import LEVELS  # noqa: E402
 from harmonizer.evaluation.distribution_tests import anderson_darling  # noqa: E402
 from harmonizer.evaluation.image import ssim_structure  # noqa: E402
 from harmonizer.phantom import UNSEEN  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
+PROBED = np.linspace(0.02, 0.98, 21)
 Scans = dict[str, dict[str, Volume]]
 Method = Callable[[Volume, str], Volume]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score both ways, print; put the section into the markdown file if one is named."""
-    given = parser_for_a_model(__doc__).parse_args(argv)
+    given = _parser().parse_args(argv)
     model = Disarm.load(given.model)
     scans = scans_of(given.cases, given.people, given.target)
     aims = {f"to {given.target}": model.target(given.target),
             "scanner-free": model.target("scanner-free")}
     parts = [table(name, methods(model, aim), scans) for name, aim in aims.items()]
+    found = found_from(model, Cohort.from_tsv(given.fit / "cohort.tsv"), scans)
     text = "\n\n".join([f"`{_command(given)}`", *parts, " ".join([
         f"{given.people} people at {len(next(iter(scans.values())))} scanners. Codes named: "
         f"{named(model, scans):.2f} of those at scanners of the fit (chance "
-        f"{1 / len(model.labels_):.2f}).", *model.training_facts()])])
+        f"{1 / len(model.labels_):.2f}). Scanner found:",
+        ", ".join(f"{share:.2f} from the {what}" for what, share in found.items()) + ".",
+        *model.training_facts()])])
     print(text)
     if given.markdown:
         put_section(given.markdown, "DISARM, as its paper judges it", text)
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_for_a_model(__doc__)
+    parser.add_argument("--fit", type=Path, required=True)
+    return parser
+
+
 def _command(given: argparse.Namespace) -> str:
-    return (f"python benchmarks/disarm.py MODEL CASES --people {given.people} --target "
-            f"{given.target}")
+    return (f"python benchmarks/disarm.py MODEL CASES --fit FOLDER --people {given.people} "
+            f"--target {given.target}")
 
 
 def scans_of(folder: Path, people: int, target: str) -> Scans:
@@ -135,6 +149,41 @@ def named(model: Disarm, scans: Scans) -> float:
                                                        )[0].cpu().numpy() * m.sum()
             right.append(model.labels_[int(said.argmax())] == site)
     return float(np.mean(right))
+
+
+def found_from(model: Disarm, cohort: Cohort, scans: Scans) -> dict[str, float]:
+    """Share of held-out scans whose scanner is found, from the scans and from their codes."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    known = [(scan.site, scan.read()) for scan in cohort]
+    held = [(site, mine[site]) for mine in scans.values() for site in model.labels_]
+    ways = {"scan": levels_of, "codes": lambda volume: levels_of_codes(model, volume)}
+    shares = {}
+    for what, way in ways.items():
+        judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        judge.fit([way(volume) for _, volume in known], [site for site, _ in known])
+        shares[what] = float(judge.score([way(volume) for _, volume in held],
+                                         [site for site, _ in held]))
+    return shares
+
+
+def levels_of(volume: Volume) -> np.ndarray:
+    """(21,) quantiles of a scan at median 1."""
+    values = volume.in_mask()
+    return np.quantile(values / np.median(values), PROBED)
+
+
+def levels_of_codes(model: Disarm, volume: Volume) -> np.ndarray:
+    """(21 * channels,) quantiles of each channel of the anatomy code in the brain."""
+    import torch
+
+    shown = model._shown(volume)
+    values = []
+    for x, m in model._brain_patches(shown.unit, shown.mask):
+        with torch.no_grad():
+            code = model.networks_["anatomy"].code(model._tensor(x[None, None]))[0].cpu().numpy()
+        values.append(code[:, m[::2, ::2, ::2] > 0])
+    return np.quantile(np.concatenate(values, axis=1), PROBED, axis=1).T.ravel()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ Ours, and why:
 * `weight_simulated`: the residual is also trained where the truth is known: one person under one
   simulated scanner, matched to another person under another;
 * `weight_kept`: an image made with a random style has the anatomy code it was made of;
+* `weight_same`: a place seen by two simulated scanners has one anatomy code. Adversaries alone make
+  codes that their own discriminator cannot trace, and every other one can;
 * the generator is modulated and not concatenated (harmonizer.networks.disentangling).
 
 Whole heads, as theirs: with `region` ``head`` the networks are trained on, and change, the head as
@@ -84,7 +86,7 @@ class DisarmConfig(LearnedConfig):
     weight_realness, weight_content : adversarial, of images and of codes
     weight_made, weight_real : naming the scanner of images made, and of real ones
     weight_kl, weight_code, weight_latent : KL, mean square of the code, recovery of a random code
-    weight_kept, weight_simulated : see the module; 0 leaves them out
+    weight_kept, weight_same, weight_simulated : see the module; 0 leaves them out
     inverse_content : the authors' goal against the discriminator of codes
     learning_rate, content_rate, decay, clip : of Adam
     residual, label_at_target : see the module
@@ -116,6 +118,7 @@ class DisarmConfig(LearnedConfig):
     weight_code: float = 0.01
     weight_latent: float = 1.0
     weight_kept: float = 1.0
+    weight_same: float = 1.0
     weight_simulated: float = 10.0
     inverse_content: bool = False
     learning_rate: float = 5e-4
@@ -154,7 +157,7 @@ PAPER = dict(
     width=8, blocks=4, generator_width=24, generator_blocks=4, folded=False,
     critic_widths=(8, 16, 32, 64, 128, 128), content_widths=(6, 6, 6, 6, 8), noise=1.0, patch=None,
     batch=2, drop_label=0.15, weight_realness=1.0, weight_content=1.0, weight_made=10.0,
-    weight_latent=8.0, weight_kept=0.0, weight_simulated=0.0, inverse_content=True,
+    weight_latent=8.0, weight_kept=0.0, weight_same=0.0, weight_simulated=0.0, inverse_content=True,
     learning_rate=1e-4, content_rate=4e-5, residual=False, label_at_target=True, start="none",
     steps=100_000, validate_every=2_000, save_every=1_000, log_every=200, patience=0,
 )
@@ -376,7 +379,7 @@ class _DisarmGame(Game):
             Player("translation", both, self.translation_loss, c.learning_rate, **adam),
             Player("random", ("anatomy", "generator"), self.random_loss, c.learning_rate, **adam),
         )
-        if not c.weight_simulated:
+        if not c.weight_simulated and not c.weight_same:
             return players
         return (*players, Player("simulation", both, self.simulation_loss, c.learning_rate, **adam))
 
@@ -394,17 +397,17 @@ class _DisarmGame(Game):
         told, aimed = rng.random((2, n, 1)) >= self.config.drop_label
         batch = {"x": drawn["image"], "mask": drawn["mask"], "label": torch.from_numpy(label),
                  "told": torch.from_numpy(label * told), "aim": torch.from_numpy(aim * aimed)}
-        if self.config.weight_simulated:
+        if self.config.weight_simulated or self.config.weight_same:
             batch |= self._simulated(rng, drawn["scan"], drawn["corner"])
         return batch
 
     def _simulated(self, rng: np.random.Generator, scans: list[int],
                    corners: list[tuple[int, ...]]) -> dict[str, Any]:
-        """Changes of scanner with their truth: source (after a first guess), other, truth."""
+        """Changes of scanner with their truth: before and after a first guess, other, truth."""
         import torch
 
         rows = [self._simulated_one(rng, i, corner) for i, corner in zip(scans, corners)]
-        names = ("source", "source_mask", "other", "other_mask", "truth")
+        names = ("before", "source", "source_mask", "other", "other_mask", "truth")
         return {name: torch.cat([row[k] for row in rows]) for k, name in enumerate(names)}
 
     def _simulated_one(self, rng: np.random.Generator, index: int, corner: tuple[int, ...]
@@ -419,14 +422,14 @@ class _DisarmGame(Game):
         other, other_mask = self._patch(neighbour, corner)
         dirty = draw_view(rng, ContrastSettings(bias=0.2, blur=0.6, noise=0.03), 3)
         clean = draw_view(rng, ContrastSettings(bias=0.0), 3)
-        source = dirty.apply(image, mask)
+        before = source = dirty.apply(image, mask)
         truth, seen = clean.apply(torch.cat([image, other]), torch.cat([mask, other_mask])
                                   ).split(1)
         if self.config.start != NONE:
             shares = ([self._shares(i, corner) for i in (index, neighbour)]
                       if self.store.has_tissues else None)
             source = matched(source, mask, seen, other_mask, shares)
-        return source, mask, seen, other_mask, truth
+        return before, source, mask, seen, other_mask, truth
 
     def _neighbour(self, rng: np.random.Generator, index: int) -> int:
         """A scan of another person of the same site, where there is one."""
@@ -539,21 +542,28 @@ class _DisarmGame(Game):
         return terms
 
     def simulation_loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What `Disarm._change` adds, where the truth is known; `null` is the start's own error."""
+        """What `Disarm._change` adds, where the truth is known; `null` is the start's own error;
+        and one code for one place."""
         import torch
 
-        from ..losses.disentangling import masked_l1
+        from ..losses.disentangling import apart, masked_l1
 
+        c, same = self.config, {}
+        if c.weight_same:
+            codes = (self.networks["anatomy"].code(batch[k]) for k in ("before", "truth"))
+            same["same"] = c.weight_same * apart(*codes, batch["source_mask"])
+        if not c.weight_simulated:
+            return same
         source, mask = batch["source"], batch["source_mask"]
         label = torch.zeros_like(batch["label"])
         code = self.networks["anatomy"](source)
         goal, _ = self.networks["scanner"](batch["other"], label, batch["other_mask"])
         after = self.networks["generator"](code, goal, label).float()
-        if self.config.residual:
+        if c.residual:
             own, _ = self.networks["scanner"](source, label, mask)
             after = source + after - self.networks["generator"](code, own, label).float()
-        return {"truth": self.config.weight_simulated * masked_l1(after, batch["truth"], mask),
-                "null": self.config.weight_simulated * masked_l1(source, batch["truth"], mask)}
+        return {"truth": c.weight_simulated * masked_l1(after, batch["truth"], mask),
+                "null": c.weight_simulated * masked_l1(source, batch["truth"], mask), **same}
 
     # Parts ----------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["realness", "belongs", "untold", "kl_to_normal", "masked_l1", "accuracy_of_realness",
-           "accuracy_of_label"]
+__all__ = ["realness", "belongs", "untold", "kl_to_normal", "masked_l1", "apart",
+           "accuracy_of_realness", "accuracy_of_label"]
 
 
 def realness(logits: torch.Tensor, real: bool) -> torch.Tensor:
@@ -50,6 +50,21 @@ def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 def masked_l1(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference within the mask; zero for an empty one."""
     return ((a.float() - b.float()).abs() * mask).sum() / mask.sum().clamp(min=1)
+
+
+def apart(one: torch.Tensor, two: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean difference of two (N, C, ...) codes in the mask, over each channel's spread there.
+
+    The spread is that of both, over places and images: codes that shrink come no nearer to each
+    other. mask: (N, 1, ...), of the image's size. Zero for an empty mask.
+    """
+    pool = functional.adaptive_max_pool2d if one.ndim == 4 else functional.adaptive_max_pool3d
+    inside = pool(mask.float(), one.shape[2:])[:, 0] > 0
+    if not inside.any():
+        return one.float().sum() * 0
+    a, b = (code.float().movedim(1, -1)[inside] for code in (one, two))
+    spread = torch.cat([a, b]).std(dim=0, correction=0)
+    return ((a - b).abs().mean(dim=0) / (spread + 1e-4)).mean()
 
 
 def accuracy_of_realness(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:

@@ -129,6 +129,25 @@ def test_what_is_simulated_is_matched_and_of_one_place(game, monkeypatch):
         assert not torch.equal(seen, truth)
 
 
+def test_one_place_gets_one_code_whoever_scans_it(cohort):
+    """Of people, and by a scanner, that the training never saw."""
+    from harmonizer.losses.disentangling import apart
+
+    def between(weight: float) -> float:
+        backend = Disarm(tiny(steps=40, batch=4, validate_every=0, weight_same=weight)
+                         ).fit(cohort, seed=0)
+        found = []
+        for person in (50, 51):
+            shown = [backend._shown(v) for v in (brain_of(person), seen_by_b(brain_of(person)))]
+            with torch.no_grad():
+                codes = [backend.networks_["anatomy"].code(backend._tensor(s.unit[None, None]))
+                         for s in shown]
+            found.append(float(apart(*codes, backend._tensor(shown[0].mask[None, None]))))
+        return float(np.mean(found))
+
+    assert between(5.0) < 0.8 * between(0.0)
+
+
 def test_matching_to_oneself_changes_nothing():
     x = torch.randn(1, 1, 8, 8, 8)
     mask = (x > -1).float()

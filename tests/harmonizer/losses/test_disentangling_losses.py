@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from harmonizer.losses.disentangling import (accuracy_of_label, accuracy_of_realness, belongs,
-                                             kl_to_normal, masked_l1, realness, untold)
+from harmonizer.losses.disentangling import (accuracy_of_label, accuracy_of_realness, apart,
+                                             belongs, kl_to_normal, masked_l1, realness, untold)
 
 LOG2 = math.log(2)
 LABEL = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -64,3 +64,19 @@ def test_accuracies_are_shares_of_right_answers():
     label = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])  # the last one has no label
     assert accuracy_of_label(said, label).item() == pytest.approx(0.5)
     assert accuracy_of_label(said, torch.zeros(3, 2)).item() == 0
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_codes_come_no_nearer_to_each_other_by_shrinking(dims):
+    generator = torch.Generator().manual_seed(0)
+    one, two = torch.randn((2, 3, 4) + (6,) * dims, generator=generator)
+    mask = torch.zeros((3, 1) + (12,) * dims)
+    mask[:, :, 2:9] = 1
+    assert apart(one, one, mask).item() == 0
+    assert apart(one, two, mask).item() == pytest.approx(2 / math.sqrt(math.pi), rel=0.1)
+    torch.testing.assert_close(apart(0.1 * one, 0.1 * two, mask), apart(one, two, mask),
+                               rtol=1e-2, atol=0)
+    beyond = two.clone()
+    beyond[:, :, 5:] = 100
+    torch.testing.assert_close(apart(one, beyond, mask), apart(one, two, mask))
+    assert apart(one, two, 0 * mask).item() == 0
