@@ -21,8 +21,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ Method = Callable[[Volume, str], Volume]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score both ways, print; put the section into the markdown file if one is named."""
-    given = _parser().parse_args(argv)
+    given = parser_for_a_model(__doc__).parse_args(argv)
     model = Disarm.load(given.model)
     scans = scans_of(given.cases, given.people, given.target)
     aims = {f"to {given.target}": model.target(given.target),
@@ -66,12 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.markdown:
         put_section(given.markdown, "DISARM, as its paper judges it", text)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = parser_for_a_model(__doc__)
-    parser.add_argument("--fit", type=Path, required=True)
-    return parser
 
 
 def _command(given: argparse.Namespace) -> str:
@@ -140,15 +135,23 @@ def named(model: Disarm, scans: Scans) -> float:
     right = []
     for mine in scans.values():
         for site in model.labels_:
-            shown = model._shown(mine[site])
             said = np.zeros(len(model.labels_))
-            for x, m in model._brain_patches(shown.unit, shown.mask):
+            for code, m in codes_of(model, mine[site]):
                 with torch.no_grad():
-                    code = model.networks_["anatomy"].code(model._tensor(x[None, None]))
                     said += model.networks_["content"](code, model._tensor(m[None, None])
                                                        )[0].cpu().numpy() * m.sum()
             right.append(model.labels_[int(said.argmax())] == site)
     return float(np.mean(right))
+
+
+def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
+    """(1, channels, i/2, j/2, k/2) anatomy code and (i, j, k) mask of each patch with brain."""
+    import torch
+
+    shown = model._shown(volume)
+    for x, m in model._brain_patches(shown.unit, shown.mask):
+        with torch.no_grad():
+            yield model.networks_["anatomy"].code(model._tensor(x[None, None])), m
 
 
 def found_from(model: Disarm, cohort: Cohort, scans: Scans) -> dict[str, float]:
@@ -175,14 +178,7 @@ def levels_of(volume: Volume) -> np.ndarray:
 
 def levels_of_codes(model: Disarm, volume: Volume) -> np.ndarray:
     """(21 * channels,) quantiles of each channel of the anatomy code in the brain."""
-    import torch
-
-    shown = model._shown(volume)
-    values = []
-    for x, m in model._brain_patches(shown.unit, shown.mask):
-        with torch.no_grad():
-            code = model.networks_["anatomy"].code(model._tensor(x[None, None]))[0].cpu().numpy()
-        values.append(code[:, m[::2, ::2, ::2] > 0])
+    values = [code[0].cpu().numpy()[:, m[::2, ::2, ::2] > 0] for code, m in codes_of(model, volume)]
     return np.quantile(np.concatenate(values, axis=1), PROBED, axis=1).T.ravel()
 
 

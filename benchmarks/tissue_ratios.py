@@ -37,7 +37,7 @@ from harmonizer.volume import Volume  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Harmonize, segment, print; put the section into the markdown file if one is named."""
-    given = _parser().parse_args(argv)
+    given = parser_for_a_model(__doc__).parse_args(argv)
     cases = list(cases_of(given.cases, given.people, [given.target]))
     lines = ["| method | " + " | ".join(f"{name}, marginal / conditional" for name in TISSUES)
              + " |", "|---" * (len(TISSUES) + 1) + "|"]
@@ -51,12 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         put_section(given.markdown, "Tissue ratios of travelling people", "\n".join(
             [f"`{_command(given)}`", "", f"{len(cases)} scans.", "", *lines]))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = parser_for_a_model(__doc__)
-    parser.add_argument("--fit", type=Path, required=True)
-    return parser
 
 
 def _command(given: argparse.Namespace) -> str:

@@ -92,6 +92,7 @@ def parser_for_a_model(doc: str, people: int = 3) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("cases", type=Path)
+    parser.add_argument("--fit", type=Path, required=True)
     parser.add_argument("--people", type=int, default=people)
     parser.add_argument("--target", default="aspen")
     parser.add_argument("--markdown", type=Path)

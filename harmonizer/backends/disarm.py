@@ -29,8 +29,8 @@ Ours, and why:
 * `weight_simulated`: the residual is also trained where the truth is known: one person under one
   simulated scanner, matched to another person under another;
 * `weight_kept`: an image made with a random style has the anatomy code it was made of;
-* `weight_same`: a place seen by two simulated scanners has one anatomy code. Adversaries alone make
-  codes that their own discriminator cannot trace, and every other one can;
+* `weight_same`: a place seen by two simulated scanners has one anatomy code. In an hour
+  of training adversaries alone made codes that another judge traced (docs/benchmarks.md);
 * the generator is modulated and not concatenated (harmonizer.networks.disentangling).
 
 Whole heads, as theirs: with `region` ``head`` the networks are trained on, and change, the head as
