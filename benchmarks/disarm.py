@@ -12,8 +12,8 @@ and to no scanner. *apart*: root mean square difference between two scans of one
 scanners' mean grey levels, p of 999 permutations; it takes grey levels for independent draws, as in
 the paper. *Codes named*: share of scans whose scanner is found from the anatomy code by the network
 that was trained against it. *Scanner found*: the same by a judge that no training saw, discriminant
-analysis of quantiles in the brain, learned on the people of the fit: from the codes, and from the
-scan itself.
+analysis of quantiles in the brain, learned on the people of the fit: from the scan, from what
+DISARM starts from (scanner-free), and from codes of both; in use the generator is given the latter.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
 
@@ -43,7 +44,6 @@ from harmonizer.evaluation.image import ssim_structure  # noqa: E402
 from harmonizer.phantom import UNSEEN  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
-PROBED = np.linspace(0.02, 0.98, 21)
 Scans = dict[str, dict[str, Volume]]
 Method = Callable[[Volume, str], Volume]
 
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     aims = {f"to {given.target}": model.target(given.target),
             "scanner-free": model.target("scanner-free")}
     parts = [table(name, methods(model, aim), scans) for name, aim in aims.items()]
-    found = found_from(model, Cohort.from_tsv(given.fit / "cohort.tsv"), scans)
+    found = found_from(model, Cohort.from_tsv(given.fit / "cohort.tsv"), scans,
+                       aims["scanner-free"])
     text = "\n\n".join([f"`{_command(given)}`", *parts, " ".join([
         f"{given.people} people at {len(next(iter(scans.values())))} scanners. Codes named: "
         f"{named(model, scans):.2f} of those at scanners of the fit (chance "
@@ -154,32 +155,36 @@ def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
             yield model.networks_["anatomy"].code(model._tensor(x[None, None])), m
 
 
-def found_from(model: Disarm, cohort: Cohort, scans: Scans) -> dict[str, float]:
-    """Share of held-out scans whose scanner is found, from the scans and from their codes."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dict[str, float]:
+    """Share of held-out scans whose scanner is found: from scans, first guesses, codes of both."""
+    known = [(scan.site, scan.read(), scan.read_tissues()) for scan in cohort]
+    held = [(site, mine[site], {}) for mine in scans.values() for site in model.labels_]
+    sites, rows = zip(*((site, _levels_of_all(model, volume, free, Known(site, tissues=tissues)))
+                        for site, volume, tissues in [*known, *held]))
+    n = len(known)
+    return {what: float(judge().fit([row[what] for row in rows[:n]], sites[:n])
+                        .score([row[what] for row in rows[n:]], sites[n:])) for what in rows[0]}
 
-    known = [(scan.site, scan.read()) for scan in cohort]
-    held = [(site, mine[site]) for mine in scans.values() for site in model.labels_]
-    ways = {"scan": levels_of, "codes": lambda volume: levels_of_codes(model, volume)}
-    shares = {}
-    for what, way in ways.items():
-        judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        judge.fit([way(volume) for _, volume in known], [site for site, _ in known])
-        shares[what] = float(judge.score([way(volume) for _, volume in held],
-                                         [site for site, _ in held]))
-    return shares
+
+def _levels_of_all(model: Disarm, volume: Volume, free: Target, known: Known
+                   ) -> dict[str, np.ndarray]:
+    """What a judge sees of one scan; the generator is given codes of its first guess."""
+    first = model._first_guess(volume, free, model._found(volume, known))
+    return {"scan": levels_of(volume), "first guess": levels_of(first),
+            "codes of the scan": levels_of_codes(model, volume),
+            "codes of the first guess": levels_of_codes(model, first)}
 
 
 def levels_of(volume: Volume) -> np.ndarray:
     """(21,) quantiles of a scan at median 1."""
     values = volume.in_mask()
-    return np.quantile(values / np.median(values), PROBED)
+    return levels(values / np.median(values))
 
 
 def levels_of_codes(model: Disarm, volume: Volume) -> np.ndarray:
     """(21 * channels,) quantiles of each channel of the anatomy code in the brain."""
     values = [code[0].cpu().numpy()[:, m[::2, ::2, ::2] > 0] for code, m in codes_of(model, volume)]
-    return np.quantile(np.concatenate(values, axis=1), PROBED, axis=1).T.ravel()
+    return levels(np.concatenate(values, axis=1))
 
 
 if __name__ == "__main__":

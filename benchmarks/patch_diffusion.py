@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from enrolled import shared  # noqa: E402
+from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import Case, cases_of, parser_for_a_model, scaled, spread_of  # noqa: E402
 
@@ -91,7 +92,6 @@ def _command(given: argparse.Namespace) -> str:
 
 def leaks_of(cohort: Cohort) -> dict[str, float]:
     """How often a site is guessed from the scaled image, the prior, and the perturbed prior."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
 
     found: dict[str, list[np.ndarray]] = {"image": [], "prior": [], "perturbed prior": []}
@@ -101,10 +101,9 @@ def leaks_of(cohort: Cohort) -> dict[str, float]:
         maps = (volume.data / np.median(volume.in_mask()), prior(volume.data, volume.mask),
                 prior(volume.data, volume.mask, float(rng.uniform(-0.5, 0.5))))
         for values, data in zip(found.values(), maps):
-            values.append(np.quantile(data[volume.mask], np.linspace(0.02, 0.98, 21)))
+            values.append(levels(data[volume.mask]))
     sites, people = [scan.site for scan in cohort], [scan.subject for scan in cohort]
-    judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    return {name: float(cross_val_score(judge, np.array(values), sites, groups=people,
+    return {name: float(cross_val_score(judge(), np.array(values), sites, groups=people,
                                         cv=LeaveOneGroupOut()).mean())
             for name, values in found.items()}
 
