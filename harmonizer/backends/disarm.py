@@ -425,7 +425,7 @@ class _DisarmGame(Game):
         before = source = dirty.apply(image, mask)
         truth, seen = clean.apply(torch.cat([image, other]), torch.cat([mask, other_mask])
                                   ).split(1)
-        if self.config.start != NONE:
+        if self.config.start != NONE and self.config.weight_simulated:
             shares = ([self._shares(i, corner) for i in (index, neighbour)]
                       if self.store.has_tissues else None)
             source = matched(source, mask, seen, other_mask, shares)

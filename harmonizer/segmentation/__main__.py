@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import HarmonizerError, UsageError
+
+if TYPE_CHECKING:
+    from .label_maps import LabelMap
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,15 +34,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .train_settings import PRESETS
+    from .train_settings import PLANS, PRESETS
 
     parser = argparse.ArgumentParser(prog="python -m harmonizer.segmentation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train on images synthesised from label maps")
     train.add_argument("label_maps", type=Path, help="folder of SynthSeg's training label maps")
     train.add_argument("out", type=Path, help="a run that stopped there is gone on with")
-    train.add_argument("--preset", choices=PRESETS, default="first")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--preset", choices=(*PLANS, *PRESETS), default="cpu-1h",
+                       help="a plan (cpu-...) trains several presets, each in its own folder")
+    train.add_argument("--seed", type=int, default=0, help="the next one for each next preset")
     train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     train.add_argument("--threads", type=int, default=2, help="of the CPU")
     train.add_argument("--workers", type=int, default=0, help="processes that synthesise images")
@@ -66,22 +72,35 @@ def _parser() -> argparse.ArgumentParser:
 def _train(given: argparse.Namespace) -> None:
     import torch
 
-    from .card import write_model
     from .label_maps import load_label_maps
-    from .train import train, validate
-    from .train_settings import PRESETS
+    from .train_settings import PLANS
 
     if given.device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"--device {given.device} was asked for, but there is no CUDA device.")
     torch.set_num_threads(given.threads)
-    settings = replace(PRESETS[given.preset], seed=given.seed)
-    maps = load_label_maps(given.label_maps)
-    network = train(maps, given.out, settings, device=given.device, workers=given.workers,
-                    start=given.start)
+    maps, presets, weights = load_label_maps(given.label_maps), PLANS.get(given.preset), given.start
+    if presets is None:
+        weights = _train_preset(given, maps, given.preset, given.seed, given.out, weights)
+    for n, preset in enumerate(presets or ()):
+        out = given.out / f"{n + 1}-{preset}"
+        weights = _train_preset(given, maps, preset, given.seed + n, out, weights)
+    print(weights)
+
+
+def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: str, seed: int,
+                  out: Path, start: Path | None) -> Path:
+    """Train, or go on; the weights' path. What was finished is not judged again."""
+    from .card import file_of, write_model
+    from .train import train, validate
+    from .train_settings import PRESETS
+
+    settings = replace(PRESETS[preset], seed=seed)
+    network = train(maps, out, settings, device=given.device, workers=given.workers, start=start)
+    if (done := file_of(out, len(settings.classes))).exists():
+        return done
     unseen = maps[len(maps) - settings.held_out :] or maps
     dice = validate(network, unseen, synthesis=settings.phases[-1].synthesis)
-    path = write_model(given.out, network, dice, given.preset, given.seed)
-    print(path)
+    return write_model(out, network, dice, preset, seed)
 
 
 def _segment(given: argparse.Namespace) -> None:

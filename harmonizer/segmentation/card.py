@@ -13,7 +13,7 @@ from .network import SegmenterNet
 from .structures import BRAIN_CLASSES
 from .weights_file import write_weights
 
-__all__ = ["write_model"]
+__all__ = ["write_model", "file_of"]
 
 TISSUES = """# The segmenter
 
@@ -60,18 +60,23 @@ def write_model(
     about = json.loads((out / "training.json").read_text(encoding="utf-8"))
     training = about["Training"]
     seconds = np.loadtxt(out / "history.tsv", skiprows=1, usecols=1, ndmin=1)
-    alone = network.classes == len(BRAIN_CLASSES)
-    path = out / ("brain.safetensors" if alone else "segmenter.safetensors")
+    path = file_of(out, network.classes)
+    whole_head = network.classes == len(BRAIN_CLASSES)
     write_weights(path, network, {"preset": preset, "seed": str(seed)})
-    write_text(path.with_suffix(".md"), ((BRAIN if alone else TISSUES) + CARD).format(
+    write_text(path.with_suffix(".md"), ((BRAIN if whole_head else TISSUES) + CARD).format(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
         maps=len(about["LabelMaps"]), held_out=training["held_out"], preset=preset, seed=seed,
         steps=training["steps"], hours=seconds.sum() / 3600, precision=training["precision"],
         sha256=sha256_of(path), file=path.name, start=_begun_with(about.get("StartSha256")),
-        lesions="" if alone else "White matter lesions were taught as white matter. ",
+        lesions="" if whole_head else "White matter lesions were taught as white matter. ",
         rows="\n".join(f"| {name} | {value:.3f} |" for name, value in dice.items()),
     ))
     return path
+
+
+def file_of(out: Path, classes: int) -> Path:
+    """Where the weights of a network of so many classes lie in a training's folder."""
+    return out / ("brain.safetensors" if classes == len(BRAIN_CLASSES) else "segmenter.safetensors")
 
 
 def _begun_with(sha256: str | None) -> str:

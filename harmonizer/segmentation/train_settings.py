@@ -1,4 +1,4 @@
-"""What decides the segmenter's weights, beside the label maps; and the presets."""
+"""What decides the segmenter's weights, beside the label maps; presets, and plans of several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .network import DEFAULT_WIDTHS
 from .synthesis import CROP, SynthesisSettings
 
-__all__ = ["TrainingSettings", "Phase", "CURRICULUM", "WHOLE_HEADS", "PRESETS"]
+__all__ = ["TrainingSettings", "Phase", "CURRICULUM", "WHOLE_HEADS", "PRESETS", "PLANS"]
 
 SMALL_CROP = (96, 112, 96)
 
@@ -122,10 +122,13 @@ PRESETS = {
         steps=3600, learning_rate=1.5e-3, cool_down=300, phases=FURTHER),
     "longer": TrainingSettings(
         steps=5600, learning_rate=1.5e-3, cool_down=300, phases=LONGER),
-    "cpu-1h": TrainingSettings(steps=7000),
-    "cpu-4h": TrainingSettings(steps=28_000),
-    "cpu-12h": TrainingSettings(steps=84_000),
     "gpu-20min": TrainingSettings(steps=20_000),
     "brain": TrainingSettings(
         steps=4000, cool_down=500, phases=WHOLE_HEADS, widths=BRAIN_WIDTHS),
+}
+
+# Presets one after the other, each with a seed of its own: hours on two quiet CPU cores (.57 s a
+# step). So many more hours of the same are known to help, not where that ends.
+PLANS = {
+    f"cpu-{hours}h": ("first", "further", *["longer"] * (hours - 1)) for hours in (1, 2, 3, 4, 12)
 }

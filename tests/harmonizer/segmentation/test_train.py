@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from harmonizer.errors import InputError, UsageError
+from harmonizer.files import sha256_of
+from harmonizer.segmentation.__main__ import main
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.network import SegmenterNet, fold, unfold
 from harmonizer.segmentation.train import segmentation_loss, train, validate
-from harmonizer.segmentation.train_settings import CURRICULUM, PRESETS, Phase
+from harmonizer.segmentation.train_settings import CURRICULUM, PLANS, PRESETS, Phase
 from harmonizer.segmentation.weights_file import read_weights, write_weights
-from tests.harmonizer.segmentation.heads import SMALL, ball_map
+from tests.harmonizer.segmentation.heads import SMALL, ball_labels, ball_map
 
 TEST = replace(PRESETS["test"], steps=6, phases=(Phase(1.0, SMALL),))
 
@@ -171,3 +175,29 @@ def test_strange_weights_are_refused(tmp_path, damage: str) -> None:
         write_weights(path, SegmenterNet(widths=(8, 8)), {"classes": '["a", "b"]'})
     with pytest.raises(InputError, match="knows other classes|cannot be read as weights"):
         read_weights(path)
+
+
+def test_a_plan_trains_each_preset_on_what_the_one_before_made(tmp_path, monkeypatch, capsys
+                                                               ) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    nib.save(nib.Nifti1Image(ball_labels().astype(np.int16), np.eye(4)), maps / "ball.nii.gz")
+    monkeypatch.setitem(PRESETS, "test", replace(TEST, steps=2))
+    monkeypatch.setitem(PLANS, "cpu-1h", ("test", "test"))
+    command = ["train", str(maps), str(tmp_path / "run"), "--preset", "cpu-1h", "--seed", "5"]
+    assert main(command) == 0
+    first, second = (tmp_path / "run" / f"{n}-test" / "segmenter.safetensors" for n in (1, 2))
+    about = [json.loads((p.parent / "training.json").read_text("utf-8")) for p in (first, second)]
+    assert [a["Training"]["seed"] for a in about] == [5, 6]
+    assert [a.get("StartSha256") for a in about] == [None, sha256_of(first)]
+    assert capsys.readouterr().out.strip() == str(second)
+    before = [p.stat().st_mtime_ns for p in (first, second)]
+    assert main(command) == 0
+    assert [p.stat().st_mtime_ns for p in (first, second)] == before
+    assert main([*command[:-1], "6"]) == UsageError.exit_code
+    assert "another training" in capsys.readouterr().err
+
+
+def test_plans_name_presets_of_one_network() -> None:
+    for presets in PLANS.values():
+        assert len({PRESETS[name].widths for name in presets}) == 1
