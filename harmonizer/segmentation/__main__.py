@@ -96,7 +96,8 @@ def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: s
 
     settings = replace(PRESETS[preset], seed=seed)
     network = train(maps, out, settings, device=given.device, workers=given.workers, start=start)
-    if (done := file_of(out, len(settings.classes))).exists():
+    done = file_of(out, len(settings.classes))
+    if done.with_suffix(".md").exists():  # the card is written last
         return done
     unseen = maps[len(maps) - settings.held_out :] or maps
     dice = validate(network, unseen, synthesis=settings.phases[-1].synthesis)
