@@ -79,10 +79,8 @@ def _train(given: argparse.Namespace) -> None:
         raise UsageError(f"--device {given.device} was asked for, but there is no CUDA device.")
     torch.set_num_threads(given.threads)
     maps, presets, weights = load_label_maps(given.label_maps), PLANS.get(given.preset), given.start
-    if presets is None:
-        weights = _train_preset(given, maps, given.preset, given.seed, given.out, weights)
-    for n, preset in enumerate(presets or ()):
-        out = given.out / f"{n + 1}-{preset}"
+    for n, preset in enumerate(presets or (given.preset,)):
+        out = given.out / f"{n + 1}-{preset}" if presets else given.out
         weights = _train_preset(given, maps, preset, given.seed + n, out, weights)
     print(weights)
 
