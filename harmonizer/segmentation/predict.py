@@ -1,11 +1,11 @@
 """The tissues of a brain, by the network that comes with the package.
 
 The brain is brought to 1 mm along the image's own axes (linear, anti-aliased), without what lies
-outside its mask. The network sees it as it is and mirrored, and the mean of both answers says
-roughly where each tissue lies. The image's own brightness then decides the borders (`refine`), and
-all is carried back to the image's grid. Nothing is asked of the contrast: no tissue is assumed to
-be brighter than another. White matter lesions were taught as white matter, but one that is as dark
-as fluid or grey matter becomes that when the borders move.
+outside its mask. The network sees it and its negative, each as it is and mirrored, and the mean of
+the four answers says roughly where each tissue lies. The image's own brightness then decides the
+borders (`refine`), and all is carried back to the image's grid. Nothing is asked of the contrast:
+no tissue is assumed to be brighter than another. White matter lesions were taught as white matter,
+but one that is as dark as fluid or grey matter becomes that when the borders move.
 
 A mask is needed: brains in masks are what the last half of the training showed. The mask of a whole
 head is another network's (`brain`).
@@ -25,7 +25,9 @@ from nibabel.orientations import io_orientation
 from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .refine import CONTRAST, LEAST_SUPPORT, REVISION, contrast_between, refine
+from .refine import (
+    CONTRAST, LEAST_SUPPORT, REVISION, contrast_between, refine, spread_out,
+)
 from .structures import TISSUES
 
 __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "from_both_sides",
@@ -151,20 +153,25 @@ def world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _at_any_contrast(network: Any, box: Volume, threads: int) -> tuple[np.ndarray, float]:
-    """The network's shares, of the image or of its negative, and the image's support for them.
+    """(classes, I, J, K) shares, zero outside the mask, and the image's support for them.
 
-    The network knows T1-like contrast best. Where the image does not bear out what it says, it is
-    asked about the negative too, and what the image bears out better is taken.
+    The network is asked about the image and about its negative. It errs differently in the two,
+    and their mean is nearer to the truth than either. Where the image does not bear the mean out,
+    the network knows one of the two alone: then that of the image, if it is borne out, else
+    whichever is borne out best.
     """
-    found = from_both_sides(network, box.data, threads)
-    support = contrast_between(box.data, box.mask, _by_tissue(found))
-    if support >= CONTRAST[1]:
-        return found, support
-    low, high = box.in_mask().min(), box.in_mask().max()
+    values = box.in_mask()
+    low, high = values.min(), values.max()
     negative = np.where(box.mask, high + low - box.data, low)
-    other = from_both_sides(network, negative, threads)
-    others = contrast_between(box.data, box.mask, _by_tissue(other))
-    return (other, others) if others > support else (found, support)
+    of_image, of_negative = (from_both_sides(network, data, threads)[:, box.mask]
+                             for data in (box.data, negative))
+    supports = []
+    for found in (answers := ((of_image + of_negative) / 2, of_image, of_negative)):
+        supports.append(contrast_between(values, _by_tissue(found)))
+        if supports[-1] >= CONTRAST[1]:
+            break
+    best = int(np.argmax(supports))
+    return spread_out(answers[best], box.mask), supports[best]
 
 
 def from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
@@ -175,7 +182,7 @@ def from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
 
 
 def _by_tissue(shares: np.ndarray) -> np.ndarray:
-    """(3, I, J, K) of all classes of each tissue."""
+    """(3, ...) of all classes of each tissue; `shares` (classes, ...)."""
     return np.stack([shares[list(which)].sum(axis=0) for which in TISSUES.values()])
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine"]
+__all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine", "spread_out"]
 
-REVISION = 6  # counted up when the answer changes: kept segmentations are then made anew
+REVISION = 7  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
 PRIOR_BLUR_MM = 0.7  # how far a border may be moved by the image
 FLUID_FLOOR = 0.8  # of each tissue: of fluid the network sees too little, so it only advises
@@ -56,13 +56,13 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     blocks = _Blocks(inside)
     rough, trust = found, _trust(values, found, contrast)
     if trust == 0:
-        return _spread_out(rough, inside)
+        return spread_out(rough, inside)
     for _ in range(ITERATIONS):
         logs = np.stack([p + blocks.log_likelihood(values, w) for p, w in zip(log_prior, found)])
         logs -= logs.max(axis=0)
         np.exp(logs, out=logs)
         found = logs / logs.sum(axis=0)
-    return _spread_out(trust * found + (1 - trust) * rough, inside)
+    return spread_out(trust * found + (1 - trust) * rough, inside)
 
 
 def _log_prior(shares: np.ndarray) -> np.ndarray:
@@ -75,7 +75,8 @@ def _log_prior(shares: np.ndarray) -> np.ndarray:
                      np.log((1 - fluid) * (1 - grey))])
 
 
-def _spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(C, I, J, K) float32 of (C, n) values in the mask `inside`; zero elsewhere."""
     out = np.zeros((len(found), *inside.shape), np.float32)
     out[:, inside] = found
     return out
@@ -84,19 +85,23 @@ def _spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def _trust(values: np.ndarray, found: np.ndarray, contrast: tuple[float, float]) -> float:
     """0..1: how much the image is to say, by how well it tells grey matter from its neighbours."""
     low, high = contrast
-    return float(np.clip((_apart(values, found) - low) / (high - low), 0, 1))
+    return float(np.clip((contrast_between(values, found) - low) / (high - low), 0, 1))
 
 
-def contrast_between(data: np.ndarray, inside: np.ndarray, shares: np.ndarray) -> float:
+def contrast_between(values: np.ndarray, shares: np.ndarray) -> float:
     """|difference of means| / spread of grey matter and the neighbour that is nearest to it.
 
-    Arguments as for `refine`. 0 or more; high where the shares say what the image shows.
+    Parameters
+    ----------
+    values : (n,) the image in the brain, any unit
+    shares : (3, n) of CSF, grey and white matter there, 0..1
+
+    Returns
+    -------
+    float
+        0 or more; high where the shares say what the image shows.
     """
-    found = np.stack([s[inside] for s in shares])
-    return _apart(data[inside].astype(np.float64), found / np.maximum(found.sum(axis=0), 1e-6))
-
-
-def _apart(values: np.ndarray, found: np.ndarray) -> float:
+    values, found = values.astype(np.float64), shares / np.maximum(shares.sum(axis=0), 1e-6)
     means, variances = [], []
     for share in found:
         weights = np.where(share > 0.5, share, 0)

@@ -56,8 +56,8 @@ class Segment(ExplainedInterface):
         if doubt(support) and isdefined(self.inputs.donor):
             others = self._borrowed(volume)
             if others is not None:
-                theirs = float(contrast_between(volume.data, volume.mask, np.stack(
-                    [others[name] for name in TISSUES])))
+                theirs = float(contrast_between(volume.in_mask(), np.stack(
+                    [others[name][volume.mask] for name in TISSUES])))
                 if theirs > ENOUGH * support:
                     tissues, support, donor = others, theirs, f"{self.inputs.donor[2]}_T1w"
         grid = load_template(self.inputs.resolution)
