@@ -4,10 +4,11 @@ The network says roughly what lies where, at any contrast; it was never shown th
 mixture of three normal distributions, one for each tissue, then asks the image: mean and variance
 of each vary smoothly over the brain (so neither a bias field nor a region's own brightness
 misleads), and the network's shares, blurred, are the prior (the idea of Ashburner and Friston 2005,
-doi:10.1016/j.neuroimage.2005.02.018, with a network in the place of an atlas). The prior
-is nearly flat for fluid, which the network misses in narrow sulci; between grey and white matter
-the network is heard. No order of brightness is assumed. Where grey matter looks like fluid, or like
-white matter, the image has nothing to say and the network's shares are kept.
+doi:10.1016/j.neuroimage.2005.02.018, with a network in the place of an atlas). The prior is flatter
+for fluid, which the network misses in narrow sulci; between grey and white matter the network is
+heard. The image weighs less than a likelihood would, since an atlas has not seen the image and the
+network has: its noise would count twice. No order of brightness is assumed. Where grey matter looks
+like fluid, or like white matter, the image has nothing to say and the network's shares are kept.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ __all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine", "spread_ou
 
 REVISION = 7  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
-PRIOR_BLUR_MM = 0.7  # how far a border may be moved by the image
-FLUID_FLOOR = 0.8  # of each tissue: of fluid the network sees too little, so it only advises
+PRIOR_BLUR_MM = 0.4  # how far a border may be moved by the image
+FLUID_FLOOR = 0.4  # of each tissue: of fluid the network sees too little, so it only advises
 GREY_FLOOR = 0.02  # of grey and of white matter, of what is no fluid: here the network is heard
 GREY_LOGIT = 0.3  # added to the log odds of grey to white matter: it leans to white
-FLUID_LOGIT = 0.15  # added to fluid's, which else loses where the network is sure of another
+FLUID_LOGIT = 0.2  # added to fluid's, which else loses where the network is sure of another
+IMAGE_WEIGHT = 0.6  # of the image's log likelihood: the network has seen this image as well
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness
@@ -58,7 +60,8 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     if trust == 0:
         return spread_out(rough, inside)
     for _ in range(ITERATIONS):
-        logs = np.stack([p + blocks.log_likelihood(values, w) for p, w in zip(log_prior, found)])
+        logs = np.stack([p + IMAGE_WEIGHT * blocks.log_likelihood(values, w)
+                         for p, w in zip(log_prior, found)])
         logs -= logs.max(axis=0)
         np.exp(logs, out=logs)
         found = logs / logs.sum(axis=0)
