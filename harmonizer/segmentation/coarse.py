@@ -14,14 +14,16 @@ from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..template import load_template, tissue_priors
 from ..volume import Volume
-from .refine import refine
+from .refine import Advice, refine
 from .structures import TISSUES
 
 __all__ = ["CoarseSegmenter"]
 
-CONTRAST = (0.25, 0.5)
-"""See `refine`. Less is asked than of the network's shares: a person's ventricles and gyri do not
-lie where the template's do, which mixes the tissues' means by the template's shares."""
+OF_TEMPLATE = Advice(contrast=(0.25, 0.5), blur_mm=0.7, fluid_floor=0.8, fluid_logit=0.15,
+                     image_weight=1.0)
+"""The template has not seen the image, so the image weighs in full. Less contrast is asked than of
+the network's shares: a person's ventricles and gyri do not lie where the template's do, which mixes
+the tissues' means by the template's shares."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class CoarseSegmenter:
         grid, priors = load_template(2), tissue_priors(2)
         image = volume if volume.same_grid(grid) else resample(volume, grid, antialias=True)
         rough = np.stack([priors[name] for name in TISSUES])
-        found = refine(image.data, image.mask, rough + np.float32(1e-3) * image.mask, CONTRAST)
+        found = refine(image.data, image.mask, rough + np.float32(1e-3) * image.mask, OF_TEMPLATE)
         if image is volume:
             return dict(zip(TISSUES, found))
         maps = [resample(grid.with_mask(None).with_data(one), volume).data for one in found]

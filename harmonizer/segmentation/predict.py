@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 from .refine import (
-    CONTRAST, LEAST_SUPPORT, REVISION, contrast_between, refine, spread_out,
+    LEAST_SUPPORT, OF_NETWORK, REVISION, contrast_between, refine, spread_out,
 )
 from .structures import TISSUES
 
@@ -78,7 +78,7 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
     ----------
     volume : with a brain mask; what lies outside of it is not looked at
     network : a `SegmenterNet` to use instead of the one that comes with the package
-    threads : of torch; the answer does not depend on it beyond rounding (1e-5 of a probability)
+    threads : of torch; the likeliest tissue differs by it in about .02 % of voxels (rounding)
 
     Raises
     ------
@@ -105,10 +105,15 @@ def doubt(support: float) -> str | None:
 
 @lru_cache(maxsize=1)
 def load_network() -> Any:
-    """The `SegmenterNet` that comes with the package, in single precision, ready for use."""
+    """The `SegmenterNet` that comes with the package, in single precision, ready for use.
+
+    Channels lie last in memory: a pass takes a fifth less time so.
+    """
+    import torch
+
     from .weights_file import read_weights
 
-    return read_weights(WEIGHTS)
+    return read_weights(WEIGHTS).to(memory_format=torch.channels_last_3d)
 
 
 @lru_cache(maxsize=1)
@@ -168,7 +173,7 @@ def _at_any_contrast(network: Any, box: Volume, threads: int) -> tuple[np.ndarra
     supports = []
     for found in (answers := ((of_image + of_negative) / 2, of_image, of_negative)):
         supports.append(contrast_between(values, _by_tissue(found)))
-        if supports[-1] >= CONTRAST[1]:
+        if supports[-1] >= OF_NETWORK.contrast[1]:
             break
     best = int(np.argmax(supports))
     return spread_out(answers[best], box.mask), supports[best]

@@ -13,54 +13,77 @@ like fluid, or like white matter, the image has nothing to say and the network's
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["CONTRAST", "LEAST_SUPPORT", "contrast_between", "refine", "spread_out"]
+__all__ = ["Advice", "OF_NETWORK", "LEAST_SUPPORT", "contrast_between", "refine", "spread_out"]
 
 REVISION = 7  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 20
-PRIOR_BLUR_MM = 0.4  # how far a border may be moved by the image
-FLUID_FLOOR = 0.4  # of each tissue: of fluid the network sees too little, so it only advises
-GREY_FLOOR = 0.02  # of grey and of white matter, of what is no fluid: here the network is heard
-GREY_LOGIT = 0.3  # added to the log odds of grey to white matter: it leans to white
-FLUID_LOGIT = 0.2  # added to fluid's, which else loses where the network is sure of another
-IMAGE_WEIGHT = 0.6  # of the image's log likelihood: the network has seen this image as well
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness
-CONTRAST = (0.6, 1.2)
 LEAST_SUPPORT = 1.0  # contrast below which the tissues are in doubt: docs/segmentation.md
 BORROWED = 0.02  # weight of the whole brain's numbers where a neighbourhood holds little
 
 
+@dataclass(frozen=True)
+class Advice:
+    """How far rough shares are to be listened to.
+
+    Attributes
+    ----------
+    contrast : |difference of means| / spread of grey matter and its neighbours by the shares: with
+        less than the first the image has no say, with more than the second all of it
+    blur_mm : how far a border may be moved by the image
+    fluid_floor : of each tissue: of fluid too little is found in narrow sulci, so it only advises
+    grey_floor : of grey and of white matter, of what is no fluid
+    grey_logit : added to the log odds of grey to white matter: the network leans to white
+    fluid_logit : added to fluid's, which else loses where the shares are sure of another tissue
+    image_weight : of the image's log likelihood; below 1 where the shares come from it as well
+    """
+
+    contrast: tuple[float, float]
+    blur_mm: float
+    fluid_floor: float
+    fluid_logit: float
+    image_weight: float
+    grey_floor: float = 0.02
+    grey_logit: float = 0.3
+
+
+OF_NETWORK = Advice(contrast=(0.6, 1.2), blur_mm=0.4, fluid_floor=0.4, fluid_logit=0.2,
+                    image_weight=0.6)
+
+
 def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
-           contrast: tuple[float, float] = CONTRAST) -> np.ndarray:
+           advice: Advice = OF_NETWORK) -> np.ndarray:
     """Posterior shares of three tissues.
 
     Parameters
     ----------
     data : (I, J, K) float, any unit, voxels of 1 mm
     inside : (I, J, K) bool: the brain
-    shares : (3, I, J, K) the network's shares, 0..1
-    contrast : |difference of means| / spread of grey matter and its neighbours by those shares:
-        with less than the first the image has no say, with more than the second all of it
+    shares : (3, I, J, K) roughly what lies where, 0..1
+    advice : whose they are
 
     Returns
     -------
     (3, I, J, K) float32, summing to one inside, zero outside
     """
-    log_prior = _log_prior(np.stack([ndimage.gaussian_filter(s, PRIOR_BLUR_MM)[inside]
-                                     for s in shares]))
+    log_prior = _log_prior(np.stack([ndimage.gaussian_filter(s, advice.blur_mm)[inside]
+                                     for s in shares]), advice)
     found = np.stack([s[inside] for s in shares])
     found /= np.maximum(found.sum(axis=0), 1e-6)
     values = data[inside].astype(np.float64)
     blocks = _Blocks(inside)
-    rough, trust = found, _trust(values, found, contrast)
+    rough, trust = found, _trust(values, found, advice.contrast)
     if trust == 0:
         return spread_out(rough, inside)
     for _ in range(ITERATIONS):
-        logs = np.stack([p + IMAGE_WEIGHT * blocks.log_likelihood(values, w)
+        logs = np.stack([p + advice.image_weight * blocks.log_likelihood(values, w)
                          for p, w in zip(log_prior, found)])
         logs -= logs.max(axis=0)
         np.exp(logs, out=logs)
@@ -68,13 +91,13 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     return spread_out(trust * found + (1 - trust) * rough, inside)
 
 
-def _log_prior(shares: np.ndarray) -> np.ndarray:
+def _log_prior(shares: np.ndarray, advice: Advice) -> np.ndarray:
     """(3, n) up to a constant: fluid or not, and of what is not, grey or white matter."""
     total = np.maximum(shares.sum(axis=0), 1e-6)
-    fluid = (shares[0] / total + FLUID_FLOOR) / (1 + 3 * FLUID_FLOOR)
-    odds = np.exp(GREY_LOGIT) * (shares[1] + 1e-3) / (shares[2] + 1e-3)
-    grey = (odds / (1 + odds) + GREY_FLOOR) / (1 + 2 * GREY_FLOOR)
-    return np.stack([np.log(fluid) + FLUID_LOGIT, np.log((1 - fluid) * grey),
+    fluid = (shares[0] / total + advice.fluid_floor) / (1 + 3 * advice.fluid_floor)
+    odds = np.exp(advice.grey_logit) * (shares[1] + 1e-3) / (shares[2] + 1e-3)
+    grey = (odds / (1 + odds) + advice.grey_floor) / (1 + 2 * advice.grey_floor)
+    return np.stack([np.log(fluid) + advice.fluid_logit, np.log((1 - fluid) * grey),
                      np.log((1 - fluid) * (1 - grey))])
 
 

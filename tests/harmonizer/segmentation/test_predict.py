@@ -12,7 +12,7 @@ import torch
 from harmonizer.errors import InputError
 from harmonizer.segmentation.network import fold
 from harmonizer.segmentation.predict import doubt, segment
-from harmonizer.segmentation.refine import CONTRAST, LEAST_SUPPORT
+from harmonizer.segmentation.refine import LEAST_SUPPORT, OF_NETWORK
 from harmonizer.volume import Volume
 
 
@@ -179,7 +179,7 @@ def test_with_left_and_right_exchanged_the_answer_is_mirrored(name: str) -> None
 
 def test_tissues_that_the_image_bears_out_are_not_doubted() -> None:
     found = segment(noisy(ball((80,) * 3, centred(np.eye(3), (80,) * 3))), network=ByBrightness())
-    assert found.support > CONTRAST[1]
+    assert found.support > OF_NETWORK.contrast[1]
     assert doubt(found.support) is None and doubt(LEAST_SUPPORT) is None
 
 
