@@ -25,9 +25,7 @@ from nibabel.orientations import io_orientation
 from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .refine import (
-    LEAST_SUPPORT, OF_NETWORK, REVISION, contrast_between, refine, spread_out,
-)
+from .refine import LEAST_SUPPORT, OF_NETWORK, REVISION, contrast_between, refine, spread_out
 from .structures import TISSUES
 
 __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "from_both_sides",
@@ -170,12 +168,9 @@ def _at_any_contrast(network: Any, box: Volume, threads: int) -> tuple[np.ndarra
     negative = np.where(box.mask, high + low - box.data, low)
     of_image, of_negative = (from_both_sides(network, data, threads)[:, box.mask]
                              for data in (box.data, negative))
-    supports = []
-    for found in (answers := ((of_image + of_negative) / 2, of_image, of_negative)):
-        supports.append(contrast_between(values, _by_tissue(found)))
-        if supports[-1] >= OF_NETWORK.contrast[1]:
-            break
-    best = int(np.argmax(supports))
+    answers = ((of_image + of_negative) / 2, of_image, of_negative)
+    supports = [contrast_between(values, _by_tissue(found)) for found in answers]
+    best = int(np.argmax(np.minimum(supports, OF_NETWORK.contrast[1])))  # the first of equals
     return spread_out(answers[best], box.mask), supports[best]
 
 

@@ -32,12 +32,16 @@ class ByBrightness(torch.nn.Module):
         return logits.flatten(1, 2)
 
 
+def middle(image: torch.Tensor) -> float:
+    """How bright an image is beside its middle."""
+    return float(image[0, 0][tuple(slice(n // 2 - 8, n // 2 - 4) for n in image.shape[2:])].mean())
+
+
 class KnowsBrightCores(ByBrightness):
     """As `ByBrightness` where the middle is the brightest; else three slabs, whatever is seen."""
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        middle = image[0, 0][tuple(slice(n // 2 - 8, n // 2 - 4) for n in image.shape[2:])]
-        if middle.mean() < 0.7:
+        if middle(image) < 0.7:
             image = torch.linspace(0, 1, image.shape[2])[:, None, None].expand_as(image[0])[None]
         return fold(image.contiguous())
 
@@ -132,9 +136,8 @@ class EitherWay(ByBrightness):
     """
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        middle = image[0, 0][tuple(slice(n // 2 - 8, n // 2 - 4) for n in image.shape[2:])]
         seen = image * 1.3
-        return fold(seen if middle.mean() > 0.5 else 1 - seen)
+        return fold(seen if middle(image) > 0.5 else 1 - seen)
 
 
 def test_an_image_and_its_negative_have_one_answer(monkeypatch) -> None:
