@@ -32,6 +32,8 @@ __all__ = [
     "read_itk_affine",
 ]
 
+ON_VOXELS = 1e-4  # a grid that lies beside another's voxels by less takes their values
+
 
 def resample(
     volume: Volume,
@@ -148,6 +150,10 @@ def _pull(
     data: np.ndarray, to_source: np.ndarray, shape: tuple[int, ...], order: int
 ) -> np.ndarray:
     """data at `to_source @ index` for every index of `shape`, float32."""
+    shift = np.rint(to_source[:3, 3])
+    beside = np.abs(to_source[:3] - np.column_stack([np.eye(3), shift])) @ [*shape, 1]
+    if beside.max() < ON_VOXELS:
+        return _moved(data, shift.astype(int), shape)
     return ndimage.affine_transform(
         np.asarray(data, np.float32),
         to_source[:3, :3],
@@ -159,6 +165,16 @@ def _pull(
         mode="grid-constant" if order <= 1 else "constant",
         cval=0.0,
     )
+
+
+def _moved(data: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """data at index + shift for every index of `shape`, float32; 0 outside the data's grid."""
+    out = np.zeros(shape, np.float32)
+    first = [max(0, -s) for s in shift]
+    last = [max(f, min(n, d - s)) for f, n, d, s in zip(first, shape, data.shape, shift)]
+    out[tuple(map(slice, first, last))] = data[tuple(slice(f + s, e + s) for f, e, s in
+                                                     zip(first, last, shift))]
+    return out
 
 
 def _smoothed(data: np.ndarray, to_source: np.ndarray) -> np.ndarray:

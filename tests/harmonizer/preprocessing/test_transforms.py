@@ -131,3 +131,26 @@ def test_unreadable_and_warps_are_refused(tmp_path):
         read_itk_affine(tmp_path / "two.txt")
     with pytest.raises(InputError, match="invertible"):
         write_itk_affine(tmp_path / "flat.txt", np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("source", GRIDS)
+@pytest.mark.parametrize("steps", [(0, 0, 0), (3, -2, 5), (-4, 1, 40)])
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_grids_that_share_their_voxels_share_their_values(source, steps, order):
+    """As interpolation at whole voxels, and nothing where the source has none."""
+    data = np.random.default_rng(0).normal(5, 1, (7, 9, 8)).astype(np.float32)
+    affine, shape = GRIDS[source].copy(), (9, 6, 11)
+    goal = affine.copy()
+    goal[:3, 3] += affine[:3, :3] @ steps
+    truth = np.zeros(shape, np.float32)
+    for index in np.ndindex(*shape):
+        at = tuple(np.add(index, steps))
+        if all(0 <= a < n for a, n in zip(at, data.shape)):
+            truth[index] = data[at]
+    found = resample(Volume(data, affine, data > 5), Volume(np.zeros(shape), goal), order=order)
+    np.testing.assert_array_equal(found.data, truth)
+    np.testing.assert_array_equal(found.mask, truth > 5)
+    beside = goal.copy()
+    beside[:3, 3] += affine[:3, :3] @ (0.01, 0, 0)
+    near = resample(Volume(data, affine), Volume(np.zeros(shape), beside), order=order).data
+    assert order == 0 or not truth.any() or not np.array_equal(near, truth)
