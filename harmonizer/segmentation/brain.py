@@ -85,15 +85,21 @@ def _working_image(volume: Volume, seen: np.ndarray) -> Volume:
 
 def _seen_twice(network: Any, data: np.ndarray) -> np.ndarray:
     """Shares (I, J, K) of the second look; zeros if the first found nothing."""
-    first = _one_piece(from_both_sides(network, data, 1)[1])
+    first = _one_piece(_looked_at(network, data))
     out = np.zeros_like(first)
     where = np.argwhere(first > 0.5)
     if len(where):
         steps = int(np.ceil(NEAR_MM / SPACING_MM))
         low, high = np.maximum(where.min(axis=0) - steps, 0), where.max(axis=0) + steps + 1
         box = tuple(slice(a, b) for a, b in zip(low, high))
-        out[box] = from_both_sides(network, data[box], 1)[1]
+        out[box] = _looked_at(network, data[box])
     return _one_piece(out)
+
+
+def _looked_at(network: Any, data: np.ndarray) -> np.ndarray:
+    """Shares (I, J, K) of the brain by one look from both sides."""
+    everywhere = np.ones(data.shape, bool)
+    return from_both_sides(network, data, everywhere, 1)[1].reshape(data.shape)
 
 
 def _one_piece(share: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ class SegmenterNet(nn.Module):
             kept.append(x)
         code = self.code(x.mean(dim=(2, 3, 4)))
         for block, skip in zip(reversed(self.decoder), reversed(kept[:-1])):
-            x = block(torch.cat([skip, functional.interpolate(x, scale_factor=2)], dim=1), code)
+            x = block(skip, x, code)
         return x
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -85,11 +85,14 @@ class _Layer(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.relu(self.norm(self.conv(x)))
+        return functional.relu(self.norm(self.conv(x)), inplace=True)
 
 
 class _Block(nn.Module):
-    """Two layers; the first one's features are scaled and shifted by the image's contrast code."""
+    """Two layers on what the encoder kept and what comes from the coarser level.
+
+    The first one's features are scaled and shifted by the image's contrast code.
+    """
 
     def __init__(self, before: int, after: int, code: int) -> None:
         super().__init__()
@@ -100,10 +103,18 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         self.second = _Layer(after, after)
 
-    def forward(self, x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    def forward(self, kept: torch.Tensor, coarser: torch.Tensor, code: torch.Tensor
+                ) -> torch.Tensor:
         scale, shift = self.modulation(code)[..., None, None, None].chunk(2, dim=1)
-        x = torch.addcmul(shift, self.norm(self.conv(x)), 1 + scale)
-        return self.second(functional.relu(x))
+        x = torch.addcmul(shift, self.norm(self._joined(kept, coarser)), 1 + scale)
+        return self.second(functional.relu(x, inplace=True))
+
+    def _joined(self, kept: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+        """Convolution of both, side by side as channels; they are never copied side by side."""
+        of_kept, of_coarser = self.conv.weight.split([kept.shape[1], coarser.shape[1]], dim=1)
+        x = functional.conv3d(functional.interpolate(coarser, scale_factor=2), of_coarser,
+                              padding=1)
+        return x.add_(functional.conv3d(kept, of_kept, padding=1))
 
 
 def fold(x: Any) -> Any:

@@ -32,7 +32,7 @@ __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "fro
            "world_box"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
-MARGIN_MM = 8.0  # of air around the brain
+MARGIN_MM = 2.0  # of air around the brain
 SLAB = 16  # 2 mm slices whose classes are computed at once: bounds memory
 
 
@@ -55,21 +55,26 @@ class TissueMaps:
 
 @dataclass(frozen=True)
 class NetworkSegmenter:
-    """``segmenter(volume)`` -> probabilities of CSF, GM and WM on the volume's own grid."""
+    """``segmenter(volume)`` -> probabilities of CSF, GM and WM on the volume's own grid.
+
+    ``threads``, ``quick``: see `segment`.
+    """
 
     threads: int = 1
+    quick: bool = False
 
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         """See `segment`."""
-        return dict(segment(volume, threads=self.threads).tissues)
+        return dict(segment(volume, threads=self.threads, quick=self.quick).tissues)
 
     @property
     def name(self) -> str:
         """One word for what it does, for caches: changes with the weights and with `refine`."""
-        return f"network-{_weights_digest()[:12]}-{REVISION}"
+        return f"network-{_weights_digest()[:12]}-{REVISION}{'-quick' if self.quick else ''}"
 
 
-def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueMaps:
+def segment(volume: Volume, *, network: Any = None, threads: int = 1, quick: bool = False
+            ) -> TissueMaps:
     """Tissues of a brain at any contrast.
 
     Parameters
@@ -77,6 +82,8 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
     volume : with a brain mask; what lies outside of it is not looked at
     network : a `SegmenterNet` to use instead of the one that comes with the package
     threads : of torch; the likeliest tissue differs by it in about .02 % of voxels (rounding)
+    quick : do without the mirror images: two thirds of the time and nearly the same volumes, but
+        a mirrored image no longer has the mirrored answer
 
     Raises
     ------
@@ -89,7 +96,7 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1) -> TissueM
     if inside.min() == inside.max():
         raise InputError("the image is constant in the brain mask. Exclude it.")
     box = _working_image(volume)
-    shares, support = _at_any_contrast(network or load_network(), box, threads)
+    shares, support = _at_any_contrast(network or load_network(), box, threads, quick)
     return _carried_back(volume, box, shares, support)
 
 
@@ -155,8 +162,9 @@ def world_box(seen: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndar
     return world.min(axis=1), world.max(axis=1)
 
 
-def _at_any_contrast(network: Any, box: Volume, threads: int) -> tuple[np.ndarray, float]:
-    """(classes, I, J, K) shares, zero outside the mask, and the image's support for them.
+def _at_any_contrast(network: Any, box: Volume, threads: int, quick: bool
+                     ) -> tuple[np.ndarray, float]:
+    """(classes, n) shares in the mask, and the image's support for them.
 
     The network is asked about the image and about its negative. It errs differently in the two,
     and their mean is nearer to the truth than either. Where the image does not bear the mean out,
@@ -166,19 +174,24 @@ def _at_any_contrast(network: Any, box: Volume, threads: int) -> tuple[np.ndarra
     values = box.in_mask()
     low, high = values.min(), values.max()
     negative = np.where(box.mask, high + low - box.data, low)
-    of_image, of_negative = (from_both_sides(network, data, threads)[:, box.mask]
+    asked = _shares if quick else from_both_sides
+    of_image, of_negative = (asked(network, data, box.mask, threads)
                              for data in (box.data, negative))
     answers = ((of_image + of_negative) / 2, of_image, of_negative)
     supports = [contrast_between(values, _by_tissue(found)) for found in answers]
     best = int(np.argmax(np.minimum(supports, OF_NETWORK.contrast[1])))  # the first of equals
-    return spread_out(answers[best], box.mask), supports[best]
+    return answers[best], supports[best]
 
 
-def from_both_sides(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
-    """(classes, I, J, K) mean shares of the image and of its mirror image, mirrored back."""
-    shares = _shares(network, data, threads)
-    shares += _shares(network, data[::-1], threads)[:, ::-1]
-    return shares / 2
+def from_both_sides(network: Any, data: np.ndarray, inside: np.ndarray, threads: int
+                    ) -> np.ndarray:
+    """(classes, n) mean shares in the mask of the image and of its mirror image, mirrored back."""
+    mirrored = _shares(network, data[::-1], inside[::-1], threads)
+    number = np.zeros(inside.shape, np.int32)
+    number[inside] = np.arange(mirrored.shape[1])
+    back = np.empty(mirrored.shape[1], np.int32)
+    back[number[::-1][inside[::-1]]] = np.arange(mirrored.shape[1])
+    return (_shares(network, data, inside, threads) + mirrored[:, back]) / 2
 
 
 def _by_tissue(shares: np.ndarray) -> np.ndarray:
@@ -186,8 +199,9 @@ def _by_tissue(shares: np.ndarray) -> np.ndarray:
     return np.stack([shares[list(which)].sum(axis=0) for which in TISSUES.values()])
 
 
-def _shares(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
-    """(classes, I, J, K) float32 probabilities: one pass, padded to what the network needs."""
+def _shares(network: Any, data: np.ndarray, inside: np.ndarray, threads: int) -> np.ndarray:
+    """(classes, n) float32 probabilities in the mask: one pass, padded to what the network needs.
+    """
     import torch
     from torch.nn import functional
 
@@ -196,38 +210,45 @@ def _shares(network: Any, data: np.ndarray, threads: int) -> np.ndarray:
 
     before, multiple = torch.get_num_threads(), network.multiple
     padding = [x for n in reversed(data.shape) for x in (0, (-n) % multiple)]
+    _, j, k = data.shape
+    found = []
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             image = functional.pad(normalise(torch.tensor(data.copy())), padding)
             features = network.features(image[None, None])
-            out = torch.empty((network.classes, *image.shape))
             for start in range(0, features.shape[2], SLAB):
+                here = inside[2 * start : 2 * (start + SLAB)]
                 logits = network.head(features[:, :, start : start + SLAB])
                 part = torch.softmax(logits.unflatten(1, (network.classes, 8)), dim=1)
-                out[:, 2 * start : 2 * (start + SLAB)] = unfold(part)[0]
+                found.append(unfold(part)[0, :, : len(here), :j, :k].numpy()[:, here])
     finally:
         torch.set_num_threads(before)
-    i, j, k = data.shape
-    return out[:, :i, :j, :k].numpy()
+    return np.concatenate(found, axis=1)
 
 
 def _carried_back(volume: Volume, box: Volume, shares: np.ndarray, support: float) -> TissueMaps:
     """Borders moved to where the image has them; everything on the image's grid."""
     rough = _by_tissue(shares)
-    fine = refine(box.data, box.mask, rough)
-    maps = {name: resample(box.with_data(one), volume).data for name, one in zip(TISSUES, fine)}
+    fine = refine(box.data, box.mask, spread_out(rough, box.mask))
+    maps = {name: _on_grid_of(volume, box, one) for name, one in zip(TISSUES, fine)}
     total = sum(maps.values())
     known = volume.mask & (total > 1e-3)
     tissues = {name: np.divide(one, total, out=np.zeros_like(one), where=known)
                for name, one in maps.items()}
-    likeliest = box.with_data(_classes(shares, rough, fine).astype(np.float32))
-    classes = resample(likeliest, volume, order=0).data.astype(np.uint8)
-    return TissueMaps(tissues, np.where(known, classes, 0), support)
+    likeliest = spread_out(_classes(shares, rough, fine[:, box.mask])[None], box.mask)[0]
+    classes = _on_grid_of(volume, box, likeliest, order=0).astype(np.uint8)
+    at_rim = 1  # sulcal fluid, where the nearest voxel of the working image is not in its mask
+    return TissueMaps(tissues, np.where(known, np.maximum(classes, at_rim), 0), support)
+
+
+def _on_grid_of(volume: Volume, box: Volume, data: np.ndarray, order: int = 1) -> np.ndarray:
+    """An array on the working image's grid, carried to the volume's; no mask is taken along."""
+    return resample(Volume(data, box.affine), volume, order=order).data
 
 
 def _classes(shares: np.ndarray, rough: np.ndarray, fine: np.ndarray) -> np.ndarray:
-    """(I, J, K) likeliest class: of the likeliest tissue, the class that the network prefers."""
+    """(n,) likeliest class: of the likeliest tissue, the class that the network prefers."""
     scores = np.zeros(shares.shape, np.float32)
     for which, before, after in zip(TISSUES.values(), rough, fine):
         for c in which:

@@ -20,8 +20,8 @@ from scipy import ndimage
 
 __all__ = ["Advice", "OF_NETWORK", "LEAST_SUPPORT", "contrast_between", "refine", "spread_out"]
 
-REVISION = 7  # counted up when the answer changes: kept segmentations are then made anew
-ITERATIONS = 20
+REVISION = 8  # counted up when the answer changes: kept segmentations are then made anew
+ITERATIONS = 10  # ten more change a share by .0001 on average
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
 SURE = 0.3  # voxels with less than this share of a tissue say nothing about its brightness

@@ -11,7 +11,7 @@ import torch
 
 from harmonizer.errors import InputError
 from harmonizer.segmentation.network import fold
-from harmonizer.segmentation.predict import doubt, segment
+from harmonizer.segmentation.predict import NetworkSegmenter, doubt, segment
 from harmonizer.segmentation.refine import LEAST_SUPPORT, OF_NETWORK
 from harmonizer.volume import Volume
 
@@ -148,6 +148,27 @@ def test_an_image_and_its_negative_have_one_answer(monkeypatch) -> None:
     np.testing.assert_array_equal(one.classes, two.classes)
     for tissue in one.tissues:
         np.testing.assert_allclose(one.tissues[tissue], two.tissues[tissue], atol=1e-4)
+
+
+class Counting(ByBrightness):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return super().features(image)
+
+
+def test_quick_means_two_looks_instead_of_four_and_the_same_volumes() -> None:
+    volume = noisy(ball((80, 80, 80), centred(np.eye(3), (80,) * 3)))
+    networks = Counting(), Counting()
+    full = segment(volume, network=networks[0])
+    quick = segment(volume, network=networks[1], quick=True)
+    assert [network.asked for network in networks] == [4, 2]
+    for tissue, share in full.tissues.items():
+        assert quick.tissues[tissue].sum() == pytest.approx(share.sum(), rel=0.01)
+    assert NetworkSegmenter(quick=True).name != NetworkSegmenter().name
 
 
 def test_what_lies_outside_the_mask_is_not_looked_at() -> None:
