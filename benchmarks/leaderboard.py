@@ -46,7 +46,8 @@ from harmonizer.evaluation.statistics import Statistics  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
 from harmonizer.preprocessing.transforms import resample  # noqa: E402
-from harmonizer.segmentation.atropos import AtroposSegmenter, CachedSegmenter, Segment  # noqa: E402
+from harmonizer.segmentation.atropos import CachedSegmenter, Segment  # noqa: E402
+from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
 from harmonizer.template import load_template, tissue_priors  # noqa: E402
 from harmonizer.training.settings import Resources  # noqa: E402
 from harmonizer.volume import write_mask, write_volume  # noqa: E402
@@ -183,7 +184,8 @@ def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
             failed.append(f"{name} could not take part: {error}")
         seconds[name] = (time.process_time() - started) / len(cohort)
     resolution = int(round(float(cohort.scans[0].read().spacing[0])))
-    segment = CachedSegmenter(AtroposSegmenter(), work / "cache") if given.tissues else None
+    segment = (CachedSegmenter(NetworkSegmenter(quick=True), work / "cache")
+               if given.tissues else None)
     ruling = referee(cohort, variants, target, segment=segment,
                      priors=tissue_priors(resolution), permutations=given.permutations,
                      workers=given.nprocs, cache=work / "cache", covariates=_known(cohort))

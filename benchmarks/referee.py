@@ -36,7 +36,8 @@ from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
 from harmonizer.files import write_json  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
-from harmonizer.segmentation.atropos import AtroposSegmenter, CachedSegmenter, Segment  # noqa: E402
+from harmonizer.segmentation.atropos import Segment  # noqa: E402
+from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
 from harmonizer.template import load_template, tissue_priors  # noqa: E402
 from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
 
@@ -54,11 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     if given.one:
         return _one(Path(given.one), given.tissues)
     if given.one_fine:
-        return _one_fine(given.one_fine, given.work)
+        return _one_fine(given.one_fine, given.work, given.tissues)
     images = [measured(cohort_of(given.work, n, max(given.scans)), given.work, given.tissues)
               for n in given.scans]
     numbers = [measured(tiny_cohort(given.work, n), given.work, "simple") for n in given.many]
-    fine = [] if given.fine is None else [measured(given.fine, given.work, "none", "--one-fine")]
+    fine = [] if given.fine is None else [measured(given.fine, given.work, given.tissues,
+                                                   "--one-fine")]
     text = report(images, numbers, given.tissues, fine)
     print(text)
     if given.markdown:
@@ -71,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("work", type=Path)
     parser.add_argument("--scans", type=int, nargs="*", default=[25, 50, 100])
     parser.add_argument("--many", type=int, nargs="*", default=[250, 500, 1000])
-    parser.add_argument("--tissues", choices=("none", "simple", "atropos"), default="none",
-                        help="segmentation of every image at 2 mm (default: none)")
+    parser.add_argument("--tissues", choices=("none", "simple", "network"), default="none",
+                        help="segmentation of every image (default: none)")
     parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
     parser.add_argument("--fine", type=Path, metavar="OUT", help="preprocessed scans at 1 mm")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -178,7 +180,7 @@ def _one(folder: Path, tissues: str) -> int:
     before, after = (Cohort.from_tsv(folder / f"{name}.tsv") for name in ("before", "after"))
     resolution = int(round(float(before.scans[0].read().spacing[0])))
     load_template(resolution)
-    given = {"segment": _segmenter(tissues, folder), "cache": folder / "cache", "permutations": 200,
+    given = {"segment": _segmenter(tissues), "cache": folder / "cache", "permutations": 200,
              "priors": tissue_priors(resolution)}
     shutil.rmtree(folder / "cache", ignore_errors=True)
     times = []
@@ -191,7 +193,7 @@ def _one(folder: Path, tissues: str) -> int:
     return 0
 
 
-def _one_fine(out: Path, work: Path) -> int:
+def _one_fine(out: Path, work: Path, tissues: str) -> int:
     """What a scan and its harmonized image cost at 1 mm, and one simulated rescan."""
     from harmonizer.backends import registry
     from harmonizer.evaluation.anatomy import compare_anatomy
@@ -202,26 +204,26 @@ def _one_fine(out: Path, work: Path) -> int:
 
     before = Cohort(cohort_of(find_preprocessed(out.resolve(), 1, ("T1w",))).scans[:FINE_SCANS])
     model = registry.get("moment_matching")().fit(before, seed=1)
-    target, priors = before.largest_site, tissue_priors(1)
+    target, priors, segment = before.largest_site, tissue_priors(1), _segmenter(tissues)
     after = Cohort(tuple(replace(scan, image=write_volume(
         work / "fine" / f"{scan.scan_id}.nii.gz",
         model.harmonize(scan.read(), model.target(target), source=scan.site))) for scan in before))
     started = time.process_time()
     evaluate_cohort(before, after, target, priors=priors)
     for scan, result in zip(before, after):
-        measure(Job(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0)))
+        measure(Job(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0), segment))
     first = (time.process_time() - started) / len(before)
     started, volume = time.process_time(), before.scans[0].read()
-    compare_anatomy(volume, simulated_rescan(volume, 0))
+    compare_anatomy(volume, simulated_rescan(volume, 0), segment)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"scans": len(before), "first": first, "peak_mb": peak,
                       "rescan": time.process_time() - started}))
     return 0
 
 
-def _segmenter(name: str, folder: Path) -> Segment | None:
+def _segmenter(name: str) -> Segment | None:
     return {"none": None, "simple": nearest_mean,
-            "atropos": CachedSegmenter(AtroposSegmenter(), folder / "cache")}[name]
+            "network": NetworkSegmenter(quick=True)}[name]
 
 
 def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tissues: str,

@@ -5,7 +5,7 @@
 
 MODEL was trained by `benchmarks/trained.py WORK --fit FOLDER` (WORK/training/model) and CASES is
 its WORK/held: people that no fit saw, each at the four known scanners and at a fifth. All scans are
-brought to the target and segmented anew (Atropos, 2 mm), as the referee does. *marginal*: share of
+brought to the target and segmented anew, as the referee does. *marginal*: share of
 the variance of a tissue's ratio that the scanner explains, less is better; *conditional*: scanner
 and person together, more is better (mixed model; evaluation of Hache et al. 2026, Table 2).
 """
@@ -31,7 +31,8 @@ from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.model_folder import read  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.volumes import variance_shares  # noqa: E402
-from harmonizer.segmentation.atropos import TISSUES, AtroposSegmenter, tissue_ratios  # noqa: E402
+from harmonizer.segmentation.atropos import TISSUES, tissue_ratios  # noqa: E402
+from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
              + " |", "|---" * (len(TISSUES) + 1) + "|"]
     print(*lines, sep="\n")
     for name, method in _methods(given):
-        found = [tissue_ratios(AtroposSegmenter()(_result(method, case))) for case in cases]
+        segment = NetworkSegmenter(quick=True)
+        found = [tissue_ratios(segment(_result(method, case))) for case in cases]
         lines.append(f"| {name} | " + " | ".join(_cell(cases, found, tissue)
                                                  for tissue in TISSUES) + " |")
         print(lines[-1], flush=True)

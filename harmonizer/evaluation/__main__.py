@@ -17,7 +17,8 @@ import numpy as np
 from ..cohort import Cohort
 from ..errors import HarmonizerError, UsageError
 from ..progress import phases
-from ..segmentation.atropos import AtroposSegmenter, CachedSegmenter
+from ..segmentation.atropos import CachedSegmenter
+from ..segmentation.predict import NetworkSegmenter
 from ..volume import write_volume
 from .anatomy import moved_map
 from .answers import QUESTIONS, answers
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--traveling", choices=["auto", "no"], default="auto",
                       help="whether one subject label at several sites is one person")
     made.add_argument("--tissues", action="store_true",
-                      help="segment every image (Atropos; images in the template's space)")
+                      help="segment every image, by the network that comes with the package")
     made.add_argument("--out", type=Path, default=Path("evaluation"),
                       help="folder for tables and kept numbers (default: evaluation)")
     made.add_argument("--moved-maps", choices=["none", "flagged", "all"], default="none",
@@ -73,7 +74,8 @@ def run(given: argparse.Namespace) -> Ruling:
                          "by them.")
     before, after = cohorts_of_folders(given.before, variants, given.out / "masks",
                                        masks=given.masks, sites=given.sites)
-    segment = CachedSegmenter(AtroposSegmenter(), given.out / "cache") if given.tissues else None
+    segment = (CachedSegmenter(NetworkSegmenter(quick=True), given.out / "cache")
+               if given.tissues else None)
     with phases("evaluate") as progress:
         ruling = referee(before, after, given.target, covariates=given.covariates,
                          reference_site=given.reference_site, travelling=given.traveling,

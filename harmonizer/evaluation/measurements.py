@@ -25,7 +25,7 @@ from .identity import fingerprint
 from .kept import array_key, file_key, with_nan, without_nan
 from .site import texture_features
 
-__all__ = ["Job", "Numbers", "Progress", "measure", "spread"]
+__all__ = ["Job", "Numbers", "Progress", "measure", "spread", "name_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
@@ -66,7 +66,7 @@ def measure(job: Job) -> Numbers:
     images = [job.scan.image, job.scan.mask,
               *(path for scan in job.variants.values() for path in (scan.image, scan.mask))]
     key = file_key(images, "scan", sorted(job.variants), job.grey_range,
-                   array_key(job.labels), _name(job.segment))
+                   array_key(job.labels), name_of(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
         found, prints = with_nan(read_json(path.with_suffix(".json"))), _read_prints(path)
@@ -89,7 +89,8 @@ def _read_prints(path: Path) -> dict[str, np.ndarray]:
         return dict(zip(kept_prints["names"].tolist(), kept_prints["prints"]))
 
 
-def _name(segment: Segment | None) -> str:
+def name_of(segment: Segment | None) -> str:
+    """What kept numbers are known by: another segmenter, or other weights, is another name."""
     return "" if segment is None else str(getattr(segment, "name", type(segment).__name__))
 
 

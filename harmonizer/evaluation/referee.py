@@ -29,7 +29,7 @@ from .distribution_tests import anderson_darling, distance_between_sites
 from .evaluate import Evaluation, evaluate_cohort, label_tissues
 from .identity import source_identity, travelling_identity
 from .kept import file_key, kept
-from .measurements import Job, Numbers, Progress, measure, spread
+from .measurements import Job, Numbers, Progress, measure, name_of, spread
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics
@@ -140,7 +140,7 @@ def referee(
     covariates : whose effects must survive: age, sex, columns of the cohort.
     reference_site : for paired tests and slopes; default the target, else the largest site.
     travelling : "auto" takes one label at several sites for one person; "no" for several people.
-    segment : volume -> labels or probabilities (`AtroposSegmenter`); without, no tissue ratios.
+    segment : volume -> labels or probabilities (`NetworkSegmenter`); without, no tissue ratios.
     priors : "GM", "WM", "CSF" on the images' grid, for tissue-wise numbers; without, brain only.
     target_quantiles : modality -> quantile function (200,) of a target that is no site, such as
         reference images; without, what the scans became is the ruler of distances to it.
@@ -489,7 +489,7 @@ def _anatomy(trial: Trial, working: Working
 
 def _tolerance(trial: Trial, working: Working) -> Tolerance:
     paths = [scan.image for scan in trial.before]
-    key = file_key(paths, "tolerance", trial.seed, repr(trial.segment),
+    key = file_key(paths, "tolerance", trial.seed, name_of(trial.segment),
                    [(p.first.scan_id, p.second.scan_id) for p in rescans(trial.before)])
     found = kept(trial.cache, key, lambda: vars(learn_tolerance(
         trial.before, trial.segment, seed=trial.seed,

@@ -29,8 +29,8 @@ from harmonizer.progress import phases
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
-from harmonizer.segmentation.atropos import AtroposSegmenter
 from harmonizer.reports.moved import moved_figure
+from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.template import tissue_priors
 from harmonizer.volume import load_nifti, write_volume
 
@@ -183,7 +183,8 @@ def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[
         return referee(
             before, {v.name: v.cohort for v in variants}, variants[0].target,
             covariates=covariates, reference_site=settings.reference_site,
-            travelling=settings.traveling, segment=None if settings.sloppy else AtroposSegmenter(),
+            travelling=settings.traveling,
+            segment=None if settings.sloppy else NetworkSegmenter(quick=True),
             priors=tissue_priors(resolution_of(settings.sloppy)),
             fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
             permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,

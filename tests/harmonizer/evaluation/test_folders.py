@@ -12,7 +12,9 @@ from harmonizer.evaluation.__main__ import main
 from harmonizer.evaluation.folders import cohorts_of_folders, images_of, read_sites
 from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
-from harmonizer.volume import Volume, write_volume
+from harmonizer.segmentation.atropos import tissue_ratios
+from harmonizer.segmentation.predict import NetworkSegmenter
+from harmonizer.volume import Volume, read_volume, write_volume
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,26 @@ def test_the_command_judges_and_writes(folders, tmp_path, capsys):
     assert table.select(name="distribution_distance", backend="done", tissue="brain").rows[0].known
     held = Metrics.from_tsv(tmp_path / "metrics.tsv").select(measure="anatomy_held")
     assert held.values() == [1.0] * 8
+
+
+def test_tissues_are_those_of_the_network(folders, tmp_path):
+    for folder in ("before", "done"):
+        for path in sorted((folders / folder).iterdir())[:4]:
+            write_volume(tmp_path / folder / path.name, Volume(read_volume(path).data, np.eye(4)))
+    code = main([str(tmp_path / "before"), str(tmp_path / "done"), "--sites",
+                 str(folders / "sites.tsv"), "--target", "A", "--permutations", "2", "--tissues",
+                 "--out", str(tmp_path)])
+    assert code == 0
+    table = Metrics.from_tsv(tmp_path / "metrics.tsv").select(measure="tissue_ratio")
+    for folder, stage in (("before", "before"), ("done", "after")):
+        volume = read_volume(tmp_path / folder / "brain00.nii.gz")
+        wanted = tissue_ratios(NetworkSegmenter(quick=True)(volume.with_mask(volume.data != 0)))
+        for tissue, value in wanted.items():
+            found = table.select(stage=stage, tissue=tissue)
+            assert len(found) == 4
+            assert found.select(scan="brain00").values() == [pytest.approx(value, abs=2e-3)]
+    held = Metrics.from_tsv(tmp_path / "metrics.tsv").select(measure="dice")
+    assert len(held) == 4 and np.isfinite(held.values()).all()
 
 
 def test_the_tables_make_a_report(folders, tmp_path, capsys):
