@@ -201,7 +201,7 @@ def truth_scores(path: Path, volume, truth: Path) -> dict:
     from scipy import ndimage
 
     from harmonizer.preprocessing.conform import conform
-    from harmonizer.segmentation.atropos import dice
+    from harmonizer.segmentation.segmentations import dice
 
     source, suffix = stem(path).rsplit("_", 1)
     brain = conform(next(truth.glob(f"**/{source}_desc-brain{suffix}_mask.nii.gz"))).volume

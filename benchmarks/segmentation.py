@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from sections import printed, write_rows  # noqa: E402
 
-from harmonizer.segmentation.atropos import TISSUES, as_labels, dice  # noqa: E402
+from harmonizer.segmentation.segmentations import TISSUES, as_labels, dice  # noqa: E402
 from harmonizer.segmentation.predict import segment  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 

@@ -31,7 +31,7 @@ from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.model_folder import read  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.volumes import variance_shares  # noqa: E402
-from harmonizer.segmentation.atropos import TISSUES, tissue_ratios  # noqa: E402
+from harmonizer.segmentation.segmentations import TISSUES, tissue_ratios  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 

@@ -45,7 +45,7 @@ from harmonizer.evaluation.image import psnr, ssim  # noqa: E402
 from harmonizer.local_statistics import TISSUES  # noqa: E402
 from harmonizer.native import apply_with_head, change_of  # noqa: E402
 from harmonizer.preprocessing.transforms import read_itk_affine, resample  # noqa: E402
-from harmonizer.segmentation.atropos import CachedSegmenter  # noqa: E402
+from harmonizer.segmentation.segmentations import CachedSegmenter  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
 

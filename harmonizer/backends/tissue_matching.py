@@ -48,7 +48,8 @@ from ..local_statistics import (
     relative_gain,
     shares_of,
 )
-from ..segmentation.atropos import AtroposSegmenter, Segment
+from ..segmentation.atropos import AtroposSegmenter
+from ..segmentation.segmentations import Segment
 from ..segmentation.coarse import CoarseSegmenter
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume

@@ -17,7 +17,7 @@ import numpy as np
 from ..cohort import Cohort
 from ..errors import HarmonizerError, UsageError
 from ..progress import phases
-from ..segmentation.atropos import CachedSegmenter
+from ..segmentation.segmentations import CachedSegmenter
 from ..segmentation.predict import NetworkSegmenter
 from ..volume import write_volume
 from .anatomy import moved_map

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
-from ..segmentation.atropos import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
+from ..segmentation.segmentations import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
 from ..volume import Volume
 from . import image as near
 from .distribution import intensity_range, quantile_function

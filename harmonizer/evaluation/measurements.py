@@ -18,7 +18,7 @@ import numpy as np
 from ..cohort import Scan
 from ..errors import InputError
 from ..files import atomic_path, read_json, write_json
-from ..segmentation.atropos import Segment, Segmentation, tissue_ratios
+from ..segmentation.segmentations import Segment, Segmentation, tissue_ratios
 from ..volume import Volume
 from .anatomy import compare_anatomy
 from .identity import fingerprint

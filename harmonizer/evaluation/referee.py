@@ -18,7 +18,7 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
-from ..segmentation.atropos import TISSUES, Segment
+from ..segmentation.segmentations import TISSUES, Segment
 from .anatomy import GUARDED
 from .biology import age_by_scanner, age_tests, effect_tests
 from .combat import cross_fitted_combat

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError
-from ..segmentation.atropos import Segment
+from ..segmentation.segmentations import Segment
 from .anatomy import GUARDED, compare_anatomy
 from .rescans import REGISTRATION_DEGREES, REGISTRATION_MM, simulated_rescan
 from .travelling import Pair, rescans

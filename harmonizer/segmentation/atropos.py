@@ -8,56 +8,24 @@ takes seconds; what is wanted of it is the same answer for the same brain, not t
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Union
 
 import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
-from ..files import atomic_path
 from ..template import load_template, tissue_priors
 from ..volume import Volume
+from .segmentations import TISSUES, dice
 
-__all__ = ["Segmentation", "Segment", "AtroposSegmenter", "CachedSegmenter", "tissue_ratios",
-           "as_labels", "dice", "TISSUES"]
+__all__ = ["AtroposSegmenter"]
 
-Segmentation = Union[np.ndarray, Mapping[str, np.ndarray]]
-"""Labels (1 CSF, 2 GM, 3 WM, 0 outside), or tissue name -> probabilities 0 to 1; any one grid."""
-Segment = Callable[[Volume], Segmentation]
-TISSUES = ("CSF", "GM", "WM")
 LEAST_OVERLAP = 0.75  # Dice of the image's mask with the template's, below which it is elsewhere
 _LOCK = threading.Lock()
-
-
-def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:
-    """Volume of each tissue over that of all three, 0 to 1, adding up to one; unit 1.
-
-    InputError where there is no tissue at all.
-    """
-    if isinstance(segmentation, np.ndarray):
-        sizes = {name: float(np.count_nonzero(segmentation == code))
-                 for code, name in enumerate(TISSUES, start=1)}
-    else:
-        sizes = {name: float(np.sum(segmentation[name], dtype=np.float64)) for name in TISSUES}
-    total = sum(sizes.values())
-    if not total > 0:
-        raise InputError("expected a segmentation with tissue in it, got none. Check the mask.")
-    return {name: size / total for name, size in sizes.items()}
-
-
-def as_labels(segmentation: Segmentation) -> np.ndarray:
-    """uint8 labels: 1 CSF, 2 GM, 3 WM, the likeliest; 0 where all probabilities are zero."""
-    if isinstance(segmentation, np.ndarray):
-        return segmentation.astype(np.uint8)
-    stack = np.stack([segmentation[name] for name in TISSUES])
-    return np.where(stack.max(axis=0) > 0, stack.argmax(axis=0) + 1, 0).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -93,12 +61,6 @@ class AtroposSegmenter:
         """One word for what it does and with which settings, for caches."""
         return (f"atropos-{self.resolution_mm}mm-{self.iterations}-{self.prior_weight:g}-"
                 f"{self.smoothing:g}{'-own' if self.own_grid else ''}")
-
-
-def dice(one: np.ndarray, two: np.ndarray) -> float:
-    """2 |A and B| / (|A| + |B|) of two boolean arrays, 0 to 1; 0 where both are empty."""
-    size = np.count_nonzero(one) + np.count_nonzero(two)
-    return 2 * np.count_nonzero(one & two) / size if size else 0.0
 
 
 def _on_grid(volume: Volume, grid: Volume) -> Volume:
@@ -182,38 +144,3 @@ def _own_temporary_folder() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
-
-
-@dataclass(frozen=True)
-class CachedSegmenter:
-    """A segmenter that keeps its answers in a folder, by content of image and mask.
-
-    Probabilities are kept as 8-bit shares: a ratio over 200,000 voxels does not notice. The folder
-    may be deleted at any time.
-    """
-
-    segment: Segment
-    folder: Path
-
-    def __call__(self, volume: Volume) -> Segmentation:
-        """The kept answer, or a new one that is kept."""
-        path = Path(self.folder) / f"{self._key(volume)}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as kept:
-                return {name: kept[name].astype(np.float32) / 255 for name in TISSUES}
-        found = self.segment(volume)
-        if isinstance(found, np.ndarray):
-            found = {name: (found == code).astype(np.float32)
-                     for code, name in enumerate(TISSUES, start=1)}
-        rounded = {name: np.round(np.clip(found[name], 0, 1) * 255).astype(np.uint8)
-                   for name in TISSUES}
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **rounded)
-        return {name: array.astype(np.float32) / 255 for name, array in rounded.items()}
-
-    def _key(self, volume: Volume) -> str:
-        digest = hashlib.sha256(getattr(self.segment, "name", repr(self.segment)).encode())
-        for array in (volume.data, volume.affine, volume.mask):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:32]

@@ -15,7 +15,7 @@ import numpy as np
 from ..preprocessing.registration import refine_linear, template_neighbourhood, working_copy
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .atropos import dice
+from .segmentations import dice
 
 __all__ = ["Borrowed", "borrow", "ENOUGH"]
 

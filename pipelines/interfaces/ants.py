@@ -55,7 +55,7 @@ class ExtractBrain(ExplainedInterface):
 
 def agreement(volume: Volume, found: BrainExtraction) -> float:
     """Dice (0..1) of the mask and the network's, which sees the image as it came."""
-    from harmonizer.segmentation.atropos import dice
+    from harmonizer.segmentation.segmentations import dice
     from harmonizer.segmentation.brain import network_mask
 
     return dice(found.mask, network_mask(volume))

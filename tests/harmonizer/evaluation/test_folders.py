@@ -12,7 +12,7 @@ from harmonizer.evaluation.__main__ import main
 from harmonizer.evaluation.folders import cohorts_of_folders, images_of, read_sites
 from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
-from harmonizer.segmentation.atropos import tissue_ratios
+from harmonizer.segmentation.segmentations import tissue_ratios
 from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.volume import Volume, read_volume, write_volume
 

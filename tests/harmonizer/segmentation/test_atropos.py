@@ -1,19 +1,14 @@
-"""Tissue from Atropos and priors on a template-shaped phantom; ratios, labels and the cache."""
+"""Tissue from Atropos and priors on a template-shaped phantom."""
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.segmentation.atropos import (
-    AtroposSegmenter,
-    CachedSegmenter,
-    as_labels,
-    tissue_ratios,
-)
+from harmonizer.segmentation.atropos import AtroposSegmenter
+from harmonizer.segmentation.segmentations import as_labels, tissue_ratios
 from harmonizer.template import load_template, tissue_priors
 from harmonizer.volume import Volume
 
@@ -32,17 +27,6 @@ def brain() -> Volume:
 @pytest.fixture(scope="module")
 def maps(brain) -> dict[str, np.ndarray]:
     return SEGMENTER(brain)
-
-
-def test_ratios_and_labels_by_hand():
-    labels = np.array([[[0, 1, 2, 2, 3]]])
-    assert tissue_ratios(labels) == {"CSF": 0.25, "GM": 0.5, "WM": 0.25}
-    soft = {"CSF": np.array([[[0.0, 0.5]]]), "GM": np.array([[[0.0, 0.2]]]),
-            "WM": np.array([[[0.0, 0.3]]])}
-    assert tissue_ratios(soft) == pytest.approx({"CSF": 0.5, "GM": 0.2, "WM": 0.3})
-    assert as_labels(soft).tolist() == [[[0, 1]]]
-    with pytest.raises(InputError, match="tissue in it"):
-        tissue_ratios(np.zeros((2, 2, 2), int))
 
 
 def test_the_tissues_of_the_template_are_found(brain, maps):
@@ -94,22 +78,6 @@ def test_what_cannot_be_segmented_is_explained(brain):
         SEGMENTER(brain.with_data(brain.mask * 5.0))
     with pytest.raises(InputError, match="needs a brain mask"):
         SEGMENTER(Volume(np.ones((9, 9, 9)), brain.affine))
-
-
-def test_the_cache_answers_by_content(tmp_path: Path):
-    asked = []
-
-    def segment(volume: Volume) -> np.ndarray:
-        asked.append(1)
-        return np.where(volume.data > 5, 3, 2) * volume.mask
-
-    cached = CachedSegmenter(segment, tmp_path)
-    one = Volume(np.arange(27.0).reshape(3, 3, 3), np.eye(4), np.ones((3, 3, 3), bool))
-    first, again = cached(one), cached(one)
-    assert len(asked) == 1
-    assert tissue_ratios(first) == tissue_ratios(again) == tissue_ratios(segment(one))
-    cached(one.with_data(one.data + 1))
-    assert len(asked) == 3  # one of them by the line before the last
 
 
 def test_answer_on_the_own_grid_lies_where_the_answer_on_the_template_lies(brain, maps):
