@@ -85,7 +85,7 @@ MEASURES = {
         "1", "higher", "0 or 1"),
     "tissue_ratio": Measure(
         "Volume of a tissue over that of all three, from a segmentation of this very image",
-        "1", "none", "0 to 1", "ANTs Atropos, Avants et al. 2011, doi:10.1007/s12021-011-9109-y"),
+        "1", "none", "0 to 1", "this package's network, docs/segmentation.md"),
     "psnr": Measure(
         "Peak signal to noise ratio 10 log10(R^2 / MSE) inside the mask; of a travelling pair, "
         "the image at `site` against the person's image at `reference`",

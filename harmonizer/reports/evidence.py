@@ -364,7 +364,8 @@ def _volumes(source: _Source) -> Table:
             for tissue in ("GM", "WM", "CSF") for method in _methods(source)]
     return _made(
         "Tissue volumes",
-        "Shares of the variance of a tissue's share of the brain, segmented anew in every image. "
+        "Shares of the variance of a tissue's share of the brain, segmented anew in every image by "
+        "a network that looks past contrast; tools that go by brightness see more of the site. "
         "Travelling people: marginal R² is the site's (low is good), conditional R² the site's and "
         "the person's (high is good). People seen at one site only: the site's share beyond age "
         "and sex, which holds true differences between people too.",

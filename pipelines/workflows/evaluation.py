@@ -52,6 +52,7 @@ SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
 OWN_GB = 0.3  # of a process that compares images, without them
 GB_PER_VOXEL = 9e-8  # of a pair of images and their maps: 1.06 GB at 1 mm (docs/benchmarks.md)
+SEGMENTER_GB = 0.2  # beyond that, where it segments: 1.24 GB were measured at 1 mm
 TABLES_GB = 0.7  # of the process that holds the tables and starts the others
 
 
@@ -198,7 +199,7 @@ def _workers(settings: Settings, scans: Sequence[Preprocessed]) -> int:
     if settings.mem_gb is None:
         return settings.nprocs
     voxels = float(np.prod(load_nifti(scans[0].scan.mask).shape))
-    each = OWN_GB + GB_PER_VOXEL * voxels
+    each = OWN_GB + GB_PER_VOXEL * voxels + (0 if settings.sloppy else SEGMENTER_GB)
     workers = max(1, min(settings.nprocs, int((settings.mem_gb - TABLES_GB) / each)))
     if workers < settings.nprocs:
         LOGGER.info("Evaluating in %d of %d processes: %.1f GB hold no more, at %.1f GB each.",

@@ -20,15 +20,17 @@ def scans(folder: Path, shape: tuple[int, int, int]) -> list[SimpleNamespace]:
     return [SimpleNamespace(scan=SimpleNamespace(mask=mask))]
 
 
-@pytest.mark.parametrize(("mem_gb", "shape", "workers"), [
-    (None, (197, 233, 189), 16),
-    (8.0, (197, 233, 189), 6),  # 1.1 GB each and 0.7 GB beside them
-    (8.0, (99, 117, 95), 16),  # 2 mm
-    (2.0, (197, 233, 189), 1),
-    (1.0, (197, 233, 189), 1),
+@pytest.mark.parametrize(("mem_gb", "shape", "sloppy", "workers"), [
+    (None, (197, 233, 189), False, 16),
+    (8.0, (197, 233, 189), False, 5),  # 1.3 GB each and 0.7 GB beside them
+    (8.0, (197, 233, 189), True, 6),  # nothing is segmented
+    (8.0, (99, 117, 95), True, 16),  # 2 mm
+    (2.0, (197, 233, 189), False, 1),
+    (1.0, (197, 233, 189), False, 1),
 ])
-def test_processes_that_memory_holds(tmp_path: Path, caplog, mem_gb, shape, workers) -> None:
-    settings = Settings("/bids", tmp_path, ["group"], nprocs=16, mem_gb=mem_gb)
+def test_processes_that_memory_holds(tmp_path: Path, caplog, mem_gb, shape, sloppy, workers
+                                     ) -> None:
+    settings = Settings("/bids", tmp_path, ["group"], nprocs=16, mem_gb=mem_gb, sloppy=sloppy)
     with caplog.at_level(logging.INFO, logger="pipelines"):
         assert _workers(settings, scans(tmp_path, shape)) == workers
     assert ("GB hold no more" in caplog.text) == (workers < 16)
