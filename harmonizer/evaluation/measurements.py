@@ -18,7 +18,7 @@ import numpy as np
 from ..cohort import Scan
 from ..errors import InputError
 from ..files import atomic_path, read_json, write_json
-from ..segmentation.segmentations import Segment, Segmentation, tissue_ratios
+from ..segmentation.segmentations import Segment, Summary, summary
 from ..volume import Volume
 from .anatomy import compare_anatomy
 from .identity import fingerprint
@@ -115,18 +115,18 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
     return numbers, prints
 
 
-def _segmented(volume: Volume, segment: Segment | None) -> Segmentation | None:
+def _segmented(volume: Volume, segment: Segment | None) -> Summary | None:
     """A segmentation, or None where there is none to be had: a constant image has no tissue."""
     if segment is None or not np.ptp(volume.in_mask()) > 0:
         return None
-    return segment(volume)
+    return summary(segment(volume))
 
 
 def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: Volume,
-         segmentation: Segmentation | None, job: Job) -> None:
+         found: Summary | None, job: Job) -> None:
     numbers["texture"][backend] = texture_features(volume, job.labels, job.grey_range)
-    if segmentation is not None:
-        numbers["ratios"][backend] = tissue_ratios(segmentation)
+    if found is not None:
+        numbers["ratios"][backend] = found.ratios
 
 
 @contextmanager

@@ -32,7 +32,7 @@ __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "fro
            "world_box"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
-MARGIN_MM = 2.0  # of air around the brain
+MARGIN_MM = 8.0  # of air around the brain
 SLAB = 16  # 2 mm slices whose classes are computed at once: bounds memory
 
 

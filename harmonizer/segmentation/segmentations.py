@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import NamedTuple, Union
 
 import numpy as np
 
@@ -14,10 +14,18 @@ from ..errors import InputError
 from ..files import atomic_path
 from ..volume import Volume
 
-__all__ = ["Segmentation", "Segment", "CachedSegmenter", "tissue_ratios", "as_labels", "dice",
-           "TISSUES"]
+__all__ = ["Segmentation", "Segment", "Summary", "CachedSegmenter", "tissue_ratios", "as_labels",
+           "summary", "dice", "TISSUES"]
 
-Segmentation = Union[np.ndarray, Mapping[str, np.ndarray]]
+
+class Summary(NamedTuple):
+    """What is kept of a segmentation while others are made: labels (I, J, K) uint8, and ratios."""
+
+    labels: np.ndarray
+    ratios: dict[str, float]
+
+
+Segmentation = Union[np.ndarray, Mapping[str, np.ndarray], Summary]
 """Labels (1 CSF, 2 GM, 3 WM, 0 outside), or tissue name -> probabilities 0 to 1; any one grid."""
 Segment = Callable[[Volume], Segmentation]
 TISSUES = ("CSF", "GM", "WM")
@@ -28,6 +36,8 @@ def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:
 
     InputError where there is no tissue at all.
     """
+    if isinstance(segmentation, Summary):
+        return segmentation.ratios
     if isinstance(segmentation, np.ndarray):
         sizes = {name: float(np.count_nonzero(segmentation == code))
                  for code, name in enumerate(TISSUES, start=1)}
@@ -41,10 +51,21 @@ def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:
 
 def as_labels(segmentation: Segmentation) -> np.ndarray:
     """uint8 labels: 1 CSF, 2 GM, 3 WM, the likeliest; 0 where all probabilities are zero."""
+    if isinstance(segmentation, Summary):
+        return segmentation.labels
     if isinstance(segmentation, np.ndarray):
         return segmentation.astype(np.uint8)
-    stack = np.stack([segmentation[name] for name in TISSUES])
-    return np.where(stack.max(axis=0) > 0, stack.argmax(axis=0) + 1, 0).astype(np.uint8)
+    labels = np.zeros(segmentation["CSF"].shape, np.uint8)
+    most = np.zeros(labels.shape, np.float32)
+    for code, name in enumerate(TISSUES, start=1):
+        labels[segmentation[name] > most] = code
+        np.maximum(most, segmentation[name], out=most)
+    return labels
+
+
+def summary(segmentation: Segmentation) -> Summary:
+    """Labels and ratios of a segmentation, in a twelfth of the memory of probabilities."""
+    return Summary(as_labels(segmentation), tissue_ratios(segmentation))
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:

@@ -52,7 +52,7 @@ SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
 OWN_GB = 0.3  # of a process that compares images, without them
 GB_PER_VOXEL = 9e-8  # of a pair of images and their maps: 1.06 GB at 1 mm (docs/benchmarks.md)
-SEGMENTER_GB = 0.2  # beyond that, where it segments: 1.24 GB were measured at 1 mm
+SEGMENTER_GB = 0.3  # beyond that, where it segments: 1.33 GB were measured at 1 mm
 TABLES_GB = 0.7  # of the process that holds the tables and starts the others
 
 

@@ -40,7 +40,7 @@ LOGGER = logging.getLogger("pipelines")
 STEPS = ("conform", "brain", "bias", "register", "to_template")
 MEM_GB = {  # of the process, rounded up from the peaks in docs/benchmarks.md
     "conform": 0.5, "brain": 1.5, "given_brain": 0.5, "bias": 1.2, "register": 1.2,
-    "to_template": 0.8, "segment": 3.1, "quality": 1.2, "save": 1.3, "draw": 1.6,
+    "to_template": 0.8, "segment": 1.9, "quality": 1.2, "save": 1.3, "draw": 1.6,
 }
 MEASURED_VOXELS = 15_000_000  # of the larger head that was measured; a larger one announces more
 

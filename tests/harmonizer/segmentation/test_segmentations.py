@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.segmentation.segmentations import CachedSegmenter, as_labels, tissue_ratios
+from harmonizer.segmentation.segmentations import (
+    CachedSegmenter,
+    as_labels,
+    summary,
+    tissue_ratios,
+)
 from harmonizer.volume import Volume
 
 
@@ -18,6 +23,8 @@ def test_ratios_and_labels_by_hand():
             "WM": np.array([[[0.0, 0.3]]])}
     assert tissue_ratios(soft) == pytest.approx({"CSF": 0.5, "GM": 0.2, "WM": 0.3})
     assert as_labels(soft).tolist() == [[[0, 1]]]
+    kept = summary(soft)
+    assert tissue_ratios(kept) == tissue_ratios(soft) and as_labels(kept).tolist() == [[[0, 1]]]
     with pytest.raises(InputError, match="tissue in it"):
         tissue_ratios(np.zeros((2, 2, 2), int))
 
