@@ -522,12 +522,17 @@ def _guard_tests(trial: Trial, found: Mapping[str, Verdict], tolerance: Toleranc
     for name in GUARDED:
         values = np.array([found[key].values.get(name, math.nan) for key in ids])
         if np.isfinite(values).any():
-            yield Test("anatomy_measure", trial.design.people, float(np.nanmean(values)),
-                       *interval(lambda rows, who: float(np.nanmean(values[rows]))),
+            yield Test("anatomy_measure", trial.design.people, _mean_of_known(values),
+                       *interval(lambda rows, who: _mean_of_known(values[rows])),
                        unit=MEASURES[name].unit, reference=name, question="anatomy",
                        method="mean over scans; bootstrap over people",
                        note=f"{np.count_nonzero(~np.isfinite(values))} scans without this number"
                        if not np.isfinite(values).all() else "")
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _ratio_rows(trial: Trial) -> list[Metric]:

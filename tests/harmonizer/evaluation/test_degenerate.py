@@ -109,6 +109,18 @@ def test_images_without_contrast(scans, tmp_path):
     assert all(not verdict.ok for verdict in found.verdicts["x"].values())
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_one_image_without_contrast_among_few(scans, tmp_path):
+    """Some resampled cohorts hold nobody else: they have no mean, and numpy need not say so."""
+    chosen = Cohort(tuple(scans.of_site(site).scans[-1] for site in "ABC"))
+    flat = chosen.scans[0].scan_id
+    found = judged(chosen, tmp_path, lambda data, scan: np.where(
+        cohorts.MASK, 5.0, 0.0) if scan.scan_id == flat else cohorts.at_site_a(data, scan.site[0]))
+    assert not found.verdicts["x"][flat].ok
+    held = found.statistics.select(name="anatomy_measure", reference="edge_displacement").rows[0]
+    assert held.known and "1 scans without this number" in held.note
+
+
 def test_one_site_alone(scans, tmp_path):
     found = judged(scans.of_site("A"), tmp_path)
     assert notes(found, "site_f1_retrained").count("there is one site only") == 2
