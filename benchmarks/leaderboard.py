@@ -46,8 +46,8 @@ from harmonizer.evaluation.statistics import Statistics  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
 from harmonizer.preprocessing.transforms import resample  # noqa: E402
-from harmonizer.segmentation.segmentations import CachedSegmenter, Segment  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
+from harmonizer.segmentation.segmentations import CachedSegmenter, Segment  # noqa: E402
 from harmonizer.template import load_template, tissue_priors  # noqa: E402
 from harmonizer.training.settings import Resources  # noqa: E402
 from harmonizer.volume import write_mask, write_volume  # noqa: E402

@@ -36,8 +36,8 @@ from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
 from harmonizer.files import write_json  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
-from harmonizer.segmentation.segmentations import Segment  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
+from harmonizer.segmentation.segmentations import Segment  # noqa: E402
 from harmonizer.template import load_template, tissue_priors  # noqa: E402
 from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
 

@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from sections import printed, write_rows  # noqa: E402
 
-from harmonizer.segmentation.segmentations import TISSUES, as_labels, dice  # noqa: E402
 from harmonizer.segmentation.predict import segment  # noqa: E402
+from harmonizer.segmentation.segmentations import TISSUES, as_labels, dice  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 
 CODES = {name: code for code, name in enumerate(TISSUES, start=1)}  # also of the truth's dseg.tsv

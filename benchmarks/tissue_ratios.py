@@ -31,8 +31,8 @@ from harmonizer.backends import registry  # noqa: E402
 from harmonizer.backends.model_folder import read  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.volumes import variance_shares  # noqa: E402
-from harmonizer.segmentation.segmentations import TISSUES, tissue_ratios  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
+from harmonizer.segmentation.segmentations import TISSUES, tissue_ratios  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
 
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = ["| method | " + " | ".join(f"{name}, marginal / conditional" for name in TISSUES)
              + " |", "|---" * (len(TISSUES) + 1) + "|"]
     print(*lines, sep="\n")
+    segment = NetworkSegmenter(quick=True)
     for name, method in _methods(given):
-        segment = NetworkSegmenter(quick=True)
         found = [tissue_ratios(segment(_result(method, case))) for case in cases]
         lines.append(f"| {name} | " + " | ".join(_cell(cases, found, tissue)
                                                  for tissue in TISSUES) + " |")

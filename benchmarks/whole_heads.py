@@ -26,8 +26,8 @@ from sections import printed, write_rows  # noqa: E402
 
 from harmonizer.preprocessing.brain import is_brain_only  # noqa: E402
 from harmonizer.preprocessing.conform import conform  # noqa: E402
-from harmonizer.segmentation.segmentations import dice  # noqa: E402
 from harmonizer.segmentation.brain import network_mask  # noqa: E402
+from harmonizer.segmentation.segmentations import dice  # noqa: E402
 from harmonizer.volume import Volume, write_mask  # noqa: E402
 
 SHIFT_MM = 15.0

@@ -49,8 +49,8 @@ from ..local_statistics import (
     shares_of,
 )
 from ..segmentation.atropos import AtroposSegmenter
-from ..segmentation.segmentations import Segment
 from ..segmentation.coarse import CoarseSegmenter
+from ..segmentation.segmentations import Segment
 from ..tissue_map import Shares, TissueMap, spread_ratio
 from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend

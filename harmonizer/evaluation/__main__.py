@@ -17,8 +17,8 @@ import numpy as np
 from ..cohort import Cohort
 from ..errors import HarmonizerError, UsageError
 from ..progress import phases
-from ..segmentation.segmentations import CachedSegmenter
 from ..segmentation.predict import NetworkSegmenter
+from ..segmentation.segmentations import CachedSegmenter
 from ..volume import write_volume
 from .anatomy import moved_map
 from .answers import QUESTIONS, answers

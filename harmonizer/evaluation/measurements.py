@@ -18,14 +18,14 @@ import numpy as np
 from ..cohort import Scan
 from ..errors import InputError
 from ..files import atomic_path, read_json, write_json
-from ..segmentation.segmentations import Segment, Summary, summary
+from ..segmentation.segmentations import Segment, Summary, name_of, summary
 from ..volume import Volume
 from .anatomy import compare_anatomy
 from .identity import fingerprint
 from .kept import array_key, file_key, with_nan, without_nan
 from .site import texture_features
 
-__all__ = ["Job", "Numbers", "Progress", "measure", "spread", "name_of"]
+__all__ = ["Job", "Numbers", "Progress", "measure", "spread"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
@@ -66,7 +66,7 @@ def measure(job: Job) -> Numbers:
     images = [job.scan.image, job.scan.mask,
               *(path for scan in job.variants.values() for path in (scan.image, scan.mask))]
     key = file_key(images, "scan", sorted(job.variants), job.grey_range,
-                   array_key(job.labels), name_of(job.segment))
+                   array_key(job.labels), job.segment and name_of(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
         found, prints = with_nan(read_json(path.with_suffix(".json"))), _read_prints(path)
@@ -87,11 +87,6 @@ def _write_prints(path: Path, prints: Mapping[str, np.ndarray]) -> None:
 def _read_prints(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as kept_prints:
         return dict(zip(kept_prints["names"].tolist(), kept_prints["prints"]))
-
-
-def name_of(segment: Segment | None) -> str:
-    """What kept numbers are known by: another segmenter, or other weights, is another name."""
-    return "" if segment is None else str(getattr(segment, "name", type(segment).__name__))
 
 
 def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
-from ..segmentation.segmentations import TISSUES, Segment
+from ..segmentation.segmentations import TISSUES, Segment, name_of
 from .anatomy import GUARDED
 from .biology import age_by_scanner, age_tests, effect_tests
 from .combat import cross_fitted_combat
@@ -29,7 +29,7 @@ from .distribution_tests import anderson_darling, distance_between_sites
 from .evaluate import Evaluation, evaluate_cohort, label_tissues
 from .identity import source_identity, travelling_identity
 from .kept import file_key, kept
-from .measurements import Job, Numbers, Progress, measure, name_of, spread
+from .measurements import Job, Numbers, Progress, measure, spread
 from .site import site_tests
 from .statistics import Statistics, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, Metric, Metrics
@@ -489,7 +489,7 @@ def _anatomy(trial: Trial, working: Working
 
 def _tolerance(trial: Trial, working: Working) -> Tolerance:
     paths = [scan.image for scan in trial.before]
-    key = file_key(paths, "tolerance", trial.seed, name_of(trial.segment),
+    key = file_key(paths, "tolerance", trial.seed, trial.segment and name_of(trial.segment),
                    [(p.first.scan_id, p.second.scan_id) for p in rescans(trial.before)])
     found = kept(trial.cache, key, lambda: vars(learn_tolerance(
         trial.before, trial.segment, seed=trial.seed,

@@ -14,8 +14,8 @@ from ..errors import InputError
 from ..files import atomic_path
 from ..volume import Volume
 
-__all__ = ["Segmentation", "Segment", "Summary", "CachedSegmenter", "tissue_ratios", "as_labels",
-           "summary", "dice", "TISSUES"]
+__all__ = ["Segmentation", "Segment", "Summary", "CachedSegmenter", "name_of", "tissue_ratios",
+           "as_labels", "summary", "dice", "TISSUES"]
 
 
 class Summary(NamedTuple):
@@ -68,6 +68,11 @@ def summary(segmentation: Segmentation) -> Summary:
     return Summary(as_labels(segmentation), tissue_ratios(segmentation))
 
 
+def name_of(segment: Segment) -> str:
+    """What its kept answers are known by: another segmenter, or other weights, is another name."""
+    return str(getattr(segment, "name", repr(segment)))
+
+
 def dice(one: np.ndarray, two: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|) of two boolean arrays, 0 to 1; 0 where both are empty."""
     size = np.count_nonzero(one) + np.count_nonzero(two)
@@ -101,8 +106,13 @@ class CachedSegmenter:
             np.savez_compressed(temporary, **rounded)
         return {name: array.astype(np.float32) / 255 for name, array in rounded.items()}
 
+    @property
+    def name(self) -> str:
+        """That of the segmenter."""
+        return name_of(self.segment)
+
     def _key(self, volume: Volume) -> str:
-        digest = hashlib.sha256(getattr(self.segment, "name", repr(self.segment)).encode())
+        digest = hashlib.sha256(self.name.encode())
         for array in (volume.data, volume.affine, volume.mask):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)

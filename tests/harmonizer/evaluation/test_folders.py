@@ -12,8 +12,8 @@ from harmonizer.evaluation.__main__ import main
 from harmonizer.evaluation.folders import cohorts_of_folders, images_of, read_sites
 from harmonizer.evaluation.statistics import Statistics
 from harmonizer.evaluation.table import Metrics
-from harmonizer.segmentation.segmentations import tissue_ratios
 from harmonizer.segmentation.predict import NetworkSegmenter
+from harmonizer.segmentation.segmentations import tissue_ratios
 from harmonizer.volume import Volume, read_volume, write_volume
 
 

@@ -11,10 +11,10 @@ import torch
 from harmonizer.errors import InputError
 from harmonizer.phantom import image_of, make_person, scanner_named
 from harmonizer.preprocessing.brain import MIN_AGREEMENT
-from harmonizer.segmentation.segmentations import dice
 from harmonizer.segmentation.brain import brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.network import fold
+from harmonizer.segmentation.segmentations import dice
 from harmonizer.segmentation.synthesis import SynthesisSettings, synthesise
 from harmonizer.segmentation.train import train, validate
 from harmonizer.segmentation.train_settings import PRESETS, WHOLE_HEAD, Phase

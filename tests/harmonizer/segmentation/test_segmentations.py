@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
+from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.segmentation.segmentations import (
     CachedSegmenter,
     as_labels,
+    name_of,
     summary,
     tissue_ratios,
 )
@@ -43,3 +45,9 @@ def test_the_cache_answers_by_content(tmp_path: Path):
     assert tissue_ratios(first) == tissue_ratios(again) == tissue_ratios(segment(one))
     cached(one.with_data(one.data + 1))
     assert len(asked) == 3  # one of them by the line before the last
+
+
+def test_kept_numbers_know_the_segmenter_behind_a_cache(tmp_path: Path):
+    names = {name_of(CachedSegmenter(segmenter, tmp_path))
+             for segmenter in (NetworkSegmenter(), NetworkSegmenter(quick=True))}
+    assert names == {NetworkSegmenter().name, NetworkSegmenter(quick=True).name}
