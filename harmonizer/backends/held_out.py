@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..canvas import Canvas
 from ..cohort import Cohort, Scan
 from ..intensity import IntensityScale
 from ..volume import Volume
@@ -168,7 +169,6 @@ def _under_another_scanner(truth: Volume, rng: np.random.Generator) -> Volume:
     import torch
 
     from ..augment.contrast import ContrastSettings, draw_view
-    from ..training.data import Canvas
 
     assert truth.mask is not None
     view = draw_view(rng, ContrastSettings(bias=0.2, blur=0.6, noise=0.03), 3)

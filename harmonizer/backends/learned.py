@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from ..canvas import Canvas
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
@@ -48,7 +49,7 @@ from .shown import Shown
 from .target import Target
 
 if TYPE_CHECKING:
-    from ..training.data import Canvas, VolumeStore
+    from ..training.data import VolumeStore
     from .fit_networks import Fitted
     from ..training.players import Game
     from ..training.settings import Pace
@@ -330,8 +331,6 @@ class LearnedBackend(Backend):
 
     def _canvas_of(self, volume: Volume) -> Canvas:
         """The fit's canvas where the grid is the fit's and holds the brain, else one around it."""
-        from ..training.data import Canvas
-
         assert volume.mask is not None and self.canvas_ is not None
         if volume.shape == self.grid_shape_:
             shown = self.canvas_.take(volume.mask, False)
@@ -553,8 +552,6 @@ def _at_most(count: int) -> Iterator[None]:
 
 def _canvas_of_state(rows: np.ndarray) -> tuple[Canvas, tuple[int, ...]]:
     """(canvas, shape of the fit's grid); ValueError if no volume could have them."""
-    from ..training.data import Canvas
-
     if rows.shape != (3, 3) or rows.dtype.kind != "i":
         raise ValueError("the canvas is not three rows of three whole numbers")
     start, shape, grid = rows.tolist()

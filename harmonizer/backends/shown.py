@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..canvas import Canvas
 from ..intensity import IntensityScale
-
-if TYPE_CHECKING:
-    from ..training.data import Canvas
 
 __all__ = ["Shown", "balanced"]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from ..canvas import Canvas
 from ..errors import InputError
 from ..files import write_text
 from ..volume import Volume
@@ -153,7 +154,8 @@ def _pull(
     shift = np.rint(to_source[:3, 3])
     beside = np.abs(to_source[:3] - np.column_stack([np.eye(3), shift])) @ [*shape, 1]
     if beside.max() < ON_VOXELS:
-        return _moved(data, shift.astype(int), shape)
+        canvas = Canvas(tuple(int(step) for step in shift), tuple(shape))
+        return canvas.take(data).astype(np.float32, copy=False)
     return ndimage.affine_transform(
         np.asarray(data, np.float32),
         to_source[:3, :3],
@@ -165,16 +167,6 @@ def _pull(
         mode="grid-constant" if order <= 1 else "constant",
         cval=0.0,
     )
-
-
-def _moved(data: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """data at index + shift for every index of `shape`, float32; 0 outside the data's grid."""
-    out = np.zeros(shape, np.float32)
-    first = [max(0, -s) for s in shift]
-    last = [max(f, min(n, d - s)) for f, n, d, s in zip(first, shape, data.shape, shift)]
-    out[tuple(map(slice, first, last))] = data[tuple(slice(f + s, e + s) for f, e, s in
-                                                     zip(first, last, shift))]
-    return out
 
 
 def _smoothed(data: np.ndarray, to_source: np.ndarray) -> np.ndarray:

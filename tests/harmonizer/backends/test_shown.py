@@ -9,7 +9,7 @@ from tests.contract.brains import brain_of, three_levels
 from harmonizer.backends.base import Known
 from harmonizer.backends.ihf import Ihf
 from harmonizer.backends.shown import balanced
-from harmonizer.training.data import Canvas
+from harmonizer.canvas import Canvas
 from harmonizer.volume import Volume
 
 

@@ -6,12 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.contract.brains import SHAPE, brain_of, scan_of, three_levels
+from tests.contract.brains import brain_of, scan_of, three_levels
 
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.intensity import IntensityScale
-from harmonizer.training.data import Canvas, PatchDraw, SlabDraw, VolumeStore, draw_scans
+from harmonizer.training.data import PatchDraw, SlabDraw, VolumeStore, draw_scans
 from harmonizer.volume import write_mask, write_volume
 
 
@@ -83,20 +83,6 @@ def test_other_grids_and_constant_scans_are_refused(scans, tmp_path):
     write_volume(flat.image, volume.with_data(np.where(volume.mask, 5.0, 0)))
     with pytest.raises(InputError, match="sub-31_.*is constant"):
         VolumeStore.build(Cohort((*scans[:2], flat)), tmp_path / "store")
-
-
-def test_canvas_takes_and_puts_beyond_the_border():
-    array = np.arange(60.0).reshape(3, 4, 5)
-    canvas = Canvas((-1, 1, 2), (5, 2, 4))
-    shown = canvas.take(array, -9)
-    assert shown.shape == (5, 2, 4) and (shown[0] == -9).all() and (shown[:, :, 3] == -9).all()
-    np.testing.assert_array_equal(shown[1:4, :, :3], array[:, 1:3, 2:])
-    np.testing.assert_array_equal(canvas.put(shown, array), array)
-    assert canvas.put(shown + 1, array).sum() == array.sum() + 18
-    mask = np.zeros(SHAPE, bool)
-    mask[3:8, 2:9, 4:5] = True
-    around = Canvas.around(mask, (4, 4, 2))
-    assert around.shape == (8, 8, 2) and around.take(mask, False).sum() == mask.sum()
 
 
 def test_sites_are_drawn_evenly_and_people_not_twice(scans):
