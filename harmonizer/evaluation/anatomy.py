@@ -15,13 +15,20 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
-from ..segmentation.segmentations import TISSUES, Segment, Segmentation, as_labels, tissue_ratios
+from ..segmentation.segmentations import (
+    TISSUES,
+    Segment,
+    Segmentation,
+    as_labels,
+    summary,
+    tissue_ratios,
+)
 from ..volume import Volume
 from . import image as near
 from .distribution import intensity_range, quantile_function
 
 __all__ = ["GUARDED", "explained_by_contrast", "moved_map", "edge_displacement", "overlap",
-           "compare_anatomy"]
+           "nearest_overlap", "compare_anatomy"]
 
 GUARDED = {  # measure -> what a reader is told; True where higher is better
     "ssim_structure": ("structure (SSIM)", True),
@@ -231,14 +238,27 @@ def overlap(source: Segmentation, result: Segmentation) -> tuple[float, float]:
     return float(np.min(dice)), float(np.max(change))
 
 
-def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = None,
-                    segmented: Segmentation | None = None) -> dict[str, float]:
+def nearest_overlap(sources: Sequence[Segmentation], result: Segmentation) -> tuple[float, float]:
+    """Dice and rAVD (see :func:`overlap`) against whichever segmentation of the source is nearer.
+
+    One brain segmented from two contrasts gives two answers, both of its anatomy: what moved is far
+    from each. Chosen for either number by itself.
+    """
+    found = np.array([overlap(one, result) for one in sources])
+    return float(np.fmax.reduce(found[:, 0])), float(np.fmin.reduce(found[:, 1]))
+
+
+def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = None, *,
+                    of_source: Segmentation | None = None, of_result: Segmentation | None = None
+                    ) -> dict[str, float]:
     """All guarded measures of an image against its source; keys as in GUARDED.
 
     Both on one grid; inside the source's mask, and the result's where it has one. With ``segment``
-    also ``dice`` and ``ravd``, of the result (``segmented``, where that is known already) against
-    f(source): a segmentation that sees the scanner would else call the removal of the scanner a
-    change of anatomy. A constant image gets the worst values there are. InputError for other grids.
+    also ``dice`` and ``ravd``, of the result against f(source) or the source as it is, whichever is
+    nearer: a segmentation that sees the scanner would call the removal of the scanner a change of
+    anatomy, and where the source's contrast is poor, f(source) is poorer. ``of_source`` and
+    ``of_result``: what ``segment`` gives of the two, where it is known already. A constant image
+    gets the worst values there are. InputError for other grids.
     """
     if source.mask is None or not source.same_grid(result):
         raise InputError(f"expected a masked source and its result on one grid, got {source.shape} "
@@ -259,8 +279,9 @@ def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = No
         "largest_change": float(np.abs(moved[inner]).max()),
     }
     if segment is not None:
-        goal = segment(result) if segmented is None else segmented
-        values["dice"], values["ravd"] = (
-            overlap(segment(Volume(expected, source.affine, mask)), goal)
-            if np.ptp(expected[mask]) > 0 else (0.0, 1.0))
+        goal = summary(segment(result) if of_result is None else of_result)
+        sources = [summary(segment(source) if of_source is None else of_source)]
+        if np.ptp(expected[mask]) > 0:
+            sources.append(summary(segment(Volume(expected, source.affine, mask))))
+        values["dice"], values["ravd"] = nearest_overlap(sources, goal)
     return values

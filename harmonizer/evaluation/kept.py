@@ -19,7 +19,7 @@ from ..files import read_json, write_json
 
 __all__ = ["VERSION", "kept", "file_key", "array_key", "with_nan", "without_nan"]
 
-VERSION = 6  # raise when a measure changes: what was kept is then not used
+VERSION = 7  # raise when a measure changes: what was kept is then not used
 
 
 def kept(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:

@@ -96,7 +96,8 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
         raise InputError(f"{job.scan.scan_id}: expected an image on the grid of the tissue labels "
                          f"{labels.shape}, got {source.shape}.")
     numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
-    _add(numbers, "", source, _segmented(source, job.segment), job)
+    before = _segmented(source, job.segment)
+    _add(numbers, "", source, before, job)
     prints = {"": fingerprint(source)}
     for backend, scan in job.variants.items():
         result = scan.read()
@@ -105,7 +106,8 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
                              f"the preprocessed one {source.shape}, got {result.shape}.")
         after = _segmented(result, job.segment)
         _add(numbers, backend, result, after, job)
-        numbers["anatomy"][backend] = compare_anatomy(source, result, job.segment, after)
+        numbers["anatomy"][backend] = compare_anatomy(
+            source, result, job.segment, of_source=before, of_result=after)
         prints[backend] = fingerprint(result)
     return numbers, prints
 

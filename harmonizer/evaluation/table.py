@@ -75,10 +75,12 @@ MEASURES = {
         "over 2.5 mm, over the harmonized image's range", "1", "lower", "0 to infinity"),
     "dice": Measure(
         "Overlap of the tissue segmentations of source and harmonized image, of the tissue where "
-        "it is lowest", "1", "higher", "0 to 1", "Dice 1945, doi:10.2307/1932409"),
+        "it is lowest; the source in its own contrast or brought to the harmonized one, whichever "
+        "is nearer", "1", "higher", "0 to 1", "Dice 1945, doi:10.2307/1932409"),
     "ravd": Measure(
         "Relative absolute volume difference of the tissue ratios, of the tissue where it is "
-        "largest", "1", "lower", "0 to infinity"),
+        "largest; the source in its own contrast or brought to the harmonized one, whichever is "
+        "nearer", "1", "lower", "0 to infinity"),
     "anatomy_held": Measure(
         "1 where the harmonized image keeps all limits of the anatomy guard, 0 where it is "
         "flagged; `reference` then holds the reasons",
