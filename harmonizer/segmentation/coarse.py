@@ -19,8 +19,8 @@ from .structures import TISSUES
 
 __all__ = ["CoarseSegmenter"]
 
-OF_TEMPLATE = Advice(contrast=(0.25, 0.5), blur_mm=0.7, fluid_floor=0.8, fluid_logit=0.15,
-                     image_weight=1.0)
+OF_TEMPLATE = Advice(contrast=(0.25, 0.5), blur_mm=0.7, fluid_floor=0.8, fluid_in_white=0.8,
+                     fluid_logit=0.15, image_weight=1.0, lesions=0.0)
 """The template has not seen the image, so the image weighs in full. Less contrast is asked than of
 the network's shares: a person's ventricles and gyri do not lie where the template's do, which mixes
 the tissues' means by the template's shares."""

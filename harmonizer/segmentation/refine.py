@@ -9,6 +9,10 @@ for fluid, which the network misses in narrow sulci; between grey and white matt
 heard. The image weighs less than a likelihood would, since an atlas has not seen the image and the
 network has: its noise would count twice. No order of brightness is assumed. Where grey matter looks
 like fluid, or like white matter, the image has nothing to say and the network's shares are kept.
+
+White matter may hold what looks like none of the three: lesions. Where the shares are sure of white
+matter, an outlier, of any brightness, is as much white matter as the shares say, and counts
+for nothing in its mean and variance (the idea of Van Leemput 2001, doi:10.1109/42.938237).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from scipy import ndimage
 
 __all__ = ["Advice", "OF_NETWORK", "LEAST_SUPPORT", "contrast_between", "refine", "spread_out"]
 
-REVISION = 8  # counted up when the answer changes: kept segmentations are then made anew
+REVISION = 9  # counted up when the answer changes: kept segmentations are then made anew
 ITERATIONS = 10  # ten more change a share by .0001 on average
 WIDTH_MM = 8.0  # of the neighbourhood in which a tissue has one mean
 BLOCK = 3  # voxels along an axis that share the neighbourhood's numbers
@@ -39,23 +43,28 @@ class Advice:
         less than the first the image has no say, with more than the second all of it
     blur_mm : how far a border may be moved by the image
     fluid_floor : of each tissue: of fluid too little is found in narrow sulci, so it only advises
+    fluid_in_white : the same in white matter, where no sulci are
     grey_floor : of grey and of white matter, of what is no fluid
     grey_logit : added to the log odds of grey to white matter: the network leans to white
     fluid_logit : added to fluid's, which else loses where the shares are sure of another tissue
     image_weight : of the image's log likelihood; below 1 where the shares come from it as well
+    lesions : density of outliers where the shares are sure of white matter, over one of all
+        brightnesses of the brain alike
     """
 
     contrast: tuple[float, float]
     blur_mm: float
     fluid_floor: float
+    fluid_in_white: float
     fluid_logit: float
     image_weight: float
+    lesions: float
     grey_floor: float = 0.02
     grey_logit: float = 0.3
 
 
-OF_NETWORK = Advice(contrast=(0.6, 1.2), blur_mm=0.4, fluid_floor=0.4, fluid_logit=0.2,
-                    image_weight=0.6)
+OF_NETWORK = Advice(contrast=(0.6, 1.2), blur_mm=0.4, fluid_floor=0.4, fluid_in_white=0.02,
+                    fluid_logit=0.2, image_weight=0.6, lesions=0.3)
 
 
 def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
@@ -73,8 +82,9 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     -------
     (3, I, J, K) float32, summing to one inside, zero outside
     """
-    log_prior = _log_prior(np.stack([ndimage.gaussian_filter(s, advice.blur_mm)[inside]
-                                     for s in shares]), advice)
+    blurred = np.stack([ndimage.gaussian_filter(s, advice.blur_mm)[inside] for s in shares])
+    blurred /= np.maximum(blurred.sum(axis=0), 1e-6)
+    log_prior = _log_prior(blurred, advice)
     found = np.stack([s[inside] for s in shares])
     found /= np.maximum(found.sum(axis=0), 1e-6)
     values = data[inside].astype(np.float64)
@@ -82,9 +92,14 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     rough, trust = found, _trust(values, found, advice.contrast)
     if trust == 0:
         return spread_out(rough, inside)
+    log_outlier = _log_outlier(values, blurred[2], advice)
+    typical = 1.0
     for _ in range(ITERATIONS):
-        logs = np.stack([p + advice.image_weight * blocks.log_likelihood(values, w)
-                         for p, w in zip(log_prior, found)])
+        logs = np.stack([blocks.log_likelihood(values, w)
+                         for w in (found[0], found[1], found[2] * typical)])
+        white = np.logaddexp(logs[2], log_outlier)
+        typical, logs[2] = np.exp(logs[2] - white), white
+        logs = log_prior + advice.image_weight * logs
         logs -= logs.max(axis=0)
         np.exp(logs, out=logs)
         found = logs / logs.sum(axis=0)
@@ -93,12 +108,20 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
 
 def _log_prior(shares: np.ndarray, advice: Advice) -> np.ndarray:
     """(3, n) up to a constant: fluid or not, and of what is not, grey or white matter."""
-    total = np.maximum(shares.sum(axis=0), 1e-6)
-    fluid = (shares[0] / total + advice.fluid_floor) / (1 + 3 * advice.fluid_floor)
+    floor = advice.fluid_floor + (advice.fluid_in_white - advice.fluid_floor) * shares[2]
+    fluid = (shares[0] + floor) / (1 + 3 * floor)
     odds = np.exp(advice.grey_logit) * (shares[1] + 1e-3) / (shares[2] + 1e-3)
     grey = (odds / (1 + odds) + advice.grey_floor) / (1 + 2 * advice.grey_floor)
     return np.stack([np.log(fluid) + advice.fluid_logit, np.log((1 - fluid) * grey),
                      np.log((1 - fluid) * (1 - grey))])
+
+
+def _log_outlier(values: np.ndarray, white: np.ndarray, advice: Advice) -> np.ndarray:
+    """(n,) log density of an outlier in white matter, in the unit of `_Blocks.log_likelihood`."""
+    darkest, brightest = np.percentile(values, (0.5, 99.5))
+    alike = np.sqrt(2 * np.pi) / max(brightest - darkest, 1e-12)
+    with np.errstate(divide="ignore"):
+        return np.log(advice.lesions * white**3 * alike)
 
 
 def spread_out(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -150,7 +173,8 @@ class _Blocks:
         self.of_voxel = np.ravel_multi_index(tuple(where), self.shape)
 
     def log_likelihood(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """(n,) log density of each voxel under the local normal distribution of one tissue."""
+        """(n,) log density of each voxel under the local normal distribution of one tissue, but for
+        - log(2 pi) / 2."""
         weights = np.where(weights > SURE, weights, 0)
         size = weights.sum()
         if not size > 0:

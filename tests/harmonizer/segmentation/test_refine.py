@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from harmonizer.segmentation.refine import refine
+from harmonizer.segmentation.refine import OF_NETWORK, refine
 
 LEVELS = {"familiar": (20.0, 60.0, 100.0), "turned round": (100.0, 60.0, 40.0),
           "folded": (60.0, 100.0, 30.0)}
@@ -108,3 +110,35 @@ def test_fluid_that_the_network_takes_for_grey_matter_is_found_by_its_brightness
     rough[0] *= 0.4
     assert dice(labels, rough, inside)[0] < 0.1
     assert min(dice(labels, refine(data, inside, rough), inside)) > 0.95
+
+
+def test_a_lesion_as_dark_as_fluid_stays_white_matter_where_the_shares_say_so() -> None:
+    """They say so by .95; beside the lesion nothing changes."""
+    labels, inside = brain()
+    i, j, k = np.indices(labels.shape)
+    lesion = (i - 24) ** 2 + (j - 20) ** 2 + (k - 24) ** 2 <= 9
+    assert (labels[lesion] == 2).all()
+    healthy = np.array((20.0, 60.0, 100.0))[labels] + np.random.default_rng(6).normal(
+        0, 8, labels.shape)
+    shares = rough_shares(labels)
+    shares[:, lesion] = np.array((0.03, 0.02, 0.95))[:, None]
+    ill = np.where(lesion, healthy - 80, healthy)
+    found = refine(ill, inside, shares)
+    assert found[2][lesion].mean() > 0.6
+    beside = inside & ~ndimage.binary_dilation(lesion, iterations=2)
+    np.testing.assert_allclose(found[:, beside], refine(healthy, inside, shares)[:, beside],
+                               atol=0.01)
+    unheard = refine(ill, inside, shares, replace(OF_NETWORK, lesions=0.0))
+    assert unheard[2][lesion].mean() < 0.1
+
+
+def test_where_the_shares_are_not_sure_of_white_matter_brightness_decides() -> None:
+    """A ventricle's tip that the shares half miss is no lesion."""
+    labels, inside = brain()
+    i, j, k = np.indices(labels.shape)
+    tip = (i - 24) ** 2 + (j - 20) ** 2 + (k - 24) ** 2 <= 9
+    data = np.where(tip, 20.0, np.array((20.0, 60.0, 100.0))[labels]) + np.random.default_rng(
+        6).normal(0, 3, labels.shape)
+    shares = rough_shares(labels)
+    shares[:, tip] = np.array((0.4, 0.1, 0.5))[:, None]
+    assert refine(data, inside, shares)[0][tip].mean() > 0.7
