@@ -63,7 +63,7 @@ class Advice:
     grey_logit: float = 0.3
 
 
-OF_NETWORK = Advice(contrast=(0.6, 1.2), blur_mm=0.4, fluid_floor=0.4, fluid_in_white=0.02,
+OF_NETWORK = Advice(contrast=(0.6, 1.2), blur_mm=0.4, fluid_floor=0.6, fluid_in_white=0.02,
                     fluid_logit=0.2, image_weight=0.6, lesions=0.3)
 
 
