@@ -4,8 +4,8 @@ The brain is brought to 1 mm along the image's own axes (linear, anti-aliased), 
 outside its mask. The network sees it and its negative, each as it is and mirrored, and the mean of
 the four answers says roughly where each tissue lies. The image's own brightness then decides the
 borders (`refine`), and all is carried back to the image's grid. Nothing is asked of the contrast:
-no tissue is assumed to be brighter than another. White matter lesions were taught as white matter,
-but one that is as dark as fluid or grey matter becomes that when the borders move.
+no tissue is assumed to be brighter than another. White matter lesions were taught as white matter
+and stay that where the network is sure of it; else one that is as dark as fluid becomes fluid.
 
 A mask is needed: brains in masks are what the last half of the training showed. The mask of a whole
 head is another network's (`brain`).
