@@ -82,11 +82,10 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     -------
     (3, I, J, K) float32, summing to one inside, zero outside
     """
-    blurred = np.stack([ndimage.gaussian_filter(s, advice.blur_mm)[inside] for s in shares])
-    blurred /= np.maximum(blurred.sum(axis=0), 1e-6)
+    blurred = _summing_to_one(np.stack([ndimage.gaussian_filter(s, advice.blur_mm)[inside]
+                                        for s in shares]))
     log_prior = _log_prior(blurred, advice)
-    found = np.stack([s[inside] for s in shares])
-    found /= np.maximum(found.sum(axis=0), 1e-6)
+    found = _summing_to_one(np.stack([s[inside] for s in shares]))
     values = data[inside].astype(np.float64)
     blocks = _Blocks(inside)
     rough, trust = found, _trust(values, found, advice.contrast)
@@ -106,8 +105,15 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     return spread_out(trust * found + (1 - trust) * rough, inside)
 
 
+def _summing_to_one(shares: np.ndarray) -> np.ndarray:
+    """(3, n) shares over their sum."""
+    return shares / np.maximum(shares.sum(axis=0), 1e-6)
+
+
 def _log_prior(shares: np.ndarray, advice: Advice) -> np.ndarray:
-    """(3, n) up to a constant: fluid or not, and of what is not, grey or white matter."""
+    """(3, n) up to a constant: fluid or not, and of what is not, grey or white matter; ``shares``
+    sum to one.
+    """
     floor = advice.fluid_floor + (advice.fluid_in_white - advice.fluid_floor) * shares[2]
     fluid = (shares[0] + floor) / (1 + 3 * floor)
     odds = np.exp(advice.grey_logit) * (shares[1] + 1e-3) / (shares[2] + 1e-3)
@@ -150,7 +156,7 @@ def contrast_between(values: np.ndarray, shares: np.ndarray) -> float:
     float
         0 or more; high where the shares say what the image shows.
     """
-    values, found = values.astype(np.float64), shares / np.maximum(shares.sum(axis=0), 1e-6)
+    values, found = values.astype(np.float64), _summing_to_one(shares)
     means, variances = [], []
     for share in found:
         weights = np.where(share > 0.5, share, 0)
