@@ -210,8 +210,9 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, "preprocessing")
     add("--skull-strip", metavar="HOW",
-        help=f"{', '.join(SKULL_STRIP)}: recognise brain-only images, always extract the brain, or "
-             "take images as brain only (default: auto)")
+        help=f"{', '.join(SKULL_STRIP)}: recognise brain-only images, always extract the brain, "
+             "take images as brain only, or as auto, but by the network instead of the template "
+             "(default: auto)")
     add("--sloppy", action=Switch, help="coarse and fast, for tests only: never for results")
 
 

@@ -42,7 +42,7 @@ STAGES = {  # stage -> the analysis level that it belongs to, in the order of ex
 LEVELS = ("participant", "group")
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
-SKULL_STRIP = ("auto", "force", "skip")
+SKULL_STRIP = ("auto", "force", "skip", "network")
 TRAVELING = ("auto", "no")
 MOVED_MAPS = ("none", "flagged", "all")
 PRECISION = ("auto", "bf16", "fp32")
@@ -121,7 +121,8 @@ class Settings:
     moved_maps: str = "none"
     """Images whose map of where anatomy moved is written: none, flagged or all."""
     skull_strip: str = "auto"
-    """auto: recognise brain-only input; force: always extract; skip: input is brain only."""
+    """auto: recognise brain-only input; force: always extract; skip: input is brain only; network:
+    as auto, but the brain of a whole head is what the network finds."""
     desc: str = "harmonized"
     """Value of the desc entity in the names of the harmonized images."""
     detail: str = "direct"

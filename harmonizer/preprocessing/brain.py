@@ -65,7 +65,7 @@ SCALE = (0.8, 1.45)  # native -> template; the template is about 1.1 times a typ
 MIN_OVERLAP = 0.85  # Dice with the template's mask after the affine
 MIN_INFORMATION = 0.10  # nats
 MIN_EDGE = 0.55  # of the border lying on an edge
-MIN_AGREEMENT = 0.87  # Dice with the mask of the network: docs/segmentation.md, Whole heads
+MIN_AGREEMENT = 0.90  # Dice with the mask of the network: docs/segmentation.md, Whole heads
 
 BRAIN_ONLY_L = (0.6, 2.3)  # filled foreground that can be a brain without a head
 CONSTANT_BACKGROUND = 0.25  # at least this part of the voxels has exactly one value
@@ -112,7 +112,8 @@ class BrainExtraction:
     ----------
     mask : (I, J, K) bool on the input's grid
     quality : QualityCheck
-    method : 'foreground' (brain-only input), 'affine' or 'syn' (whole head)
+    method : 'foreground' (brain-only input), 'affine' or 'syn' (whole head), or 'network'
+        (`segmentation.brain.brain_by_network`)
     brain_only : whether the input was taken as already skull-stripped
     matrix : (4, 4) native world -> template world, RAS mm: a start for `register_to_template`
     """

@@ -1,15 +1,16 @@
 """The brain in a whole head, by a small network of its own: an opinion that owes no template.
 
-The network (0.24 M parameters) sees the head at 3 mm along the axes of the world, as it is and
+The network (1.19 M parameters) sees the head at 3 mm along the axes of the world, as it is and
 mirrored; then once more what lies near the brain that it found, without the neck. It learned from
 images synthesised from label maps with scalp, skull and neck, at any contrast. Its mask is coarse.
 What it is for is to differ: the template's way (`preprocessing.brain`) fails where registration
 does, this one where the image looks like nothing that was synthesised, and where the two disagree a
-person should look.
+person should look. A user may also ask for its mask instead of the template's (`brain_by_network`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
+from ..preprocessing.brain import BrainExtraction, check_quality, extract_brain, is_brain_only
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 from .predict import from_both_sides, world_box
 
-__all__ = ["network_mask", "brain_weights_name", "BRAIN_WEIGHTS"]
+__all__ = ["network_mask", "brain_by_network", "brain_weights_name", "BRAIN_WEIGHTS"]
 
 BRAIN_WEIGHTS = Path(__file__).parent / "weights" / "brain.safetensors"
 SPACING_MM = 3.0
@@ -54,6 +56,34 @@ def network_mask(volume: Volume, *, network: Any = None) -> np.ndarray:
     box = _working_image(volume, seen)
     share = _seen_twice(network or load_brain_network(), box.data)
     return resample(Volume(share, box.affine), volume).data > 0.5
+
+
+def brain_by_network(
+    volume: Volume, rough: Volume, *, seed: int = 0, sloppy: bool = False
+) -> BrainExtraction:
+    """The network's mask, and the affine that registers what it holds to the template.
+
+    Parameters
+    ----------
+    volume : the image as it came, which the network sees; brain-only input is taken as it is
+    rough : the same after a rough bias correction, which is registered
+    seed, sloppy : of the registration, see `extract_brain`
+
+    Raises
+    ------
+    InputError
+        If the network sees no brain.
+    """
+    if is_brain_only(rough):
+        return extract_brain(rough, skull_strip="skip", seed=seed, sloppy=sloppy)
+    mask = network_mask(volume)
+    if not mask.any():
+        raise InputError("the network sees no brain in the image. Use --skull-strip auto, give a "
+                         "mask, or exclude the image.")
+    alone = rough.with_data(np.where(mask, rough.data, rough.data.min()))
+    found = extract_brain(alone, skull_strip="skip", seed=seed, sloppy=sloppy)
+    quality = check_quality(rough, mask, found.matrix)
+    return replace(found, mask=mask, quality=quality, method="network", brain_only=False)
 
 
 @lru_cache(maxsize=1)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from ..errors import InputError
 from ..files import sha256_of
 from ..volume import load_nifti
-from .structures import index_labels
+from .structures import SULCAL_CLASS, class_table, index_labels
 
 __all__ = ["LabelMap", "load_label_maps"]
 
 SPACING_TOLERANCE_MM = 0.05
+FLUID_MM = 4.0  # around the brain's tissue; what of the fluid belongs to the brain's mask
+FOLD_MM = 4.0  # half the width of what is closed: folds of the dura, vessels
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,21 @@ class LabelMap:
     name: str
     indices: np.ndarray
     sha256: str
+
+    @cached_property
+    def brain(self) -> np.ndarray:
+        """(I, J, K) bool: all tissue of the brain, fluid as far as `FLUID_MM` around it, and the
+        folds of the dura in between.
+
+        Some maps call things beside the head, and the cisterns far below the brain, fluid as well.
+        """
+        classes = class_table()[self.indices]
+        near = ndimage.distance_transform_edt(classes <= SULCAL_CLASS) <= FLUID_MM
+        brain = np.pad(near & (classes > 0), int(FOLD_MM) + 1)
+        grown = ndimage.distance_transform_edt(~brain) <= FOLD_MM
+        closed = ndimage.distance_transform_edt(grown) > FOLD_MM
+        inside = ndimage.binary_fill_holes(closed | brain)
+        return inside[tuple(slice(int(FOLD_MM) + 1, -int(FOLD_MM) - 1) for _ in range(3))]
 
 
 def load_label_maps(folder: Path) -> tuple[LabelMap, ...]:

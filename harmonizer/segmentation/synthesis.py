@@ -27,7 +27,7 @@ from .label_maps import LabelMap
 __all__ = ["SynthesisSettings", "Draw", "synthesise", "normalise", "CROP"]
 
 CROP = (128, 160, 128)
-FLUID_MM = 4.0
+BRAIN_BIT = 64  # beside a structure's index: the voxel is in the brain's mask
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,12 @@ def synthesise(
     """
     settings = settings or SynthesisSettings()
     draw = Draw(seed, index)
-    labels = _deformed(maps[int(draw.rng.integers(len(maps)))].indices, draw, settings)
+    labels, brain = _deformed(maps[int(draw.rng.integers(len(maps)))], draw, settings)
     if draw.chance(settings.atrophy):
         labels = _atrophied(labels, draw, settings)
     if draw.chance(settings.lesions):
         labels = _with_lesions(labels, draw, settings)
-    target = torch.from_numpy(st.class_table())[labels.long()]
-    if settings.brain:
-        target = _brain(target, settings)
+    target = brain if settings.brain else torch.from_numpy(st.class_table())[labels.long()]
     missing = _missing(labels, draw, settings)
     image = _brightness(labels, draw, settings)
     if missing is not None:
@@ -154,24 +152,29 @@ def normalise(image: torch.Tensor) -> torch.Tensor:
 # --- where everything lies -----------------------------------------------------------------------
 
 
-def _deformed(indices: np.ndarray, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """A crop of the map under a random pose and a random smooth warp: uint8."""
+def _deformed(head: LabelMap, draw: Draw, settings: SynthesisSettings
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+    """A crop of the map under a random pose and a random smooth warp, and where its brain is there
+    (zeros unless that is asked for): uint8.
+    """
     shape = settings.crop
     points = _pose(draw, settings) @ (_centred_grid(shape) * settings.voxel_mm).reshape(3, -1)
     points = points.reshape(3, *shape)
     for spacing, sd in settings.warp_mm:
         knots = spacing / settings.voxel_mm
         points += draw.smooth(shape, knots, 3) * float(sd * draw.between(0.2, 1.3))
-    centre = _brain_centre(indices) + draw.between(-1, 1, 3) * settings.shift_mm
-    sizes = np.array(indices.shape, dtype=float)
+    centre = _brain_centre(head.indices) + draw.between(-1, 1, 3) * settings.shift_mm
+    sizes = np.array(head.indices.shape, dtype=float)
     offset = torch.tensor(2 * centre / (sizes - 1) - 1, dtype=torch.float32)
     scale = torch.tensor(2 / (sizes - 1), dtype=torch.float32)
     grid = points * scale[:, None, None, None] + offset[:, None, None, None]
-    source = torch.from_numpy(indices)[None, None].float()
+    values = head.indices + BRAIN_BIT * head.brain if settings.brain else head.indices
+    source = torch.from_numpy(values)[None, None].float()
     found = functional.grid_sample(
         source, grid.flip(0).permute(1, 2, 3, 0)[None], mode="nearest", align_corners=True
     )
-    return found[0, 0].to(torch.uint8)
+    found = found[0, 0].to(torch.uint8)
+    return found % BRAIN_BIT, found // BRAIN_BIT
 
 
 def _centred_grid(shape: Sequence[int]) -> torch.Tensor:
@@ -217,17 +220,6 @@ def _grown(region: torch.Tensor, steps: int) -> torch.Tensor:
 def _voxels(mm: float, settings: SynthesisSettings) -> int:
     """A length in voxels, at least one."""
     return max(1, round(mm / settings.voxel_mm))
-
-
-def _brain(target: torch.Tensor, settings: SynthesisSettings) -> torch.Tensor:
-    """(I, J, K) uint8: all tissue of the brain, fluid as far as `FLUID_MM` around it, and the folds
-    of the dura in between.
-
-    Some maps call things beside the head, and the cisterns far below the brain, fluid as well.
-    """
-    steps = _voxels(FLUID_MM, settings)
-    brain = _grown(target > st.SULCAL_CLASS, steps) & (target > 0)
-    return (~_grown(~_grown(brain, steps), steps)).to(torch.uint8)
 
 
 def _atrophied(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:

@@ -65,7 +65,7 @@ WHOLE_HEAD = SynthesisSettings(
     stripped=0.1, defaced=0.2, cut=0.3, thick=0.3,
 )
 WHOLE_HEADS = (Phase(0.2, replace(WHOLE_HEAD, familiar=0.9)), Phase(1.0, WHOLE_HEAD))
-BRAIN_WIDTHS = (16, 24, 24, 32)
+BRAIN_WIDTHS = (16, 32, 64, 96)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ PRESETS = {
     "later": TrainingSettings(
         steps=5600, learning_rate=1.5e-3, cool_down=300, phases=LATER),
     "brain": TrainingSettings(
-        steps=4000, cool_down=500, phases=WHOLE_HEADS, widths=BRAIN_WIDTHS),
+        steps=16000, cool_down=500, phases=WHOLE_HEADS, widths=BRAIN_WIDTHS),
 }
 
 # Presets one after the other, each with a seed of its own: hours on two quiet CPU cores (.57 s a

@@ -22,10 +22,10 @@ from .base import ExplainedInterface, InputSpec, OutputSpec
 
 class _ExtractBrainInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="conformed image")
-    mode = traits.Enum("auto", "force", "skip", usedefault=True, desc="whether to extract")
+    mode = traits.Enum("auto", "force", "skip", "network", usedefault=True, desc="how to extract")
     seed = traits.Int(mandatory=True, desc="random seed")
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
-    weights = traits.Str(desc="name of the network that gives a second opinion; none if absent")
+    weights = traits.Str(desc="name of the network, which is not asked if absent")
 
 
 class _ExtractBrainOutputSpec(OutputSpec):
@@ -35,7 +35,7 @@ class _ExtractBrainOutputSpec(OutputSpec):
 
 
 class ExtractBrain(ExplainedInterface):
-    """Rough bias correction, then the brain, and what the network says to it."""
+    """Rough bias correction, then the brain, and what the network says to the template's."""
 
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
@@ -43,14 +43,22 @@ class ExtractBrain(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file)
         rough, _ = correct_bias(volume, rough=True, sloppy=self.inputs.sloppy)
-        found = extract_brain(rough, skull_strip=self.inputs.mode, seed=self.inputs.seed,
-                              sloppy=self.inputs.sloppy)
+        found = self._found(volume, rough)
         path = write_mask(folder / "mask.nii", found.mask, volume.affine)
         self._results["out_mask"] = str(path)
         self._results["transform"] = str(write_itk_affine(folder / "pose.txt", found.matrix))
         self._results["quality"] = {"method": found.method, "brain_only": found.brain_only}
-        if isdefined(self.inputs.weights) and not found.brain_only:
+        if isdefined(self.inputs.weights) and not found.brain_only and found.method != "network":
             self._results["quality"]["network_dice"] = agreement(volume, found)
+
+    def _found(self, volume: Volume, rough: Volume) -> BrainExtraction:
+        """The brain by the way that was asked for."""
+        how = {"seed": self.inputs.seed, "sloppy": self.inputs.sloppy}
+        if self.inputs.mode != "network":
+            return extract_brain(rough, skull_strip=self.inputs.mode, **how)
+        from harmonizer.segmentation.brain import brain_by_network
+
+        return brain_by_network(volume, rough, **how)
 
 
 def agreement(volume: Volume, found: BrainExtraction) -> float:

@@ -50,14 +50,20 @@ def methods_text(settings: Settings) -> str:
 def _preprocessing(settings: Settings) -> str:
     strip = {"auto": "extracted, unless the background showed that the image was brain only,",
              "force": "extracted in every image",
-             "skip": "taken from the image's foreground, as the input was given as brain only,"}
+             "skip": "taken from the image's foreground, as the input was given as brain only,",
+             "network": "extracted, unless the background showed that the image was brain only,"}
+    way = (
+        "by a small 3D U-Net that was trained on synthesised images of whole heads alone"
+        if settings.skull_strip == "network" else
+        "by registration of a brain-only template (rigid from many starts, affine, then SyN; "
+        "Avants 2008) to the image after a rough bias correction"
+    )
     quality = " A coarse (sloppy) setting was used, which is not for science." \
         if settings.sloppy else ""
     return (
         "Each image was processed by itself; runs and sessions were never averaged. Header "
         "geometry was checked and axes were brought to RAS+. The brain was "
-        f"{strip[settings.skull_strip]} by registration of a brain-only template (rigid from many "
-        "starts, affine, then SyN; Avants 2008) to the image after a rough bias correction. "
+        f"{strip[settings.skull_strip]} {way}. "
         "Intensity non-uniformity was corrected inside the brain mask with N4 (Tustison 2010). "
         f"The brain was registered to {TEMPLATE} ({TEMPLATE_CITATION}) by an affine transform "
         f"with mutual information and resampled linearly.{quality}"

@@ -84,7 +84,7 @@ def fingerprint(record: ScanRecord, settings: Settings, donor: ScanRecord | None
         "sloppy": settings.sloppy,
         "seed": settings.random_seed,
         "segmenter": segmenter_of(settings),
-        "second_opinion": second_opinion_of(settings),
+        "brain_network": brain_network_of(settings),
         "version": __version__,
     }
     if donor is not None:
@@ -99,11 +99,14 @@ def segmenter_of(settings: Settings) -> str | None:
     return None if settings.sloppy else NetworkSegmenter().name
 
 
-def second_opinion_of(settings: Settings) -> str | None:
-    """Name of the network that checks brain masks; None in a sloppy run, which does without."""
+def brain_network_of(settings: Settings) -> str | None:
+    """Name of the network that finds or checks brain masks; None where it is not asked: in a sloppy
+    run, unless it is asked for.
+    """
     from harmonizer.segmentation.brain import brain_weights_name
 
-    return None if settings.sloppy else brain_weights_name()
+    without = settings.sloppy and settings.skull_strip != "network"
+    return None if without else brain_weights_name()
 
 
 def preprocess(
@@ -277,9 +280,9 @@ def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
     if "mask" in record.precomputed:
         inputnode.inputs.in_mask = str(record.precomputed["mask"])
         return node(image.ConformMask, "given_brain")
-    second = {} if settings.sloppy else {"weights": second_opinion_of(settings)}
-    return node(ants.ExtractBrain, "brain", mode=settings.skull_strip,
-                seed=settings.random_seed, sloppy=settings.sloppy, **second)
+    weights = brain_network_of(settings)
+    return node(ants.ExtractBrain, "brain", mode=settings.skull_strip, seed=settings.random_seed,
+                sloppy=settings.sloppy, **({} if weights is None else {"weights": weights}))
 
 
 def memory_of(step: str, record: ScanRecord) -> float:

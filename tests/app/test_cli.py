@@ -74,7 +74,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--site-from ses", "site_from", "ses"),
     ("--site-column my_site", "site_column", "my_site"),
     ("--site my_site", "site", "my_site"),
-    ("--skull-strip skip", "skull_strip", "skip"),
+    ("--skull-strip network", "skull_strip", "network"),
     ("--device cuda:1", "device", "cuda:1"),
     ("--backend-option a=b band=0.02", "backend_option", ("a=b", "band=0.02")),
     ("--covariates age group", "covariates", ("age", "group")),

@@ -10,8 +10,8 @@ import torch
 
 from harmonizer.errors import InputError
 from harmonizer.phantom import image_of, make_person, scanner_named
-from harmonizer.preprocessing.brain import MIN_AGREEMENT
-from harmonizer.segmentation.brain import brain_weights_name, network_mask
+from harmonizer.preprocessing.brain import MIN_AGREEMENT, MIN_OVERLAP
+from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.network import fold
 from harmonizer.segmentation.segmentations import dice
@@ -135,6 +135,26 @@ def test_the_shipped_network_finds_the_brain_of_a_phantom(head) -> None:
     assert 0.88 < dice(found, head.mask) < 0.99
     for axis in range(3):  # a mask that lies 15 mm elsewhere is told from a right one
         assert 0.3 < dice(found, np.roll(head.mask, 5, axis)) < MIN_AGREEMENT
+
+
+def test_the_network_s_mask_comes_with_a_registration(head) -> None:
+    found = brain_by_network(head, head, sloppy=True)
+    assert found.method == "network" and not found.brain_only
+    assert np.array_equal(found.mask, network_mask(head))
+    assert found.quality.overlap > MIN_OVERLAP  # with the template's brain, by the affine
+
+
+def test_brain_only_input_is_not_shown_to_the_network(head) -> None:
+    only = head.with_data(np.where(head.mask, head.data, 0))
+    found = brain_by_network(only, only, sloppy=True)
+    assert found.method == "foreground" and found.brain_only
+
+
+def test_a_head_in_which_the_network_sees_no_brain_is_refused(head, monkeypatch) -> None:
+    monkeypatch.setattr("harmonizer.segmentation.brain.network_mask",
+                        lambda volume: np.zeros(volume.shape, bool))
+    with pytest.raises(InputError, match="sees no brain.*--skull-strip auto"):
+        brain_by_network(head, head, sloppy=True)
 
 
 def test_the_answer_does_not_depend_on_threads(head) -> None:

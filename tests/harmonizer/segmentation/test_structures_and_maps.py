@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.segmentation.label_maps import load_label_maps
+from harmonizer.segmentation.label_maps import LabelMap, load_label_maps
 from harmonizer.segmentation.structures import (
     CLASSES,
     FIRST_OUTSIDE,
@@ -65,3 +65,14 @@ def test_maps_at_another_voxel_size_are_refused(tmp_path) -> None:
 def test_a_folder_without_maps_says_what_to_give(tmp_path) -> None:
     with pytest.raises(InputError, match="SynthSeg"):
         load_label_maps(tmp_path)
+
+
+def test_the_brain_is_tissue_with_the_fluid_near_it_and_the_folds_between() -> None:
+    labels = ball_labels(size=72)
+    radius = np.linalg.norm(np.indices(labels.shape) - 35.5, axis=0)
+    labels[(radius >= 18) & (radius < 30)] = 24  # fluid 12 mm thick
+    labels[35:37][(radius < 30)[35:37]] = 514  # the falx, 2 mm thick
+    labels[2:8, 2:8, 2:8] = 24  # what some maps call fluid beside the head
+    brain = LabelMap("ball", index_labels(labels), "0" * 64).brain
+    assert brain.dtype == bool and brain.shape == labels.shape
+    assert brain[radius < 21.5].all() and not brain[radius > 22.5].any()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -56,6 +58,18 @@ def test_nobody_is_asked_about_brain_only_input_or_in_a_sloppy_run(
     assert "network_dice" not in extracted(tmp_path, monkeypatch, head, only, weights="brain")
     whole = extraction(head.mask)
     assert "network_dice" not in extracted(tmp_path, monkeypatch, head, whole, sloppy=True)
+
+
+def test_the_network_finds_the_brain_where_it_is_asked_to_and_does_not_judge_itself(
+    tmp_path: Path, monkeypatch, head: Volume
+) -> None:
+    away = extraction(np.roll(head.mask, 2, axis=1))
+    monkeypatch.setattr(brain, "brain_by_network", lambda volume, rough, **_: replace(
+        away, mask=head.mask, method="network"))
+    quality = extracted(tmp_path, monkeypatch, head, away, weights="brain", mode="network")
+    assert quality == {"method": "network", "brain_only": False}
+    mask = nib.load(next(tmp_path.rglob("mask.nii"))).get_fdata() > 0
+    np.testing.assert_array_equal(mask, head.mask)
 
 
 @pytest.mark.parametrize("said", [None, 0.95, 0.5])
