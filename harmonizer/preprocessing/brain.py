@@ -12,8 +12,10 @@ unless the check finds more to doubt in it.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from scipy import ndimage
@@ -35,6 +37,7 @@ from .transforms import isotropic_grid, resample, resample_mask, write_itk_affin
 
 __all__ = [
     "SKULL_STRIP",
+    "LIMITS",
     "BrainExtraction",
     "QualityCheck",
     "extract_brain",
@@ -66,6 +69,12 @@ MIN_OVERLAP = 0.85  # Dice with the template's mask after the affine
 MIN_INFORMATION = 0.10  # nats
 MIN_EDGE = 0.55  # of the border lying on an edge
 MIN_AGREEMENT = 0.90  # Dice with the mask of the network: docs/segmentation.md, Whole heads
+MAX_CUT = 0.05  # of the border at the edge of the field of view
+LIMITS: Mapping[str, tuple[float | None, float | None]] = MappingProxyType({
+    "volume_l": VOLUME_L, "overlap": (MIN_OVERLAP, None), "network_dice": (MIN_AGREEMENT, None),
+    "mutual_information": (MIN_INFORMATION, None), "edge_fraction": (MIN_EDGE, None),
+    "cut_fraction": (None, MAX_CUT),
+})  # lowest and highest trustworthy value of each number of a `QualityCheck`
 
 BRAIN_ONLY_L = (0.6, 2.3)  # filled foreground that can be a brain without a head
 CONSTANT_BACKGROUND = 0.25  # at least this part of the voxels has exactly one value
@@ -257,7 +266,7 @@ def _reasons(check: QualityCheck) -> tuple[str, ...]:
         reasons.append(f"only {check.edge_fraction:.0%} of the border lies on an edge")
     if check.overlap < MIN_OVERLAP:
         reasons.append(f"overlap with the template {check.overlap:.2f} is below {MIN_OVERLAP}")
-    if check.cut_fraction > 0.05:
+    if check.cut_fraction > MAX_CUT:
         reasons.append(f"{check.cut_fraction:.0%} of the border is cut by the field of view")
     if check.network_dice is not None and check.network_dice < MIN_AGREEMENT:
         reasons.append(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonizer.files import read_json
+from harmonizer.preprocessing.brain import LIMITS
 from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
 
 from ..dataset.records import ScanRecord
@@ -120,12 +121,22 @@ def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
-    """Numbers of the quality check of mask and registration."""
-    checks = [Check(name, float(quality[key]), unit) for key, (name, unit) in QUALITY.items()
-              if key in quality]
+    """Numbers of the quality check of mask and registration, with what they are held to."""
+    checks = [_held(name, float(quality[key]), unit, *LIMITS[key])
+              for key, (name, unit) in QUALITY.items() if key in quality]
     if quality.get("doubtful"):
         checks.append(Check("brain mask in doubt (see the warnings)", None, flagged=True))
     return checks
+
+
+def _held(name: str, value: float, unit: str, low: float | None, high: float | None) -> Check:
+    """A number and its limits in words."""
+    if low is not None and high is not None:
+        words = f"{low:g} to {high:g}"
+    else:
+        words = f"at most {high:g}" if low is None else f"at least {low:g}"
+    broken = (low is not None and value < low) or (high is not None and value > high)
+    return Check(name, value, unit, words, broken)
 
 
 def _anatomy_checks(facts: Mapping[str, Any]) -> list[Check]:
