@@ -48,10 +48,9 @@ def methods_text(settings: Settings) -> str:
 
 
 def _preprocessing(settings: Settings) -> str:
-    strip = {"auto": "extracted, unless the background showed that the image was brain only,",
-             "force": "extracted in every image",
-             "skip": "taken from the image's foreground, as the input was given as brain only,",
-             "network": "extracted, unless the background showed that the image was brain only,"}
+    strip = {"force": "extracted in every image",
+             "skip": "taken from the image's foreground, as the input was given as brain only,"}
+    unless = "extracted, unless the background showed that the image was brain only,"
     way = (
         "by a small 3D U-Net that was trained on synthesised images of whole heads alone"
         if settings.skull_strip == "network" else
@@ -63,7 +62,7 @@ def _preprocessing(settings: Settings) -> str:
     return (
         "Each image was processed by itself; runs and sessions were never averaged. Header "
         "geometry was checked and axes were brought to RAS+. The brain was "
-        f"{strip[settings.skull_strip]} {way}. "
+        f"{strip.get(settings.skull_strip, unless)} {way}. "
         "Intensity non-uniformity was corrected inside the brain mask with N4 (Tustison 2010). "
         f"The brain was registered to {TEMPLATE} ({TEMPLATE_CITATION}) by an affine transform "
         f"with mutual information and resampled linearly.{quality}"

@@ -131,7 +131,7 @@ def preprocess(
         for failure in failures:
             write_log(out, ScanLog(failure.scan_id, "preprocess", "failed",
                                    by_id[failure.scan_id].site, failure.message))
-        _warn_of_tissues(jobs, out)
+        _warn_of_doubts(jobs, out)
     return failures, reused
 
 
@@ -149,13 +149,15 @@ def _donors(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, Sca
     return {record.folder: record for record in ordered if record.modality == "T1w"}
 
 
-def _warn_of_tissues(jobs: Sequence[Job], out: Path) -> None:
-    """Say where an image does not bear out the tissues that were found in it."""
+def _warn_of_doubts(jobs: Sequence[Job], out: Path) -> None:
+    """Say where a brain mask is in doubt, and where an image does not bear out its tissues."""
     from harmonizer.segmentation.predict import doubt
 
     for job in jobs:
         log = read_log(out, job.scan_id, "preprocess")
         facts = log.facts if log else {}
+        if reasons := facts.get("Quality", {}).get("reasons"):
+            LOGGER.warning("%s: look at its brain mask: %s.", job.scan_id, "; ".join(reasons))
         support = facts.get("ContrastSupport")
         if donor := facts.get("TissuesFrom"):
             LOGGER.info("%s: its tissues are those of %s, which shows them better.", job.scan_id,

@@ -1,4 +1,4 @@
-"""Tissues that an image does not bear out are said to be in doubt: in the log, and by the maps."""
+"""What is in doubt, brain masks and tissues, is said: in the log, and by the maps."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from pipelines.settings import Settings
 from pipelines.workflows import preprocessing
 
 
-def test_a_run_names_the_scans_whose_tissues_are_in_doubt(
+def test_a_run_names_the_scans_whose_tissues_or_brain_mask_are_in_doubt(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings("/bids", tmp_path, ["participant"], sloppy=True)
-    supports = {"sub-01_T1w": 1.5, "sub-02_T2w": 0.62, "sub-03_T1w": None}
+    reasons = ["volume 2.22 L is outside 0.9-2.0 L", "overlap 0.50 is below 0.85"]
+    found = {"sub-01_T1w": {"ContrastSupport": 1.5, "Quality": {"reasons": []}},
+             "sub-02_T2w": {"ContrastSupport": 0.62}, "sub-03_T1w": {},
+             "sub-04_T1w": {"Quality": {"reasons": reasons}}}
     records = [ScanRecord(name, name[:6], name[4:6], None, name[-3:], tmp_path / name, "A", "test")
-               for name in supports]
+               for name in found]
     jobs = [preprocessing.Job(record, preprocessing.paths_of(record, tmp_path, settings), "")
             for record in records]
 
     def execute(*_):
-        for name, support in supports.items():
-            facts = {} if support is None else {"ContrastSupport": support}
+        for name, facts in found.items():
             write_log(tmp_path, ScanLog(name, "preprocess", "done", "A", facts=facts))
         return ()
 
@@ -36,8 +38,9 @@ def test_a_run_names_the_scans_whose_tissues_are_in_doubt(
     with caplog.at_level(logging.WARNING, logger="pipelines"):
         assert preprocessing.preprocess(settings, records) == ((), 0)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1
+    assert len(said) == 2
     assert said[0].startswith("sub-02_T2w: ") and f"0.62, less than {LEAST_SUPPORT}" in said[0]
+    assert said[1] == f"sub-04_T1w: look at its brain mask: {reasons[0]}; {reasons[1]}."
 
 
 def test_t1w_images_come_first_and_serve_their_session(tmp_path, monkeypatch, caplog) -> None:
