@@ -5,7 +5,7 @@
 Heads are synthesised from the two label maps that training holds out: *familiar* as T1w, T2w, FLAIR
 or PDw images of 1 mm; *any* with any contrast, a third in thick slices, a fifth defaced. Nothing is
 cut off. The truth is all tissue of the brain and the fluid within 4 mm. One line for each head;
-with ``--template`` also the template's way, about two minutes a head.
+with ``--template`` also the template's way, half a minute a head.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ LIMITS: Mapping[str, tuple[float | None, float | None]] = MappingProxyType({
     "volume_l": VOLUME_L, "overlap": (MIN_OVERLAP, None), "network_dice": (MIN_AGREEMENT, None),
     "mutual_information": (MIN_INFORMATION, None), "edge_fraction": (MIN_EDGE, None),
     "cut_fraction": (None, MAX_CUT),
-})  # lowest and highest trustworthy value of each number of a `QualityCheck`
+})  # lowest and highest trustworthy value of the numbers of a `QualityCheck` beside the scales
 
 BRAIN_ONLY_L = (0.6, 2.3)  # filled foreground that can be a brain without a head
 CONSTANT_BACKGROUND = 0.25  # at least this part of the voxels has exactly one value
