@@ -30,6 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
@@ -188,4 +189,4 @@ def levels_of_codes(model: Disarm, volume: Volume) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

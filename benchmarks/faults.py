@@ -80,6 +80,8 @@ class Bench:
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen faults; returns how many of them did harm."""
     arguments = parser().parse_args(argv)
+    if unknown := set(arguments.faults) - set(FAULTS):
+        raise SystemExit(f"{', '.join(sorted(unknown))}: not among {', '.join(FAULTS)}.")
     bench = prepare(Path(arguments.folder).absolute(), arguments)
     harm = 0
     for name in arguments.faults or list(FAULTS):

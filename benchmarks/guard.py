@@ -26,6 +26,7 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
@@ -219,4 +220,4 @@ def _broken(values: list[dict[str, float]], tolerance: Tolerance) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

@@ -33,6 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
@@ -277,4 +278,4 @@ def _cell(statistics: Statistics, test: str, more: dict[str, str], digits: int, 
 
 if __name__ == "__main__":
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

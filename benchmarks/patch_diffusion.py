@@ -27,6 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from enrolled import shared  # noqa: E402
 from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
@@ -152,4 +153,4 @@ def _table(rows: dict[str, list[tuple[float, ...]]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

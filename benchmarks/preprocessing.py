@@ -38,9 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.one:
         print(json.dumps(measure(Path(arguments.inputs[0]), arguments)))
         return 0
+    images = find_images(arguments.inputs, arguments.suffix)
+    if not images:
+        raise SystemExit(f"no {' or '.join(arguments.suffix)} images in "
+                         f"{', '.join(arguments.inputs)}.")
     print("\t".join(COLUMNS), flush=True)
     failed = 0
-    for image in find_images(arguments.inputs, arguments.suffix):
+    for image in images:
         row = run_one(image, arguments)
         failed += "error" in row
         print("\t".join(_cell(row.get(name, "")) for name in COLUMNS), flush=True)

@@ -21,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import Case, cases_of, cohort_of, row_of  # noqa: E402
 
@@ -81,4 +82,4 @@ def line(name: str, found: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ def put_section(path: Path, title: str, text: str) -> None:
     else:
         new = old.rstrip() + "\n\n" + section
     path.write_text(new, encoding="utf-8")
-
-
-def printed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, each of them printed as soon as it is there."""
-    done = []
-    for row in rows:
-        done.append(row)
-        print(" ".join(str(value) for value in row.values()), flush=True)
-    return done
 
 
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:

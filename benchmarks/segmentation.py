@@ -23,7 +23,8 @@ from nibabel.orientations import io_orientation
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import printed, write_rows  # noqa: E402
+from command_line import existing_folder, explained, printed  # noqa: E402
+from sections import write_rows  # noqa: E402
 
 from harmonizer.segmentation.predict import segment  # noqa: E402
 from harmonizer.segmentation.segmentations import TISSUES, as_labels, dice  # noqa: E402
@@ -35,13 +36,13 @@ CODES = {name: code for code, name in enumerate(TISSUES, start=1)}  # also of th
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image and contrast, then the means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bids", type=Path)
-    parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("bids", type=existing_folder)
+    parser.add_argument("--truth", type=existing_folder, required=True)
     parser.add_argument("--suffix", nargs="+", default=["T1w"])
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--tsv", type=Path, help="file for the lines")
     given = parser.parse_args(argv)
-    rows = printed(measured(given))
+    rows = printed(measured(given), f"{' or '.join(given.suffix)} images with labels of the truth")
     for contrast in dict.fromkeys(row["contrast"] for row in rows):
         means = [row["mean"] for row in rows if row["contrast"] == contrast]
         print(f"{contrast}: mean Dice {np.mean(means):.3f}, least {min(means):.3f} of {len(means)}")
@@ -54,8 +55,10 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
     """One row for each image and contrast."""
     for suffix in given.suffix:
         for path in sorted(given.bids.rglob(f"*_{suffix}.nii.gz")):
-            truth = next((given.truth / path.parent.relative_to(given.bids)).glob(
-                path.name.replace(f"_{suffix}.nii.gz", f"_desc-{suffix}_dseg.nii.gz")))
+            truth = (given.truth / path.parent.relative_to(given.bids)
+                     / path.name.replace(f"_{suffix}.nii.gz", f"_desc-{suffix}_dseg.nii.gz"))
+            if not truth.is_file():
+                continue
             labels = np.rint(read_volume(truth).data).astype(np.uint8)
             plain = read_volume(path).with_mask(np.isin(labels, list(CODES.values())))
             for contrast, volume in ((suffix, plain), (f"{suffix}, inverted", inverted(plain))):
@@ -98,4 +101,4 @@ def flipped(volume: Volume, found: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

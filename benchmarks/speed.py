@@ -28,7 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import printed, put_section  # noqa: E402
+from command_line import explained, printed  # noqa: E402
+from sections import put_section  # noqa: E402
 
 BACKENDS = ("cacd", "ihf", "disarm", "patch_diffusion")
 COLUMNS = ("method", "preset", "device", "set", "weights, M", "load, s", "volume, s", "CPU s",
@@ -156,4 +157,4 @@ def apply_once(given: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

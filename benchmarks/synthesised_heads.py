@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import printed  # noqa: E402
+from command_line import existing_folder, explained, printed  # noqa: E402
 
 from harmonizer.preprocessing.bias import correct_bias  # noqa: E402
 from harmonizer.preprocessing.brain import extract_brain  # noqa: E402
@@ -45,7 +45,7 @@ KINDS = {"familiar": replace(HEAD, familiar=1.0, defaced=0.0, thick=0.0, turned=
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each head, then the mean and the least of each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("label_maps", type=Path)
+    parser.add_argument("label_maps", type=existing_folder)
     parser.add_argument("--count", type=int, default=6, help="heads of each kind")
     parser.add_argument("--weights", type=Path, help="others than those of the package")
     parser.add_argument("--template", action="store_true", help="the template's way as well")
@@ -77,4 +77,4 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from enrolled import shared  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import Case, cases_of, parser_for_a_model  # noqa: E402
@@ -85,4 +86,4 @@ def _cell(cases: Sequence[Case], found: Sequence[dict[str, float]], tissue: str)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

@@ -33,6 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
@@ -271,4 +272,4 @@ def _facts(backend: Any, seconds: float, speed: float, cases: Sequence[Case]) ->
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

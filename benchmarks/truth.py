@@ -35,6 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import explained  # noqa: E402
 from sections import write_rows  # noqa: E402
 
 from harmonizer.backends import registry  # noqa: E402
@@ -266,4 +267,4 @@ def report(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

@@ -22,7 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from sections import printed, write_rows  # noqa: E402
+from command_line import existing_folder, explained, printed  # noqa: E402
+from sections import write_rows  # noqa: E402
 
 from harmonizer.preprocessing.brain import is_brain_only  # noqa: E402
 from harmonizer.preprocessing.conform import conform  # noqa: E402
@@ -36,14 +37,15 @@ SHIFT_MM = 15.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image, then the range of the agreement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bids", type=Path)
-    parser.add_argument("out", type=Path, help="derivatives with brain masks")
-    parser.add_argument("--labels", type=Path, help="folder searched for <stem>*_dseg.nii.gz")
-    parser.add_argument("--truth", type=Path, help="truth folder of a phantom dataset")
+    parser.add_argument("bids", type=existing_folder)
+    parser.add_argument("out", type=existing_folder, help="derivatives with brain masks")
+    parser.add_argument("--labels", type=existing_folder,
+                        help="folder searched for <stem>*_dseg.nii.gz")
+    parser.add_argument("--truth", type=existing_folder, help="truth folder of a phantom dataset")
     parser.add_argument("--save", type=Path, help="folder for the network's masks, RAS+ grid")
     parser.add_argument("--tsv", type=Path, help="file for the lines")
     given = parser.parse_args(argv)
-    rows = printed(measured(given))
+    rows = printed(measured(given), f"whole heads with masks in {given.out}")
     agreement = [row["dice"] for row in rows]
     shifted = [row["dice_shifted"] for row in rows]
     print(f"{len(rows)} heads: Dice {min(agreement):.3f}-{max(agreement):.3f}, median "
@@ -110,4 +112,4 @@ def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, templ
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(explained(main))

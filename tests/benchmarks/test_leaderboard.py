@@ -2,6 +2,7 @@
 that saw him or her."""
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import InputError
 from harmonizer.evaluation.referee import Ruling
 from harmonizer.evaluation.distribution import QuantileTable
 from harmonizer.evaluation.statistics import Statistics, Test, not_possible
@@ -116,3 +118,21 @@ def test_a_method_gets_its_own_options_and_its_minutes(leaderboard, tmp_path, mo
     assert (cacd.preset, cacd.pace().validate_every) == ("tiny", 7) and disarm.preset != "tiny"
     assert (resources.folder, resources.max_minutes) == (tmp_path / "cacd" / "fold-0", 3.0)
     assert "--set cacd.preset=tiny cacd.validate_every=7 --minutes 3" in leaderboard._command(given)
+
+
+def test_a_command_that_finds_nothing_says_so(capsys, tmp_path):
+    lines = module("command_line")
+    with pytest.raises(SystemExit, match="no T1w images"):
+        lines.printed(iter([]), "T1w images")
+    assert lines.printed([{"image": "one", "dice": 0.9}]) == [{"image": "one", "dice": 0.9}]
+    assert capsys.readouterr().out == "one 0.9\n"
+    with pytest.raises(argparse.ArgumentTypeError, match="no such folder"):
+        lines.existing_folder(str(tmp_path / "missing"))
+
+
+def test_what_the_app_explains_is_no_traceback(capsys):
+    def main():
+        raise InputError("no label maps. Give the folder.")
+
+    assert module("command_line").explained(main) == 1
+    assert capsys.readouterr().err == "no label maps. Give the folder.\n"
