@@ -68,7 +68,7 @@ SCALE = (0.8, 1.45)  # native -> template; the template is about 1.1 times a typ
 MIN_OVERLAP = 0.85  # Dice with the template's mask after the affine
 MIN_INFORMATION = 0.10  # nats
 MIN_EDGE = 0.55  # of the border lying on an edge
-MIN_AGREEMENT = 0.90  # Dice with the mask of the network: docs/segmentation.md, Whole heads
+MIN_AGREEMENT = 0.88  # Dice with the mask of the network: docs/segmentation.md, Whole heads
 MAX_CUT = 0.05  # of the border at the edge of the field of view
 LIMITS: Mapping[str, tuple[float | None, float | None]] = MappingProxyType({
     "volume_l": VOLUME_L, "overlap": (MIN_OVERLAP, None), "network_dice": (MIN_AGREEMENT, None),

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("label_maps", type=Path, help="folder of SynthSeg's training label maps")
     train.add_argument("out", type=Path, help="a run that stopped there is gone on with")
     train.add_argument("--preset", choices=(*PLANS, *PRESETS), default="cpu-1h",
-                       help="a plan (cpu-, gpu-) trains several presets, each in its own folder")
+                       help="a plan (cpu-, gpu-, whole-heads): presets, each in its own folder")
     train.add_argument("--seed", type=int, default=0, help="the next one for each next preset")
     train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     train.add_argument("--threads", type=int, default=2, help="of the CPU")
