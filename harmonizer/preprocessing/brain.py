@@ -41,6 +41,7 @@ __all__ = [
     "BrainExtraction",
     "QualityCheck",
     "extract_brain",
+    "first_affine",
     "is_brain_only",
     "foreground_mask",
     "check_quality",
@@ -157,26 +158,22 @@ def extract_brain(
     if skull_strip not in SKULL_STRIP:
         raise UsageError(f"skull_strip must be one of {SKULL_STRIP}, got {skull_strip!r}.")
     brain_only = skull_strip == "skip" or (skull_strip == "auto" and is_brain_only(volume))
-    spacing = SLOPPY_SPACING_MM if sloppy else WORKING_SPACING_MM
-    template = load_template(spacing)
-    near = template_neighbourhood(template, 6.0)
-    pose = search_pose(volume, sloppy=sloppy)
-    moving = working_copy(volume, spacing)
     if brain_only:
-        mask = foreground_mask(volume)
-        affine = refine_linear("Affine", moving, template, near, pose, seed=seed, sloppy=sloppy)
-        candidates = {"foreground": mask}
+        affine = first_affine(volume, seed=seed, sloppy=sloppy)
+        candidates = {"foreground": foreground_mask(volume)}
     else:
-        rigid = refine_linear("Rigid", moving, template, near, pose, seed=seed, sloppy=sloppy)
-        affine = refine_linear(
-            "Affine", moving, template, template.mask, rigid, seed=seed, sloppy=sloppy
-        )
-        candidates = _candidates(volume, moving, template, near, affine, seed, sloppy)
+        affine, candidates = _of_whole_head(volume, seed, sloppy)
     checks = {name: check_quality(volume, mask, affine) for name, mask in candidates.items()}
     method = min(reversed(checks), key=lambda name: len(checks[name].reasons))  # SyN unless worse
     if not candidates[method].any():
         raise InputError("no brain was found in the image. Give a mask, or exclude the image.")
     return BrainExtraction(candidates[method], checks[method], method, brain_only, affine)
+
+
+def first_affine(volume: Volume, *, seed: int = 0, sloppy: bool = False) -> np.ndarray:
+    """(4, 4) native world -> template world, RAS mm, of an image that shows a brain alone."""
+    template, near, pose, moving = _ready(volume, sloppy)
+    return refine_linear("Affine", moving, template, near, pose, seed=seed, sloppy=sloppy)
 
 
 def is_brain_only(volume: Volume) -> bool:
@@ -273,6 +270,25 @@ def _reasons(check: QualityCheck) -> tuple[str, ...]:
             f"agreement with the network's mask {check.network_dice:.2f} is below {MIN_AGREEMENT}"
         )
     return tuple(reasons)
+
+
+def _ready(volume: Volume, sloppy: bool) -> tuple[Volume, np.ndarray, np.ndarray, Volume]:
+    """Template, what lies near its brain, the pose to begin with, and the image as coarse."""
+    spacing = SLOPPY_SPACING_MM if sloppy else WORKING_SPACING_MM
+    template = load_template(spacing)
+    near = template_neighbourhood(template, 6.0)
+    return template, near, search_pose(volume, sloppy=sloppy), working_copy(volume, spacing)
+
+
+def _of_whole_head(volume: Volume, seed: int, sloppy: bool
+                   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The affine to the template, and a mask by each way."""
+    template, near, pose, moving = _ready(volume, sloppy)
+    rigid = refine_linear("Rigid", moving, template, near, pose, seed=seed, sloppy=sloppy)
+    affine = refine_linear(
+        "Affine", moving, template, template.mask, rigid, seed=seed, sloppy=sloppy
+    )
+    return affine, _candidates(volume, moving, template, near, affine, seed, sloppy)
 
 
 def _candidates(

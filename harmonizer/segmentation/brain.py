@@ -10,7 +10,6 @@ person should look. A user may also ask for its mask instead of the template's (
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
-from ..preprocessing.brain import BrainExtraction, check_quality, extract_brain, is_brain_only
+from ..preprocessing.brain import (
+    BrainExtraction, check_quality, extract_brain, first_affine, is_brain_only
+)
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 from .predict import from_both_sides, world_box
@@ -81,9 +82,8 @@ def brain_by_network(
         raise InputError("the network sees no brain in the image. Use --skull-strip auto, give a "
                          "mask, or exclude the image.")
     alone = rough.with_data(np.where(mask, rough.data, rough.data.min()))
-    found = extract_brain(alone, skull_strip="skip", seed=seed, sloppy=sloppy)
-    quality = check_quality(rough, mask, found.matrix)
-    return replace(found, mask=mask, quality=quality, method="network", brain_only=False)
+    matrix = first_affine(alone, seed=seed, sloppy=sloppy)
+    return BrainExtraction(mask, check_quality(rough, mask, matrix), "network", False, matrix)
 
 
 @lru_cache(maxsize=1)
