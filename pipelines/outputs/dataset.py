@@ -32,7 +32,8 @@ README = """\
 
 Derivatives written by harmonizer. `desc-preproc` images are bias-corrected, `desc-harmonized`
 images also have the contrast of one scanner; both lie on the subject's own grid (no `space` entity)
-and on the template grid (`space-`). The head outside the brain mask is only scaled. Each sidecar
+and on the template grid (`space-`). The head outside the brain mask is only scaled. `probseg`
+images hold the share of CSF, grey and white matter in each voxel, 0 to 1. Each sidecar
 says from what and how its image was made. Open `group.html` and `sub-*.html` in a browser;
 `metrics.tsv` holds the numbers, `models/` what was fitted, `logs/CITATION.md` the methods text.
 """
@@ -40,9 +41,12 @@ says from what and how its image was made. Open `group.html` and `sub-*.html` in
 DESCRIPTIONS = {
     "preproc": "bias-corrected (N4) whole image; on the template grid after affine registration",
     "brain": "brain mask",
-    "brainT2w": "brain mask found on the T2w image",
-    "brainFLAIR": "brain mask found on the FLAIR image",
-    "brainPDw": "brain mask found on the PDw image",
+    "head": "mask of the whole head, for methods that change it",
+    **{label.format(contrast): text.format(contrast)  # names that `ScanPaths` makes
+       for contrast in ("T2w", "FLAIR", "PDw")
+       for label, text in (("brain{}", "brain mask found on the {} image"),
+                           ("head{}", "mask of the whole head in the {} image"),
+                           ("{}", "shares of tissues on the grid of the {} image"))},
 }
 
 

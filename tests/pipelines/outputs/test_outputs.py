@@ -15,6 +15,7 @@ from pipelines.outputs.dataset import write_dataset_files
 from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.outputs.scanlog import ScanLog, failed_logs, read_log, write_log
 from pipelines.outputs.sidecars import relative_uri
+from pipelines.settings import MODALITIES
 
 
 def paths(out: Path, subject: str = "01", modality: str = "T1w") -> ScanPaths:
@@ -102,6 +103,16 @@ def test_dataset_files_are_the_same_whoever_writes_them(tmp_path):
     again = json.loads((out / "dataset_description.json").read_text())
     assert again == content
     assert "desc-harmonized\ttext" in (out / "descriptions.tsv").read_text()
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_every_desc_of_a_name_is_described(tmp_path, modality):
+    write_dataset_files(tmp_path, None, {}, {})
+    lines = (tmp_path / "descriptions.tsv").read_text(encoding="utf-8").splitlines()
+    described = {line.split("\t")[0] for line in lines}
+    scan = paths(tmp_path, modality=modality)
+    for file in (scan.image("preproc"), scan.mask(), scan.mask(region="head"), scan.share("GM")):
+        assert {part for part in file.name.split("_") if part.startswith("desc-")} <= described
 
 
 def test_container_is_named_where_the_image_says_so(tmp_path, monkeypatch):
