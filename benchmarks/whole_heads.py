@@ -6,7 +6,8 @@ OUT are the app's derivatives of BIDS: their native brain masks are the template
 each image that has one: Dice of the two, and of the network's with the template's shifted by 15 mm
 along the axis where that changes least (a mask that is wrong); litres of both; with labels, the
 part of them that the network's mask contains; with a phantom's truth, Dice of both ways with the
-true brain. What the network sees is the image as it came. A brain-only image is not asked about.
+true brain, without and with the fluid around it. What the network sees is the image as it came. A
+brain-only image is not asked about.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -32,6 +34,7 @@ from harmonizer.segmentation.segmentations import dice  # noqa: E402
 from harmonizer.volume import Volume, write_mask  # noqa: E402
 
 SHIFT_MM = 15.0
+CSF, FLUID_MM = 1, 4.0  # of the phantom's labels; how far from the brain it is taken along
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,11 +107,15 @@ def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndar
 
 def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, template: np.ndarray
                   ) -> dict[str, float]:
-    """Dice of each mask with a phantom's true brain."""
+    """Dice of each mask with a phantom's true brain, without and with the fluid around it."""
     path = next(folder.glob(f"**/{stem}_desc-brain{suffix}_mask.nii.gz"))
-    brain = conform(path).volume.data > 0
-    return {"network_true": round(dice(found, brain), 3),
-            "template_true": round(dice(template, brain), 3)}
+    volume = conform(path).volume
+    brain = volume.data > 0
+    labels = conform(next(folder.glob(f"**/{stem}_desc-{suffix}_dseg.nii.gz"))).volume.data
+    near = ndimage.distance_transform_edt(~brain, sampling=volume.spacing) <= FLUID_MM
+    truths = {"true": brain, "with_fluid": brain | ((np.rint(labels) == CSF) & near)}
+    return {f"{way}_{name}": round(dice(mask, truth), 3) for name, truth in truths.items()
+            for way, mask in (("network", found), ("template", template))}
 
 
 if __name__ == "__main__":
