@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from harmonizer.errors import HarmonizerError  # noqa: E402
+from harmonizer.errors import HarmonizerError
 
 
 def existing_folder(text: str) -> Path:

@@ -29,7 +29,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw")
-CSF, FLUID_MM = 1, 4.0  # of the phantom's labels; how far from the brain it is taken along
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,19 +201,14 @@ def label_scores(path: Path, result: dict, arguments: argparse.Namespace) -> dic
 
 def truth_scores(path: Path, volume, truth: Path) -> dict:
     """Dice of a phantom scan's mask with its truth, without and with the fluid around the brain."""
-    from scipy import ndimage
+    from phantom_truth import true_brains
 
-    from harmonizer.preprocessing.conform import conform
     from harmonizer.segmentation.segmentations import dice
 
-    source, suffix = stem(path).rsplit("_", 1)
-    brain = conform(next(truth.glob(f"**/{source}_desc-brain{suffix}_mask.nii.gz"))).volume
-    labels = conform(next(truth.glob(f"**/{source}_desc-{suffix}_dseg.nii.gz"))).volume.data
-    inside = brain.data > 0
-    near = ndimage.distance_transform_edt(~inside, sampling=brain.spacing) <= FLUID_MM
+    brain, with_fluid = true_brains(truth, *stem(path).rsplit("_", 1))
     return {
-        "dice_brain": dice(volume.mask, inside),
-        "dice_brain_and_fluid": dice(volume.mask, inside | ((labels == CSF) & near)),
+        "dice_brain": dice(volume.mask, brain),
+        "dice_brain_and_fluid": dice(volume.mask, with_fluid),
     }
 
 

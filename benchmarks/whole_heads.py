@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import existing_folder, explained, printed  # noqa: E402
+from phantom_truth import true_brains  # noqa: E402
 from sections import write_rows  # noqa: E402
 
 from harmonizer.preprocessing.brain import is_brain_only  # noqa: E402
@@ -34,7 +34,6 @@ from harmonizer.segmentation.segmentations import dice  # noqa: E402
 from harmonizer.volume import Volume, write_mask  # noqa: E402
 
 SHIFT_MM = 15.0
-CSF, FLUID_MM = 1, 4.0  # of the phantom's labels; how far from the brain it is taken along
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,13 +107,8 @@ def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndar
 def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, template: np.ndarray
                   ) -> dict[str, float]:
     """Dice of each mask with a phantom's true brain, without and with the fluid around it."""
-    path = next(folder.glob(f"**/{stem}_desc-brain{suffix}_mask.nii.gz"))
-    volume = conform(path).volume
-    brain = volume.data > 0
-    labels = conform(next(folder.glob(f"**/{stem}_desc-{suffix}_dseg.nii.gz"))).volume.data
-    near = ndimage.distance_transform_edt(~brain, sampling=volume.spacing) <= FLUID_MM
-    truths = {"true": brain, "with_fluid": brain | ((np.rint(labels) == CSF) & near)}
-    return {f"{way}_{name}": round(dice(mask, truth), 3) for name, truth in truths.items()
+    truths = zip(("true", "with_fluid"), true_brains(folder, stem, suffix))
+    return {f"{way}_{name}": round(dice(mask, truth), 3) for name, truth in truths
             for way, mask in (("network", found), ("template", template))}
 
 
