@@ -15,13 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .convolution import Conv3d
+
 __all__ = ["conv", "norm", "zeroed", "time_features", "TimeEmbedding", "ResidualBlock", "Attention",
            "fold", "unfold", "to_layout"]
 
 
 def conv(dims: int, before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Module:
     """A 2D or 3D convolution that keeps the size (divides it by the stride)."""
-    kind = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    kind = {2: nn.Conv2d, 3: Conv3d}[dims]
     return kind(before, after, kernel, stride=stride, padding=kernel // 2)
 
 

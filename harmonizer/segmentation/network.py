@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..networks.convolution import Conv3d, conv3d
+
 __all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "fold", "unfold"]
 
 DEFAULT_WIDTHS = (32, 64, 128, 128)
@@ -81,7 +83,7 @@ class _Layer(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(before, after, 3, padding=1, bias=False)
+        self.conv = Conv3d(before, after, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(GROUPS, after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,7 +98,7 @@ class _Block(nn.Module):
 
     def __init__(self, before: int, after: int, code: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(before, after, 3, padding=1, bias=False)
+        self.conv = Conv3d(before, after, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(GROUPS, after)
         self.modulation = nn.Linear(code, 2 * after)
         nn.init.zeros_(self.modulation.weight)
@@ -110,11 +112,23 @@ class _Block(nn.Module):
         return self.second(functional.relu(x, inplace=True))
 
     def _joined(self, kept: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-        """Convolution of both, side by side as channels; they are never copied side by side."""
+        """Convolution of both, side by side as channels at the finer level, where neither is ever
+        copied: not side by side, and the coarser not to the finer level."""
         of_kept, of_coarser = self.conv.weight.split([kept.shape[1], coarser.shape[1]], dim=1)
-        x = functional.conv3d(functional.interpolate(coarser, scale_factor=2), of_coarser,
-                              padding=1)
-        return x.add_(functional.conv3d(kept, of_kept, padding=1))
+        x = functional.conv_transpose3d(coarser, _of_doubled(of_coarser), stride=2, padding=1)
+        return x.add_(conv3d(kept, of_kept, padding=1))
+
+
+def _of_doubled(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution with (A, B, 3, 3, 3) of voxels that were repeated twice along each axis, as the
+    (B, A, 4, 4, 4) kernel of a transposed one (stride 2, padding 1): 8 products a voxel, not 27.
+    """
+    kernel = weight.flip(2, 3, 4).transpose(0, 1)
+    for axis in range(3):
+        before, after = [0, 0] * 3, [0, 0] * 3
+        before[2 * axis], after[2 * axis + 1] = 1, 1
+        kernel = functional.pad(kernel, before) + functional.pad(kernel, after)
+    return kernel
 
 
 def fold(x: Any) -> Any:
