@@ -16,6 +16,9 @@ from ..errors import HarmonizerError, UsageError
 
 if TYPE_CHECKING:
     from .label_maps import LabelMap
+    from .train_settings import TrainingSettings
+
+LOG = logging.getLogger("harmonizer.segmentation")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,9 +93,8 @@ def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: s
     """Train, or go on; the weights' path. What was finished is not judged again."""
     from .card import file_of, write_model
     from .train import train, validate
-    from .train_settings import PRESETS
 
-    settings = replace(PRESETS[preset], seed=seed)
+    settings = _settings(preset, seed, given.device)
     network = train(maps, out, settings, device=given.device, workers=given.workers, start=start)
     done = file_of(out, len(settings.classes))
     if done.with_suffix(".md").exists():  # the card is written last
@@ -100,6 +102,20 @@ def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: s
     unseen = maps[len(maps) - settings.held_out :] or maps
     dice = validate(network, unseen, synthesis=settings.phases[-1].synthesis)
     return write_model(out, network, dice, preset, seed)
+
+
+def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
+    """The preset's; in single precision where bfloat16 would take minutes a step."""
+    from ..processor import has_fast_bf16
+    from .train_settings import PRESETS
+
+    settings = replace(PRESETS[preset], seed=seed)
+    if settings.precision == "bf16" and device == "cpu" and not has_fast_bf16():
+        LOG.warning("this processor does not multiply bfloat16 (AMX, AVX512-BF16): training in "
+                    "single precision, which takes about three times as long; the weights differ "
+                    "by rounding")
+        settings = replace(settings, precision="fp32")
+    return settings
 
 
 def _segment(given: argparse.Namespace) -> None:

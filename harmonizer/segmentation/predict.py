@@ -33,7 +33,6 @@ __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "fro
 
 WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
 MARGIN_MM = 8.0  # of air around the brain
-SLAB = 16  # 2 mm slices whose classes are computed at once: bounds memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,30 +200,37 @@ def _by_tissue(shares: np.ndarray) -> np.ndarray:
 
 def _shares(network: Any, data: np.ndarray, inside: np.ndarray, threads: int) -> np.ndarray:
     """(classes, n) float32 probabilities in the mask: one pass, padded to what the network needs.
+
+    Classes are computed in the blocks that hold a voxel of the mask, and in no others.
     """
     import torch
     from torch.nn import functional
 
-    from .network import unfold
+    from .network import fold
     from .synthesis import normalise
 
-    before, multiple = torch.get_num_threads(), network.multiple
-    padding = [x for n in reversed(data.shape) for x in (0, (-n) % multiple)]
-    _, j, k = data.shape
-    found = []
+    padding = [x for n in reversed(data.shape) for x in (0, (-n) % network.multiple)]
+    count = np.count_nonzero(inside)
+    number = np.full(inside.shape, -1, np.int32)
+    number[inside] = np.arange(count, dtype=np.int32)
+    found = np.empty((network.classes, count), np.float32)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             image = functional.pad(normalise(torch.tensor(data.copy())), padding)
-            features = network.features(image[None, None])
-            for start in range(0, features.shape[2], SLAB):
-                here = inside[2 * start : 2 * (start + SLAB)]
-                logits = network.head(features[:, :, start : start + SLAB])
-                part = torch.softmax(logits.unflatten(1, (network.classes, 8)), dim=1)
-                found.append(unfold(part)[0, :, : len(here), :j, :k].numpy()[:, here])
+            features = network.features(image[None, None])[0]
+            of_block = fold(functional.pad(torch.from_numpy(number), padding, value=-1)[None, None])
+            seen = (of_block[0] >= 0).any(dim=0)
+            columns = features.movedim(0, -1)[seen].T  # (channels, blocks)
+            logits = network.head(columns[None, :, :, None, None])
+            share = torch.softmax(logits.reshape(network.classes, 8, -1), dim=0)
+            of_column = of_block[0][:, seen]
+            there = of_column >= 0
+            found[:, of_column[there].numpy()] = share[:, there].numpy()
     finally:
         torch.set_num_threads(before)
-    return np.concatenate(found, axis=1)
+    return found
 
 
 def _carried_back(volume: Volume, box: Volume, shares: np.ndarray, support: float) -> TissueMaps:

@@ -86,23 +86,40 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
                                         for s in shares]))
     log_prior = _log_prior(blurred, advice)
     found = _summing_to_one(np.stack([s[inside] for s in shares]))
-    values = data[inside].astype(np.float64)
+    values = _standardised(data[inside])
     blocks = _Blocks(inside)
     rough, trust = found, _trust(values, found, advice.contrast)
     if trust == 0:
         return spread_out(rough, inside)
     log_outlier = _log_outlier(values, blurred[2], advice)
-    typical = 1.0
+    typical = np.float32(1)
     for _ in range(ITERATIONS):
         logs = np.stack([blocks.log_likelihood(values, w)
                          for w in (found[0], found[1], found[2] * typical)])
-        white = np.logaddexp(logs[2], log_outlier)
+        white = _log_sum(logs[2], log_outlier)
         typical, logs[2] = np.exp(logs[2] - white), white
-        logs = log_prior + advice.image_weight * logs
+        logs *= advice.image_weight
+        logs += log_prior
         logs -= logs.max(axis=0)
-        np.exp(logs, out=logs)
-        found = logs / logs.sum(axis=0)
+        found = np.exp(logs, out=logs)
+        found /= found.sum(axis=0)
     return spread_out(trust * found + (1 - trust) * rough, inside)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """(n,) float32: mean 0 and standard deviation 1, so that no unit asks for double precision."""
+    values = values.astype(np.float64)
+    return ((values - values.mean()) / max(values.std(), 1e-12)).astype(np.float32)
+
+
+def _log_sum(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """log(exp(one) + exp(other)): what `numpy.logaddexp` does, in a fifth of the time."""
+    apart = np.minimum(other - one, 80)  # beyond, the larger is the sum, and single precision ends
+    np.exp(apart, out=apart)
+    apart += 1
+    np.log(apart, out=apart)
+    apart += one
+    return np.maximum(apart, other, out=apart)
 
 
 def _summing_to_one(shares: np.ndarray) -> np.ndarray:
@@ -179,22 +196,31 @@ class _Blocks:
         self.of_voxel = np.ravel_multi_index(tuple(where), self.shape)
 
     def log_likelihood(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """(n,) log density of each voxel under the local normal distribution of one tissue, but for
-        - log(2 pi) / 2."""
-        weights = np.where(weights > SURE, weights, 0)
-        size = weights.sum()
-        if not size > 0:
-            return np.full(values.shape, -1e3)
-        mean = float((weights * values).sum() / size)
-        variance = float((weights * (values - mean) ** 2).sum() / size)
-        n, first, second = (self._smooth(weights * values**k) for k in range(3))
+        """(n,) float32 log density of each voxel under the local normal distribution of one tissue,
+        but for - log(2 pi) / 2.
+        """
+        sure = np.flatnonzero(weights > SURE)
+        if not sure.size:
+            return np.full(values.shape, -1e3, np.float32)
+        w, v = weights[sure].astype(np.float64), values[sure].astype(np.float64)
+        mean = w @ v / w.sum()
+        variance = w @ (v - mean) ** 2 / w.sum()
+        n, first, second = (self._smooth(sure, w * v**k) for k in range(3))
         borrowed = BORROWED * n.max()
         local = (first + borrowed * mean) / (n + borrowed)
         spread = (second + borrowed * (variance + mean**2)) / (n + borrowed) - local**2
         spread = np.maximum(spread, max(1e-2 * variance, 1e-12))
-        local, spread = local.ravel()[self.of_voxel], spread.ravel()[self.of_voxel]
-        return -0.5 * ((values - local) ** 2 / spread + np.log(spread))
+        out = values - self._spread(local)
+        out *= out
+        out *= self._spread(-0.5 / spread)
+        out += self._spread(-0.5 * np.log(spread))
+        return out
 
-    def _smooth(self, weights: np.ndarray) -> np.ndarray:
-        sums = np.bincount(self.of_voxel, weights, minlength=int(np.prod(self.shape)))
+    def _smooth(self, voxels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Sums of these voxels' weights over the neighbourhood of each block."""
+        sums = np.bincount(self.of_voxel[voxels], weights, minlength=int(np.prod(self.shape)))
         return ndimage.gaussian_filter(sums.reshape(self.shape), WIDTH_MM / BLOCK)
+
+    def _spread(self, of_block: np.ndarray) -> np.ndarray:
+        """(n,) float32: each voxel has its block's number."""
+        return of_block.astype(np.float32).ravel()[self.of_voxel]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-__all__ = ["Pace", "Resources", "Precision", "has_fast_bf16"]
+from ..processor import has_fast_bf16
+
+__all__ = ["Pace", "Resources", "Precision"]
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -80,12 +82,3 @@ class Resources:
         if self.precision == "auto":
             return self.device.startswith("cuda") or has_fast_bf16()
         return self.precision == "bf16"
-
-
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (elsewhere it is slower than float32)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "amx_bf16" in text or "avx512_bf16" in text

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from harmonizer import processor
 from harmonizer.errors import InputError, UsageError
 from harmonizer.files import sha256_of
-from harmonizer.segmentation.__main__ import main
+from harmonizer.segmentation.__main__ import _settings, main
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.network import SegmenterNet, fold, unfold
 from harmonizer.segmentation.train import segmentation_loss, train, validate
@@ -196,6 +197,17 @@ def test_a_plan_trains_each_preset_on_what_the_one_before_made(tmp_path, monkeyp
     assert [p.stat().st_mtime_ns for p in (first, second)] == before
     assert main([*command[:-1], "6"]) == UsageError.exit_code
     assert "another training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fast, precision", [(True, "bf16"), (False, "fp32")])
+def test_a_processor_without_bfloat16_trains_in_single_precision_and_says_so(
+        fast, precision, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(processor, "has_fast_bf16", lambda: fast)
+    with caplog.at_level("WARNING", "harmonizer.segmentation"):
+        assert _settings("later", 7, "cpu") == replace(PRESETS["later"], seed=7,
+                                                       precision=precision)
+    assert ("single precision" in caplog.text) is not fast
+    assert _settings("later", 7, "cuda").precision == "bf16"
 
 
 def test_plans_name_presets_of_one_network() -> None:
