@@ -2,7 +2,7 @@
 
 torch hands a convolution in single precision to oneDNN, except where it is of one image of which
 channels times the first two sides are 20,480 or less (`use_mkldnn` in its Convolution.cpp): that
-one it unrolls into columns, 27 copies of the image, and is 4 to 10 times slower. Deep levels of a
+one it unrolls into columns, 27 copies of the image, and is 2 to 9 times slower. Deep levels of a
 U-Net and patches are such images. Two images are never too few, and half an image is an image too.
 """
 
@@ -18,7 +18,11 @@ FEW = 20_480  # torch's limit
 
 
 class Conv3d(nn.Conv3d):
-    """torch's, with zeros around the image, through `conv3d`."""
+    """torch's through `conv3d`: a cubic kernel, zeros around the image, weights as in torch's."""
+
+    def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, padding: int = 0,
+                 bias: bool = True) -> None:
+        super().__init__(before, after, kernel, stride=stride, padding=padding, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, C, I, J, K)."""

@@ -219,10 +219,9 @@ def _shares(network: Any, data: np.ndarray, inside: np.ndarray, threads: int) ->
     try:
         with torch.inference_mode():
             image = functional.pad(normalise(torch.tensor(data.copy())), padding)
-            features = network.features(image[None, None])[0]
             of_block = fold(functional.pad(torch.from_numpy(number), padding, value=-1)[None, None])
             seen = (of_block[0] >= 0).any(dim=0)
-            columns = features.movedim(0, -1)[seen].T  # (channels, blocks)
+            columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
             logits = network.head(columns[None, :, :, None, None])
             share = torch.softmax(logits.reshape(network.classes, 8, -1), dim=0)
             of_column = of_block[0][:, seen]
