@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import explained  # noqa: E402
+from peak_memory import peak_gb  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
@@ -189,8 +189,8 @@ def _one(folder: Path, tissues: str) -> int:
         started = time.process_time()
         referee(before, {"histogram_matching": after}, TARGET, covariates=covariates, **given)
         times.append(time.process_time() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"scans": len(before), "first": times[0], "again": times[1], "peak_mb": peak}))
+    print(json.dumps({"scans": len(before), "first": times[0], "again": times[1],
+                      "peak_mb": 1e3 * peak_gb()}))
     return 0
 
 
@@ -216,8 +216,7 @@ def _one_fine(out: Path, work: Path, tissues: str) -> int:
     first = (time.process_time() - started) / len(before)
     started, volume = time.process_time(), before.scans[0].read()
     compare_anatomy(volume, simulated_rescan(volume, 0), segment)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"scans": len(before), "first": first, "peak_mb": peak,
+    print(json.dumps({"scans": len(before), "first": first, "peak_mb": 1e3 * peak_gb(),
                       "rescan": time.process_time() - started}))
     return 0
 

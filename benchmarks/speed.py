@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import explained, printed  # noqa: E402
+from peak_memory import peak_gb  # noqa: E402
 from sections import put_section  # noqa: E402
 
 BACKENDS = ("cacd", "ihf", "disarm", "patch_diffusion")
@@ -132,8 +133,6 @@ def fit_once(given: argparse.Namespace) -> dict[str, Any]:
 
 def apply_once(given: argparse.Namespace) -> dict[str, Any]:
     """Load and harmonize one scan; seconds and memory."""
-    import resource
-
     started = time.monotonic()
     import torch
 
@@ -149,10 +148,9 @@ def apply_once(given: argparse.Namespace) -> dict[str, Any]:
     backend.harmonize(volume, backend.target(other.site), source=scan.site)
     spent, cpu = time.monotonic() - begun, time.process_time() - cpu
     weights = sum(p.numel() for n in backend.networks_.values() for p in n.parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     held = torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else 0
     return {"weights, M": f"{weights / 1e6:.2f}", "load, s": f"{loaded - started:.1f}",
-            "volume, s": f"{spent:.1f}", "CPU s": f"{cpu:.1f}", "peak, GB": f"{peak:.2f}",
+            "volume, s": f"{spent:.1f}", "CPU s": f"{cpu:.1f}", "peak, GB": f"{peak_gb():.2f}",
             "on the GPU, GB": f"{held:.2f}" if held else ""}
 
 
