@@ -42,10 +42,9 @@ def conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if not _is_unrolled(x, weight):
         return functional.conv3d(x, weight, bias, stride=stride, padding=padding)
-    reach, before, after = weight.shape[2], *[padding] * 2
-    count = (x.shape[2] + before + after - reach) // stride + 1
+    wide, reach = functional.pad(x, (0, 0, 0, 0, padding, padding)), weight.shape[2]
+    count = (wide.shape[2] - reach) // stride + 1
     half = (count + 1) // 2
-    wide = functional.pad(x, (0, 0, 0, 0, before, after))
     length, start = (half - 1) * stride + reach, (count - half) * stride
     halves = torch.cat([wide[:, :, :length], wide[:, :, start:start + length]])
     y = functional.conv3d(halves, weight, bias, stride=stride, padding=(0, padding, padding))

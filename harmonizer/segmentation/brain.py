@@ -23,7 +23,7 @@ from ..preprocessing.brain import (
 )
 from ..preprocessing.transforms import resample
 from ..volume import Volume
-from .predict import from_both_sides, world_box
+from .predict import from_both_sides, numbered, world_box
 
 __all__ = ["network_mask", "brain_by_network", "brain_weights_name", "BRAIN_WEIGHTS"]
 
@@ -128,7 +128,7 @@ def _seen_twice(network: Any, data: np.ndarray) -> np.ndarray:
 
 def _looked_at(network: Any, data: np.ndarray) -> np.ndarray:
     """Shares (I, J, K) of the brain by one look from both sides."""
-    everywhere = np.ones(data.shape, bool)
+    everywhere = numbered(np.ones(data.shape, bool))
     return from_both_sides(network, data, everywhere, 1)[1].reshape(data.shape)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..networks.convolution import Conv3d, conv3d
 
-__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "fold", "unfold"]
+__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "fold"]
 
 DEFAULT_WIDTHS = (32, 64, 128, 128)
 GROUPS = 8
@@ -136,10 +136,3 @@ def fold(x: Any) -> Any:
     n, c, i, j, k = x.shape
     blocks = x.reshape(n, c, i // 2, 2, j // 2, 2, k // 2, 2)
     return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * 8, i // 2, j // 2, k // 2)
-
-
-def unfold(x: Any) -> Any:
-    """(N, C, 8, I, J, K) -> (N, C, 2I, 2J, 2K): the inverse of `fold`."""
-    n, c, _, i, j, k = x.shape
-    blocks = x.reshape(n, c, 2, 2, 2, i, j, k).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return blocks.reshape(n, c, i * 2, j * 2, k * 2)

@@ -29,7 +29,7 @@ from .refine import LEAST_SUPPORT, OF_NETWORK, REVISION, contrast_between, refin
 from .structures import TISSUES
 
 __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "from_both_sides",
-           "world_box"]
+           "numbered", "world_box"]
 
 WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
 MARGIN_MM = 8.0  # of air around the brain
@@ -173,8 +173,8 @@ def _at_any_contrast(network: Any, box: Volume, threads: int, quick: bool
     values = box.in_mask()
     low, high = values.min(), values.max()
     negative = np.where(box.mask, high + low - box.data, low)
-    asked = _shares if quick else from_both_sides
-    of_image, of_negative = (asked(network, data, box.mask, threads)
+    asked, number = _shares if quick else from_both_sides, numbered(box.mask)
+    of_image, of_negative = (asked(network, data, number, threads)
                              for data in (box.data, negative))
     answers = ((of_image + of_negative) / 2, of_image, of_negative)
     supports = [contrast_between(values, _by_tissue(found)) for found in answers]
@@ -182,15 +182,21 @@ def _at_any_contrast(network: Any, box: Volume, threads: int, quick: bool
     return answers[best], supports[best]
 
 
-def from_both_sides(network: Any, data: np.ndarray, inside: np.ndarray, threads: int
+def numbered(inside: np.ndarray) -> np.ndarray:
+    """(I, J, K) int32: where each voxel of the mask comes among its voxels; -1 outside."""
+    number = np.full(inside.shape, -1, np.int32)
+    number[inside] = np.arange(np.count_nonzero(inside), dtype=np.int32)
+    return number
+
+
+def from_both_sides(network: Any, data: np.ndarray, number: np.ndarray, threads: int
                     ) -> np.ndarray:
-    """(classes, n) mean shares in the mask of the image and of its mirror image, mirrored back."""
-    mirrored = _shares(network, data[::-1], inside[::-1], threads)
-    number = np.zeros(inside.shape, np.int32)
-    number[inside] = np.arange(mirrored.shape[1])
-    back = np.empty(mirrored.shape[1], np.int32)
-    back[number[::-1][inside[::-1]]] = np.arange(mirrored.shape[1])
-    return (_shares(network, data, inside, threads) + mirrored[:, back]) / 2
+    """(classes, n) mean shares in the mask of the image and of its mirror image, mirrored back.
+
+    ``number``: see `numbered`.
+    """
+    return (_shares(network, data, number, threads)
+            + _shares(network, data[::-1], number[::-1], threads)) / 2
 
 
 def _by_tissue(shares: np.ndarray) -> np.ndarray:
@@ -198,8 +204,9 @@ def _by_tissue(shares: np.ndarray) -> np.ndarray:
     return np.stack([shares[list(which)].sum(axis=0) for which in TISSUES.values()])
 
 
-def _shares(network: Any, data: np.ndarray, inside: np.ndarray, threads: int) -> np.ndarray:
-    """(classes, n) float32 probabilities in the mask: one pass, padded to what the network needs.
+def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) -> np.ndarray:
+    """(classes, n) float32 probabilities in the mask (`numbered`): one pass, padded to what the
+    network needs.
 
     Classes are computed in the blocks that hold a voxel of the mask, and in no others.
     """
@@ -210,21 +217,19 @@ def _shares(network: Any, data: np.ndarray, inside: np.ndarray, threads: int) ->
     from .synthesis import normalise
 
     padding = [x for n in reversed(data.shape) for x in (0, (-n) % network.multiple)]
-    count = np.count_nonzero(inside)
-    number = np.full(inside.shape, -1, np.int32)
-    number[inside] = np.arange(count, dtype=np.int32)
-    found = np.empty((network.classes, count), np.float32)
+    found = np.empty((network.classes, int(number.max()) + 1), np.float32)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             image = functional.pad(normalise(torch.tensor(data.copy())), padding)
-            of_block = fold(functional.pad(torch.from_numpy(number), padding, value=-1)[None, None])
-            seen = (of_block[0] >= 0).any(dim=0)
+            places = torch.from_numpy(number.copy())
+            of_block = fold(functional.pad(places, padding, value=-1)[None, None])[0]
+            seen = (of_block >= 0).any(dim=0)
             columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
             logits = network.head(columns[None, :, :, None, None])
             share = torch.softmax(logits.reshape(network.classes, 8, -1), dim=0)
-            of_column = of_block[0][:, seen]
+            of_column = of_block[:, seen]
             there = of_column >= 0
             found[:, of_column[there].numpy()] = share[:, there].numpy()
     finally:

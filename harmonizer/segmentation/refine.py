@@ -92,7 +92,7 @@ def refine(data: np.ndarray, inside: np.ndarray, shares: np.ndarray,
     if trust == 0:
         return spread_out(rough, inside)
     log_outlier = _log_outlier(values, blurred[2], advice)
-    typical = np.float32(1)
+    typical = 1.0
     for _ in range(ITERATIONS):
         logs = np.stack([blocks.log_likelihood(values, w)
                          for w in (found[0], found[1], found[2] * typical)])
@@ -113,7 +113,7 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 
 def _log_sum(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """log(exp(one) + exp(other)): what `numpy.logaddexp` does, in a fifth of the time."""
+    """log(exp(one) + exp(other)): what `numpy.logaddexp` does, in a third of the time."""
     apart = np.minimum(other - one, 80)  # beyond, the larger is the sum, and single precision ends
     np.exp(apart, out=apart)
     apart += 1
@@ -210,10 +210,10 @@ class _Blocks:
         local = (first + borrowed * mean) / (n + borrowed)
         spread = (second + borrowed * (variance + mean**2)) / (n + borrowed) - local**2
         spread = np.maximum(spread, max(1e-2 * variance, 1e-12))
-        out = values - self._spread(local)
+        out = values - self._of_voxels(local)
         out *= out
-        out *= self._spread(-0.5 / spread)
-        out += self._spread(-0.5 * np.log(spread))
+        out *= self._of_voxels(-0.5 / spread)
+        out += self._of_voxels(-0.5 * np.log(spread))
         return out
 
     def _smooth(self, voxels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -221,6 +221,6 @@ class _Blocks:
         sums = np.bincount(self.of_voxel[voxels], weights, minlength=int(np.prod(self.shape)))
         return ndimage.gaussian_filter(sums.reshape(self.shape), WIDTH_MM / BLOCK)
 
-    def _spread(self, of_block: np.ndarray) -> np.ndarray:
+    def _of_voxels(self, of_block: np.ndarray) -> np.ndarray:
         """(n,) float32: each voxel has its block's number."""
         return of_block.astype(np.float32).ravel()[self.of_voxel]
