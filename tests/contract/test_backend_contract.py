@@ -217,8 +217,11 @@ def test_known_shift_is_undone_about_as_well_as_by_moment_matching(fitted, cohor
         return error(backend.harmonize(seen, backend.target("A"), source="B").in_mask())
 
     assert error_of(moments) < 0.1 * error(seen.in_mask())
-    # the shift is moment matching's own model: others may be worse by 2 % of 150 grey levels
-    assert error_of(fitted) <= error_of(moments) + 3.0
+    # the shift is moment matching's own model: others may be a little worse, in grey levels of 150
+    limit = error_of(moments) + 2.0
+    if fitted.capabilities.trained:  # begins with histogram matching, to which little may be added
+        limit = max(limit, error_of(registry.get("histogram_matching")().fit(cohort)) + 0.1)
+    assert error_of(fitted) <= limit
 
 
 def test_gain_of_the_input_does_not_matter(fitted, stranger):
