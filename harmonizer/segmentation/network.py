@@ -13,17 +13,17 @@ contrast, scales and shifts the features of each block of the decoder.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ..networks.blocks import fold
 from ..networks.convolution import Conv3d, conv3d
 
-__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "fold"]
+__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK"]
 
 DEFAULT_WIDTHS = (32, 64, 128, 128)
+BLOCK = 2  # voxels along each side of what is folded into channels
 GROUPS = 8
 
 
@@ -58,7 +58,7 @@ class SegmenterNet(nn.Module):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """(N, widths[0], I/2, J/2, K/2) features of a (N, 1, I, J, K) image with values 0..1."""
-        x = fold(image).to(memory_format=torch.channels_last_3d)
+        x = fold(image, BLOCK).to(memory_format=torch.channels_last_3d)
         kept = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else functional.max_pool3d(x, 2))
@@ -129,10 +129,3 @@ def _of_doubled(weight: torch.Tensor) -> torch.Tensor:
         before[2 * axis], after[2 * axis + 1] = 1, 1
         kernel = functional.pad(kernel, before) + functional.pad(kernel, after)
     return kernel
-
-
-def fold(x: Any) -> Any:
-    """(N, C, I, J, K) -> (N, C * 8, I/2, J/2, K/2): each 2 x 2 x 2 block into channels."""
-    n, c, i, j, k = x.shape
-    blocks = x.reshape(n, c, i // 2, 2, j // 2, 2, k // 2, 2)
-    return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * 8, i // 2, j // 2, k // 2)

@@ -213,7 +213,8 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
     import torch
     from torch.nn import functional
 
-    from .network import fold
+    from ..networks.blocks import fold
+    from .network import BLOCK
     from .synthesis import normalise
 
     padding = [x for n in reversed(data.shape) for x in (0, (-n) % network.multiple)]
@@ -224,7 +225,7 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
         with torch.inference_mode():
             image = functional.pad(normalise(torch.tensor(data.copy())), padding)
             places = torch.from_numpy(number.copy())
-            of_block = fold(functional.pad(places, padding, value=-1)[None, None])[0]
+            of_block = fold(functional.pad(places, padding, value=-1)[None, None], BLOCK)[0]
             seen = (of_block >= 0).any(dim=0)
             columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
             logits = network.head(columns[None, :, :, None, None])

@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from ..errors import InputError, UsageError
 from ..files import atomic_path, sha256_of, write_json
+from ..networks.blocks import fold
 from .label_maps import LabelMap
-from .network import SegmenterNet, fold
+from .network import BLOCK, SegmenterNet
 from .synthesis import SynthesisSettings, synthesise
 from .train_settings import TrainingSettings
 from .weights_file import read_weights
@@ -96,7 +97,7 @@ def validate(
         image, target = synthesise(maps, seed, index, synthesis)
         with torch.inference_mode():
             found = network(image[None, None].to(device)).argmax(1)[0].cpu()
-        truth = fold(target[None, None])[0]
+        truth = fold(target[None, None], BLOCK)[0]
         for c in torch.unique(truth).tolist():
             one, two = found == c, truth == c
             dice = 2 * float((one & two).sum()) / float(one.sum() + two.sum())
@@ -156,7 +157,7 @@ class _State:
         half = self.settings.precision == "bf16"
         with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
             logits = self.network(image[None, None])
-        loss = segmentation_loss(logits.float(), fold(target[None, None]).long())
+        loss = segmentation_loss(logits.float(), fold(target[None, None], BLOCK).long())
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -130,6 +130,9 @@ PRESETS = {
         steps=5600, learning_rate=1.5e-3, cool_down=300, phases=LATER),
     "brain": TrainingSettings(
         steps=16000, cool_down=500, phases=WHOLE_HEADS, widths=BRAIN_WIDTHS),
+    "brain-later": TrainingSettings(
+        steps=10000, learning_rate=1.5e-3, cool_down=500, phases=WHOLE_HEADS[-1:],
+        widths=BRAIN_WIDTHS),
 }
 
 # Presets one after the other, each with a seed of its own: hours on two quiet CPU cores (.57 s a
@@ -138,5 +141,5 @@ PLANS = {
     f"cpu-{hours}h": ("first", "further", "longer", "longer", *["later"] * 9)[: hours + 1]
     for hours in range(1, 13)
 }
-PLANS["whole-heads"] = ("brain", "brain")
+PLANS["whole-heads"] = ("brain", "brain", "brain-later")
 PLANS["gpu-20min"] = PLANS["cpu-4h"]  # the same 23,700 steps; .05 s each on a GPU, not yet measured

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from harmonizer.errors import InputError
+from harmonizer.networks.blocks import fold
 from harmonizer.phantom import image_of, make_person, scanner_named
 from harmonizer.preprocessing.brain import MIN_AGREEMENT, MIN_OVERLAP
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
-from harmonizer.segmentation.network import fold
 from harmonizer.segmentation.segmentations import dice
 from harmonizer.segmentation.synthesis import SynthesisSettings, synthesise
 from harmonizer.segmentation.train import train, validate
@@ -34,7 +34,7 @@ class Bright(torch.nn.Module):
     multiple = 16
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return fold(image)
+        return fold(image, 2)
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat([0.5 - features, features - 0.5], dim=1) * 40
