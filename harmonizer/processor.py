@@ -1,10 +1,12 @@
-"""What the processor can do that changes how fast a training is."""
+"""What the processor can do that changes how fast a network is, and how much of it torch uses."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["has_fast_bf16"]
+__all__ = ["has_fast_bf16", "torch_threads"]
 
 
 def has_fast_bf16() -> bool:
@@ -14,3 +16,16 @@ def has_fast_bf16() -> bool:
     except OSError:
         return False
     return "amx_bf16" in text or "avx512_bf16" in text
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """So many threads for torch inside (None: as it is), as many as before after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

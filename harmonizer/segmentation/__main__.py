@@ -75,16 +75,17 @@ def _parser() -> argparse.ArgumentParser:
 def _train(given: argparse.Namespace) -> None:
     import torch
 
+    from ..processor import torch_threads
     from .label_maps import load_label_maps
     from .train_settings import PLANS
 
     if given.device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"--device {given.device} was asked for, but there is no CUDA device.")
-    torch.set_num_threads(given.threads)
     maps, presets, weights = load_label_maps(given.label_maps), PLANS.get(given.preset), given.start
-    for n, preset in enumerate(presets or (given.preset,)):
-        out = given.out / f"{n + 1}-{preset}" if presets else given.out
-        weights = _train_preset(given, maps, preset, given.seed + n, out, weights)
+    with torch_threads(given.threads):
+        for n, preset in enumerate(presets or (given.preset,)):
+            out = given.out / f"{n + 1}-{preset}" if presets else given.out
+            weights = _train_preset(given, maps, preset, given.seed + n, out, weights)
     print(weights)
 
 

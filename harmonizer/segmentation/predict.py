@@ -214,27 +214,23 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
     from torch.nn import functional
 
     from ..networks.blocks import fold
+    from ..processor import torch_threads
     from .network import BLOCK
     from .synthesis import normalise
 
     padding = [x for n in reversed(data.shape) for x in (0, (-n) % network.multiple)]
     found = np.empty((network.classes, int(number.max()) + 1), np.float32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            image = functional.pad(normalise(torch.tensor(data.copy())), padding)
-            places = torch.from_numpy(number.copy())
-            of_block = fold(functional.pad(places, padding, value=-1)[None, None], BLOCK)[0]
-            seen = (of_block >= 0).any(dim=0)
-            columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
-            logits = network.head(columns[None, :, :, None, None])
-            share = torch.softmax(logits.reshape(network.classes, 8, -1), dim=0)
-            of_column = of_block[:, seen]
-            there = of_column >= 0
-            found[:, of_column[there].numpy()] = share[:, there].numpy()
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads), torch.inference_mode():
+        image = functional.pad(normalise(torch.tensor(data.copy())), padding)
+        places = torch.from_numpy(number.copy())
+        of_block = fold(functional.pad(places, padding, value=-1)[None, None], BLOCK)[0]
+        seen = (of_block >= 0).any(dim=0)
+        columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
+        logits = network.head(columns[None, :, :, None, None])
+        share = torch.softmax(logits.reshape(network.classes, 8, -1), dim=0)
+        of_column = of_block[:, seen]
+        there = of_column >= 0
+        found[:, of_column[there].numpy()] = share[:, there].numpy()
     return found
 
 

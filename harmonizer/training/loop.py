@@ -21,6 +21,7 @@ import torch
 
 from ..errors import InternalError, UsageError
 from ..networks.blocks import to_layout
+from ..processor import torch_threads
 from .checkpoint import below, fill_optimiser, optimiser_tensors, read_checkpoint, write_checkpoint
 from .history import History
 from .players import Batch, Game, Player
@@ -83,7 +84,7 @@ def train(game: Game, pace: Pace, resources: Resources, folder: Path, seed: int,
     """
     ranks = ranks or Ranks(device=resources.device)
     folder.mkdir(parents=True, exist_ok=True)
-    with _threads(resources.threads), _seeding(ranks.device), Stop() as stop:
+    with torch_threads(resources.threads), _seeding(ranks.device), Stop() as stop:
         state = _State(game, pace, resources, folder, seed, ranks)
         state.restore()
         why = state.play(stop, progress or _say_nothing)
@@ -295,16 +296,6 @@ def _seeding(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         yield
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _say_nothing(done: int, total: int) -> None:

@@ -181,7 +181,8 @@ def test_a_plan_trains_each_preset_on_what_the_one_before_made(tmp_path, monkeyp
     nib.save(nib.Nifti1Image(ball_labels().astype(np.int16), np.eye(4)), maps / "ball.nii.gz")
     monkeypatch.setitem(PRESETS, "test", replace(TEST, steps=2))
     monkeypatch.setitem(PLANS, "cpu-1h", ("test", "test"))
-    command = ["train", str(maps), str(tmp_path / "run"), "--preset", "cpu-1h", "--seed", "5"]
+    command = ["train", str(maps), str(tmp_path / "run"), "--preset", "cpu-1h",
+               "--threads", "1", "--seed", "5"]
     assert main(command) == 0
     first, second = (tmp_path / "run" / f"{n}-test" / "segmenter.safetensors" for n in (1, 2))
     about = [json.loads((p.parent / "training.json").read_text("utf-8")) for p in (first, second)]
