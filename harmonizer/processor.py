@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["has_fast_bf16", "torch_threads"]
+__all__ = ["has_fast_bf16", "trains_in_bf16", "torch_threads"]
 
 
 def has_fast_bf16() -> bool:
@@ -16,6 +16,11 @@ def has_fast_bf16() -> bool:
     except OSError:
         return False
     return "amx_bf16" in text or "avx512_bf16" in text
+
+
+def trains_in_bf16(device: str) -> bool:
+    """Whether bfloat16 is the quicker way on a device, ``cpu`` or ``cuda[:N]``."""
+    return device.startswith("cuda") or has_fast_bf16()
 
 
 @contextlib.contextmanager

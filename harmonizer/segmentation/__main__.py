@@ -107,11 +107,11 @@ def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: s
 
 def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
     """The preset's; in single precision where bfloat16 would take minutes a step."""
-    from ..processor import has_fast_bf16
+    from ..processor import trains_in_bf16
     from .train_settings import PRESETS
 
     settings = replace(PRESETS[preset], seed=seed)
-    if settings.precision == "bf16" and device == "cpu" and not has_fast_bf16():
+    if settings.precision == "bf16" and not trains_in_bf16(device):
         LOG.warning("this processor does not multiply bfloat16 (AMX, AVX512-BF16): training in "
                     "single precision, which takes about three times as long; the weights differ "
                     "by rounding")

@@ -42,14 +42,14 @@ class SegmenterNet(nn.Module):
         self.classes = classes
         self.encoder = nn.ModuleList(
             nn.Sequential(_Layer(before, width), _Layer(width, width))
-            for before, width in zip((8, *widths[:-1]), widths)
+            for before, width in zip((BLOCK**3, *widths[:-1]), widths)
         )
         self.decoder = nn.ModuleList(
             _Block(width + below, width, code=widths[-1])
             for width, below in zip(widths[:-1], widths[1:])
         )
         self.code = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.ReLU())
-        self.head = nn.Conv3d(widths[0], 8 * classes, 1)
+        self.head = nn.Conv3d(widths[0], BLOCK**3 * classes, 1)
 
     @property
     def multiple(self) -> int:
@@ -75,7 +75,7 @@ class SegmenterNet(nn.Module):
         """
         if any(n % self.multiple for n in image.shape[2:]):
             raise ValueError(f"sides {tuple(image.shape[2:])} must be multiples of {self.multiple}")
-        return self.head(self.features(image)).unflatten(1, (self.classes, 8))
+        return self.head(self.features(image)).unflatten(1, (self.classes, BLOCK**3))
 
 
 class _Layer(nn.Module):

@@ -227,7 +227,7 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
         seen = (of_block >= 0).any(dim=0)
         columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
         logits = network.head(columns[None, :, :, None, None])
-        share = torch.softmax(logits.reshape(network.classes, 8, -1), dim=0)
+        share = torch.softmax(logits.reshape(network.classes, len(of_block), -1), dim=0)
         of_column = of_block[:, seen]
         there = of_column >= 0
         found[:, of_column[there].numpy()] = share[:, there].numpy()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..processor import has_fast_bf16
+from ..processor import trains_in_bf16
 
 __all__ = ["Pace", "Resources", "Precision"]
 
@@ -80,5 +80,5 @@ class Resources:
     def uses_bf16(self) -> bool:
         """Whether training runs in autocast to bfloat16."""
         if self.precision == "auto":
-            return self.device.startswith("cuda") or has_fast_bf16()
+            return trains_in_bf16(self.device)
         return self.precision == "bf16"

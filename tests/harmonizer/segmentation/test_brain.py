@@ -12,6 +12,7 @@ from harmonizer.errors import InputError
 from harmonizer.networks.blocks import fold
 from harmonizer.phantom import image_of, make_person, scanner_named
 from harmonizer.preprocessing.brain import MIN_AGREEMENT, MIN_OVERLAP
+from harmonizer.processor import torch_threads
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.segmentations import dice
@@ -158,15 +159,11 @@ def test_a_head_in_which_the_network_sees_no_brain_is_refused(head, monkeypatch)
 
 
 def test_the_answer_does_not_depend_on_threads(head) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with torch_threads(2):
         one = network_mask(head)
         assert torch.get_num_threads() == 2
-        torch.set_num_threads(1)
+    with torch_threads(1):
         two = network_mask(head)
-    finally:
-        torch.set_num_threads(before)
     np.testing.assert_array_equal(one, two)
 
 
