@@ -1,6 +1,7 @@
 """The brain's mask in whole heads whose truth is known voxel for voxel at 1 mm.
 
-    python benchmarks/synthesised_heads.py LABEL_MAPS [--count 6] [--weights FILE] [--template]
+    python benchmarks/synthesised_heads.py LABEL_MAPS [--count 6] [--seed 777] [--weights FILE]
+                                           [--template]
 
 Heads are synthesised from the two label maps that training holds out: *familiar* as T1w, T2w, FLAIR
 or PDw images of 1 mm; *any* with any contrast, a third in thick slices, a fifth defaced. Nothing is
@@ -35,7 +36,6 @@ from harmonizer.segmentation.train_settings import PRESETS, WHOLE_HEADS  # noqa:
 from harmonizer.segmentation.weights_file import read_weights  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
-SEED = 777  # no training's
 HEAD = replace(WHOLE_HEADS[-1].synthesis, voxel_mm=1.0, crop=(192, 224, 208), stripped=0.0, cut=0.0)
 KINDS = {"familiar": replace(HEAD, familiar=1.0, defaced=0.0, thick=0.0, turned=0.0,
                              rotation_deg=10.0),
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("label_maps", type=existing_folder)
     parser.add_argument("--count", type=int, default=6, help="heads of each kind")
+    parser.add_argument("--seed", type=int, default=777, help="of the heads; no training's")
     parser.add_argument("--weights", type=Path, help="others than those of the package")
     parser.add_argument("--template", action="store_true", help="the template's way as well")
     given = parser.parse_args(argv)
@@ -64,7 +65,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     network = None if given.weights is None else read_weights(given.weights)
     for kind, settings in KINDS.items():
         for index in range(given.count):
-            image, truth = synthesise(maps, SEED, index, settings)
+            image, truth = synthesise(maps, given.seed, index, settings)
             brain = truth.numpy() > 0
             head = Volume(image.numpy(), np.eye(4))
             masks = {"network": network_mask(head, network=network)}

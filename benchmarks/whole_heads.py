@@ -1,13 +1,13 @@
 """The network's brain mask against the template's, and against labels or truth where there are any.
 
-    python benchmarks/whole_heads.py BIDS OUT [--labels FOLDER] [--truth FOLDER] [--tsv FILE]
+    python benchmarks/whole_heads.py BIDS OUT [--labels FOLDER] [--truth FOLDER] [--weights FILE]
 
 OUT are the app's derivatives of BIDS: their native brain masks are the template's way. One line for
 each image that has one: Dice of the two, and of the network's with the template's shifted by 15 mm
 along the axis where that changes least (a mask that is wrong); litres of both; with labels, the
-part of them that the network's mask contains; with a phantom's truth, Dice of both ways with the
-true brain, without and with the fluid around it. What the network sees is the image as it came. A
-brain-only image is not asked about.
+part of them that each mask contains, and Dice of each with the labels closed by 6 mm and filled;
+with a phantom's truth, Dice of both ways with the true brain, without and with the fluid around it.
+What the network sees is the image as it came. A brain-only image is not asked about.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -31,9 +32,11 @@ from harmonizer.preprocessing.brain import is_brain_only  # noqa: E402
 from harmonizer.preprocessing.conform import conform  # noqa: E402
 from harmonizer.segmentation.brain import network_mask  # noqa: E402
 from harmonizer.segmentation.segmentations import dice  # noqa: E402
+from harmonizer.segmentation.weights_file import read_weights  # noqa: E402
 from harmonizer.volume import Volume, write_mask  # noqa: E402
 
 SHIFT_MM = 15.0
+CLOSED_MM = 6.0  # the width of sulci that labels of tissue leave open
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=existing_folder,
                         help="folder searched for <stem>*_dseg.nii.gz")
     parser.add_argument("--truth", type=existing_folder, help="truth folder of a phantom dataset")
+    parser.add_argument("--weights", type=Path, help="others than those of the package")
     parser.add_argument("--save", type=Path, help="folder for the network's masks, RAS+ grid")
     parser.add_argument("--tsv", type=Path, help="file for the lines")
     given = parser.parse_args(argv)
@@ -53,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(rows)} heads: Dice {min(agreement):.3f}-{max(agreement):.3f}, median "
           f"{np.median(agreement):.3f}; with masks shifted by {SHIFT_MM:g} mm at most "
           f"{max(shifted):.3f}")
+    for key in [key for key in rows[0] if key.endswith(("_closed", "_true", "_with_fluid"))]:
+        known = [row[key] for row in rows if row[key] != "n/a"]
+        if known:
+            print(f"{key}: mean {np.mean(known):.3f}, least {min(known):.3f} of {len(known)}")
     if given.tsv:
         write_rows(rows, given.tsv)
     return 0
@@ -60,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
     """One row for each whole head that has a mask of the template's way."""
+    network = None if given.weights is None else read_weights(given.weights)
     for path in sorted(given.bids.glob("sub-*/**/anat/*.nii.gz")):
         stem, suffix = path.name.removesuffix(".nii.gz").rsplit("_", 1)
         desc = "brain" if suffix == "T1w" else f"brain{suffix}"
@@ -69,7 +78,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
             continue
         template = conform(ours).volume.data > 0
         began = time.process_time()
-        found = network_mask(volume)
+        found = network_mask(volume, network=network)
         row = {"image": f"{stem}_{suffix}", "cpu_s": round(time.process_time() - began, 1),
                **compared(volume, found, template)}
         if given.labels:
@@ -95,13 +104,28 @@ def compared(volume: Volume, found: np.ndarray, template: np.ndarray) -> dict[st
 
 def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndarray
                    ) -> dict[str, object]:
-    """Part of the labelled tissue that each mask contains."""
+    """Part of the labelled tissue that each mask contains; Dice of each with the labelled brain."""
+    masks = {"network": found, "template": template}
     labels = sorted(folder.glob(f"**/{stem}*_dseg.nii.gz"))
     if not labels:
-        return {"network_contains": "n/a", "template_contains": "n/a"}
-    tissue = conform(labels[0]).volume.data > 0
-    return {name: round(float((mask & tissue).sum() / tissue.sum()), 3)
-            for name, mask in (("network_contains", found), ("template_contains", template))}
+        return {f"{way}_{what}": "n/a" for what in ("contains", "closed") for way in masks}
+    grid = conform(labels[0]).volume
+    tissue = grid.data > 0
+    brain = closed(tissue, grid.spacing)
+    return {**{f"{way}_contains": round(float((mask & tissue).sum() / tissue.sum()), 3)
+               for way, mask in masks.items()},
+            **{f"{way}_closed": round(dice(mask, brain), 3) for way, mask in masks.items()}}
+
+
+def closed(tissue: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """What lies in or between the tissue: closed by a ball of 6 mm, holes filled."""
+    reach = [round(CLOSED_MM / size) for size in spacing]
+    at = np.stack(np.meshgrid(*[np.arange(-n, n + 1) * size for n, size in zip(reach, spacing)],
+                              indexing="ij"))
+    ball = (at**2).sum(axis=0) <= CLOSED_MM**2 + 1e-3
+    around = np.pad(tissue, [(n + 1, n + 1) for n in reach])
+    whole = ndimage.binary_fill_holes(ndimage.binary_closing(around, ball))
+    return whole[tuple(slice(n + 1, -n - 1) for n in reach)]
 
 
 def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, template: np.ndarray

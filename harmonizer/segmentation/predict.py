@@ -72,8 +72,8 @@ class NetworkSegmenter:
         return f"network-{_weights_digest()[:12]}-{REVISION}{'-quick' if self.quick else ''}"
 
 
-def segment(volume: Volume, *, network: Any = None, threads: int = 1, quick: bool = False
-            ) -> TissueMaps:
+def segment(volume: Volume, *, network: Any = None, threads: int = 1, quick: bool = False,
+            borders: bool = True) -> TissueMaps:
     """Tissues of a brain at any contrast.
 
     Parameters
@@ -83,6 +83,7 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1, quick: boo
     threads : of torch; the likeliest tissue differs by it in about .02 % of voxels (rounding)
     quick : do without the mirror images: two thirds of the time and nearly the same volumes, but
         a mirrored image no longer has the mirrored answer
+    borders : move them to where the image has them (`refine`); without, the network's own shares
 
     Raises
     ------
@@ -96,7 +97,9 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1, quick: boo
         raise InputError("the image is constant in the brain mask. Exclude it.")
     box = _working_image(volume)
     shares, support = _at_any_contrast(network or load_network(), box, threads, quick)
-    return _carried_back(volume, box, shares, support)
+    rough = spread_out(_by_tissue(shares), box.mask)
+    fine = refine(box.data, box.mask, rough) if borders else rough
+    return _carried_back(volume, box, shares, fine, support)
 
 
 def doubt(support: float) -> str | None:
@@ -234,16 +237,16 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
     return found
 
 
-def _carried_back(volume: Volume, box: Volume, shares: np.ndarray, support: float) -> TissueMaps:
-    """Borders moved to where the image has them; everything on the image's grid."""
-    rough = _by_tissue(shares)
-    fine = refine(box.data, box.mask, spread_out(rough, box.mask))
+def _carried_back(volume: Volume, box: Volume, shares: np.ndarray, fine: np.ndarray,
+                  support: float) -> TissueMaps:
+    """Everything on the image's grid; ``fine`` (3, I, J, K): shares of tissues on the box's."""
     maps = {name: _on_grid_of(volume, box, one) for name, one in zip(TISSUES, fine)}
     total = sum(maps.values())
     known = volume.mask & (total > 1e-3)
     tissues = {name: np.divide(one, total, out=np.zeros_like(one), where=known)
                for name, one in maps.items()}
-    likeliest = spread_out(_classes(shares, rough, fine[:, box.mask])[None], box.mask)[0]
+    inside = _classes(shares, _by_tissue(shares), fine[:, box.mask])
+    likeliest = spread_out(inside[None], box.mask)[0]
     classes = _on_grid_of(volume, box, likeliest, order=0).astype(np.uint8)
     at_rim = 1  # sulcal fluid, where the nearest voxel of the working image is not in its mask
     return TissueMaps(tissues, np.where(known, np.maximum(classes, at_rim), 0), support)

@@ -141,5 +141,5 @@ PLANS = {
     f"cpu-{hours}h": ("first", "further", "longer", "longer", *["later"] * 9)[: hours + 1]
     for hours in range(1, 13)
 }
-PLANS["whole-heads"] = ("brain", "brain", "brain-later")
+PLANS["whole-heads"] = ("brain", "brain", "brain-later", "brain-later")
 PLANS["gpu-20min"] = PLANS["cpu-4h"]  # the same 23,700 steps; .05 s each on a GPU, not yet measured

@@ -32,6 +32,14 @@ class ByBrightness(torch.nn.Module):
         return logits.flatten(1, 2)
 
 
+class Slabs(ByBrightness):
+    """Three slabs from back to front, whatever is seen."""
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        slabs = torch.linspace(0, 1, image.shape[3])[:, None].expand_as(image[0])[None]
+        return fold(slabs.contiguous(), 2)
+
+
 def middle(image: torch.Tensor) -> float:
     """How bright an image is beside its middle."""
     return float(image[0, 0][tuple(slice(n // 2 - 8, n // 2 - 4) for n in image.shape[2:])].mean())
@@ -169,6 +177,16 @@ def test_quick_means_two_looks_instead_of_four_and_the_same_volumes() -> None:
     for tissue, share in full.tissues.items():
         assert quick.tissues[tissue].sum() == pytest.approx(share.sum(), rel=0.01)
     assert NetworkSegmenter(quick=True).name != NetworkSegmenter().name
+
+
+def test_without_moved_borders_the_answer_is_the_networks_own() -> None:
+    volume = noisy(ball((80, 80, 80), centred(np.eye(3), (80,) * 3)))
+    alone = segment(volume, network=Slabs(), borders=False)
+    for share in alone.tissues.values():
+        slab = share.max(axis=(0, 2), keepdims=True)  # the same in every column
+        np.testing.assert_allclose(share, np.where(volume.mask, slab, 0), atol=1e-5)
+    moved = segment(volume, network=Slabs())
+    assert float(np.abs(moved.tissues["WM"] - alone.tissues["WM"]).max()) > 0.1
 
 
 def test_what_lies_outside_the_mask_is_not_looked_at() -> None:
