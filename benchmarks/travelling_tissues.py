@@ -2,8 +2,9 @@
 
     python benchmarks/travelling_tissues.py BIDS --truth TRUTH [--weights FILE] [--threads 1]
 
-BIDS holds each person's T1w images from several scanners on one grid, TRUTH one
-`sub-X_seg-tissue_dseg.nii.gz` (1 CSF, 2 GM, 3 WM) and `sub-X_desc-brain_mask.nii.gz` for each.
+BIDS holds each person's T1w images from several scanners on one grid, or is what the app made of
+them (then its preprocessed images are segmented). TRUTH holds a `sub-X_seg-tissue_dseg.nii.gz`
+(1 CSF, 2 GM, 3 WM) and a `sub-X_desc-brain_mask.nii.gz`, the mask that is used, for each person.
 A line for each scan: Dice of the likeliest tissues, the mean of the three, the same by the network
 alone, and volumes in ml (sums of shares). Then means by scanner, and how far the volumes of one
 person lie apart across scanners (coefficient of variation, n - 1).
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each scan of a person with known tissues."""
     network = None if given.weights is None else read_weights(given.weights)
-    for path in sorted(given.bids.rglob("*_T1w.nii.gz")):
+    for path in scans(given.bids):
         entities = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
         person = f"sub-{entities['sub']}"
         truth = given.truth / f"{person}_seg-tissue_dseg.nii.gz"
@@ -74,6 +75,13 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                "alone": round(float(np.mean(list(before.values()))), 4),
                **{f"{tissue}_ml": round(volume(found[tissue], scan.affine), 2)
                   for tissue in TISSUES}}
+
+
+def scans(folder: Path) -> list[Path]:
+    """T1w images of a dataset; of derivatives, the preprocessed ones on the scans' own grids."""
+    images = sorted(folder.glob("sub-*/**/anat/*_T1w.nii.gz"))
+    made = [path for path in images if "_desc-preproc_" in path.name and "_space-" not in path.name]
+    return made or images
 
 
 def agreement(shares: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
