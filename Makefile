@@ -15,7 +15,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # An older pip answers a missing index with minutes of retries; once is enough.
-PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 1
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --retries 1 install --quiet --no-compile
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint constraints clean
@@ -50,7 +50,8 @@ $(DEMO)/.written: | $(INSTALLED)
 	$(BIN)/python -m harmonizer.phantom $(DEMO)/bids --people 4 --scanners 3 --voxel-mm 2 --seed 1
 	touch $@
 
-# PyTorch goes first and alone: only it comes from the CPU index, which spares 3 GB of CUDA.
+# PyTorch goes first and alone: only it comes from the CPU index, which spares 3 GB of CUDA. pip
+# would compile on one core; compileall does on all, and may pass by templates that are no Python.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		2>/dev/null || { echo "Python 3.10 to 3.13 is needed; PYTHON is '$(PYTHON)'." \
@@ -58,6 +59,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) -m venv failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo 'Installing into $(VENV): some minutes and 2 GB, once.'
-	$(PIP) install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --editable '.[test]'
+	$(PIP_INSTALL) --no-deps --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
+	$(PIP_INSTALL) -c constraints.txt --editable '.[test]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@

@@ -148,10 +148,18 @@ def _local_line(y: np.ndarray, x: np.ndarray, share: np.ndarray, spacing: Sequen
 
 
 def _between(coarse: np.ndarray, factor: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Blocks of ``factor`` places read at each of ``shape`` places, linearly."""
-    where = [(np.arange(size) + 0.5) / step - 0.5 for size, step in zip(shape, factor)]
-    return ndimage.map_coordinates(coarse, np.meshgrid(*where, indexing="ij"), order=1,
-                                   mode="nearest")
+    """Blocks of ``factor`` places read at each of ``shape`` places, linearly: axis by axis, which
+    is a tenth of the work of reading each place by itself.
+    """
+    for axis, (size, step) in enumerate(zip(shape, factor)):
+        last = coarse.shape[axis] - 1
+        where = np.clip((np.arange(size) + 0.5) / step - 0.5, 0, last)
+        before = where.astype(int)
+        onward = np.expand_dims((where - before).astype(coarse.dtype),
+                                tuple(i for i in range(coarse.ndim) if i != axis))
+        low, high = (np.take(coarse, at, axis) for at in (before, np.minimum(before + 1, last)))
+        coarse = low + onward * (high - low)
+    return coarse
 
 
 def _mean_inside(array: np.ndarray, share: np.ndarray, spacing: Sequence[float], width_mm: float
@@ -179,15 +187,16 @@ def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
     gradient (Gaussian derivative of 1 voxel). 0 to infinity, lower is better; NaN where an image
     has no edges.
     """
-    return _displacement(explained_by_contrast(source, result, mask), result, mask, spacing)
-
-
-def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
-                  spacing: Sequence[float]) -> float:
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    core = _core(mask[box], spacing)
-    steep = [_steepness(image[box], spacing) for image in (expected, result)]
-    steep[0] *= np.abs(_local_gain(expected[box], result[box], mask[box], spacing))
+    expected = explained_by_contrast(source, result, mask)
+    return _displacement(expected[box], result[box], mask[box], _core(mask[box], spacing), spacing)
+
+
+def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray, core: np.ndarray,
+                  spacing: Sequence[float]) -> float:
+    """See `edge_displacement`; all in the mask's box, ``core`` that of the mask."""
+    steep = [_steepness(image, spacing) for image in (expected, result)]
+    steep[0] *= np.abs(_local_gain(expected, result, mask, spacing))
     edges = [_edges(one, core) for one in steep]
     if not all(edge.any() for edge in edges):
         return math.nan
@@ -271,11 +280,12 @@ def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = No
         return worst if segment is None else {**worst, "dice": 0.0, "ravd": 1.0}
     expected = explained_by_contrast(one, two, mask)
     box, moved, factor = _moved_blocks(expected, two, mask, spacing)
-    inner = _blocks(_core(mask[box], spacing), factor) >= 0.5
+    core = _core(mask[box], spacing)
+    inner = _blocks(core, factor) >= 0.5
     values = {
         "ssim_structure": near.ssim_structure(one, two, mask, *ranges),
         "gradient_agreement": near.gradient_agreement(one, two, mask, spacing),
-        "edge_displacement": _displacement(expected, two, mask, spacing),
+        "edge_displacement": _displacement(expected[box], two[box], mask[box], core, spacing),
         "largest_change": float(np.abs(moved[inner]).max()),
     }
     if segment is not None:

@@ -18,7 +18,7 @@ import numpy as np
 from ..cohort import Scan
 from ..errors import InputError
 from ..files import atomic_path, read_json, write_json
-from ..segmentation.segmentations import Segment, Summary, name_of, summary
+from ..segmentation.segmentations import Segment, Summary, name_of, summary_of
 from ..volume import Volume
 from .anatomy import compare_anatomy
 from .identity import fingerprint
@@ -96,7 +96,7 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
         raise InputError(f"{job.scan.scan_id}: expected an image on the grid of the tissue labels "
                          f"{labels.shape}, got {source.shape}.")
     numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
-    before = _segmented(source, job.segment)
+    before = summary_of(source, job.segment)
     _add(numbers, "", source, before, job)
     prints = {"": fingerprint(source)}
     for backend, scan in job.variants.items():
@@ -104,19 +104,12 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
         if not source.same_grid(result):
             raise InputError(f"{job.scan.scan_id}: expected the image of {backend} on the grid of "
                              f"the preprocessed one {source.shape}, got {result.shape}.")
-        after = _segmented(result, job.segment)
+        after = summary_of(result, job.segment)
         _add(numbers, backend, result, after, job)
         numbers["anatomy"][backend] = compare_anatomy(
             source, result, job.segment, of_source=before, of_result=after)
         prints[backend] = fingerprint(result)
     return numbers, prints
-
-
-def _segmented(volume: Volume, segment: Segment | None) -> Summary | None:
-    """A segmentation, or None where there is none to be had: a constant image has no tissue."""
-    if segment is None or not np.ptp(volume.in_mask()) > 0:
-        return None
-    return summary(segment(volume))
 
 
 def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: Volume,

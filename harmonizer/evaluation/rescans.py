@@ -68,8 +68,12 @@ def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATIO
     motion = np.eye(4)
     motion[:3, :3], motion[:3, 3] = turn, centre - turn @ centre + shift_mm * way
     step = np.linalg.inv(volume.affine) @ motion @ volume.affine
-    moved = ndimage.affine_transform(volume.data, step[:3, :3], step[:3, 3], order=3,
-                                     mode="nearest")
+    box = ndimage.find_objects(volume.mask.astype(np.uint8))[0]
+    first = np.array([part.start for part in box])
+    moved = volume.data.copy()
+    moved[box] = ndimage.affine_transform(
+        volume.data, step[:3, :3], step[:3, :3] @ first + step[:3, 3], order=3, mode="nearest",
+        output_shape=volume.mask[box].shape)
     level = math.sqrt(2) * noise_level(volume.data, volume.mask)
     noise = level * resampled_noise(volume.shape, rng)
     return volume.with_data(np.where(volume.mask, moved + noise, volume.data))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError
-from ..segmentation.segmentations import Segment
+from ..segmentation.segmentations import Segment, summary_of
 from .anatomy import GUARDED, compare_anatomy
 from .rescans import REGISTRATION_DEGREES, REGISTRATION_MM, simulated_rescan
 from .travelling import Pair, rescans
@@ -95,7 +95,7 @@ def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int
 
     From rescans (one person, one site, two scans), at most ``most`` pairs. With fewer than 3, from
     simulated rescans of scans spread evenly over the cohort. Two volumes in memory; ``mapper``:
-    ``map``, or one with its signature that spreads pairs over processes.
+    ``map``, or one with its signature that spreads pairs, or scans, over processes.
     """
     real = rescans(cohort)
     if len(real) >= FEWEST_PAIRS:
@@ -104,9 +104,10 @@ def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int
                             f"{len(chosen)} pairs of rescans of one person on one scanner")
     scans = [cohort.scans[i] for i in
              np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
-    jobs = [(scans[number % len(scans)], seed + number) for number in range(most if scans else 0)]
-    return tolerance_of(list(mapper(partial(_simulated, segment=segment), jobs)),
-                        f"{len(jobs)} simulated rescans ({REGISTRATION_MM} mm, "
+    jobs = [(scan, range(seed + number, seed + most, len(scans)))
+            for number, scan in enumerate(scans)]
+    pairs = [pair for found in mapper(partial(_simulated, segment=segment), jobs) for pair in found]
+    return tolerance_of(pairs, f"{len(pairs)} simulated rescans ({REGISTRATION_MM} mm, "
                         f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
                         f"cohort has {len(real)} real ones")
 
@@ -115,9 +116,13 @@ def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:
     return compare_anatomy(pair.first.read(), pair.second.read(), segment)
 
 
-def _simulated(job: tuple[Scan, int], segment: Segment | None) -> dict[str, float]:
-    volume = job[0].read()
-    return compare_anatomy(volume, simulated_rescan(volume, job[1]), segment)
+def _simulated(job: tuple[Scan, Sequence[int]], segment: Segment | None) -> list[dict[str, float]]:
+    """Rescans of one scan, one for each seed."""
+    scan, seeds = job
+    volume = scan.read()
+    known = summary_of(volume, segment)
+    return [compare_anatomy(volume, simulated_rescan(volume, seed), segment, of_source=known)
+            for seed in seeds]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..files import atomic_path
 from ..volume import Volume
 
 __all__ = ["Segmentation", "Segment", "Summary", "CachedSegmenter", "name_of", "tissue_ratios",
-           "as_labels", "summary", "dice", "TISSUES"]
+           "as_labels", "summary", "summary_of", "dice", "TISSUES"]
 
 
 class Summary(NamedTuple):
@@ -66,6 +66,13 @@ def as_labels(segmentation: Segmentation) -> np.ndarray:
 def summary(segmentation: Segmentation) -> Summary:
     """Labels and ratios of a segmentation, in a twelfth of the memory of probabilities."""
     return Summary(as_labels(segmentation), tissue_ratios(segmentation))
+
+
+def summary_of(volume: Volume, segment: Segment | None) -> Summary | None:
+    """Of what ``segment`` gives; None where there is no tissue to be had: of a constant image."""
+    if segment is None or not np.ptp(volume.in_mask()) > 0:
+        return None
+    return summary(segment(volume))
 
 
 def name_of(segment: Segment) -> str:
