@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["has_fast_bf16", "trains_in_bf16", "torch_threads"]
+__all__ = ["full_precision", "has_fast_bf16", "trains_in_bf16", "torch_threads"]
+
+MULTIPLIES_BF16 = (8, 0)  # compute capability of NVIDIA's first GPUs that do (Ampere)
 
 
 def has_fast_bf16() -> bool:
@@ -20,7 +22,27 @@ def has_fast_bf16() -> bool:
 
 def trains_in_bf16(device: str) -> bool:
     """Whether bfloat16 is the quicker way on a device, ``cpu`` or ``cuda[:N]``."""
-    return device.startswith("cuda") or has_fast_bf16()
+    if not device.startswith("cuda"):
+        return has_fast_bf16()
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= MULTIPLIES_BF16
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 inside, also where torch would let a GPU round factors of convolutions to 10 bits.
+
+    That is TensorFloat-32, on by default on Ampere and later.
+    """
+    import torch
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @contextlib.contextmanager

@@ -51,7 +51,6 @@ class Capabilities:
     scanner_free : has a target that is no scanner
     intensity_map : its change is an `IntensityMap`, which also serves the subject's own grid
     fixed_grid : works only on the grid that it was fitted on
-    stochastic : the answer depends on the seed
     trained : fit trains a network (minutes to days, wants a GPU)
     modalities : one set of networks can be trained on several modalities (`fit_networks`)
     """
@@ -61,7 +60,6 @@ class Capabilities:
     scanner_free: bool = False
     intensity_map: bool = False
     fixed_grid: bool = False
-    stochastic: bool = False
     trained: bool = False
     modalities: bool = False
 
@@ -256,7 +254,7 @@ class Backend(ABC):
         try:
             check_kinds(cls.Config, given)
             return cls.Config(**given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"{cls.name}: {error}") from error
 
     def on(self: Self, device: str) -> Self:

@@ -26,6 +26,8 @@ Ours, each a setting, and why:
   nothing at all;
 * `start`: the image is first brought to the target by local tissue matching
   (harmonizer.backends.learned);
+* `gin` is our network of random convolutions, also in preset ``paper``; ``release`` is their
+  code's;
 * `change_smoothing` along the slice axis, of the change alone.
 """
 
@@ -41,6 +43,7 @@ from scipy import ndimage
 from ..training.players import Batch, Game, Player
 from .base import Capabilities
 from .learned import SIMPLE, LearnedBackend, LearnedConfig
+from .ranges import WIDEST, at_least, at_most, check_sampling
 from .shown import Shown
 from .target import Target
 
@@ -124,13 +127,22 @@ class CacdConfig(LearnedConfig):
     batch_slices: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength lies in (0, 1], got {self.strength}.")
-        if self.subjects < 1 or self.views < 1:
-            raise ValueError("subjects and views are 1 or more.")
+        at_least(self, 1, "widths", "encoder_widths", "blocks", "fold", "contrast", "anatomy",
+                 "subjects", "views", "batch_slices")
+        at_least(self, 0, "corrections", "anatomy_smoothing", "change_smoothing")
+        at_most(self, WIDEST, "anatomy_smoothing", "change_smoothing")
+        check_sampling(self.times, self.sampling_steps)
+        if not (0 <= self.dropout < 1 and self.tau > 0):
+            raise ValueError("dropout lies in [0, 1) and tau is above 0, got "
+                             f"{self.dropout} and {self.tau}.")
+        if self.middle is not None:
+            at_least(self, 1, "middle")
 
 
 TINY = dict(

@@ -48,6 +48,7 @@ from ..volume import Volume
 from .base import BRIGHTEST, Capabilities, Known
 from .learned import NONE, SIMPLE, LearnedBackend, LearnedConfig, modalities_of
 from .part_start import matched_by_histogram, matched_by_tissue
+from .ranges import at_least, at_most
 from .shown import Shown, balanced
 from .target import Target
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["Ihf", "IhfConfig"]
 
 KINDS = ("view", "site", "same")
+WIDEST_PYRAMID = 4096  # its filters are made of a seed, whatever a stranger's config claims
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,17 @@ class IhfConfig(LearnedConfig):
     def __post_init__(self) -> None:
         from ..networks.coupling import FUSIONS
 
+        super().__post_init__()
+        at_least(self, 1, "hidden", "style", "pyramid", "patch", "patches", "points",
+                 "batch_slices")
+        at_most(self, WIDEST_PYRAMID, "pyramid")
         if self.fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {FUSIONS}, got {self.fusion!r}.")
         if not len(self.squeezes) == len(self.splits) == len(self.hidden) > 0:
             raise ValueError("squeezes, splits and hidden need one number for each block.")
         if min(*self.squeezes, *self.splits, self.pairs, self.slices) < 1:
             raise ValueError("squeezes, splits, pairs and slices are 1 or more.")
-        if self.neighbours < 0 or min(self.pyramid, default=0) < 1:
-            raise ValueError("neighbours are 0 or more, the widths of pyramid 1 or more.")
+        at_least(self, 0, "neighbours")
         if self.vgg != NONE and self.neighbours != 1:
             raise ValueError("VGG sees three slices: vgg needs neighbours=1.")
         if not 0 <= self.share_sites + self.share_same <= 1:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,10 +42,12 @@ from ..cohort import Cohort, Scan
 from ..errors import InputError, UnavailableError, UsageError, did_you_mean
 from ..intensity import IntensityScale
 from ..local_statistics import shares_of
+from ..processor import full_precision
 from ..volume import Volume
 from . import registry
 from .base import BRIGHTEST, Backend, Known, Progress, Self, StatisticsBackend, _check_volume
 from .held_out import Case, judged, matched_percentiles
+from .ranges import at_least
 from .shown import Shown
 from .target import Target
 
@@ -68,6 +71,8 @@ START = "start."
 MODALITY = "modality/"
 SIMPLE = "histogram_matching"  # start of the presets `tiny`
 MAX_SIDE = 2048  # voxels; of a canvas that a file claims
+MAX_VOXELS = 1 << 28  # of all three sides; a head at .4 mm has a fifth of it
+RATES = {"learning_rate", "content_rate", "enroll_rate"}  # of some methods or of all
 SPARING = 4  # times fewer slices at once after a device had not enough memory
 
 
@@ -97,6 +102,15 @@ class LearnedConfig:
     save_every: int = 250
     validation_cases: int = 4
     validation_depth: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "log_every", "save_every")
+        at_least(self, 0, "steps", "validate_every", "patience", "validation_cases",
+                 "validation_depth", *RATES & vars(self).keys())
+        if not (0 <= self.held_out < 1 and 0 <= self.ema < 1):
+            raise ValueError(f"held_out and ema lie in [0, 1), got {self.held_out} and {self.ema}.")
+        if not self.clip > 0:
+            raise ValueError(f"clip is above 0, got {self.clip}.")
 
     def pace(self) -> Pace:
         """The part of the config that the training loop reads."""
@@ -350,9 +364,10 @@ class LearnedBackend(Backend):
                      shares, known.source)
 
     def _within_memory(self, work: Callable[[], T]) -> T:
-        """What `work` gives; where a GPU's memory ends, once more with fewer slices at once.
+        """What `work` gives, in single precision; where a GPU's memory ends, once more with less.
 
-        Patches are not made smaller: they are a part of the method and would change the result.
+        Less is fewer slices at once. Patches are not made smaller: they are a part of the method
+        and would change the result.
 
         Raises
         ------
@@ -362,13 +377,15 @@ class LearnedBackend(Backend):
         import torch
 
         try:
-            return work()
+            with full_precision():
+                return work()
         except torch.cuda.OutOfMemoryError as error:
             LOGGER.warning("%s: %s; once more with less at once.", self.name, first_line(error))
         torch.cuda.empty_cache()  # out here, where no traceback holds tensors any more
         kept, self.config = self.config, _sparing(self.config)
         try:
-            return work()
+            with full_precision():
+                return work()
         except torch.cuda.OutOfMemoryError as error:
             raise UnavailableError(
                 f"{self.name}: {self.resources.device} has not enough memory for one scan "
@@ -396,6 +413,8 @@ class LearnedBackend(Backend):
         import torch
 
         self.canvas_, self.grid_shape_ = _canvas_of_state(arrays["canvas"])
+        if any(side % step for side, step in zip(self.canvas_.shape, self.multiple)):
+            raise ValueError(f"the canvas {self.canvas_.shape} is no multiple of {self.multiple}")
         self.labels_ = tuple(self.sites_)
         self.modalities_ = tuple(sorted(key.removeprefix(MODALITY) for key in arrays
                                         if key.startswith(MODALITY)))
@@ -556,7 +575,8 @@ def _canvas_of_state(rows: np.ndarray) -> tuple[Canvas, tuple[int, ...]]:
         raise ValueError("the canvas is not three rows of three whole numbers")
     start, shape, grid = rows.tolist()
     if not all(1 <= n <= MAX_SIDE and 1 <= g <= MAX_SIDE and abs(a) <= MAX_SIDE
-               for a, n, g in zip(start, shape, grid)):
+               for a, n, g in zip(start, shape, grid)) or max(
+                   math.prod(shape), math.prod(grid)) > MAX_VOXELS:
         raise ValueError(f"the canvas starts at {start}, with sides {shape}, on a grid of {grid}")
     return Canvas(tuple(start), tuple(shape)), tuple(grid)
 

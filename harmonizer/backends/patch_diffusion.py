@@ -45,6 +45,7 @@ from ..volume import Volume
 from .base import Capabilities
 from .held_out import Case
 from .learned import NONE, SIMPLE, START, LearnedBackend, LearnedConfig, read_checked
+from .ranges import WIDEST, at_least, at_most, check_sampling
 from .shown import Shown
 
 if TYPE_CHECKING:
@@ -140,6 +141,18 @@ class PatchDiffusionConfig(LearnedConfig):
     enroll_rate: float = 2e-2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "widths", "blocks", "fold", "tokens", "token_width", "patch", "views",
+                 "batch", "seeds")
+        at_least(self, 0, "corrections", "enroll_steps")
+        at_most(self, WIDEST, "sigma")
+        check_sampling(self.times, self.sampling_steps)
+        if not 0 <= self.share <= 1 or not self.sigma > 0:
+            raise ValueError(f"share lies in [0, 1] and sigma is above 0, got {self.share} and "
+                             f"{self.sigma}.")
+        if not 0 <= self.dropout < 1 or not 0 <= self.null_share <= 1:
+            raise ValueError("dropout lies in [0, 1) and null_share in [0, 1], got "
+                             f"{self.dropout} and {self.null_share}.")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
@@ -151,8 +164,6 @@ class PatchDiffusionConfig(LearnedConfig):
                              f"{self.patch}.")
         if 0.0 not in self.bins:
             raise ValueError(f"bins hold 0, the contrast of the scans, got {self.bins}.")
-        if min(self.batch, self.views, self.seeds, self.tokens) < 1:
-            raise ValueError("batch, views, seeds and tokens are 1 or more.")
 
     @property
     def multiple(self) -> int:
@@ -179,6 +190,7 @@ class PatchDiffusion(LearnedBackend):
     """Any source; targets are sites of the fit, or new ones whose tokens `enroll` fits."""
 
     name = "patch_diffusion"
+    version = "4"
     reference = "Hache et al. 2026, Patch-level anatomy- and style-guided 3D diffusion"
     summary = ("Volumes were inverted part of the way to noise by a 3D diffusion model that sees "
                "overlapping patches and a map of tissue borders, and sampled under the style of "
@@ -242,7 +254,8 @@ class PatchDiffusion(LearnedBackend):
         for label, known in self.styles_.items():
             if np.allclose(style[numbers], known[numbers], rtol=SAME, atol=0):
                 return self._site_style(label)  # the very scans of the fit: it learned more
-        return {**style, "tokens": self.fit_tokens([read_checked(scan) for scan in scans])}
+        volumes = [read_checked(scan) for scan in scans]
+        return {**style, "tokens": self._within_memory(lambda: self.fit_tokens(volumes))}
 
     def fit_tokens(self, volumes: Sequence[Volume], seed: int = 0) -> np.ndarray:
         """(tokens, width) style of a new site: the network is frozen, the tokens learn.

@@ -9,9 +9,11 @@ so that every step pushes by rho_t lambda, however short it is: guidance grows w
 steps, 0.6 at 50 steps is 0.12 at 250 (as plain CFG it would be a weight of rho_t lambda / (rho_t -
 rho_p): about 5 at 50 steps, 22 at 250). Here `guidance` is the lambda of a sampler with
 `REFERENCE` even steps, the paper's 50, and any other step pushes as much as those together would
-that it stands for:
+that it stands for: with r = T / REFERENCE the length of theirs,
 
-    lambda_t rho_t = guidance * (REFERENCE / T) * integral of rho from p to t.
+    lambda_t = guidance * (integral of rho from p to t) / (integral of rho from t - r to t),
+
+which is `guidance` at every step of the reference's own grid.
 
 0 is unconditional DDIM; 1 is not CFG with weight 1, whose noise is e_c's.
 """
@@ -35,8 +37,9 @@ def scales_of(schedule: Schedule, grid: Sequence[int], guidance: float) -> dict[
     """lambda at each time of a grid (`Schedule.grid`); may exceed 1 where steps are long."""
     bars = schedule.abar(torch.arange(schedule.steps))
     rho = ((1 - bars) / bars).sqrt()
-    share = guidance * REFERENCE / schedule.steps
-    return {t: float(share * rho[max(to, CLEAN) + 1:t + 1].sum() / rho[t])
+    length = max(1, schedule.steps // REFERENCE)
+    return {t: guidance * float(rho[max(to, CLEAN) + 1:t + 1].sum()
+                                / rho[max(t + 1 - length, 0):t + 1].sum())
             for to, t in zip(grid[:-1], grid[1:])}
 
 

@@ -112,9 +112,9 @@ def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
 
     settings = replace(PRESETS[preset], seed=seed)
     if settings.precision == "bf16" and not trains_in_bf16(device):
-        LOG.warning("this processor does not multiply bfloat16 (AMX, AVX512-BF16): training in "
-                    "single precision, which takes about three times as long; the weights differ "
-                    "by rounding")
+        LOG.warning("%s does not multiply bfloat16 (CPU: AMX, AVX512-BF16; GPU: Ampere): training "
+                    "in single precision, which takes about three times as long; the weights "
+                    "differ by rounding", device)
         settings = replace(settings, precision="fp32")
     return settings
 

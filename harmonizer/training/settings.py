@@ -50,8 +50,8 @@ class Resources:
     device : ``cpu``, ``cuda`` or ``cuda:N``
     devices, num_nodes : processes on each node, and nodes; more than one of either is gradient
         averaging over all of them (gloo on CPU, NCCL on GPU)
-    precision : of training: bf16 is autocast to bfloat16; auto takes it on GPUs and on CPUs with
-        AMX or AVX512-BF16. Inference is in fp32
+    precision : of training: bf16 is autocast to bfloat16; auto takes it on GPUs from Ampere
+        on and on CPUs with AMX or AVX512-BF16. Inference is in fp32
     max_minutes : of this call; None = as long as the steps take
     threads : CPU threads of torch; None leaves them
     """

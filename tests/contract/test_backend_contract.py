@@ -265,6 +265,22 @@ def out_of_memory(times: int) -> Iterator[None]:
     assert not left, "no network was asked"
 
 
+def test_networks_work_in_single_precision(fitted, stranger, monkeypatch):
+    import torch
+
+    if not fitted.capabilities.trained:
+        pytest.skip("has no network")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # what torch begins with
+    rounded = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda *_: rounded.append(torch.backends.cudnn.allow_tf32))
+    try:
+        fitted.harmonize(stranger, fitted.target("A"))
+    finally:
+        hook.remove()
+    assert rounded and not any(rounded)
+
+
 @pytest.mark.gpu
 def test_cuda_gives_what_the_cpu_gives(fitted, stranger, monkeypatch):
     if not fitted.capabilities.trained:

@@ -281,7 +281,8 @@ def test_a_style_of_other_numbers_is_refused(fitted, name, array):
 
 @pytest.mark.parametrize("values, message", [
     ({"patch": [7, 8, 8]}, "three even sides"), ({"patch": [8, 8]}, "tuple.int, int, int"),
-    ({"batch": 0}, "batch is 1 or more"), ({"drop_label": 1.5}, r"drop_label lies in \[0, 1\]"),
+    ({"batch": 0}, "batch: expected 1 or more"),
+    ({"drop_label": 1.5}, r"drop_label lies in \[0, 1\]"),
     ({"preset": "huge"}, "has no preset 'huge'"),
     ({"region": "neck"}, "region must be one of"),
     ({"region": "head", "start": "tissue_matching"}, "other tissues than brains"),

@@ -221,7 +221,7 @@ def test_a_card_of_other_sizes_is_refused(fitted, stranger):
     ({"strength": 0.0}, r"strength lies in \(0, 1\]"),
     ({"patch": (12, 12, 7)}, "sides of a patch are multiples of 2"),
     ({"bins": (-0.3, 0.3)}, "bins hold 0"),
-    ({"seeds": 0}, "seeds and tokens are 1 or more"),
+    ({"seeds": 0}, "seeds: expected 1 or more"),
 ])
 def test_settings_that_cannot_be_are_refused(values, message):
     with pytest.raises(UsageError, match=message):

@@ -110,7 +110,10 @@ def test_at_the_papers_steps_it_is_the_papers_lambda():
     ours = sample(0.2, REFERENCE, strength=1.0)
     moved = float((paper - ddim(WITHOUT, SCHEDULE, X, grid)).abs().mean())
     assert moved > 0.2
-    assert float((ours - paper).abs().mean()) < 0.15 * moved
+    torch.testing.assert_close(ours, paper, atol=1e-9, rtol=0)
+    for spacing in ("even", "leading"):
+        scales = scales_of(SCHEDULE, SCHEDULE.grid(REFERENCE, spacing), 0.6)
+        assert list(scales.values()) == pytest.approx([0.6] * REFERENCE, abs=1e-6)
 
 
 def test_it_means_the_same_at_10_and_at_50_steps_and_on_another_grid():

@@ -204,7 +204,8 @@ def test_a_processor_without_bfloat16_trains_in_single_precision_and_says_so(
         assert _settings("later", 7, "cpu") == replace(PRESETS["later"], seed=7,
                                                        precision=precision)
     assert ("single precision" in caplog.text) is not fast
-    assert _settings("later", 7, "cuda").precision == "bf16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8 if fast else 7, 5))
+    assert _settings("later", 7, "cuda:0").precision == precision
 
 
 def test_plans_name_presets_of_one_network() -> None:
