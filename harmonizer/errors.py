@@ -16,6 +16,7 @@ __all__ = [
     "UnavailableError",
     "OutputError",
     "InternalError",
+    "Terminated",
     "did_you_mean",
 ]
 
@@ -54,6 +55,10 @@ class InternalError(HarmonizerError):
     """We broke our own contract (EX_SOFTWARE); the message asks for a report."""
 
     exit_code = 70
+
+
+class Terminated(KeyboardInterrupt):
+    """A scheduler asked this process to end (SIGTERM, SIGUSR1): like Ctrl-C, but not by hand."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -35,7 +35,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harmonizer import __version__
-from harmonizer.errors import HarmonizerError, InputError, InternalError, OutputError, UsageError
+from harmonizer.errors import (
+    HarmonizerError,
+    InputError,
+    InternalError,
+    OutputError,
+    Terminated,
+    UsageError,
+)
 from harmonizer.files import write_text
 
 from .cli import check_world, parse
@@ -53,6 +60,7 @@ OUR_LOGGERS = ("harmonizer", "pipelines")
 HANDLER = "harmonizer-run"
 INTERRUPTED = 130
 TERMINATED = 143
+SECONDS_TO_SAVE = 15  # of the 30 that SLURM leaves between SIGTERM and SIGKILL
 SHOWN_PARTICIPANTS = 20
 
 
@@ -76,10 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run.finish()
     finally:
         stop_logging()
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: like Ctrl-C, but from a scheduler."""
 
 
 @contextlib.contextmanager
@@ -275,15 +279,17 @@ def site_doubts(settings: Settings, counts: Mapping[str, int]) -> Iterator[str]:
 def stop_workers() -> None:
     """End the worker processes: a step of ANTs takes minutes, a scheduler waits for seconds.
 
-    What they were writing is a temporary file, so nothing is left half done.
+    They are asked first, for a training on several devices saves then. What they were writing is a
+    temporary file, so nothing is left half done.
     """
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    psutil.wait_procs(children, timeout=5)
+    left = psutil.Process().children(recursive=True)
+    for end, seconds in ((psutil.Process.terminate, SECONDS_TO_SAVE), (psutil.Process.kill, 5)):
+        for child in left:
+            with contextlib.suppress(psutil.Error):
+                end(child)
+        left = psutil.wait_procs(left, timeout=seconds)[1]
 
 
 def participant(scan_id: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cohort import Cohort
-from ..errors import UnavailableError, UsageError
+from ..errors import Terminated, UnavailableError, UsageError
 from ..local_statistics import TISSUES
 from ..volume import write_volume
 from .base import Progress, StatisticsBackend
@@ -128,7 +128,7 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     """One process of a fit: the store, the game, the loop."""
     import torch
 
-    from ..training.data import VolumeStore
+    from ..training.data import VolumeStore, identity_of
     from ..training.loop import train
 
     assert resources.folder is not None
@@ -149,7 +149,7 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     game = backend._game(store, trained, seed)
     game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
                      "config": {k: v for k, v in vars(config).items() if k not in PROLONGABLE},
-                     "scans": [scan.scan_id for scan in cohort]}
+                     "scans": [[*identity_of(scan), scan.site] for scan in cohort]}
     cases = []
     if held and config.validation_cases and ranks.first:
         cases = _cases(cohort, trained, held, config, seed)
@@ -164,6 +164,9 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
             f"({first_line(error)}). Set less with --backend-option (now {options}) or take a "
             "GPU with more memory, or --device cpu."
         ) from error
+    if outcome.why == "signal":
+        raise Terminated(f"{kind.name}: training was asked to stop and saved; the same command "
+                         "goes on.")
     numbers = outcome.numbers
     if cases and not numbers:  # it ended before the first look
         with torch.random.fork_rng([]):

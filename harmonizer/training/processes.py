@@ -17,10 +17,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import get_context
+from queue import Queue
 from typing import Any
 
 import torch
 
+from ..errors import HarmonizerError, Terminated
 from .settings import Resources
 
 __all__ = ["Ranks", "launch"]
@@ -66,11 +70,11 @@ class Ranks:
 
 
 def launch(work: Callable[..., Any], resources: Resources, *args: Any) -> Any:
-    """work(ranks, *args) in every process; returns what the first one returned.
+    """work(ranks, *args) in every process; returns what the first one returned, and raises what any
+    of them said is wrong (a `HarmonizerError`).
 
-    `work` is a function of a module and the arguments are plain values: on one node without a
-    scheduler, processes are spawned. Under `srun` or `torchrun` each is there already, with its
-    rank in the environment.
+    `work` is a function of a module: on one node without a scheduler, processes are spawned. Under
+    `srun` or `torchrun` each is there already, with its rank in the environment.
     """
     if resources.world == 1:
         return work(Ranks(device=resources.device), *args)
@@ -82,12 +86,43 @@ def launch(work: Callable[..., Any], resources: Resources, *args: Any) -> Any:
                            process_group_backend="nccl" if gpu else "gloo")
     fabric = Fabric(accelerator="cuda" if gpu else "cpu", devices=resources.devices,
                     num_nodes=resources.num_nodes, strategy=strategy)
-    return fabric.launch(_in_process, work, *args)
+    if _started_outside():
+        return fabric.launch(partial(_in_process, work, args))
+    # Fabric rebuilds arguments and answers (frozen dataclasses cannot be) and reads its pipe after
+    # the processes have ended, which those with more than 64 KiB to say never do.
+    from torch.multiprocessing import ProcessRaisedException
+
+    with get_context("spawn").Manager() as manager:
+        said = manager.Queue()
+        try:
+            fabric.launch(partial(_spawned, work, args, said))
+        except ProcessRaisedException:
+            if said.empty():
+                raise
+        answers = [said.get() for _ in range(said.qsize())]
+    for answer in answers:
+        if isinstance(answer, (HarmonizerError, Terminated)):
+            raise answer
+    return answers[0]
 
 
-def _in_process(fabric: Any, work: Callable[..., Any], *args: Any) -> Any:
-    ranks = Ranks(fabric.global_rank, fabric.world_size, str(fabric.device))
-    return work(ranks, *args)
+def _spawned(work: Callable[..., Any], args: tuple[Any, ...], said: Queue[Any], fabric: Any
+             ) -> None:
+    """One of the processes that were started here: the first one's answer, anybody's error."""
+    try:
+        answer = _in_process(work, args, fabric)
+    except HarmonizerError as error:
+        said.put(error)
+        raise  # which ends the others
+    except Terminated as error:  # all of them save and stop at the same step
+        said.put(error)
+        return
+    if fabric.global_rank == 0:
+        said.put(answer)
+
+
+def _in_process(work: Callable[..., Any], args: tuple[Any, ...], fabric: Any) -> Any:
+    return work(Ranks(fabric.global_rank, fabric.world_size, str(fabric.device)), *args)
 
 
 def _started_outside() -> bool:

@@ -1,15 +1,22 @@
-"""Run by test_loop.py: a small game in two processes over gloo."""
+"""Run by test_loop.py: a small game, then a method's fit, in two processes over gloo."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from tests.contract.brains import scan_of  # noqa: E402
+
+from harmonizer.backends import registry  # noqa: E402
+from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.errors import InputError  # noqa: E402
 from harmonizer.training.loop import train  # noqa: E402
 from harmonizer.training.players import Game, Player  # noqa: E402
 from harmonizer.training.processes import launch  # noqa: E402
@@ -45,7 +52,29 @@ def work(ranks, folder):
     return [float(g) for g in gathered]
 
 
+def fitted(cohort, devices):
+    """The quickest method with networks."""
+    kind = registry.get("patch_diffusion")
+    backend = kind(kind.config_from({"preset": "tiny", "validation_cases": 0, "steps": 4}))
+    backend.resources = dataclasses.replace(backend.resources, devices=devices, precision="fp32")
+    return backend.fit(cohort, seed=1)
+
+
+def refused(ranks):
+    """What is wrong with the input is found in a process that was started."""
+    raise InputError(f"found by {ranks.rank >= 0}")
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         one, two = launch(work, Resources(devices=2), name)
-    print(f"same weights: {one == two}, data of both: {abs(one - 2) < 0.1}", one, two)
+        print(f"same weights: {one == two}, data of both: {abs(one - 2) < 0.1}", one, two)
+        cohort = Cohort(tuple(scan_of(Path(name), p, "A" if p < 3 else "B") for p in range(6)))
+        backend = fitted(cohort, 2)
+        made = backend.harmonize(cohort.scans[5].read(), backend.target("A"))
+        print(f"{backend.training_['Device']}, {backend.training_['Steps']} steps, finite: "
+              f"{np.isfinite(made.data).all()}")
+    try:
+        launch(refused, Resources(devices=2))
+    except InputError as error:
+        print(error)
