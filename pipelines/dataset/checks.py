@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harmonizer.errors import InputError
+from harmonizer.files import sha256_of
 from harmonizer.volume import load_nifti
 
 from .records import Finding, ScanRecord, entities_of, split_name
@@ -103,28 +104,33 @@ def duplicate_names(paths: Iterable[Path]) -> dict[Path, Finding]:
 def same_content(records: Iterable[ScanRecord]) -> list[Finding]:
     """Scans of different people or sessions that are byte for byte one file (a warning).
 
-    Sizes first, then the first and last MiB, so that large datasets cost little.
+    Sizes first, then some bytes, then all, so that large datasets cost little.
     """
-    by_size = defaultdict(list)
-    for record in records:
-        by_size[record.path.stat().st_size].append(record)
-    by_bytes = defaultdict(list)
-    for group in by_size.values():
-        for record in group if len(group) > 1 else []:
-            by_bytes[_sampled_digest(record.path)].append(record)
+    groups = [list(records)]
+    for key in (lambda path: path.stat().st_size, _sampled_digest, sha256_of):
+        groups = [alike for group in groups for alike in _alike(group, key)]
     return [
         Finding(group[0].path, "is the same file as " + ", ".join(r.scan_id for r in group[1:]),
                 "Check the import; one scan under two names distorts every statistic.")
-        for group in by_bytes.values() if len(group) > 1
+        for group in groups
     ]
 
 
+def _alike(records: list[ScanRecord], key: Callable[[Path], Hashable]) -> list[list[ScanRecord]]:
+    """Those with equal keys, in groups of two and more."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[key(record.path)].append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _sampled_digest(path: Path) -> str:
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    """Of the bytes at the beginning, in the middle and at the end."""
+    digest, size = hashlib.sha256(), path.stat().st_size
     with open(path, "rb") as stream:
-        digest.update(stream.read(SAMPLE_BYTES))
-        stream.seek(max(path.stat().st_size - SAMPLE_BYTES, 0))
-        digest.update(stream.read(SAMPLE_BYTES))
+        for start in (0, size // 2, size - SAMPLE_BYTES):
+            stream.seek(max(start, 0))
+            digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -44,7 +44,7 @@ def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return [], [Finding(path, f"cannot be read ({error})", "Save it as UTF-8 text with tabs.")]
     lines = [line for line in lines if any(cell.strip() for cell in line)]
-    if not lines or key not in lines[0]:
+    if not lines or key not in [name.strip() for name in lines[0]]:
         got = ", ".join(lines[0]) if lines else "an empty file"
         remedy = "Its first line must name the columns, separated by tabs."
         return [], [Finding(path, f"expected a column {key!r}, got {got}", remedy)]

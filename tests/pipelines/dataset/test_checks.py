@@ -11,6 +11,7 @@ import pytest
 
 from harmonizer.errors import InputError
 from pipelines.dataset import checks
+from pipelines.dataset.records import ScanRecord
 
 GOOD: dict[str, Any] = {
     "README": "A dataset for tests. " * 10,
@@ -60,3 +61,16 @@ def test_a_validator_without_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_validator_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "validator_path", lambda: None)
     assert checks.validate_bids(Path("/data")) == []
+
+
+def test_images_that_differ_in_one_voxel_are_not_the_same_file(tmp_path: Path) -> None:
+    size = 8 * checks.SAMPLE_BYTES  # an image without compression, air at its ends and its middle
+    records = []
+    for name in ("one", "two", "three"):
+        content = bytearray(size)
+        content[size // 4] = name == "two"
+        path = tmp_path / f"{name}.nii"
+        path.write_bytes(content)
+        records.append(ScanRecord(name, name, name, None, "T1w", path, "A", "test"))
+    found = [str(finding) for finding in checks.same_content(records)]
+    assert len(found) == 1 and "one.nii: is the same file as three." in found[0]

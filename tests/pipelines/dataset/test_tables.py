@@ -104,6 +104,7 @@ def test_a_column_is_found_whatever_its_case() -> None:
         ("", "got an empty file", 0),
         (b"participant_id\tname\nsub-01\t\xff\xfe\n", "cannot be read", 0),
         ("participant_id\tage\nsub-01\nsub-02\t3\n", "row 2 has 1 cells", 1),
+        ("participant_id \tage\nsub-01\t3\n", None, 1),
         ("\ufeffparticipant_id\tage\r\nsub-01\t3\r\n\r\n", None, 1),
     ],
 )
