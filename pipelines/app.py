@@ -60,7 +60,6 @@ OUR_LOGGERS = ("harmonizer", "pipelines")
 HANDLER = "harmonizer-run"
 INTERRUPTED = 130
 TERMINATED = 143
-SECONDS_TO_SAVE = 15  # of the 30 that SLURM leaves between SIGTERM and SIGKILL
 SHOWN_PARTICIPANTS = 20
 
 
@@ -279,17 +278,15 @@ def site_doubts(settings: Settings, counts: Mapping[str, int]) -> Iterator[str]:
 def stop_workers() -> None:
     """End the worker processes: a step of ANTs takes minutes, a scheduler waits for seconds.
 
-    They are asked first, for a training on several devices saves then. What they were writing is a
-    temporary file, so nothing is left half done.
+    What they were writing is a temporary file, so nothing is left half done.
     """
     import psutil
 
-    left = psutil.Process().children(recursive=True)
-    for end, seconds in ((psutil.Process.terminate, SECONDS_TO_SAVE), (psutil.Process.kill, 5)):
-        for child in left:
-            with contextlib.suppress(psutil.Error):
-                end(child)
-        left = psutil.wait_procs(left, timeout=seconds)[1]
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
 
 
 def participant(scan_id: str) -> str:

@@ -7,6 +7,7 @@ of a kind that is not known here fails, so that none goes unchecked.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
@@ -223,14 +224,24 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_cluster_jobs_call_the_app_as_it_is(job: Path) -> None:
-    assert subprocess.run(["bash", "-n", job], capture_output=True).returncode == 0
-    text = job.read_text(encoding="utf-8")
-    assert "set -euo pipefail" in text
-    calls = [words for words in commands(text) if words[0] == "apptainer"]
-    (call,) = calls
-    settings = parse(app_arguments(call))
-    assert settings.planned_stages == (job.stem.partition("-")[2],)
+@pytest.mark.parametrize("flags", ["", "--site-from ses --backend disarm"])
+def test_cluster_jobs_call_the_app_as_it_is(job: Path, flags: str, tmp_path: Path) -> None:
+    container = tmp_path / "apptainer"
+    container.write_text('#!/bin/sh\nprintf "%s\\n" apptainer "$@"\n')
+    container.chmod(0o755)
+    (tmp_path / "labels").write_text("01\n02\n")
+    given = {"BIDS": "/data/study", "OUT": str(tmp_path / "out"), "IMAGE": "harmonizer.sif",
+             "LABELS": str(tmp_path / "labels"), "SLURM_ARRAY_TASK_ID": "2", "FLAGS": flags,
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    settings = parse(app_arguments(done.stdout.splitlines()))
+    stage = job.stem.partition("-")[2]
+    assert settings.planned_stages == (stage,)
+    assert settings.participant_label == (("02",) if stage in ("preprocess", "harmonize") else ())
+    if flags:
+        assert (settings.site_from, settings.backend) == ("ses", "disarm")
+    assert (tmp_path / "out-work").is_dir() == (stage == "fit")  # a training goes on from there
 
 
 def test_cluster_jobs_are_submitted_in_the_order_of_the_stages() -> None:

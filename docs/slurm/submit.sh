@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Submit the four jobs, each after the one before: BIDS=... OUT=... IMAGE=... docs/slurm/submit.sh
+# FLAGS="--site-from ses --backend disarm" gives all four more flags.
 #
 # A participant who fails must not stop the others, so the later jobs wait for the end of the arrays
 # (afterany) and only for the success of the single jobs (afterok).
@@ -7,7 +8,7 @@ set -euo pipefail
 : "${BIDS:?the BIDS dataset}" "${OUT:?the output folder}" "${IMAGE:?harmonizer.sif}"
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$OUT"
-export BIDS OUT IMAGE LABELS=${LABELS:-$OUT/../$(basename "$OUT")-labels.txt}
+export BIDS OUT IMAGE FLAGS=${FLAGS:-} LABELS=${LABELS:-$OUT/../$(basename "$OUT")-labels.txt}
 
 find "$BIDS" -maxdepth 1 -type d -name 'sub-*' -printf '%f\n' | sed 's/^sub-//' | sort > "$LABELS"
 count=$(wc -l < "$LABELS")

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.managers import SyncManager
 from queue import Queue
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 
 from ..errors import HarmonizerError, Terminated
 from .settings import Resources
+from .signals import PassOn, ignore_signals
 
 __all__ = ["Ranks", "launch"]
 
@@ -90,15 +92,21 @@ def launch(work: Callable[..., Any], resources: Resources, *args: Any) -> Any:
         return fabric.launch(partial(_in_process, work, args))
     # Fabric rebuilds arguments and answers (frozen dataclasses cannot be) and reads its pipe after
     # the processes have ended, which those with more than 64 KiB to say never do.
-    from torch.multiprocessing import ProcessRaisedException
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-    with get_context("spawn").Manager() as manager:
+    manager = SyncManager(ctx=get_context("spawn"))
+    manager.start(ignore_signals)  # a scheduler tells all processes of a job to stop
+    with manager, PassOn() as stop:
         said = manager.Queue()
         try:
             fabric.launch(partial(_spawned, work, args, said))
         except ProcessRaisedException:
             if said.empty():
                 raise
+        except ProcessExitedException:
+            if not stop.asked:
+                raise
+            raise Terminated("training was asked to stop before it began.") from None
         answers = [said.get() for _ in range(said.qsize())]
     for answer in answers:
         if isinstance(answer, (HarmonizerError, Terminated)):

@@ -181,5 +181,6 @@ def test_two_processes_end_with_the_same_weights():
                             timeout=600, cwd=Path(__file__).parents[3])
     assert answer.returncode == 0, answer.stderr[-3000:]
     assert "same weights: True, data of both: True" in answer.stdout
+    assert "ended by signal" in answer.stdout
     assert "2 x cpu, 4 steps, finite: True" in answer.stdout
     assert "found by True" in answer.stdout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -52,6 +54,21 @@ def work(ranks, folder):
     return [float(g) for g in gathered]
 
 
+class Preempted(Mean):
+    """A scheduler's SIGTERM to the process that waits, while step 3's data is drawn."""
+
+    def batch(self, step, rank):
+        if (step, rank) == (3, 0):
+            os.kill(os.getppid(), signal.SIGTERM)
+        return super().batch(step, rank)
+
+
+def preempted(ranks, folder):
+    done = train(Preempted(), Pace(10 ** 6), Resources(precision="fp32"), Path(folder), seed=1,
+                 ranks=ranks)
+    return done.why
+
+
 def fitted(cohort, devices):
     """The quickest method with networks."""
     kind = registry.get("patch_diffusion")
@@ -68,6 +85,7 @@ def refused(ranks):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         one, two = launch(work, Resources(devices=2), name)
+        print("ended by", launch(preempted, Resources(devices=2), Path(name) / "preempted"))
         print(f"same weights: {one == two}, data of both: {abs(one - 2) < 0.1}", one, two)
         cohort = Cohort(tuple(scan_of(Path(name), p, "A" if p < 3 else "B") for p in range(6)))
         backend = fitted(cohort, 2)
