@@ -278,14 +278,19 @@ def site_doubts(settings: Settings, counts: Mapping[str, int]) -> Iterator[str]:
 def stop_workers() -> None:
     """End the worker processes: a step of ANTs takes minutes, a scheduler waits for seconds.
 
-    What they were writing is a temporary file, so nothing is left half done.
+    What they were writing is a temporary file, so nothing is left half done. Python's tracker of
+    semaphores stays, which is asked about them when this process ends; the pool that misses its
+    workers says nothing.
     """
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    for child in children:
+    logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
+    children = []
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            child.kill()
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                child.kill()
+                children.append(child)
     psutil.wait_procs(children, timeout=5)
 
 

@@ -10,6 +10,7 @@ that the networks lie on disk once for each modality.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import numpy as np
 from ..cohort import Cohort
 from ..errors import Terminated, UnavailableError, UsageError
 from ..local_statistics import TISSUES
+from ..progress import reporter
 from ..volume import write_volume
 from .base import Progress, StatisticsBackend
 from .held_out import Case, make_cases
@@ -154,9 +156,13 @@ def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resourc
     if held and config.validation_cases and ranks.first:
         cases = _cases(cohort, trained, held, config, seed)
         game.score = lambda: backend.held_out_error(cases)  # type: ignore[method-assign]
+    own: Any = contextlib.nullcontext()
+    if progress is None and ranks.first:  # the caller's is in another process
+        own, progress = reporter("train")
     try:
-        outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
-                        progress=progress)
+        with own:
+            outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
+                            progress=progress)
     except torch.cuda.OutOfMemoryError as error:
         options = " ".join(f"{k}={v}" for k, v in vars(config).items() if k in MEMORY_OPTIONS)
         raise UnavailableError(

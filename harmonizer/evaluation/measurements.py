@@ -125,16 +125,24 @@ def spread(workers: int, progress: Progress | None = None
     """Yields label -> ``map`` over scans, in this process or in ``workers`` others; order is kept.
 
     ``progress`` is called with (label, jobs done, jobs in all), from 0 on. New processes are
-    started clean (spawn): a fork would inherit the threads of ITK and BLAS.
+    started clean (spawn): a fork would inherit the threads of ITK and BLAS. An interrupt (a
+    scheduler's too) ends them at once: a scan takes minutes.
     """
     if workers <= 1:
         yield partial(_telling, map, progress)
         return
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from multiprocessing import active_children, get_context
 
+    others = set(active_children())
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield partial(_telling, pool.map, progress)
+        try:
+            yield partial(_telling, pool.map, progress)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(active_children()) - others:
+                worker.kill()
+            raise
 
 
 def _telling(mapper: Callable[..., Iterable], progress: Progress | None, label: str
