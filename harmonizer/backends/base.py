@@ -215,6 +215,10 @@ class Backend(ABC):
         return Target("site", label, self.sites_[label], self.name, str(self.modality_),
                       self._site_style(label))
 
+    def describe_model(self) -> dict[str, Any]:
+        """What sidecars say of the fitted model, beyond its name and hash."""
+        return {}
+
     def describe_target(self, target: Target) -> dict[str, Any]:
         """What the method can tell of a target, for the sidecars of what is brought there."""
         return {}

@@ -227,6 +227,10 @@ class LearnedBackend(Backend):
             network.to(device)
         return self
 
+    def describe_model(self) -> dict[str, Any]:
+        """The method of the first guess, and how much of the networks' change is added, 0 to 1."""
+        return {"StartedFrom": self.config.start, "ShareOfNetworks": round(self.share_, 4)}
+
     @property
     def writes(self) -> bool:
         """Whether this process saves the model (one of those that a scheduler started does)."""

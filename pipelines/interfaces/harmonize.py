@@ -97,7 +97,8 @@ class Harmonize(ExplainedInterface):
         after = apply_with_head(change, volume)
         if backend.region != "brain":
             facts["Region"] = backend.region
-        run = {**self._provenance(target, volume), **backend.describe_target(target), **facts}
+        run = {**self._provenance(target, volume), **backend.describe_model(),
+               **backend.describe_target(target), **facts}
         if backend.spread_ is not None:
             self._save_spread(paths, volume.with_data(backend.spread_))
         self._save_native(paths, change, run, backend.region)

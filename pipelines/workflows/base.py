@@ -13,7 +13,9 @@ from harmonizer.errors import InputError, UsageError, did_you_mean
 from harmonizer.files import write_text
 
 from ..dataset.records import ScanRecord
+from ..outputs.collect import find_preprocessed
 from ..outputs.dataset import write_dataset_files
+from ..outputs.names import resolution_of
 from ..settings import Settings
 from .engine import Failure, RunResult, count_steps
 from .methods import methods_text
@@ -47,6 +49,7 @@ def run(settings: Settings, records: tuple[ScanRecord, ...]) -> RunResult:
         missed, said = STAGES[stage](settings, records)
         failures.update({failure.scan_id: failure for failure in missed})
         lines += said
+        _write_methods(settings)
     return RunResult(tuple(failures.values()), tuple(lines))
 
 
@@ -86,7 +89,14 @@ def _write_dataset_files(settings: Settings) -> None:
     descs = {settings.desc: "intensities harmonized between scanners; the sidecars name method, "
                             "target and model"} if _harmonizes(settings) else {}
     write_dataset_files(settings.output_dir, raw, settings.derivatives, descs)
-    write_text(settings.output_dir / "logs" / "CITATION.md", methods_text(settings))
+
+
+def _write_methods(settings: Settings) -> None:
+    """Of the participants that this run looks at, so that many jobs read little each."""
+    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
+                              settings.modalities, settings.participant_label,
+                              settings.session_label)
+    write_text(settings.output_dir / "logs" / "CITATION.md", methods_text(settings, found))
 
 
 def _harmonizes(settings: Settings) -> bool:

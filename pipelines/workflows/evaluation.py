@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harmonizer.backends.model_folder import is_model
+from harmonizer.backends.model_folder import is_model, model_hash
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.evaluation.anatomy import moved_map
@@ -215,7 +215,7 @@ def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort
     for variant in variants:
         folder = settings.model or settings.output_dir / MODELS / variant.backend / modality
         folder = folder if is_model(folder) else folder / modality
-        if is_model(folder):
+        if is_model(folder) and model_hash(folder) == variant.model:
             ids = set(read_json(folder / "cohort.json").get("ScanIds", ()))
             people[variant.name] = tuple(sorted({s.subject for s in before if s.scan_id in ids}))
     return people
@@ -301,10 +301,12 @@ def _group_report(
     return GroupReport(
         rows, ruling.metrics, ruling.quantiles, backend=first.name, target=first.target,
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
-        warnings=warnings, links=links, methods=methods_text(settings),
+        warnings=warnings, links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, variants),
         statistics=ruling.statistics, verdicts=ruling.verdicts, moved=_moved(first, ruling),
-        explained=explained_figures(settings, first.items[0].scan.modality))
+        explained=explained_figures(
+            replace(settings, backend=first.backend, desc=first.desc), first.model,
+            first.items[0]))
 
 
 def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
@@ -326,5 +328,5 @@ def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
 
 def _provenance(settings: Settings, variants: Sequence[Variant]) -> dict[str, str]:
     rows = {f"model of {v.name} (SHA-256)": v.model for v in variants}
-    return {**rows, "random seed": str(settings.random_seed),
+    return {**rows, "random seed of the evaluation": str(settings.random_seed),
             "output": os.fspath(Path(settings.output_dir))}

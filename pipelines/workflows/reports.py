@@ -44,7 +44,7 @@ def write_subject_reports(settings: Settings, subjects: Collection[str]) -> tupl
     found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
                               settings.modalities, subjects)
     failed = failed_logs(settings.output_dir, subjects)
-    methods, software = methods_text(settings), software_versions()
+    methods, software = methods_text(settings, found), software_versions()
     pages = []
     for subject in sorted(subjects):
         scans = [scan_report(settings, item) for item in found if item.scan.subject == subject]

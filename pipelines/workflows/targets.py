@@ -89,14 +89,14 @@ def resolve_target(settings: Settings, modality: str, model: Path) -> Aim:
         target = _enrolled(settings, modality, backend, references)
     else:
         target = _named(settings, backend)
-    card = target.save(card_path(settings, modality, target))
+    card = target.save(card_path(settings, modality, target.kind, target.label))
     return Aim(model, card, target.label, target.kind, references)
 
 
-def card_path(settings: Settings, modality: str, target: Target) -> Path:
+def card_path(settings: Settings, modality: str, kind: str, label: str) -> Path:
     """OUT/models/<backend>/<modality>/targets/<kind>-<label>.safetensors."""
     folder = settings.output_dir / MODELS / settings.backend / modality / "targets"
-    return folder / f"{target.kind}-{target.label}.safetensors"
+    return folder / f"{kind}-{label}.safetensors"
 
 
 def _named(settings: Settings, backend: Backend) -> Target:

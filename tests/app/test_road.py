@@ -174,11 +174,13 @@ def test_jobs_side_by_side_give_the_same_bits_as_one_run(road, study, tmp_path):
     for job in jobs:
         _, said = job.communicate(timeout=600)
         assert job.returncode == 0, said
-    target = ("--target", "birch")
-    for level, stage in (("group", "fit"), ("participant", "harmonize"), ("group", "evaluate")):
+    for level, stage, *target in (
+            ("group", "fit"), ("participant", "harmonize", "--target", "birch"),
+            ("group", "evaluate")):
         answer = run_app(study, out, level, "--stages", stage, "-w", tmp_path / "w", *flags,
                          *target)
         assert answer.code == 0, answer.said
+    assert "the target was site birch (2 scans)" in (out / "logs/CITATION.md").read_text()
     assert results(out) == {**results(road.out), "dataset_description.json":
                             results(out)["dataset_description.json"]}
 

@@ -80,7 +80,8 @@ def aim(backend: Backend, target: Target) -> None:
     """Harmonize towards a target, and keep its card where the app would."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        card = card_path(Settings("/bids", out, ["group"]), "T1w", target)
+        card = card_path(Settings("/bids", out, ["group"]), "T1w", target.kind,
+                         target.label)
         assert card.resolve().is_relative_to(out.resolve()), "a card outside the output folder"
         target.save(card)
     result = backend.harmonize(STRANGER, target)

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from harmonizer.cohort import Scan
+from harmonizer.files import write_json
+from pipelines.outputs.collect import Preprocessed
+from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.settings import Settings
 from pipelines.workflows.methods import methods_text
 from pipelines.workflows.preprocessing import brain_network_of
@@ -18,14 +22,50 @@ def settings(folder: Path, **changes: Any) -> Settings:
                     **changes)
 
 
-@pytest.mark.parametrize("how, said, unsaid", [
-    ("auto", "registration of a brain-only template", "U-Net"),
-    ("network", "unless the background showed that the image was brain only, by a small 3D U-Net",
-     "brain-only template"),
+def scan(folder: Path, name: str, way: str, modality: str = "T1w", **made: Any) -> Preprocessed:
+    """Sidecars of a preprocessed scan, and of its harmonized image where anything is said of it."""
+    paths = ScanPaths(folder, Path(f"sub-{name}/anat"), f"sub-{name}", modality, 1)
+    write_json(sidecar(paths.mask(template=True)), {"QualityCheck": {"method": way}})
+    if made:
+        facts = {"HarmonizationMethod": "histogram_matching", "HarmonizationMethodVersion": "1",
+                 "HarmonizationReference": "somebody", "Target": "birch", "TargetKind": "site",
+                 "TargetScans": 7, "RandomSeed": 3}
+        write_json(sidecar(paths.image("harmonized", template=True)), {**facts, **made})
+    row = Scan(paths.scan_id, name, None, modality, "A", "test", folder, folder)
+    return Preprocessed(row, paths, {})
+
+
+@pytest.mark.parametrize("ways, said, unsaid", [
+    (["syn"], "The brain was found by registration of a brain-only template", "U-Net"),
+    (["network"], "The brain was found by a small 3D U-Net", "brain-only template"),
+    (["syn", "foreground", "syn"], "in 2 of 3 images found by registration", "U-Net"),
+    (["precomputed"], "The brain was given with the data.", "brain-only"),
 ])
-def test_the_way_to_the_brain_is_named(tmp_path, how: str, said: str, unsaid: str) -> None:
-    text = methods_text(settings(tmp_path, skull_strip=how))
+def test_the_way_to_the_brain_is_named(tmp_path, ways, said: str, unsaid: str) -> None:
+    found = [scan(tmp_path, f"{n}", way) for n, way in enumerate(ways)]
+    text = methods_text(settings(tmp_path), found)
     assert said in text and unsaid not in text
+    assert ("Avants et al." in text) == ("syn" in ways)
+    assert "No image is harmonized yet." in text
+
+
+def test_what_lies_in_the_folder_is_told_and_not_what_the_flags_say(tmp_path) -> None:
+    found = [scan(tmp_path, "01", "syn", Device="cpu"),
+             scan(tmp_path, "02", "syn", TargetKind="site"),
+             scan(tmp_path, "01", "syn", "FLAIR", Target="refs", TargetKind="reference",
+                  HarmonizationMethod="disarm", StartedFrom="tissue_matching",
+                  ShareOfNetworks=0.82),
+             scan(tmp_path, "03", "syn", "FLAIR", HarmonizationMethod="a guest",
+                  TargetKind="scanner-free", Detail="guided", Region="head")]
+    text = methods_text(settings(tmp_path, backend="spectrum_swap", target=("aspen",)), found)
+    assert "spectrum" not in text and "aspen" not in text
+    assert text.count("T1w images: In-mask intensities were mapped") == 1
+    assert "histogram_matching, version 1 (somebody); the target was site birch (7 scans)" in text
+    assert "the target was 7 reference image(s), refs." in text
+    assert "to the target by tissue_matching, and 82% of the change" in text
+    assert "FLAIR images: The method was a guest" in text and "belongs to no scanner" in text
+    assert "smooth maps for each tissue" in text and "the whole head was harmonized" in text
+    assert text.count("Random seed: 3.") == 3
 
 
 @pytest.mark.parametrize("how, sloppy, asked", [
