@@ -29,6 +29,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,14 +227,15 @@ class Run:
                 str(finding.scan_id), "preprocess", "failed", message=str(finding)))
 
     def _log_sites(self, records: Sequence[ScanRecord]) -> None:
-        counts: dict[str, int] = {}
         for record in records:
-            counts[record.site] = counts.get(record.site, 0) + 1
             LOGGER.debug("%s: site %s (%s)", record.scan_id, record.site, record.site_source)
-        sites = ", ".join(f"{site} {count}" for site, count in sorted(counts.items()))
-        LOGGER.info("%d scans at %d sites: %s", len(records), len(counts), sites)
-        for doubt in site_doubts(self.settings, counts):
-            LOGGER.warning("%s", doubt)
+        for modality in dict.fromkeys(record.modality for record in records):
+            counts = Counter(r.site for r in records if r.modality == modality)
+            sites = ", ".join(f"{site} {count}" for site, count in sorted(counts.items()))
+            LOGGER.info("%d %s scans at %d sites: %s", sum(counts.values()), modality,
+                        len(counts), sites)
+            for doubt in site_doubts(self.settings, modality, counts):
+                LOGGER.warning("%s", doubt)
 
     def _os_error(self, error: OSError) -> int:
         """A full disk or a missing permission is nobody's fault; anything else is ours."""
@@ -260,19 +262,19 @@ class Run:
         return InternalError.exit_code
 
 
-def site_doubts(settings: Settings, counts: Mapping[str, int]) -> Iterator[str]:
+def site_doubts(settings: Settings, modality: str, counts: Mapping[str, int]) -> Iterator[str]:
     """What the fit will stumble over, said before the hours of preprocessing; only of a run that
     looks at everybody."""
     if "fit" not in settings.planned_stages or settings.participant_label or settings.session_label:
         return
     if len(counts) == 1 and settings.target_kind not in ("images", "card"):
-        yield (f"All scans are of one site, {next(iter(counts))!r}: unless {settings.output_dir} "
-               "holds scans of others, there is nothing to harmonize. Check --site-from and "
-               "--site-column.")
+        yield (f"All {modality} scans are of one site, {next(iter(counts))!r}: unless "
+               f"{settings.output_dir} holds scans of others, there is nothing to harmonize. Check "
+               "--site-from and --site-column.")
     lone = [site for site, count in sorted(counts.items()) if count == 1]
     if lone and len(counts) > 1:
-        yield (f"One scan alone at {', '.join(lone[:SHOWN_PARTICIPANTS])}: what is the scanner's "
-               "and what is the person's cannot be told apart there.")
+        yield (f"One {modality} scan alone at {', '.join(lone[:SHOWN_PARTICIPANTS])}: what is the "
+               "scanner's and what is the person's cannot be told apart there.")
 
 
 def stop_workers() -> None:

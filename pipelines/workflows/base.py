@@ -75,13 +75,21 @@ def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")
     if settings.target_kind == "scanner-free" and not can.scanner_free:
         raise UsageError(f"{settings.backend} has no scanner-free target. Name a site.")
-    sites = {record.site for record in records}
-    if settings.target_kind != "site" or "fit" not in settings.planned_stages or not sites:
-        return
     everybody = not settings.participant_label and not settings.session_label
-    if everybody and site_label(settings.target[0], sites) not in sites:
-        raise UsageError(f"--target {settings.target[0]}: no scan is of that site. "
-                         f"{did_you_mean(settings.target[0], sites)}")
+    if settings.target_kind == "site" and "fit" in settings.planned_stages and everybody:
+        _check_site(settings, records)
+
+
+def _check_site(settings: Settings, records: Sequence[ScanRecord]) -> None:
+    """The site is the target of each modality, so each must have been taken there."""
+    target, modalities = settings.target[0], {record.modality for record in records}
+    for modality in sorted(modalities):
+        sites = {record.site for record in records if record.modality == modality}
+        if site_label(target, sites) not in sites:
+            alone = "" if len(modalities) == 1 else \
+                f" A run for {modality} alone (--modalities) may aim at another."
+            raise UsageError(f"--target {target}: no {modality} scan is of that site. "
+                             f"{did_you_mean(target, sites)}{alone}")
 
 
 def _write_dataset_files(settings: Settings) -> None:

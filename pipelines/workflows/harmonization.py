@@ -48,13 +48,15 @@ def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]
     """
     failures: tuple[Failure, ...] = ()
     lines: list[str] = []
-    for modality in settings.modalities:
-        found = _scans(settings, modality)
+    aims = {}
+    for modality in settings.modalities:  # what is wrong with one is said before any work
         model = model_folder_of(settings, modality)
         if model is None:
             lines.append(_without_model(settings, modality))
-            continue
-        aim = resolve_target(settings, modality, model)
+        else:
+            aims[modality] = resolve_target(settings, modality, model)
+    for modality, aim in aims.items():
+        found = _scans(settings, modality)
         missed = _harmonize_modality(settings, modality, found, aim)
         failures += missed
         lines.append(f"Harmonized ({modality}): {len(found) - len(missed)} of {len(found)} scans "

@@ -101,7 +101,7 @@ def test_the_study_that_the_others_differ_from(study: Study) -> None:
     code, said = study.run()
     assert code == 0, said
     assert study.planned == ["sub-01_T1w", "sub-02_T1w", "sub-03_T1w"]
-    assert "3 scans at 2 sites: KKI 2, NYU 1" in said
+    assert "3 T1w scans at 2 sites: KKI 2, NYU 1" in said
 
 
 # The request ---------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_the_study_that_the_others_differ_from(study: Study) -> None:
     ("--session-label A", "participant", 2, "ses-A not in the dataset"),
     ("--modalities T2w", "participant", 65, "no image fits T2w images"),
     ("--modalities bold", "participant", 2, "--modalities: 'bold' is not known"),
-    ("--target nyu", "participant group", 2, "no scan is of that site. Did you mean 'NYU'"),
+    ("--target nyu", "participant group", 2, "no T1w scan is of that site. Did you mean 'NYU'"),
     ("--target scanner-free", "participant group", 2, "has no scanner-free target"),
     ("--target no.nii.gz", "participant group", 2, "no.nii.gz: no such file"),
     ("--backend combat", "participant", 2, "--backend 'combat' is not known"),
@@ -177,7 +177,7 @@ def test_the_validator_is_heard(study: Study) -> None:
     ("..", 2, "lies inside the output folder"),
     ("sub-01", 2, "inside the input folder, and not in its derivatives"),
     ("results", 2, "inside the input folder, and not in its derivatives"),
-    ("derivatives/harmonizer", 0, "3 scans at 2 sites"),
+    ("derivatives/harmonizer", 0, "3 T1w scans at 2 sites"),
 ])
 def test_output_and_input(study: Study, out: str, code: int, message: str) -> None:
     got, said = study.run(out=study.root / out)
@@ -205,9 +205,9 @@ def test_an_output_that_is_a_file(study: Study, tmp_path: Path) -> None:
      ["sub-02_T1w.nii.gz: its site is not known", "failed: sub-02"]),
     (SITES + "sub-02\tNYU\n", 0, ["sub-02 has several rows", "NYU 1"]),
     (SITES.replace("sub-03\tKKI", "sub-03\tkki"), 0, ["site labels KKI and kki look alike"]),
-    (SITES.replace("sub-03\tKKI", "sub-03\tK K-I"), 0, ["look alike", "3 scans at 3 sites"]),
-    (SITES.replace("NYU", "KKI"), 0, ["All scans are of one site, 'KKI'"]),
-    (SITES, 0, ["One scan alone at NYU"]),
+    (SITES.replace("sub-03\tKKI", "sub-03\tK K-I"), 0, ["look alike", "3 T1w scans at 3 sites"]),
+    (SITES.replace("NYU", "KKI"), 0, ["All T1w scans are of one site, 'KKI'"]),
+    (SITES, 0, ["One T1w scan alone at NYU"]),
     ("site\nNYU\n", 65, ["expected a column 'participant_id'"]),
     (SITES.replace("\t", ","), 65, ["separated by tabs"]),
     (SITES.encode("utf-16"), 65, ["Save it as UTF-8"]),

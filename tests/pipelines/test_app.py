@@ -96,7 +96,7 @@ def test_all_done(make_tree: Any, workflows: Workflows) -> None:
     assert last_line(root).endswith("Exit code 0: all done.")
     log = logs(root, "run")[0]
     assert "report: group.html" in log
-    assert "2 scans at 2 sites: KKI 1, NYU 1" in log
+    assert "2 T1w scans at 2 sites: KKI 1, NYU 1" in log
     assert "sub-01_T1w: site NYU (participants.tsv: site = NYU)" in log
     assert logs(root, "settings") == [settings.to_toml()]
     assert logs(root, "crash") == logs(root, "findings") == []

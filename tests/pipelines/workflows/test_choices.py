@@ -49,15 +49,22 @@ def settings(*levels: str, **values) -> Settings:
     return Settings("/bids", "/out", levels or ("participant", "group"), **values)
 
 
-def record(site: str) -> ScanRecord:
-    return ScanRecord("sub-01_T1w", "sub-01", "01", None, "T1w", Path("x"), site, "test")
+def record(site: str, modality: str = "T1w") -> ScanRecord:
+    return ScanRecord(f"sub-01_{modality}", "sub-01", "01", None, modality, Path("x"), site, "test")
 
 
 def test_a_target_that_no_scan_is_of_is_refused_early():
-    with pytest.raises(UsageError, match="no scan is of that site. Did you mean 'NYU'"):
+    with pytest.raises(UsageError, match="no T1w scan is of that site. Did you mean 'NYU'"):
         check_target(settings(target=["NYUU"]), (record("NYU"), record("KKI")))
     check_target(settings(target=["NYU"]), (record("NYU"), record("KKI")))
     check_target(settings(target=["New York"]), (record("New-York"),))
+
+
+def test_a_target_where_a_modality_was_not_taken_is_refused_early():
+    records = (record("NYU"), record("KKI"), record("KKI", "FLAIR"), record("UCLA", "FLAIR"))
+    check_target(settings(target=["KKI"]), records)
+    with pytest.raises(UsageError, match="no FLAIR scan is of that site.*run for FLAIR alone"):
+        check_target(settings(target=["NYU"]), records)
 
 
 def test_one_participants_job_may_aim_at_a_site_that_it_does_not_see():
