@@ -51,10 +51,12 @@ def report_of(folder: Path) -> GroupReport:
                   for s in Cohort.from_tsv(folder / "cohort.tsv"))
     links = {scan.subject: f"sub-{scan.subject}.html" for scan in scans
              if (folder / f"sub-{scan.subject}.html").is_file()}
-    targets = metrics.distinct("target")
+    backend = next(iter(verdicts), "none")
+    targets = {modality: target for modality in metrics.distinct("modality") for target
+               in metrics.select(modality=modality, backend=backend).distinct("target")[:1]}
     return GroupReport(
         scans, metrics, QuantileTable.from_tsv(folder / "metrics_quantiles.tsv"),
-        backend=next(iter(verdicts), "none"), target=targets[0] if targets else "none",
+        backend=backend, targets=targets,
         links=links, statistics=statistics, verdicts=verdicts)
 
 

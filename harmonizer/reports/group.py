@@ -64,15 +64,16 @@ class GroupReport:
     ``scans``: the scans that were used. ``metrics``, ``quantiles``: as written by
     `harmonizer.evaluation`. ``links``: participant label -> relative path of the subject report.
     ``methods``: a small Markdown text. ``statistics``: the referee's tests, from which the four
-    answers are told. ``verdicts``: method -> scan -> the anatomy guard's verdict. ``moved``: maps
-    of where flagged images moved. ``explained``: maps of what each scanner did to each tissue.
+    answers are told. ``targets``: modality -> what its images were harmonized to. ``verdicts``:
+    method -> scan -> the anatomy guard's verdict. ``moved``: maps of where flagged images moved.
+    ``explained``: maps of what each scanner did to each tissue.
     """
 
     scans: tuple[ScanRow, ...]
     metrics: Metrics
     quantiles: QuantileTable
     backend: str
-    target: str
+    targets: Mapping[str, str]
     title: str = "Harmonization: group report"
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -85,12 +86,19 @@ class GroupReport:
     moved: tuple[Figure, ...] = ()
     explained: tuple[Figure, ...] = ()
 
+    @property
+    def aimed_at(self) -> dict[str, tuple[str, ...]]:
+        """Target -> the modalities that aimed at it."""
+        return {target: tuple(m for m, t in self.targets.items() if t == target)
+                for target in dict.fromkeys(self.targets.values())}
+
 
 @dataclass(frozen=True)
 class ModalityView:
     """What one modality's part of the report shows."""
 
     modality: str
+    target: str
     headline: str
     anatomy: str
     figures: tuple[Figure, ...]
@@ -111,6 +119,7 @@ def render_group_report(path: Path, report: GroupReport) -> Path:
         "checks": checks,
         "alarms": [check.warning for check in checks if check.warning],
         "sites": _site_counts(report.scans, checks),
+        "targets": _target_words(report),
         "people": len({scan.subject for scan in report.scans}),
         "views": [_view(report, modality) for modality in modalities],
         "site_features": SITE_FEATURES,
@@ -146,6 +155,15 @@ def _scan_rows(report: GroupReport) -> list[ScanLine]:
             for scan in report.scans]
 
 
+def _target_words(report: GroupReport) -> str:
+    """The target, or each with its modalities where they are several."""
+    aimed_at = report.aimed_at
+    if len(aimed_at) < 2:
+        return next(iter(aimed_at), "none")
+    return "; ".join(f"{target} ({', '.join(modalities)})"
+                     for target, modalities in aimed_at.items())
+
+
 def _people(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
     return ([scan.subject for scan in scans], [scan.site for scan in scans],
             [scan.age for scan in scans], [scan.sex for scan in scans])
@@ -165,9 +183,10 @@ def _site_counts(scans: Sequence[ScanRow], checks: Sequence[ConfoundingCheck]
 def _view(report: GroupReport, modality: str) -> ModalityView:
     metrics = _of_method(report.metrics.select(modality=modality), report.backend)
     quantiles = report.quantiles.select(modality=modality, tissue="brain")
+    target = report.targets.get(modality, "none")
     return ModalityView(
-        modality, headline(metrics, report.backend, report.target), anatomy_sentence(metrics),
-        _figures(metrics.select(tissue="brain"), quantiles, report.target),
+        modality, target, headline(metrics, report.backend, target), anatomy_sentence(metrics),
+        _figures(metrics.select(tissue="brain"), quantiles, target),
         distance_rows(metrics), feature_rows(metrics), site_rows(metrics),
         outliers(metrics), _evidence(report, modality))
 

@@ -115,9 +115,8 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
     if settings.moved_maps != "none":
         _write_moved_maps(everything, ruling, settings.moved_maps == "all")
     write_subject_reports(settings, cohort_of(found).subjects)
-    variants = next(iter(rulings.values()))[0]
-    path = render_group_report(out / "group.html",
-                               _group_report(settings, found, variants, ruling))
+    judged = {modality: variants for modality, (variants, _) in rulings.items()}
+    path = render_group_report(out / "group.html", _group_report(settings, found, judged, ruling))
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
@@ -285,13 +284,15 @@ def _guard_line(flagged: Sequence[str], total: int) -> str:
 
 
 def _group_report(
-    settings: Settings, found: Sequence[Preprocessed], variants: Sequence[Variant], ruling: Ruling
+    settings: Settings, found: Sequence[Preprocessed], judged: Mapping[str, Sequence[Variant]],
+    ruling: Ruling,
 ) -> GroupReport:
-    out, first = settings.output_dir, variants[0]
-    done = {item.scan_id for variant in variants for item in variant.items}
+    """`judged`: what there is of each modality, the run's own first."""
+    out = settings.output_dir
+    own = {modality: variants[0] for modality, variants in judged.items()}
+    done = {i.scan_id for variants in judged.values() for v in variants for i in v.items}
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
-                     if item.scan_id not in done and item.scan.modality == first.items[0].
-                     scan.modality)
+                     if item.scan_id not in done and item.scan.modality in judged)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
     rows = tuple(ScanRow(i.scan.scan_id, i.scan.subject, i.scan.site, i.scan.modality, i.scan.age,
@@ -299,14 +300,23 @@ def _group_report(
     links = {subject: f"sub-{subject}.html" for subject in cohort_of(found).subjects
              if (out / f"sub-{subject}.html").is_file()}
     return GroupReport(
-        rows, ruling.metrics, ruling.quantiles, backend=first.name, target=first.target,
+        rows, ruling.metrics, ruling.quantiles,
+        backend=next(iter(own.values())).name, targets={m: v.target for m, v in own.items()},
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
         warnings=warnings, links=links, methods=methods_text(settings, found),
-        software=software_versions(), provenance=_provenance(settings, variants),
-        statistics=ruling.statistics, verdicts=ruling.verdicts, moved=_moved(first, ruling),
-        explained=explained_figures(
-            replace(settings, backend=first.backend, desc=first.desc), first.model,
-            first.items[0]))
+        software=software_versions(), provenance=_provenance(settings, judged),
+        statistics=ruling.statistics, verdicts=ruling.verdicts,
+        moved=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
+        explained=_explained(settings, own))
+
+
+def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, ...]:
+    """What each scanner did to each tissue, by modality where there are several."""
+    return tuple(
+        figure if len(own) == 1 else replace(figure, title=f"{modality}, {figure.title}")
+        for modality, variant in own.items() for figure in explained_figures(
+            replace(settings, backend=variant.backend, desc=variant.desc), variant.model,
+            variant.items[0]))
 
 
 def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
@@ -326,7 +336,8 @@ def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def _provenance(settings: Settings, variants: Sequence[Variant]) -> dict[str, str]:
-    rows = {f"model of {v.name} (SHA-256)": v.model for v in variants}
+def _provenance(settings: Settings, judged: Mapping[str, Sequence[Variant]]) -> dict[str, str]:
+    rows = {f"model of {v.name}, {modality} (SHA-256)": v.model
+            for modality, variants in judged.items() for v in variants}
     return {**rows, "random seed of the evaluation": str(settings.random_seed),
             "output": os.fspath(Path(settings.output_dir))}

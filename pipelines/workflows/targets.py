@@ -111,7 +111,10 @@ def _named(settings: Settings, backend: Backend) -> Target:
         LOGGER.info("No --target given: harmonizing %s to %r, the site with most scans (%d of %d).",
                     backend.modality_, label, backend.sites_[label], sum(backend.sites_.values()))
         return backend.target(label)
-    return backend.target(site_label(settings.target[0], backend.sites_))
+    try:
+        return backend.target(site_label(settings.target[0], backend.sites_))
+    except UsageError as error:
+        raise UsageError(f"--target {settings.target[0]}, {backend.modality_}: {error}") from error
 
 
 def site_label(text: str, sites: Collection[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -244,7 +245,7 @@ def tables(after: bool = True) -> tuple[Metrics, QuantileTable, tuple[ScanRow, .
 @pytest.fixture(scope="module")
 def group_page(tmp_path_factory) -> Page:
     metrics, quantiles, scans = tables()
-    report = GroupReport(scans, metrics, quantiles, "moment_matching", "A",
+    report = GroupReport(scans, metrics, quantiles, "moment_matching", {"T1w": "A"},
                          failures=(Failure(EVIL, "bias", EVIL, "Look at the image."),),
                          links={"0": "sub-0.html", EVIL: EVIL}, methods="All *well*.")
     return read(render_group_report(tmp_path_factory.mktemp("group") / "group_report.html", report))
@@ -259,7 +260,7 @@ def test_the_policy_knows_the_script_by_its_hash_and_no_other(tmp_path):
     import hashlib
 
     text = render_group_report(tmp_path / "g.html", GroupReport(
-        (), Metrics(), QuantileTable(), "none", "A")).read_text(encoding="utf-8")
+        (), Metrics(), QuantileTable(), "none", {"T1w": "A"})).read_text(encoding="utf-8")
     code = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     known = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     assert f"script-src 'sha256-{known}'" in text and "unsafe-inline' 's" not in text
@@ -282,18 +283,19 @@ def test_group_report_tells_sites_confounding_distances_and_failures(group_page)
 def test_group_report_before_harmonization_and_of_one_site(tmp_path):
     metrics, quantiles, scans = tables(after=False)
     page = read(render_group_report(tmp_path / "g.html", GroupReport(
-        scans, metrics, quantiles, "none", "A")))
+        scans, metrics, quantiles, "none", {"T1w": "A"})))
     assert "No harmonized image was evaluated" in page.text
     one = tuple(scan for scan in scans if scan.site == "A")
     page = read(render_group_report(tmp_path / "one.html", GroupReport(
         one, Metrics(tuple(row for row in metrics if row.site == "A" and row.scan)),
-        quantiles.select(site="A"), "none", "A")))
+        quantiles.select(site="A"), "none", {"T1w": "A"})))
     assert "Only one site was evaluated" in page.text
 
 
 def test_group_report_of_nothing_but_failures(tmp_path):
     page = read(render_group_report(tmp_path / "g.html", GroupReport(
-        (), Metrics(), QuantileTable(), "none", "A", failures=(Failure("sub-1", "read", "No."),))))
+        (), Metrics(), QuantileTable(), "none", {"T1w": "A"},
+        failures=(Failure("sub-1", "read", "No."),))))
     assert "0 scans of 0 people from 0 sites" in page.text
     assert "No." in page.text
 
@@ -375,7 +377,7 @@ def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_pat
     metrics, quantiles, scans = tables()
     verdicts = {"moment_matching": {"sub-1_T1w": Verdict(False, (EVIL,), {}, {}),
                                     "sub-2_T1w": Verdict(True, (), {}, {})}}
-    report = GroupReport(scans, metrics, quantiles, "moment_matching", "A",
+    report = GroupReport(scans, metrics, quantiles, "moment_matching", {"T1w": "A"},
                          statistics=Statistics(), verdicts=verdicts)
     page = read(render_group_report(tmp_path / "group.html", report))
     assert_self_contained(page, scripts=1)
@@ -388,3 +390,17 @@ def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_pat
 
 def test_group_report_without_statistics_answers_nothing(group_page):
     assert "Is the scanner gone?" not in group_page.text
+
+
+def test_each_modality_has_its_own_target(tmp_path):
+    """The site with most scans is another for each; the FLAIR's is no site of the T1w."""
+    from harmonizer.evaluation.statistics import Statistics
+
+    metrics, quantiles, scans = tables()
+    both = Metrics((*metrics, *(replace(row, modality="FLAIR") for row in metrics)))
+    report = GroupReport(scans, both, quantiles, "moment_matching", {"T1w": "A", "FLAIR": "B"},
+                         statistics=Statistics())
+    text = read(render_group_report(tmp_path / "group.html", report)).text
+    assert "target A (T1w); B (FLAIR)" in text
+    assert "A target of T1w" in text and "B target of FLAIR" in text
+    assert "moment_matching to A." in text and "moment_matching to B." in text
