@@ -50,6 +50,8 @@ from .cli import check_world, parse
 from .settings import Settings
 
 if TYPE_CHECKING:
+    import psutil
+
     from .dataset.records import Finding, ScanRecord
 
 __all__ = ["main", "prepare_environment"]
@@ -293,7 +295,19 @@ def stop_workers() -> None:
             if not any("resource_tracker" in word for word in child.cmdline()):
                 child.kill()
                 children.append(child)
-    psutil.wait_procs(children, timeout=5)
+    until = time.monotonic() + 5
+    while time.monotonic() < until and not all(map(_has_ended, children)):
+        time.sleep(0.02)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Without asking for its exit code: who waits for that, such as a pool, asks once."""
+    import psutil
+
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def participant(scan_id: str) -> str:

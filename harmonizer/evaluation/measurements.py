@@ -138,8 +138,7 @@ def spread(workers: int, progress: Progress | None = None
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             yield partial(_telling, pool.map, progress)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except KeyboardInterrupt:  # then the pool, which misses them, is waited for as always
             for worker in set(active_children()) - others:
                 worker.kill()
             raise

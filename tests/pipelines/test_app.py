@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harmonizer.errors import InternalError, UnavailableError
@@ -303,5 +302,5 @@ def test_sigterm_is_answered_and_ends_the_workers(make_tree: Any, workflows: Wor
     assert run(root) == 143
     assert last_line(root).endswith("Exit code 143: terminated.")
     assert "Terminated (SIGTERM); the same command resumes" in logs(root, "run")[-1]
-    assert not psutil.pid_exists(workers[0].pid)
+    assert workers[0].poll() == -signal.SIGKILL
     assert signal.getsignal(signal.SIGTERM) is before
