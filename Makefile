@@ -36,7 +36,7 @@ test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED) ## check the style
-	$(BIN)/python -m flake8
+	$(BIN)/python -m ruff check
 
 constraints: ## write constraints.txt anew with current releases (see docs/constraints.md)
 	tools/constraints.sh

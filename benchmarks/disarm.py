@@ -35,13 +35,13 @@ from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
 
-from harmonizer.backends.base import Known  # noqa: E402
-from harmonizer.backends.disarm import Disarm  # noqa: E402
-from harmonizer.backends.target import Target  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.distribution import LEVELS  # noqa: E402
-from harmonizer.evaluation.distribution_tests import anderson_darling  # noqa: E402
-from harmonizer.evaluation.image import ssim_structure  # noqa: E402
+from harmonizer.evaluation.metrics.distribution import LEVELS  # noqa: E402
+from harmonizer.evaluation.metrics.image import ssim_structure  # noqa: E402
+from harmonizer.evaluation.statistics.distribution_tests import anderson_darling  # noqa: E402
+from harmonizer.methods.base import Known  # noqa: E402
+from harmonizer.methods.learned.disarm.backend import Disarm  # noqa: E402
+from harmonizer.methods.target import Target  # noqa: E402
 from harmonizer.phantom import UNSEEN  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 

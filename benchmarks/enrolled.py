@@ -29,11 +29,11 @@ from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import cases_of, row_of  # noqa: E402
 
-from harmonizer.backends import registry  # noqa: E402
-from harmonizer.backends.histogram_matching import HistogramMatching  # noqa: E402
-from harmonizer.backends.model_folder import read  # noqa: E402
-from harmonizer.backends.target import Target  # noqa: E402
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
+from harmonizer.methods import registry  # noqa: E402
+from harmonizer.methods.model_folder import read  # noqa: E402
+from harmonizer.methods.statistical.histogram_matching import HistogramMatching  # noqa: E402
+from harmonizer.methods.target import Target  # noqa: E402
 from harmonizer.phantom import UNSEEN  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
 

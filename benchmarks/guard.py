@@ -30,10 +30,10 @@ from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
-from harmonizer.evaluation.anatomy import GUARDED, compare_anatomy  # noqa: E402
-from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
-from harmonizer.evaluation.kept import file_key, kept  # noqa: E402
-from harmonizer.evaluation.tolerance import (  # noqa: E402
+from harmonizer.evaluation.cache import file_key, kept  # noqa: E402
+from harmonizer.evaluation.paired_metrics import label_tissues  # noqa: E402
+from harmonizer.evaluation.questions.anatomy import GUARDED, compare_anatomy  # noqa: E402
+from harmonizer.evaluation.questions.anatomy_limits import (  # noqa: E402
     Tolerance,
     judge,
     learn_tolerance,

@@ -36,21 +36,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
-from harmonizer.backends import registry  # noqa: E402
-from harmonizer.backends.base import Backend  # noqa: E402
-from harmonizer.backends.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.deep.training.settings import Resources  # noqa: E402
 from harmonizer.errors import HarmonizerError  # noqa: E402
-from harmonizer.evaluation.answers import answers  # noqa: E402
-from harmonizer.evaluation.referee import COMBAT, Ruling, referee  # noqa: E402
-from harmonizer.evaluation.statistics import Statistics  # noqa: E402
+from harmonizer.evaluation.run import COMBAT, Ruling, referee  # noqa: E402
+from harmonizer.evaluation.statistics.resampling import Statistics  # noqa: E402
+from harmonizer.evaluation.verdicts import answers  # noqa: E402
+from harmonizer.methods import registry  # noqa: E402
+from harmonizer.methods.base import Backend  # noqa: E402
+from harmonizer.methods.statistical.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
 from harmonizer.preprocessing.transforms import resample  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
 from harmonizer.segmentation.segmentations import CachedSegmenter, Segment  # noqa: E402
 from harmonizer.template import load_template, tissue_priors  # noqa: E402
-from harmonizer.training.settings import Resources  # noqa: E402
 from harmonizer.volume import write_mask, write_volume  # noqa: E402
 from pipelines.outputs.collect import cohort_of, find_preprocessed  # noqa: E402
 from pipelines.settings import named_value  # noqa: E402

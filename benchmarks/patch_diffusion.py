@@ -33,10 +33,10 @@ from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import Case, cases_of, parser_for_a_model, scaled, spread_of  # noqa: E402
 
-from harmonizer.anatomy_prior import AnatomyPrior  # noqa: E402
-from harmonizer.backends.patch_diffusion import PatchDiffusion  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.image import psnr, rmse, ssim, ssim_structure  # noqa: E402
+from harmonizer.evaluation.metrics.image import psnr, rmse, ssim, ssim_structure  # noqa: E402
+from harmonizer.methods.learned.patch_diffusion.anatomy_prior import AnatomyPrior  # noqa: E402
+from harmonizer.methods.learned.patch_diffusion.backend import PatchDiffusion  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
 NOISE = dict(begin="noise", strength=1.0, residual=False, sampling_steps=10, spacing="even",

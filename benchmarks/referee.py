@@ -33,7 +33,7 @@ from peak_memory import peak_gb  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
-from harmonizer.evaluation.evaluate import label_tissues  # noqa: E402
+from harmonizer.evaluation.paired_metrics import label_tissues  # noqa: E402
 from harmonizer.files import write_json  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import write_aligned  # noqa: E402
@@ -130,7 +130,7 @@ def tiny_cohort(work: Path, count: int) -> Path:
 
 def _harmonized(chosen: Cohort, folder: Path) -> Path:
     """``before.tsv`` and ``after.tsv``: the scans, and what histogram matching makes of them."""
-    from harmonizer.backends import registry
+    from harmonizer.methods import registry
 
     if not (folder / "after.tsv").is_file():
         model = registry.get("histogram_matching")().fit(chosen, seed=1)
@@ -176,7 +176,7 @@ def _one(folder: Path, tissues: str) -> int:
     """Both runs of one cohort, in this process; a line of JSON."""
     import shutil
 
-    from harmonizer.evaluation.referee import referee
+    from harmonizer.evaluation.run import referee
 
     before, after = (Cohort.from_tsv(folder / f"{name}.tsv") for name in ("before", "after"))
     resolution = int(round(float(before.scans[0].read().spacing[0])))
@@ -196,11 +196,11 @@ def _one(folder: Path, tissues: str) -> int:
 
 def _one_fine(out: Path, work: Path, tissues: str) -> int:
     """What a scan and its harmonized image cost at 1 mm, and one simulated rescan."""
-    from harmonizer.backends import registry
-    from harmonizer.evaluation.anatomy import compare_anatomy
-    from harmonizer.evaluation.evaluate import evaluate_cohort
-    from harmonizer.evaluation.measurements import Job, measure
-    from harmonizer.evaluation.rescans import simulated_rescan
+    from harmonizer.evaluation.metrics.scan_features import Job, measure
+    from harmonizer.evaluation.paired_metrics import evaluate_cohort
+    from harmonizer.evaluation.questions.anatomy import compare_anatomy
+    from harmonizer.evaluation.questions.rescans import simulated_rescan
+    from harmonizer.methods import registry
     from pipelines.outputs.collect import cohort_of, find_preprocessed
 
     before = Cohort(cohort_of(find_preprocessed(out.resolve(), 1, ("T1w",))).scans[:FINE_SCANS])

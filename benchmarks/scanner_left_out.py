@@ -25,10 +25,10 @@ from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import Case, cases_of, cohort_of, row_of  # noqa: E402
 
-from harmonizer.backends.histogram_matching import HistogramMatching  # noqa: E402
-from harmonizer.backends.regional import Regional  # noqa: E402
-from harmonizer.backends.tissue_matching import TissueMatching  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
+from harmonizer.methods.statistical.histogram_matching import HistogramMatching  # noqa: E402
+from harmonizer.methods.statistical.regional import Regional  # noqa: E402
+from harmonizer.methods.statistical.tissue_matching import TissueMatching  # noqa: E402
 
 METHODS = ("histogram_matching", "tissue_matching, whole pattern", "tissue_matching")
 

@@ -117,8 +117,8 @@ def _folder(given: argparse.Namespace) -> Path:
 
 def fit_once(given: argparse.Namespace) -> dict[str, Any]:
     """Train one step and save; the seconds of that step."""
-    from harmonizer.backends import registry
-    from harmonizer.training.settings import Resources
+    from harmonizer.deep.training.settings import Resources
+    from harmonizer.methods import registry
     from pipelines.settings import named_value
 
     kind: Any = registry.get(given.backends[0])
@@ -136,7 +136,7 @@ def apply_once(given: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     import torch
 
-    from harmonizer.backends import registry
+    from harmonizer.methods import registry
 
     torch.set_num_threads(given.threads)
     device = given.devices[0]

@@ -28,10 +28,10 @@ from enrolled import shared  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import Case, cases_of, parser_for_a_model  # noqa: E402
 
-from harmonizer.backends import registry  # noqa: E402
-from harmonizer.backends.model_folder import read  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.volumes import variance_shares  # noqa: E402
+from harmonizer.evaluation.metrics.volumes import variance_shares  # noqa: E402
+from harmonizer.methods import registry  # noqa: E402
+from harmonizer.methods.model_folder import read  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
 from harmonizer.segmentation.segmentations import TISSUES, tissue_ratios  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402

@@ -36,10 +36,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
-from harmonizer.backends import registry  # noqa: E402
-from harmonizer.backends.base import Backend  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.image import psnr, rmse, ssim, ssim_structure  # noqa: E402
+from harmonizer.evaluation.metrics.image import psnr, rmse, ssim, ssim_structure  # noqa: E402
+from harmonizer.methods import registry  # noqa: E402
+from harmonizer.methods.base import Backend  # noqa: E402
 from harmonizer.phantom import SCANNERS, UNSEEN  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image, write_aligned  # noqa: E402
 from harmonizer.phantom.anatomy import make_person  # noqa: E402
@@ -136,7 +136,7 @@ def cohort_of(folder: Path, people: int) -> Cohort:
 
 def trained(given: argparse.Namespace, people: Cohort) -> tuple[Backend, float]:
     """The backend after its training, and CPU seconds of this call."""
-    from harmonizer.training.settings import Resources
+    from harmonizer.deep.training.settings import Resources
 
     kind = registry.get(given.backend)
     backend: Any = kind(kind.config_from(dict(map(named_value, given.set))))

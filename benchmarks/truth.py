@@ -38,13 +38,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import explained  # noqa: E402
 from sections import write_rows  # noqa: E402
 
-from harmonizer.backends import registry  # noqa: E402
-from harmonizer.backends.base import Backend  # noqa: E402
-from harmonizer.backends.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.image import psnr, ssim  # noqa: E402
-from harmonizer.local_statistics import TISSUES  # noqa: E402
-from harmonizer.native import apply_with_head, change_of  # noqa: E402
+from harmonizer.contrast.local_statistics import TISSUES  # noqa: E402
+from harmonizer.evaluation.metrics.image import psnr, ssim  # noqa: E402
+from harmonizer.methods import registry  # noqa: E402
+from harmonizer.methods.base import Backend  # noqa: E402
+from harmonizer.methods.native_grid import apply_with_head, change_of  # noqa: E402
+from harmonizer.methods.statistical.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.preprocessing.transforms import read_itk_affine, resample  # noqa: E402
 from harmonizer.segmentation.segmentations import CachedSegmenter  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402

@@ -29,13 +29,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import explained  # noqa: E402
 from sections import put_section, write_rows  # noqa: E402
 
-from harmonizer.backends import registry  # noqa: E402
-from harmonizer.backends.model_folder import read  # noqa: E402
-from harmonizer.backends.target import Target  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.image import psnr, ssim, ssim_structure  # noqa: E402
-from harmonizer.intensity_map import IntensityMap  # noqa: E402
-from harmonizer.native import apply_with_head, change_of  # noqa: E402
+from harmonizer.contrast.intensity_map import IntensityMap  # noqa: E402
+from harmonizer.evaluation.metrics.image import psnr, ssim, ssim_structure  # noqa: E402
+from harmonizer.methods import registry  # noqa: E402
+from harmonizer.methods.model_folder import read  # noqa: E402
+from harmonizer.methods.native_grid import apply_with_head, change_of  # noqa: E402
+from harmonizer.methods.target import Target  # noqa: E402
 from harmonizer.preprocessing.transforms import read_itk_affine  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402

@@ -8,8 +8,8 @@ Its brain is large (1.88 L with sulcal CSF), as is usual for MNI templates.
 from __future__ import annotations
 
 import functools
-from types import MappingProxyType
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 

@@ -166,7 +166,7 @@ class Run:
                     self.settings.bids_dir, self.settings.output_dir,
                     ", ".join(self.settings.planned_stages), self.file("run", "log"))
         records = self._records(failed)
-        from .workflows.base import run as run_workflows
+        from .stages.run import run as run_workflows
 
         result = run_workflows(self.settings, records)
         failed |= {participant(failure.scan_id) for failure in result.failures}

@@ -371,7 +371,7 @@ def _require_folder(what: str, folder: Path) -> None:
 
 
 def _check_backend(settings: Settings) -> None:
-    from harmonizer.backends.registry import names
+    from harmonizer.methods.registry import names
 
     if settings.backend not in names():
         near = did_you_mean(settings.backend, names())

@@ -25,36 +25,44 @@ ARROWS = {
     "harmonizer/errors.py": ("harmonizer", "numpy", "torch", "ants"),
     "harmonizer/files.py": ("harmonizer.volume", "harmonizer.cohort", "torch", "ants"),
     "harmonizer/volume.py": ("harmonizer.cohort", "torch", "ants"),
-    "harmonizer/cohort.py": ("harmonizer.backends", "torch", "ants"),
-    "harmonizer/intensity.py": ("harmonizer.backends", "nibabel", "ants"),
-    "harmonizer/networks": ("harmonizer.backends", "harmonizer.training", "harmonizer.volume",
-                            "harmonizer.cohort", "harmonizer.losses", "nibabel", "ants"),
-    "harmonizer/diffusion": ("harmonizer.backends", "harmonizer.training", "harmonizer.volume",
-                             "harmonizer.cohort", "nibabel", "ants"),
-    "harmonizer/losses": ("harmonizer.backends", "harmonizer.training", "harmonizer.volume",
-                          "harmonizer.cohort", "nibabel", "ants"),
-    "harmonizer/training": ("harmonizer.backends", "harmonizer.evaluation", "harmonizer.reports"),
-    "harmonizer/augment": ("harmonizer.backends", "harmonizer.training", "harmonizer.networks",
-                           "harmonizer.volume", "harmonizer.cohort"),
-    "harmonizer/preprocessing": ("harmonizer.backends", "harmonizer.evaluation",
+    "harmonizer/cohort.py": ("harmonizer.methods", "torch", "ants"),
+    "harmonizer/contrast": ("harmonizer.methods", "harmonizer.deep", "harmonizer.segmentation",
+                            "harmonizer.evaluation", "harmonizer.reports", "harmonizer.phantom",
+                            "nibabel", "ants", "torch"),
+    "harmonizer/deep/networks": ("harmonizer.methods", "harmonizer.deep.training",
+                                 "harmonizer.deep.losses", "harmonizer.volume",
+                                 "harmonizer.cohort", "nibabel", "ants"),
+    "harmonizer/deep/diffusion": ("harmonizer.methods", "harmonizer.deep.training",
+                                  "harmonizer.volume", "harmonizer.cohort", "nibabel", "ants"),
+    "harmonizer/deep/losses": ("harmonizer.methods", "harmonizer.deep.training",
+                               "harmonizer.volume", "harmonizer.cohort", "nibabel", "ants"),
+    "harmonizer/deep/training": ("harmonizer.methods", "harmonizer.evaluation",
+                                 "harmonizer.reports"),
+    "harmonizer/deep/augmentation": ("harmonizer.methods", "harmonizer.deep.training",
+                                     "harmonizer.deep.networks", "harmonizer.volume",
+                                     "harmonizer.cohort"),
+    "harmonizer/preprocessing": ("harmonizer.methods", "harmonizer.evaluation",
                                  "harmonizer.reports", "harmonizer.phantom", "torch"),
-    "harmonizer/backends": ("harmonizer.evaluation", "harmonizer.reports", "harmonizer.phantom"),
-    "harmonizer/segmentation": ("harmonizer.backends", "harmonizer.training",
+    "harmonizer/methods": ("harmonizer.evaluation", "harmonizer.reports", "harmonizer.phantom"),
+    "harmonizer/methods/statistical": ("harmonizer.methods.learned", "torch"),
+    "harmonizer/segmentation": ("harmonizer.methods", "harmonizer.deep.training",
                                 "harmonizer.evaluation", "harmonizer.reports",
                                 "harmonizer.phantom"),
-    "harmonizer/evaluation": ("harmonizer.backends", "harmonizer.training", "harmonizer.reports",
-                              "harmonizer.phantom"),
-    "harmonizer/reports": ("harmonizer.backends", "harmonizer.training", "torch"),
-    "harmonizer/phantom": ("harmonizer.backends", "harmonizer.training", "harmonizer.evaluation",
-                           "harmonizer.reports", "torch"),
+    "harmonizer/evaluation": ("harmonizer.methods", "harmonizer.deep.training",
+                              "harmonizer.reports", "harmonizer.phantom"),
+    "harmonizer/reports": ("harmonizer.methods", "harmonizer.deep.training", "torch"),
+    "harmonizer/phantom": ("harmonizer.methods", "harmonizer.deep.training",
+                           "harmonizer.evaluation", "harmonizer.reports", "torch"),
     "pipelines": ("run",),
     "pipelines/settings.py": ("pipelines", "nipype", "bids", "torch", "ants"),
     "pipelines/dataset": ("nipype", "torch", "ants", "pipelines.app", "pipelines.cli",
+                          "pipelines.stages", "pipelines.workflows", "pipelines.interfaces"),
+    "pipelines/interfaces": ("pipelines.app", "pipelines.cli", "pipelines.stages",
+                             "pipelines.workflows"),
+    "pipelines/outputs": ("nipype", "pipelines.app", "pipelines.cli", "pipelines.stages",
                           "pipelines.workflows", "pipelines.interfaces"),
-    "pipelines/interfaces": ("pipelines.app", "pipelines.cli", "pipelines.workflows"),
-    "pipelines/outputs": ("nipype", "pipelines.app", "pipelines.cli", "pipelines.workflows",
-                          "pipelines.interfaces"),
     "pipelines/workflows": ("pipelines.app", "pipelines.cli"),
+    "pipelines/stages": ("pipelines.app", "pipelines.cli"),
 }
 # Slow to import (0.3 to 4 s each): only inside the functions that use them, so that `--help` is
 # quick and every room can be opened alone. pipelines/interfaces is what Nipype's nodes import.
@@ -63,11 +71,11 @@ HEAVY = ("ants", "bids", "lightning", "matplotlib", "nilearn", "nipype", "pandas
 MAY_BE_HEAVY = {
     "pipelines/interfaces": ("nipype",),
     "pipelines/workflows": ("nipype",),
-    "harmonizer/networks": ("torch",),
-    "harmonizer/diffusion": ("torch",),
-    "harmonizer/losses": ("torch",),
-    "harmonizer/training": ("torch", "lightning"),
-    "harmonizer/augment": ("torch",),
+    "harmonizer/deep/networks": ("torch",),
+    "harmonizer/deep/diffusion": ("torch",),
+    "harmonizer/deep/losses": ("torch",),
+    "harmonizer/deep/training": ("torch", "lightning"),
+    "harmonizer/deep/augmentation": ("torch",),
     "harmonizer/segmentation": ("torch",),
 }
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "requests",
@@ -115,7 +123,7 @@ def walk(node: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
 def imports(source: Source, *, at_import_time: bool = False) -> Iterator[tuple[int, str]]:
     """Line and absolute dotted name of everything that a file imports.
 
-    `from . import target` in harmonizer/backends/base.py is `harmonizer.backends.target`; `from
+    `from . import target` in harmonizer/methods/base.py is `harmonizer.methods.target`; `from
     ..volume import Volume` is both `harmonizer.volume` and `harmonizer.volume.Volume`, since the
     text does not tell a module from a name.
     """
@@ -270,10 +278,10 @@ def test_the_house_keeps_the_rule(rule: Callable[[Source], list[str]]) -> None:
 
 BROKEN = {
     "against_the_arrows": [
-        ("harmonizer/evaluation/image.py", "from ..backends import registry"),
-        ("harmonizer/evaluation/image.py", "from .. import backends"),
+        ("harmonizer/evaluation/metrics/image.py", "from ...methods import registry"),
+        ("harmonizer/evaluation/metrics/image.py", "from ... import methods"),
         ("harmonizer/volume.py", "def f():\n    import pipelines.settings"),
-        ("harmonizer/networks/unet.py", "import nibabel as nib"),
+        ("harmonizer/deep/networks/unet.py", "import nibabel as nib"),
         ("harmonizer/reports/figures.py", "def f():\n    import torch.nn"),
         ("pipelines/dataset/index.py", "from nipype.pipeline import engine"),
         ("pipelines/interfaces/ants.py", "from ..workflows.base import run"),
@@ -282,7 +290,7 @@ BROKEN = {
     "heavy_at_import": [
         ("pipelines/app.py", "import nipype"),
         ("harmonizer/volume.py", "try:\n    from torch import nn\nexcept ImportError:\n    pass"),
-        ("pipelines/workflows/base.py", "class A:\n    import torch"),
+        ("pipelines/stages/run.py", "class A:\n    import torch"),
     ],
     "unsafe": [
         ("harmonizer/files.py", "import pickle"),
@@ -306,12 +314,12 @@ BROKEN = {
     "too_long": [("harmonizer/a.py", "def f():\n" + "    x = 1\n" * 61)],
 }
 SOUND = [
-    ("harmonizer/evaluation/image.py", "from ..volume import Volume"),
+    ("harmonizer/evaluation/metrics/image.py", "from ..volume import Volume"),
     ("harmonizer/reports/figures.py", "def f():\n    import matplotlib.pyplot"),
     ("harmonizer/phantom/head.py", "from .physics import TISSUES"),
-    ("harmonizer/evaluation/a.py", "if TYPE_CHECKING:\n    from ..backends import Backend"),
+    ("harmonizer/evaluation/a.py", "if TYPE_CHECKING:\n    from ..methods import Backend"),
     ("pipelines/interfaces/ants.py", "from nipype.interfaces.base import SimpleInterface"),
-    ("pipelines/workflows/base.py", "from ..interfaces import image"),
+    ("pipelines/stages/run.py", "from ..interfaces import image"),
     ("harmonizer/a.py", '"""A."""\nclass A(B):\n    """A."""\n    def f(self) -> None: ...'),
     ("harmonizer/a.py", "def f():\n" + "    x = 1\n" * 60),
     ("harmonizer/a.py", "x = re.compile('a')\ndef f():\n    return safetensors.torch.load(x)"),

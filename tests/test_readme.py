@@ -184,14 +184,14 @@ def test_usage_has_every_stage_in_order() -> None:
 
 
 def test_every_backend_is_in_the_readme() -> None:
-    from harmonizer.backends.registry import BUILT_IN
+    from harmonizer.methods.registry import BUILT_IN
 
     told = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert set(told) == set(BUILT_IN)
 
 
 def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
-    from harmonizer.backends import registry
+    from harmonizer.methods import registry
 
     text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8")
                    for page in ("usage.md", "learned-options.md"))

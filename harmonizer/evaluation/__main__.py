@@ -20,10 +20,10 @@ from ..progress import phases
 from ..segmentation.predict import NetworkSegmenter
 from ..segmentation.segmentations import CachedSegmenter
 from ..volume import write_volume
-from .anatomy import moved_map
-from .answers import QUESTIONS, answers
 from .folders import cohorts_of_folders
-from .referee import Ruling, referee
+from .questions.anatomy import moved_map
+from .run import Ruling, referee
+from .verdicts import QUESTIONS, answers
 
 __all__ = ["main", "parser", "write_moved_maps"]
 

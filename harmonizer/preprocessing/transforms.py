@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ..canvas import Canvas
+from ..bounding_box import Canvas
 from ..errors import InputError
 from ..files import write_text
 from ..volume import Volume

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ..cohort import Cohort
 from ..errors import HarmonizerError
-from ..evaluation.anatomy import GUARDED
-from ..evaluation.distribution import QuantileTable
-from ..evaluation.statistics import Statistics
+from ..evaluation.metrics.distribution import QuantileTable
+from ..evaluation.questions.anatomy import GUARDED
+from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
-from ..evaluation.tolerance import Verdict
 from .group import GroupReport, ScanRow, render_group_report
 
 __all__ = ["main", "report_of", "verdicts_of"]

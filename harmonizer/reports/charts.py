@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.distribution import LEVELS, QuantileTable, site_means
+from ..evaluation.metrics.distribution import LEVELS, QuantileTable, site_means
 from ..evaluation.table import Metrics
 from .draw import new_canvas, to_png
 from .figures import Figure, density, short_label

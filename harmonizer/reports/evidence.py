@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..evaluation.anatomy import GUARDED
-from ..evaluation.answers import QUESTIONS, WORST, Answer, answers
-from ..evaluation.statistics import Statistics, Test
-from ..evaluation.tolerance import Verdict
+from ..evaluation.questions.anatomy import GUARDED
+from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.statistics.resampling import Statistics, Test
+from ..evaluation.verdicts import QUESTIONS, WORST, Answer, answers
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
 

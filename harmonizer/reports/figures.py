@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from ..evaluation.distribution import LEVELS, quantile_function
+from ..evaluation.metrics.distribution import LEVELS, quantile_function
 from .draw import Colours, Contour, draw_mosaic, new_canvas, to_png
 from .mosaic import plan_mosaic
 
@@ -58,7 +58,7 @@ class ScanImages:
     ``harmonized``: the harmonized image, same grid as ``registered``.
     ``tissues``: tissue labels of this scan, same grid and codes as ``template_tissues``.
     ``target_quantiles``: quantile functions of the target's scans, (scans, 200) each, by tissue:
-    "brain", "CSF", "GM", "WM"; levels as `harmonizer.evaluation.distribution.LEVELS`.
+    "brain", "CSF", "GM", "WM"; levels as `harmonizer.evaluation.metrics.distribution.LEVELS`.
     """
 
     native: Volume | None = None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.confounding import ConfoundingCheck, check_confounding
-from ..evaluation.distribution import QuantileTable, match_moments
-from ..evaluation.statistics import Statistics
+from ..evaluation.metrics.distribution import QuantileTable, match_moments
+from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.statistics.confounding import ConfoundingCheck, check_confounding
+from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
-from ..evaluation.tolerance import Verdict
 from . import charts
 from .evidence import Evidence, evidence_of
 from .figures import Figure

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(given: argparse.Namespace) -> None:
     import torch
 
-    from ..processor import torch_threads
+    from ..deep.processor import torch_threads
     from .label_maps import load_label_maps
     from .train_settings import PLANS
 
@@ -107,7 +107,7 @@ def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: s
 
 def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
     """The preset's; in single precision where bfloat16 would take minutes a step."""
-    from ..processor import trains_in_bf16
+    from ..deep.processor import trains_in_bf16
     from .train_settings import PRESETS
 
     settings = replace(PRESETS[preset], seed=seed)

@@ -19,7 +19,11 @@ from scipy import ndimage
 
 from ..errors import InputError
 from ..preprocessing.brain import (
-    BrainExtraction, check_quality, extract_brain, first_affine, is_brain_only
+    BrainExtraction,
+    check_quality,
+    extract_brain,
+    first_affine,
+    is_brain_only,
 )
 from ..preprocessing.transforms import resample
 from ..volume import Volume

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..networks.blocks import fold
-from ..networks.convolution import Conv3d, conv3d
+from ..deep.networks.blocks import fold
+from ..deep.networks.convolution import Conv3d, conv3d
 
 __all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK"]
 

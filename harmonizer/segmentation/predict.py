@@ -216,8 +216,8 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
     import torch
     from torch.nn import functional
 
-    from ..networks.blocks import fold
-    from ..processor import torch_threads
+    from ..deep.networks.blocks import fold
+    from ..deep.processor import torch_threads
     from .network import BLOCK
     from .synthesis import normalise
 

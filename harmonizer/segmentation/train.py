@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..deep.networks.blocks import fold
 from ..errors import InputError, UsageError
 from ..files import atomic_path, sha256_of, write_json
-from ..networks.blocks import fold
 from .label_maps import LabelMap
 from .network import BLOCK, SegmenterNet
 from .synthesis import SynthesisSettings, synthesise

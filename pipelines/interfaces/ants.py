@@ -11,7 +11,10 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.bias import correct_bias
 from harmonizer.preprocessing.brain import (
-    BrainExtraction, check_quality, extract_brain, is_brain_only,
+    BrainExtraction,
+    check_quality,
+    extract_brain,
+    is_brain_only,
 )
 from harmonizer.preprocessing.registration import register_to_template
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
@@ -63,8 +66,8 @@ class ExtractBrain(ExplainedInterface):
 
 def agreement(volume: Volume, found: BrainExtraction) -> float:
     """Dice (0..1) of the mask and the network's, which sees the image as it came."""
-    from harmonizer.segmentation.segmentations import dice
     from harmonizer.segmentation.brain import network_mask
+    from harmonizer.segmentation.segmentations import dice
 
     return dice(found.mask, network_mask(volume))
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
-from harmonizer.evaluation.distribution import quantile_function
-from harmonizer.evaluation.evaluate import label_tissues, tissue_values
+from harmonizer.evaluation.metrics.distribution import quantile_function
+from harmonizer.evaluation.paired_metrics import label_tissues, tissue_values
 from harmonizer.files import sha256_of, write_json
 from harmonizer.preprocessing.conform import Conformed, conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import File, traits
 
-from harmonizer.backends import registry
-from harmonizer.backends.model_folder import model_hash
-from harmonizer.backends.target import Target
-from harmonizer.backends.tissue_matching import DEFAULT_SEGMENTER, shares_with
-from harmonizer.carrier import guide, left_out
+from harmonizer.contrast.contrast_transfer import guide, left_out
+from harmonizer.contrast.intensity_map import IntensityMap
+from harmonizer.contrast.local_statistics import shares_of
 from harmonizer.errors import InputError
-from harmonizer.evaluation.image import gradient_agreement, ssim_structure
+from harmonizer.evaluation.metrics.image import gradient_agreement, ssim_structure
 from harmonizer.files import read_json, write_json
-from harmonizer.intensity_map import IntensityMap
-from harmonizer.local_statistics import shares_of
-from harmonizer.native import apply_with_head, change_of
+from harmonizer.methods import registry
+from harmonizer.methods.model_folder import model_hash
+from harmonizer.methods.native_grid import apply_with_head, change_of
+from harmonizer.methods.statistical.tissue_matching import DEFAULT_SEGMENTER, shares_with
+from harmonizer.methods.target import Target
 from harmonizer.preprocessing.conform import conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine
 from harmonizer.volume import Volume, read_volume, write_volume

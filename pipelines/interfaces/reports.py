@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import File, traits
 
-from harmonizer.evaluation.evaluate import label_tissues
+from harmonizer.evaluation.paired_metrics import label_tissues
 from harmonizer.reports.figures import ScanImages, scan_figures
 from harmonizer.template import load_template, tissue_priors
 from harmonizer.volume import read_volume

@@ -9,7 +9,7 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.transforms import read_itk_affine, resample
-from harmonizer.segmentation.borrowed import ENOUGH, borrow
+from harmonizer.segmentation.fallback_segmentation import ENOUGH, borrow
 from harmonizer.segmentation.predict import doubt, segment
 from harmonizer.segmentation.refine import contrast_between
 from harmonizer.template import load_template

@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harmonizer.backends import registry
-from harmonizer.backends.model_folder import model_hash
 from harmonizer.errors import InputError, UnavailableError, UsageError
 from harmonizer.files import read_json, sha256_of
+from harmonizer.methods import registry
+from harmonizer.methods.model_folder import model_hash
 
 from ..outputs.collect import Preprocessed, find_preprocessed
 from ..outputs.figures import figures_index
 from ..outputs.names import resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, write_log
 from ..settings import Settings
+from ..stages.targets import Aim, model_folder_of, require_brains, resolve_target, target_bands
 from .engine import Failure, execute
 from .preprocessing import MEM_GB, write_graph
-from .targets import Aim, model_folder_of, require_brains, resolve_target, target_bands
 
 if TYPE_CHECKING:
     from nipype import Workflow

@@ -22,10 +22,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.app.road import ROOT, command
 
 from harmonizer.preprocessing.conform import conform, write_on_original_grid
 from pipelines import app
+from tests.app.road import ROOT, command
 
 SHAPE = (10, 11, 12)
 SITES = "participant_id\tsite\nsub-01\tNYU\nsub-02\tKKI\nsub-03\tKKI\n"

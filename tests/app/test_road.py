@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from tests.app.road import command, results, run_app
 
 SPACE = "space-MNI152NLin2009aSym_res-2"

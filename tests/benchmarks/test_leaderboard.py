@@ -11,9 +11,9 @@ import pytest
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
-from harmonizer.evaluation.referee import Ruling
-from harmonizer.evaluation.distribution import QuantileTable
-from harmonizer.evaluation.statistics import Statistics, Test, not_possible
+from harmonizer.evaluation.metrics.distribution import QuantileTable
+from harmonizer.evaluation.run import Ruling
+from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
 from harmonizer.evaluation.table import Metrics
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -102,7 +102,7 @@ def test_scans_are_brought_to_a_coarser_grid_once(leaderboard, tmp_path):
 
 def test_a_method_gets_its_own_options_and_its_minutes(leaderboard, tmp_path, monkeypatch):
     """Options of one method never reach another; a training has a folder for each fold."""
-    from harmonizer.backends import registry
+    from harmonizer.methods import registry
 
     seen = []
     for name in ("cacd", "disarm"):

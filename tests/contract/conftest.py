@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.contract.brains import scan_of, three_levels
 
-from harmonizer.backends import tissue_matching
 from harmonizer.cohort import Cohort
+from harmonizer.methods.statistical import tissue_matching
+from tests.contract.brains import scan_of, three_levels
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.contract.brains import at_site_b, brain_of, scan_of
 
-from harmonizer.backends import registry
-from harmonizer.backends.base import Backend, StatisticsBackend
-from harmonizer.backends.target import Target
 from harmonizer.cohort import Cohort
+from harmonizer.contrast.intensity_map import PointwiseMap
 from harmonizer.errors import InputError, UnavailableError, UsageError
-from harmonizer.intensity_map import PointwiseMap
+from harmonizer.methods import registry
+from harmonizer.methods.base import Backend, StatisticsBackend
+from harmonizer.methods.target import Target
 from harmonizer.volume import Volume, write_volume
+from tests.contract.brains import at_site_b, brain_of, scan_of
 
 
 def new(kind: type[Backend]) -> Backend:

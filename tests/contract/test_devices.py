@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
+from harmonizer.methods import registry
 from tests.contract.brains import at_site_b, brain_of
 from tests.pretended_device import pretended_device
-
-from harmonizer.backends import registry
 
 LEARNED = sorted(name for name in registry.BUILT_IN if registry.get(name).capabilities.trained)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.contract.brains import brain_of
 
-from harmonizer.backends import registry
+from harmonizer.methods import registry
+from tests.contract.brains import brain_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "writing-a-backend.md"
 
@@ -47,7 +47,7 @@ def test_the_page_makes_a_working_backend(guest, cohort, tmp_path):
 def test_every_capability_is_on_the_page():
     import dataclasses
 
-    from harmonizer.backends.base import Capabilities
+    from harmonizer.methods.base import Capabilities
 
     text = PAGE.read_text(encoding="utf-8")
     for field in dataclasses.fields(Capabilities):

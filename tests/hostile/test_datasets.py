@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.hostile.strategies import DEPTH, JSON, TEXT, changed, changed_bytes, explained, fuzz
 
 from harmonizer.errors import InputError, UsageError
 from harmonizer.preprocessing.conform import check_image, conform
@@ -28,6 +27,7 @@ from pipelines.dataset.records import ScanRecord
 from pipelines.outputs.sidecars import kept, scan_facts
 from pipelines.settings import Settings, load_toml
 from pipelines.workflows.engine import load_plugin
+from tests.hostile.strategies import DEPTH, JSON, TEXT, changed, changed_bytes, explained, fuzz
 
 SIDECAR = {"Manufacturer": "Siemens", "ManufacturersModelName": "Trio", "MagneticFieldStrength": 3,
            "InstitutionName": "Hôpital", "DeviceSerialNumber": "1", "EchoTime": 0.003}

@@ -15,17 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
-from tests.contract.brains import brain_of, scan_of, three_levels
-from tests.hostile.strategies import DEPTH, changed, changed_arrays, changed_bytes, explained, fuzz
 
-from harmonizer.backends import model_folder, registry, tissue_matching
-from harmonizer.backends.base import Backend
-from harmonizer.backends.target import CARD_FORMAT, Target
 from harmonizer.cohort import Cohort
 from harmonizer.errors import HarmonizerError, InputError, UnavailableError
 from harmonizer.files import sha256_of
+from harmonizer.methods import model_folder, registry
+from harmonizer.methods.base import Backend
+from harmonizer.methods.statistical import tissue_matching
+from harmonizer.methods.target import CARD_FORMAT, Target
 from pipelines.settings import Settings
-from pipelines.workflows.targets import card_path
+from pipelines.stages.targets import card_path
+from tests.contract.brains import brain_of, scan_of, three_levels
+from tests.hostile.strategies import DEPTH, changed, changed_arrays, changed_bytes, explained, fuzz
 
 BACKENDS = ("histogram_matching", "moment_matching", "spectrum_swap", "tissue_matching")
 LEARNED = ("cacd", "disarm", "ihf", "patch_diffusion")

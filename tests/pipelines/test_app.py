@@ -59,9 +59,9 @@ class Workflows:
 def workflows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workflows]:
     """The app with stand-in workflows, and the process as it was when the test ends."""
     stand_in = Workflows()
-    module = types.ModuleType("pipelines.workflows.base")
+    module = types.ModuleType("pipelines.stages.run")
     module.run = stand_in.run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pipelines.workflows.base", module)
+    monkeypatch.setitem(sys.modules, "pipelines.stages.run", module)
     environment, method = dict(os.environ), multiprocessing.get_start_method(allow_none=True)
     level = logging.getLogger().level
     yield stand_in

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from harmonizer.cohort import Cohort, Scan
-from harmonizer.evaluation.evaluate import label_tissues
+from harmonizer.evaluation.paired_metrics import label_tissues
 from harmonizer.phantom import make_person, render, scanner_named
 from harmonizer.phantom.aligned import aligned_image
 from harmonizer.phantom.dataset import plan_participants

@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
-from harmonizer.evaluation import anatomy
-from harmonizer.evaluation.anatomy import (
+from harmonizer.evaluation.questions import anatomy
+from harmonizer.evaluation.questions.anatomy import (
     GUARDED,
     compare_anatomy,
     edge_displacement,
@@ -19,14 +19,14 @@ from harmonizer.evaluation.anatomy import (
     nearest_overlap,
     overlap,
 )
-from harmonizer.evaluation.rescans import noise_level, resampled_noise, simulated_rescan
-from harmonizer.evaluation.tolerance import (
+from harmonizer.evaluation.questions.anatomy_limits import (
     Tolerance,
     chance_of_flags,
     judge,
     learn_tolerance,
     tolerance_of,
 )
+from harmonizer.evaluation.questions.rescans import noise_level, resampled_noise, simulated_rescan
 from harmonizer.volume import Volume, write_mask, write_volume
 
 SHAPE = (40, 44, 40)

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from harmonizer.evaluation.answers import QUESTIONS, answers
-from harmonizer.evaluation.statistics import Statistics, Test, not_possible
+from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
+from harmonizer.evaluation.verdicts import QUESTIONS, answers
 
 
 def row(name: str, backend: str, effect: float, low: float, high: float, p: float | None = None,

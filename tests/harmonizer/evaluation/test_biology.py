@@ -4,14 +4,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harmonizer.evaluation.biology import (
+from harmonizer.evaluation.questions.biology import (
     age_by_scanner,
     age_tests,
     effect_size,
     effect_tests,
     predict_age,
 )
-from harmonizer.evaluation.design import Design
+from harmonizer.evaluation.statistics.design import Design
 
 
 def people(n: int = 60, seed: int = 0) -> Design:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.combat import cross_fitted_combat, fit_combat
+from harmonizer.evaluation.statistics.combat import cross_fitted_combat, fit_combat
 
 SITES = list("AAAABBBBBCCC")
 AGES = np.array([20, 34, 51, 62, 25, 33, 48, 57, 70, 29, 44, 66.0])

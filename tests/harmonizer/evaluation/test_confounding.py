@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harmonizer.evaluation.confounding import age_by_site, check_confounding, sex_by_site
+from harmonizer.evaluation.statistics.confounding import age_by_site, check_confounding, sex_by_site
 
 
 def test_age_tests_are_scipys():

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.harmonizer.evaluation import cohorts
 
 from harmonizer.cohort import Cohort
-from harmonizer.evaluation.answers import answers
-from harmonizer.evaluation.referee import Ruling, referee
+from harmonizer.evaluation.run import Ruling, referee
+from harmonizer.evaluation.verdicts import answers
 from harmonizer.reports.evidence import evidence_of
+from tests.harmonizer.evaluation import cohorts
 
 NO_EFFECT = "everybody has the same value"
 

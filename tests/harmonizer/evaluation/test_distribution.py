@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.distribution import (
+from harmonizer.evaluation.metrics.distribution import (
     LEVELS,
     QuantileRow,
     QuantileTable,

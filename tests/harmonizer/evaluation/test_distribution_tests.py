@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harmonizer.evaluation.distribution import LEVELS, quantile_function, site_means
-from harmonizer.evaluation.distribution_tests import (
+from harmonizer.evaluation.metrics.distribution import LEVELS, quantile_function, site_means
+from harmonizer.evaluation.statistics.distribution_tests import (
     anderson_darling,
     density,
     distance_between_sites,

@@ -8,7 +8,7 @@ import pytest
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
-from harmonizer.evaluation.evaluate import evaluate_cohort, label_tissues, scan_features
+from harmonizer.evaluation.paired_metrics import evaluate_cohort, label_tissues, scan_features
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 SHAPE = (20, 22, 18)

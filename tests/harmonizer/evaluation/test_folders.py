@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.harmonizer.evaluation import cohorts
 
 from harmonizer.errors import InputError
 from harmonizer.evaluation.__main__ import main
 from harmonizer.evaluation.folders import cohorts_of_folders, images_of, read_sites
-from harmonizer.evaluation.statistics import Statistics
+from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.segmentation.segmentations import tissue_ratios
 from harmonizer.volume import Volume, read_volume, write_volume
+from tests.harmonizer.evaluation import cohorts
 
 
 @pytest.fixture(scope="module")

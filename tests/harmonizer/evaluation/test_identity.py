@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.harmonizer.evaluation import cohorts
 
-from harmonizer.evaluation.identity import (
+from harmonizer.evaluation.questions.subject import (
     fingerprint,
     identify,
     source_identity,
     travelling_identity,
 )
 from harmonizer.volume import Volume
+from tests.harmonizer.evaluation import cohorts
 
 
 def prints_of(plan) -> tuple[list, dict[str, np.ndarray]]:

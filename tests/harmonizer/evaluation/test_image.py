@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.image import (
+from harmonizer.evaluation.metrics.image import (
     gradient_agreement,
     mae,
     ms_ssim,

@@ -9,7 +9,7 @@ from multiprocessing import active_children
 import pytest
 
 from harmonizer.errors import Terminated
-from harmonizer.evaluation.measurements import spread
+from harmonizer.evaluation.metrics.scan_features import spread
 
 
 def test_an_interrupt_ends_the_processes_at_once():

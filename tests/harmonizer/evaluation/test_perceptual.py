@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.perceptual import SHAPES, STEPS, Lpips, load_lpips
+from harmonizer.evaluation.metrics.perceptual import SHAPES, STEPS, Lpips, load_lpips
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.harmonizer.evaluation import cohorts
 
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError, UsageError
-from harmonizer.evaluation.answers import answers
-from harmonizer.evaluation.referee import COMBAT, referee
-from harmonizer.evaluation.statistics import Statistics, Test
+from harmonizer.evaluation.run import COMBAT, referee
+from harmonizer.evaluation.statistics.resampling import Statistics, Test
+from harmonizer.evaluation.verdicts import answers
+from tests.harmonizer.evaluation import cohorts
 
 
 def one(statistics: Statistics, name: str, backend: str = "", **more: str) -> Test:
@@ -154,7 +154,7 @@ def test_without_travellers_the_paired_measures_say_so(ruling):
 
 
 def test_every_number_is_in_the_dictionary(ruling, travelled, tmp_path):
-    from harmonizer.evaluation.measures import TESTS
+    from harmonizer.evaluation.dictionary import TESTS
     from harmonizer.evaluation.table import MEASURES
 
     for found in (ruling, travelled):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.site import (
+from harmonizer.evaluation.questions.scanner import (
     guess_sites,
     macro_f1,
     site_tests,

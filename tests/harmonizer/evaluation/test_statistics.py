@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from harmonizer.errors import InputError
-from harmonizer.evaluation.statistics import (
+from harmonizer.evaluation.statistics.resampling import (
     Statistics,
     Test,
     benjamini_hochberg,

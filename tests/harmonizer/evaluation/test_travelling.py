@@ -9,8 +9,7 @@ import pytest
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
-from harmonizer.evaluation.table import Metric, Metrics
-from harmonizer.evaluation.travelling import (
+from harmonizer.evaluation.questions.traveling import (
     agreement_tests,
     compare_images,
     compare_methods,
@@ -23,6 +22,7 @@ from harmonizer.evaluation.travelling import (
     travellers,
     within_subject_cov,
 )
+from harmonizer.evaluation.table import Metric, Metrics
 from harmonizer.volume import Volume, write_mask, write_volume
 
 # Shrout and Fleiss 1979, table 2: six targets, four judges.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.harmonizer.evaluation import phantoms
 
-from harmonizer.evaluation.answers import answers
-from harmonizer.evaluation.referee import referee
-from harmonizer.evaluation.statistics import Test
+from harmonizer.evaluation.run import referee
+from harmonizer.evaluation.statistics.resampling import Test
+from harmonizer.evaluation.verdicts import answers
 from harmonizer.template import tissue_priors
+from tests.harmonizer.evaluation import phantoms
 
 ILL = ("03", "12")  # with a lesion in their scans, which the painter erases
 PAINTED = ("05", "14")  # without, until the painter comes

@@ -6,8 +6,7 @@ import pytest
 
 from harmonizer.cohort import Scan
 from harmonizer.errors import InputError
-from harmonizer.evaluation.design import Design, dummies, partial_eta
-from harmonizer.evaluation.volumes import (
+from harmonizer.evaluation.metrics.volumes import (
     _mixed_model,
     balanced_shares,
     paired_t_tests,
@@ -15,6 +14,7 @@ from harmonizer.evaluation.volumes import (
     variance_shares,
     volume_tests,
 )
+from harmonizer.evaluation.statistics.design import Design, dummies, partial_eta
 
 HAND = np.array([[2.0, 4.0], [4.0, 8.0], [6.0, 9.0]])
 """Worked by hand: person means 3, 6, 7.5, site means 4, 7, grand mean 5.5. Residuals 0.5, -0.5;

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from harmonizer.cohort import Cohort
-from harmonizer.evaluation.image import gradient_agreement
+from harmonizer.evaluation.metrics.image import gradient_agreement
 from harmonizer.phantom import SCANNERS, make_person, scanner_named
 from harmonizer.phantom.aligned import aligned_image, write_aligned
 from harmonizer.template import load_template

@@ -10,7 +10,12 @@ import pytest
 from harmonizer.errors import UsageError
 from harmonizer.phantom import SCANNERS, UNSEEN, Sequence
 from harmonizer.phantom.physics import (
-    TISSUES, Relaxation, relaxation_of, signal, signal_slopes, signals,
+    TISSUES,
+    Relaxation,
+    relaxation_of,
+    signal,
+    signal_slopes,
+    signals,
 )
 
 ALL_SCANNERS = pytest.mark.parametrize("scanner", (*SCANNERS, UNSEEN), ids=lambda s: s.name)

@@ -11,7 +11,14 @@ from scipy import ndimage
 
 from harmonizer.errors import UsageError
 from harmonizer.phantom import (
-    SCANNERS, UNSEEN, acquire, grid_of, image_of, render, scanner_named, shown_by,
+    SCANNERS,
+    UNSEEN,
+    acquire,
+    grid_of,
+    image_of,
+    render,
+    scanner_named,
+    shown_by,
 )
 
 PRESETS = [scanner.at_voxel(4.0) for scanner in (*SCANNERS, UNSEEN)]

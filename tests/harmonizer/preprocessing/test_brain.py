@@ -11,7 +11,10 @@ from scipy import ndimage
 from harmonizer.errors import UsageError
 from harmonizer.preprocessing import bias, brain
 from harmonizer.preprocessing.brain import (
-    check_quality, extract_brain, foreground_mask, is_brain_only,
+    check_quality,
+    extract_brain,
+    foreground_mask,
+    is_brain_only,
 )
 from harmonizer.preprocessing.registration import register_to_template
 

@@ -5,7 +5,11 @@ import pytest
 
 from harmonizer.errors import InputError
 from harmonizer.preprocessing.conform import (
-    check_image, conform, original_image, to_original_grid, write_on_original_grid,
+    check_image,
+    conform,
+    original_image,
+    to_original_grid,
+    write_on_original_grid,
 )
 
 from .heads import blob, grids

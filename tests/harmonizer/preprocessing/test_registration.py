@@ -4,7 +4,11 @@ import pytest
 
 from harmonizer.errors import InputError
 from harmonizer.preprocessing.registration import (
-    affine_scales, mutual_information, register_to_template, search_pose, working_copy,
+    affine_scales,
+    mutual_information,
+    register_to_template,
+    search_pose,
+    working_copy,
 )
 from harmonizer.volume import Volume
 

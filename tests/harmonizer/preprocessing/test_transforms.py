@@ -6,7 +6,11 @@ from scipy.spatial.transform import Rotation
 from harmonizer.errors import InputError
 from harmonizer.preprocessing.ants_bridge import ants_module, to_ants
 from harmonizer.preprocessing.transforms import (
-    isotropic_grid, read_itk_affine, resample, resample_mask, write_itk_affine,
+    isotropic_grid,
+    read_itk_affine,
+    resample,
+    resample_mask,
+    write_itk_affine,
 )
 from harmonizer.volume import Volume
 

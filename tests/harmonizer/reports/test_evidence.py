@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harmonizer.evaluation.tolerance import Verdict
-from harmonizer.evaluation.statistics import Statistics, Test, not_possible
+from harmonizer.evaluation.questions.anatomy_limits import Verdict
+from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
 from harmonizer.reports.evidence import COMBAT, evidence_of
 from harmonizer.reports.intervals import Band, Mark, Strip, interval_chart, strip_chart
 

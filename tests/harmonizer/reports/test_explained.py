@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harmonizer.local_statistics import Lattice, LocalStatistics
-from harmonizer.reports.explained import explained_figure, tissue_difference
+from harmonizer.contrast.local_statistics import Lattice, LocalStatistics
+from harmonizer.reports.site_effect_maps import explained_figure, tissue_difference
 from harmonizer.template import load_template
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.harmonizer.evaluation import cohorts
 
 from harmonizer.cohort import Cohort
 from harmonizer.evaluation.__main__ import main, write_moved_maps
-from harmonizer.evaluation.tolerance import Verdict
-from harmonizer.evaluation.distribution import QuantileTable
-from harmonizer.evaluation.referee import Ruling
-from harmonizer.evaluation.statistics import Statistics
+from harmonizer.evaluation.metrics.distribution import QuantileTable
+from harmonizer.evaluation.questions.anatomy_limits import Verdict
+from harmonizer.evaluation.run import Ruling
+from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
-from harmonizer.reports.moved import moved_figure
+from harmonizer.reports.anatomy_change import moved_figure
 from harmonizer.volume import read_volume
+from tests.harmonizer.evaluation import cohorts
 
 SPOT = (13, 18, 9)
 

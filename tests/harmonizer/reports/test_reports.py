@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from harmonizer.evaluation.distribution import QuantileRow, QuantileTable
+from harmonizer.evaluation.metrics.distribution import QuantileRow, QuantileTable
 from harmonizer.evaluation.table import Metric, Metrics
 from harmonizer.reports.figures import Figure, ScanImages, density, scan_figures
 from harmonizer.reports.group import (
@@ -203,7 +203,7 @@ def test_the_mask_outline_is_drawn_in_red(figures):
 def test_density_is_a_density_and_finds_the_mode():
     from scipy import stats
 
-    from harmonizer.evaluation.distribution import LEVELS
+    from harmonizer.evaluation.metrics.distribution import LEVELS
 
     edges = np.linspace(-6, 6, 121)
     found = density(stats.norm.ppf(LEVELS), edges)
@@ -363,7 +363,7 @@ def test_no_heavy_import_comes_with_the_package():
     import sys
 
     code = ("import sys, harmonizer.reports.group, harmonizer.reports.subject, "
-            "harmonizer.evaluation.evaluate; "
+            "harmonizer.evaluation.paired_metrics; "
             "print([m for m in ('torch','matplotlib','skimage','jinja2','pandas','ants') "
             "if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -371,8 +371,8 @@ def test_no_heavy_import_comes_with_the_package():
 
 
 def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_path):
-    from harmonizer.evaluation.tolerance import Verdict
-    from harmonizer.evaluation.statistics import Statistics
+    from harmonizer.evaluation.questions.anatomy_limits import Verdict
+    from harmonizer.evaluation.statistics.resampling import Statistics
 
     metrics, quantiles, scans = tables()
     verdicts = {"moment_matching": {"sub-1_T1w": Verdict(False, (EVIL,), {}, {}),
@@ -394,7 +394,7 @@ def test_group_report_without_statistics_answers_nothing(group_page):
 
 def test_each_modality_has_its_own_target(tmp_path):
     """The site with most scans is another for each; the FLAIR's is no site of the T1w."""
-    from harmonizer.evaluation.statistics import Statistics
+    from harmonizer.evaluation.statistics.resampling import Statistics
 
     metrics, quantiles, scans = tables()
     both = Metrics((*metrics, *(replace(row, modality="FLAIR") for row in metrics)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from tests.contract.brains import three_levels
 
 from harmonizer.phantom import SCANNERS
 from harmonizer.phantom.aligned import aligned_image
 from harmonizer.phantom.anatomy import make_person
 from harmonizer.preprocessing.transforms import resample
-from harmonizer.segmentation.borrowed import borrow
+from harmonizer.segmentation.fallback_segmentation import borrow
 from harmonizer.volume import Volume
+from tests.contract.brains import three_levels
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from harmonizer.deep.networks.blocks import fold
+from harmonizer.deep.processor import torch_threads
 from harmonizer.errors import InputError
-from harmonizer.networks.blocks import fold
 from harmonizer.phantom import image_of, make_person, scanner_named
 from harmonizer.preprocessing.brain import MIN_AGREEMENT, MIN_OVERLAP
-from harmonizer.processor import torch_threads
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.segmentations import dice

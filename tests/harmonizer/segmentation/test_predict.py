@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from harmonizer.deep.networks.blocks import fold
 from harmonizer.errors import InputError
-from harmonizer.networks.blocks import fold
 from harmonizer.segmentation.predict import NetworkSegmenter, doubt, segment
 from harmonizer.segmentation.refine import LEAST_SUPPORT, OF_NETWORK
 from harmonizer.volume import Volume

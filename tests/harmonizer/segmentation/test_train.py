@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from harmonizer import processor
+from harmonizer.deep import processor
+from harmonizer.deep.networks.blocks import fold
 from harmonizer.errors import InputError, UsageError
 from harmonizer.files import sha256_of
-from harmonizer.networks.blocks import fold
 from harmonizer.segmentation.__main__ import _settings, main
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.network import SegmenterNet

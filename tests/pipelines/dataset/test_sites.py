@@ -7,12 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.dataset.sites import (
-    SiteFinder,
-    clean_label,
-    distinct_labels,
-    sidecar_site,
-)
+from pipelines.dataset.sites import SiteFinder, clean_label, distinct_labels, sidecar_site
 from pipelines.dataset.tables import Tables
 
 PEOPLE = "participant_id\tsite\tscanner\nsub-01\tNYU\tS1\nsub-02\tn/a\tS2\n"

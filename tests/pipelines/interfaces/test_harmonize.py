@@ -8,6 +8,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
+from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError
+from harmonizer.files import read_json, sha256_of, write_json
+from harmonizer.methods.base import Backend
+from harmonizer.methods.learned.disarm.backend import Disarm
+from harmonizer.methods.learned.patch_diffusion.backend import PatchDiffusion
+from harmonizer.methods.statistical import tissue_matching
+from harmonizer.methods.statistical.histogram_matching import HistogramMatching
+from harmonizer.preprocessing.transforms import write_itk_affine
+from harmonizer.volume import read_volume, write_mask, write_volume
+from pipelines.interfaces.harmonize import Harmonize
+from pipelines.outputs.names import ScanPaths, sidecar
 from tests.contract.brains import (
     GAIN,
     OFFSET,
@@ -17,19 +30,6 @@ from tests.contract.brains import (
     scan_of,
     three_levels,
 )
-
-from harmonizer.backends import tissue_matching
-from harmonizer.backends.base import Backend
-from harmonizer.backends.disarm import Disarm
-from harmonizer.backends.histogram_matching import HistogramMatching
-from harmonizer.backends.patch_diffusion import PatchDiffusion
-from harmonizer.cohort import Cohort
-from harmonizer.errors import InputError
-from harmonizer.files import read_json, sha256_of, write_json
-from harmonizer.preprocessing.transforms import write_itk_affine
-from harmonizer.volume import read_volume, write_mask, write_volume
-from pipelines.interfaces.harmonize import Harmonize
-from pipelines.outputs.names import ScanPaths, sidecar
 
 
 def prepared(folder: Path, backend: Backend | None = None, stripped: bool = True

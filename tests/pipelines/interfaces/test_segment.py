@@ -9,7 +9,7 @@ import pytest
 
 from harmonizer.preprocessing.transforms import write_itk_affine
 from harmonizer.segmentation import predict
-from harmonizer.segmentation.borrowed import Borrowed
+from harmonizer.segmentation.fallback_segmentation import Borrowed
 from harmonizer.segmentation.predict import TissueMaps
 from harmonizer.segmentation.refine import REVISION
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume

@@ -11,10 +11,10 @@ from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
 from pipelines.settings import Settings
-from pipelines.workflows.base import check_target
+from pipelines.stages.fit import chosen
+from pipelines.stages.run import check_target
+from pipelines.stages.targets import modality_of, model_folder_of, site_label
 from pipelines.workflows.engine import plugin_of, portions
-from pipelines.workflows.fit import chosen
-from pipelines.workflows.targets import model_folder_of, modality_of, site_label
 
 
 def scan(subject: str, site: str, group: str) -> Scan:

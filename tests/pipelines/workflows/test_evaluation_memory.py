@@ -11,7 +11,7 @@ import pytest
 
 from harmonizer.volume import write_mask
 from pipelines.settings import Settings
-from pipelines.workflows.evaluation import _workers
+from pipelines.stages.evaluation import _workers
 
 
 def scans(folder: Path, shape: tuple[int, int, int]) -> list[SimpleNamespace]:

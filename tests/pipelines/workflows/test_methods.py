@@ -12,7 +12,7 @@ from harmonizer.files import write_json
 from pipelines.outputs.collect import Preprocessed
 from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.settings import Settings
-from pipelines.workflows.methods import methods_text
+from pipelines.stages.methods_text import methods_text
 from pipelines.workflows.preprocessing import brain_network_of
 
 

@@ -18,8 +18,8 @@ from pipelines.outputs.collect import Preprocessed
 from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.outputs.scanlog import log_path
 from pipelines.settings import Settings
+from pipelines.stages.targets import Aim
 from pipelines.workflows import harmonization, preprocessing
-from pipelines.workflows.targets import Aim
 
 
 @pytest.fixture

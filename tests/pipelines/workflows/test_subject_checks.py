@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from harmonizer.preprocessing.brain import LIMITS, QualityCheck, _reasons
-from pipelines.workflows.reports import _quality_checks
+from pipelines.stages.reports import _quality_checks
 
 SOUND = QualityCheck(1.4, (1.1, 1.1, 1.1), 0.2, 0.9, 0.95, 0.01, 0.94)
 BROKEN = {"volume_l": (0.5, 2.5), "overlap": (0.5,), "network_dice": (0.7,),

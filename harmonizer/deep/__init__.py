@@ -1,0 +1,2 @@
+"""Building blocks of networks: layers, losses, diffusion, augmentation and training. Tensors
+only."""

@@ -1,0 +1,1 @@
+"""The four questions of the evaluation: scanner, subject, biology, anatomy."""

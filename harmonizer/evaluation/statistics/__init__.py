@@ -1,0 +1,1 @@
+"""Statistics over scans and subjects: intervals, tests, ComBat, confounding."""

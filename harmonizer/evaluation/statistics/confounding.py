@@ -1,0 +1,242 @@
+"""Is the site also the age, or the sex?
+
+Where people differ between sites, removing the site removes part of the people: every number that
+compares sites must then be read beside this check. One person counts once per site, however often
+he or she was scanned there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..metrics.distribution import eta_squared
+
+__all__ = ["ConfoundingCheck", "age_by_site", "sex_by_site", "check_confounding"]
+
+SIGNIFICANT = 0.05
+LARGE_ETA_SQUARED = 0.14  # "large" in Cohen 1988, section 8.2, after chance is taken off
+LARGE_V_SQUARED = 0.25  # V = 0.5, "large" in Cohen 1988, section 7.2, after chance is taken off
+PERMUTATIONS = 9999
+FEWEST_PER_SITE = 2
+MOST_NAMED = 6  # sites named one by one in a warning
+
+
+@dataclass(frozen=True)
+class ConfoundingCheck:
+    """One variable against site.
+
+    ``tests``: p value by test name. ``effect``: share of variance (age, eta squared) or Cramer's V
+    (sex), 0 to 1. ``by_site``: words such as "31 y (20-61), n=4". ``missing``: people without a
+    value. ``warning``: a plain sentence, empty where nothing speaks against comparing the sites.
+    """
+
+    variable: str
+    effect_name: str
+    effect: float
+    tests: Mapping[str, float] = field(default_factory=dict)
+    by_site: Mapping[str, str] = field(default_factory=dict)
+    people: int = 0
+    missing: int = 0
+    warning: str = ""
+
+
+def check_confounding(
+    subjects: Sequence[str],
+    sites: Sequence[str],
+    ages: Sequence[float | None],
+    sexes: Sequence[str | None],
+    seed: int = 0,
+) -> tuple[ConfoundingCheck, ConfoundingCheck]:
+    """Age and sex against site, one value per scan in each sequence; one person counts once."""
+    first = {(who, where): index
+             for index, (who, where) in reversed(list(enumerate(zip(subjects, sites))))}
+    chosen = sorted(first.values())
+    places = [sites[i] for i in chosen]
+    return (age_by_site([ages[i] for i in chosen], places),
+            sex_by_site([sexes[i] for i in chosen], places, seed))
+
+
+def age_by_site(ages: Sequence[float | None], sites: Sequence[str]) -> ConfoundingCheck:
+    """Age against site: one-way ANOVA, Kruskal-Wallis and eta squared. One value per person."""
+    groups = _known(ages, sites)
+    missing = sum(_unknown(age) for age in ages)
+    values = [age for group in groups.values() for age in group]
+    labels = [site for site, group in groups.items() for _ in group]
+    effect = eta_squared(values, labels)
+    tests = _age_tests([group for group in groups.values() if len(group) >= FEWEST_PER_SITE])
+    by_site = {site: _age_words(groups.get(site, [])) for site in sorted(set(sites))}
+    check = ConfoundingCheck("age", "eta squared", effect, tests, by_site, len(ages), missing)
+    return _with_warning(check, _age_warning(check, groups))
+
+
+def sex_by_site(sexes: Sequence[str | None], sites: Sequence[str], seed: int = 0
+                ) -> ConfoundingCheck:
+    """Sex against site: chi-squared, Fisher's exact (2 x 2) or its permutation, and Cramer's V.
+
+    Larger tables with small counts take 9999 permutations of the sex labels (Fisher-Freeman-Halton
+    idea with the chi-squared statistic), drawn from ``seed``. One value per person.
+    """
+    groups = _known([_sex(sex) for sex in sexes], sites)
+    missing = sum(_sex(sex) is None for sex in sexes)
+    table = _contingency(groups)
+    effect = _cramer_v(table)
+    by_site = {site: _sex_words(groups.get(site, [])) for site in sorted(set(sites))}
+    check = ConfoundingCheck("sex", "Cramer's V", effect, _sex_tests(table, seed), by_site,
+                             len(sexes), missing)
+    return _with_warning(check, _sex_warning(check))
+
+
+def _with_warning(check: ConfoundingCheck, sentence: str) -> ConfoundingCheck:
+    return replace(check, warning=sentence)
+
+
+def _unknown(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not np.isfinite(value))
+
+
+def _known(values: Sequence, sites: Sequence[str]) -> dict[str, list]:
+    """Known values by site, sites sorted."""
+    groups: dict[str, list] = {}
+    for site, value in sorted(zip(sites, values), key=lambda pair: pair[0]):
+        if not _unknown(value):
+            groups.setdefault(site, []).append(value)
+    return groups
+
+
+def _age_tests(groups: list[list[float]]) -> dict[str, float]:
+    """p of one-way ANOVA and of Kruskal-Wallis; empty with fewer than two sites of two people."""
+    from scipy import stats
+
+    if len(groups) < 2 or len(set(np.concatenate(groups))) < 2:
+        return {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"ANOVA": float(stats.f_oneway(*groups).pvalue),
+                "Kruskal-Wallis": float(stats.kruskal(*groups).pvalue)}
+
+
+def _sex(value: str | None) -> str | None:
+    """"M" or "F" from the spellings that participants.tsv uses, None for anything else."""
+    letter = (value or "").strip()[:1].upper()
+    return letter if letter in ("M", "F") else None
+
+
+def _contingency(groups: Mapping[str, list[str]]) -> np.ndarray:
+    """Counts (sites, 2) of women and men."""
+    counts = [[group.count("F"), group.count("M")] for group in groups.values()]
+    return np.array(counts, dtype=int).reshape(-1, 2)
+
+
+def _testable(table: np.ndarray) -> bool:
+    return table.shape[0] >= 2 and bool((table.sum(axis=0) > 0).all())
+
+
+def _sex_tests(table: np.ndarray, seed: int) -> dict[str, float]:
+    from scipy import stats
+
+    if not _testable(table):
+        return {}
+    tests = {"chi-squared": float(stats.chi2_contingency(table, correction=False)[1])}
+    if table.shape[0] == 2:
+        tests["Fisher's exact"] = float(stats.fisher_exact(table)[1])
+    elif stats.contingency.expected_freq(table).min() < 5:
+        tests["permutation"] = _permutation_p(table, seed)
+    return tests
+
+
+def _permutation_p(table: np.ndarray, seed: int) -> float:
+    """p of the chi-squared statistic over random tables with the same margins."""
+    from scipy import stats
+
+    drawn = stats.random_table(table.sum(axis=1), table.sum(axis=0)).rvs(
+        size=PERMUTATIONS, random_state=np.random.default_rng(seed))
+    expected = stats.contingency.expected_freq(table)
+    statistics = ((drawn - expected) ** 2 / expected).sum(axis=(1, 2))
+    observed = ((table - expected) ** 2 / expected).sum()
+    return float((1 + np.count_nonzero(statistics >= observed - 1e-9)) / (1 + PERMUTATIONS))
+
+
+def _cramer_v(table: np.ndarray) -> float:
+    """sqrt(chi2 / n) for a table with two columns, 0 to 1; NaN where it is not defined."""
+    from scipy import stats
+
+    if not _testable(table):
+        return float("nan")
+    chi2 = stats.chi2_contingency(table, correction=False)[0]
+    return float(np.sqrt(chi2 / table.sum()))
+
+
+def _age_words(ages: Sequence[float]) -> str:
+    if not ages:
+        return "unknown"
+    return f"{np.mean(ages):.0f} y ({min(ages):.0f}-{max(ages):.0f}), n={len(ages)}"
+
+
+def _sex_words(sexes: Sequence[str]) -> str:
+    return f"{sexes.count('F')} F, {sexes.count('M')} M" if sexes else "unknown"
+
+
+def _age_warning(check: ConfoundingCheck, groups: Mapping[str, list[float]]) -> str:
+    if not check.tests:
+        return _untested(check)
+    if not (_any_significant(check) or _beyond_chance(check, check.effect) >= LARGE_ETA_SQUARED):
+        return ""
+    means = _extremes({site: float(np.mean(ages)) for site, ages in groups.items()})
+    return (f"Age {_verb(check)} between sites ({_p_words(check)}): the site label explains "
+            f"{100 * check.effect:.0f} % of the variance of age ({means}). Part of what looks like "
+            "a scanner effect may be age, and removing the scanner may remove age with it. Read "
+            "every comparison of sites with this in mind.")
+
+
+def _extremes(means: Mapping[str, float]) -> str:
+    """Every site's mean age in words, or only the youngest and the oldest of many sites."""
+    words = {site: f"{site} {mean:.0f} y" for site, mean in means.items()}
+    if len(means) <= MOST_NAMED:
+        return ", ".join(words.values())
+    youngest, oldest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    return f"from {words[youngest]} to {words[oldest]}"
+
+
+def _sex_warning(check: ConfoundingCheck) -> str:
+    if not check.tests:
+        return _untested(check)
+    if not (_any_significant(check)
+            or _beyond_chance(check, check.effect**2) >= LARGE_V_SQUARED):
+        return ""
+    counts = "; ".join(f"{site}: {words}" for site, words in check.by_site.items())
+    counts = counts if len(check.by_site) <= MOST_NAMED else f"{len(check.by_site)} sites"
+    return (f"The share of women and men {_verb(check)} between sites ({_p_words(check)}; "
+            f"Cramer's V {check.effect:.2f}; {counts}). Part of what looks like a scanner effect "
+            "may be sex, and removing the scanner may remove it too.")
+
+
+def _untested(check: ConfoundingCheck) -> str:
+    if len(check.by_site) < 2:
+        return ""
+    words = f"It cannot be told whether {check.variable} differs between sites: "
+    if not check.missing:
+        return words + "there are too few people per site, or all have the same value."
+    return (f"{words}it is unknown for {check.missing} of {check.people} people, and the others "
+            f"are too few or all the same. Add a column '{check.variable}' to participants.tsv to "
+            "have it checked.")
+
+
+def _beyond_chance(check: ConfoundingCheck, share: float) -> float:
+    """A share of variance less what k labels give n people by chance, (k - 1) / (n - 1)."""
+    known = check.people - check.missing
+    return share - (len(check.by_site) - 1) / max(known - 1, 1)
+
+
+def _verb(check: ConfoundingCheck) -> str:
+    return "differs" if _any_significant(check) else "may differ"
+
+
+def _any_significant(check: ConfoundingCheck) -> bool:
+    return any(p < SIGNIFICANT for p in check.tests.values())
+
+
+def _p_words(check: ConfoundingCheck) -> str:
+    return ", ".join(f"{name} p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+                     for name, p in check.tests.items())

@@ -1,0 +1,1 @@
+"""CACD: contrastive anatomy-contrast disentanglement (Scholz 2025)."""

@@ -1,0 +1,1 @@
+"""DISARM: disentangled scanner-free image-to-image translation (Caldera 2024)."""

@@ -1,0 +1,1 @@
+"""IHF-Harmony: invertible hierarchy flow (Zhu 2026)."""

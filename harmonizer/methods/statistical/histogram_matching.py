@@ -1,0 +1,77 @@
+"""Histogram matching: the scan's quantile function is carried onto the target's.
+
+y = Q_target(F_scan(x)), with the target's quantile function the mean over its scans, each divided
+by its own median first (a scan's gain is arbitrary) and multiplied by the mean median after.
+With ``method="landmarks"`` only p1, the deciles and p99 are kept and each scan is scaled by its
+p1..p99 range, as Nyul, Udupa and Zhang 2000 (doi:10.1109/42.836373); they fix the scale at 1..99
+of an arbitrary standard, here it is the target's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from ...contrast.intensity import LANDMARKS, PROBABILITIES, quantile_function
+from ...contrast.intensity_map import PointwiseMap
+from ...volume import Volume
+from ..base import BRIGHTEST, Capabilities, StatisticsBackend
+
+__all__ = ["HistogramMatching", "HistogramMatchingConfig"]
+
+Method = Literal["quantiles", "landmarks"]
+
+
+@dataclass(frozen=True)
+class HistogramMatchingConfig:
+    """`method`: ``quantiles`` (105 of them, 0.1 to 99.9 %) or ``landmarks`` (Nyul and Udupa)."""
+
+    method: Method = "quantiles"
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ValueError(f"method must be one of {get_args(Method)}, got {self.method!r}.")
+
+
+class HistogramMatching(StatisticsBackend):
+    """Monotone, global: corrects what one curve can, and no regional change."""
+
+    name = "histogram_matching"
+    reference = "Nyul, Udupa and Zhang 2000, IEEE Trans Med Imaging, doi:10.1109/42.836373"
+    summary = ("In-mask intensities were mapped by the monotone curve that carries the scan's "
+               "quantiles onto the mean quantiles of the target.")
+    capabilities = Capabilities(intensity_map=True)
+    Config = HistogramMatchingConfig
+
+    @property
+    def _probabilities(self) -> np.ndarray:
+        return LANDMARKS if self.config.method == "landmarks" else PROBABILITIES
+
+    def _scale(self, q: np.ndarray) -> tuple[float, float]:
+        """(offset, unit) by which a scan's quantiles are made comparable."""
+        if self.config.method == "landmarks":
+            return float(q[0]), float(max(q[-1] - q[0], 1e-12))
+        return 0.0, float(max(np.interp(0.5, self._probabilities, q), 1e-12))
+
+    def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
+        q = quantile_function(volume.in_mask(), self._probabilities)
+        offset, unit = self._scale(q)
+        return {"quantiles": (q - offset) / unit, "scale": np.array([offset, unit])}
+
+    def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        shape = np.mean([s["quantiles"] for s in summaries], axis=0)
+        offset, unit = np.mean([s["scale"] for s in summaries], axis=0)
+        return {"quantiles": np.maximum(offset + unit * shape, 0.0)}
+
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        q, n = np.asarray(style["quantiles"], np.float64), len(self._probabilities)
+        if q.shape != (n,) or q[0] < 0 or not 0 < q[-1] < BRIGHTEST or (np.diff(q) < 0).any():
+            raise ValueError(f"expected {n} rising quantiles from 0 to {BRIGHTEST:g}")
+
+    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> PointwiseMap:
+        return PointwiseMap(
+            quantile_function(volume.in_mask(), self._probabilities), style["quantiles"]
+        )

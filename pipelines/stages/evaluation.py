@@ -1,0 +1,343 @@
+"""The group level's second stage: the referee, from the output folder alone.
+
+Is the scanner gone, the person still there, biology still there, anatomy unmoved? The answers are
+`metrics.tsv`, `group_statistics.tsv` and `group.html`; each image's anatomy verdict also goes into
+its sidecar, so that no flagged image is passed on silently.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError
+from harmonizer.evaluation.metrics.distribution import QuantileTable
+from harmonizer.evaluation.questions.anatomy import moved_map
+from harmonizer.evaluation.run import Ruling, referee
+from harmonizer.evaluation.statistics.resampling import Statistics
+from harmonizer.evaluation.table import Metrics
+from harmonizer.files import read_json, write_json
+from harmonizer.methods.model_folder import is_model, model_hash
+from harmonizer.progress import phases
+from harmonizer.reports.anatomy_change import moved_figure
+from harmonizer.reports.figures import Figure
+from harmonizer.reports.group import Failure as FailureRow
+from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
+from harmonizer.segmentation.predict import NetworkSegmenter
+from harmonizer.template import tissue_priors
+from harmonizer.volume import load_nifti, write_volume
+
+from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
+from ..outputs.names import MODELS, resolution_of, sidecar
+from ..outputs.scanlog import failed_logs
+from ..outputs.sidecars import space
+from ..settings import Settings
+from .methods_text import methods_text, software_versions
+from .reports import write_subject_reports
+from .site_effect_maps import explained_figures
+
+__all__ = ["evaluate", "variants_of"]
+
+LOGGER = logging.getLogger("pipelines")
+SHOWN = 10  # flagged images named in the summary
+DRAWN = 4  # flagged images whose map of where it moved is in the report
+SLOPPY_PERMUTATIONS = 20
+PERMUTATIONS = 200
+OWN_GB = 0.3  # of a process that compares images, without them
+GB_PER_VOXEL = 9e-8  # of a pair of images and their maps: 1.06 GB at 1 mm (docs/benchmarks.md)
+SEGMENTER_GB = 0.3  # beyond that, where it segments: 1.33 GB were measured at 1 mm
+TABLES_GB = 0.7  # of the process that holds the tables and starts the others
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One harmonized version of the cohort: images of one desc by one method to one target.
+
+    Attributes
+    ----------
+    name : how tables call it: the method, or the desc where a method occurs twice
+    desc : desc entity of its images
+    backend, target, model : of its sidecars
+    items : the scans that have it
+    """
+
+    name: str
+    desc: str
+    backend: str
+    target: str
+    model: str
+    items: tuple[Preprocessed, ...]
+
+    @property
+    def cohort(self) -> Cohort:
+        """Its images, with the scans' own masks."""
+        return Cohort(tuple(replace(i.scan, image=i.paths.image(self.desc, template=True))
+                            for i in self.items))
+
+
+def evaluate(settings: Settings) -> tuple[str, ...]:
+    """Judge what is harmonized; write tables, verdicts and reports; returns lines.
+
+    Raises
+    ------
+    InputError
+        If nothing is preprocessed, or images of one desc come from different runs.
+    UsageError
+        If a covariate or the reference site is not there.
+    """
+    out = settings.output_dir
+    found = find_preprocessed(out, resolution_of(settings.sloppy), settings.modalities)
+    if not found:
+        raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
+    cohort_of(found).to_tsv(out / "cohort.tsv")
+    rulings = {}
+    for modality in settings.modalities:
+        scans = [item for item in found if item.scan.modality == modality]
+        variants = variants_of(settings, scans)
+        if variants:
+            rulings[modality] = (variants, _rule(settings, scans, variants))
+    if not rulings:
+        return ("Nothing to evaluate yet: no scan is harmonized. Run the participant level again "
+                "now that a model is fitted.",)
+    ruling = _joined([ruling for _, ruling in rulings.values()])
+    ruling.metrics.to_tsv(out / "metrics.tsv")
+    ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
+    ruling.statistics.to_tsv(out / "group_statistics.tsv")
+    everything = [v for variants, _ in rulings.values() for v in variants]
+    flagged = _write_verdicts(everything, ruling)
+    if settings.moved_maps != "none":
+        _write_moved_maps(everything, ruling, settings.moved_maps == "all")
+    write_subject_reports(settings, cohort_of(found).subjects)
+    judged = {modality: variants for modality, (variants, _) in rulings.items()}
+    path = render_group_report(out / "group.html", _group_report(settings, found, judged, ruling))
+    return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
+            _guard_line(flagged, sum(len(v.items) for v in everything)),
+            f"Group report: {path}")
+
+
+def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Variant, ...]:
+    """What is to be judged: the run's own desc first, with ``--compare`` every other one too."""
+    descs = [settings.desc]
+    if settings.compare:
+        descs += sorted({desc for item in scans for desc in _descs_of(item)} - {settings.desc})
+    variants = [made for desc in descs if (made := _variant(desc, scans)) is not None]
+    names = [variant.backend for variant in variants]
+    return tuple(replace(v, name=v.backend if names.count(v.backend) == 1 else v.desc)
+                 for v in variants)
+
+
+def _descs_of(item: Preprocessed) -> list[str]:
+    """Desc labels of the harmonized images of a scan."""
+    pattern = item.paths.image("*", template=True).name
+    before, after = pattern.split("*")
+    names = (path.name for path in item.paths.image("*", template=True).parent.glob(pattern))
+    descs = [name.removeprefix(before).removesuffix(after) for name in names]
+    return [desc for desc in descs if desc != "preproc"]
+
+
+def _sidecar_of(item: Preprocessed, desc: str) -> dict[str, Any] | None:
+    """Sidecar of a harmonized image on the template grid, or None where there is none."""
+    image = item.paths.image(desc, template=True)
+    return read_json(sidecar(image)) if image.is_file() and sidecar(image).is_file() else None
+
+
+def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
+    """The images of one desc; None where there are none.
+
+    Raises
+    ------
+    InputError
+        If they were made by several methods, to several targets, or with several models.
+    """
+    made: dict[tuple[str, str, str], list[Preprocessed]] = {}
+    for item in scans:
+        content = _sidecar_of(item, desc)
+        if content is not None:
+            key = (content["HarmonizationMethod"], content["Target"], content["ModelSHA256"])
+            made.setdefault(key, []).append(item)
+    if len(made) > 1:
+        kinds = "; ".join(f"{len(items)} by {key[0]} to {key[1]} (model {key[2][:8]}), such as "
+                          f"{items[0].scan_id}" for key, items in made.items())
+        raise InputError(f"the images desc-{desc} come from different runs: {kinds}. "
+                         "Run the harmonize stage again for all participants.")
+    for (backend, target, model), items in made.items():
+        return Variant(backend, desc, backend, target, model, tuple(items))
+    return None
+
+
+def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
+          ) -> Ruling:
+    """The referee over one modality."""
+    before = cohort_of(scans)
+    covariates = settings.covariates or tuple(
+        name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
+    LOGGER.info("Judging %d scans: %s.", len(before), ", ".join(v.name for v in variants))
+    with phases("evaluate") as progress:
+        return referee(
+            before, {v.name: v.cohort for v in variants}, variants[0].target,
+            covariates=covariates, reference_site=settings.reference_site,
+            travelling=settings.traveling,
+            segment=None if settings.sloppy else NetworkSegmenter(quick=True),
+            priors=tissue_priors(resolution_of(settings.sloppy)),
+            fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
+            permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
+            workers=_workers(settings, scans), progress=progress,
+            cache=settings.work_dir / "referee", seed=settings.random_seed)
+
+
+def _workers(settings: Settings, scans: Sequence[Preprocessed]) -> int:
+    """As many processes as ``--nprocs`` allows and ``--mem`` holds, beside this one; at least one.
+    """
+    if settings.mem_gb is None:
+        return settings.nprocs
+    voxels = float(np.prod(load_nifti(scans[0].scan.mask).shape))
+    each = OWN_GB + GB_PER_VOXEL * voxels + (0 if settings.sloppy else SEGMENTER_GB)
+    workers = max(1, min(settings.nprocs, int((settings.mem_gb - TABLES_GB) / each)))
+    if workers < settings.nprocs:
+        LOGGER.info("Evaluating in %d of %d processes: %.1f GB hold no more, at %.1f GB each.",
+                    workers, settings.nprocs, settings.mem_gb, each)
+    return workers
+
+
+def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort
+               ) -> dict[str, tuple[str, ...]]:
+    """Method -> people that its model was fitted on, as far as the model can be found."""
+    modality = before.scans[0].modality
+    people = {}
+    for variant in variants:
+        folder = settings.model or settings.output_dir / MODELS / variant.backend / modality
+        folder = folder if is_model(folder) else folder / modality
+        if is_model(folder) and model_hash(folder) == variant.model:
+            ids = set(read_json(folder / "cohort.json").get("ScanIds", ()))
+            people[variant.name] = tuple(sorted({s.subject for s in before if s.scan_id in ids}))
+    return people
+
+
+def _joined(rulings: Sequence[Ruling]) -> Ruling:
+    """One ruling of several modalities; scan identifiers hold the modality."""
+    verdicts: dict[str, dict[str, Any]] = {}
+    for ruling in rulings:
+        for name, found in ruling.verdicts.items():
+            verdicts.setdefault(name, {}).update(found)
+    return Ruling(
+        sum((r.metrics for r in rulings), Metrics()),
+        sum((r.statistics for r in rulings), Statistics()),
+        QuantileTable(tuple(row for r in rulings for row in r.quantiles.rows)), verdicts,
+        {modality: limit for r in rulings for modality, limit in r.tolerances.items()})
+
+
+def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
+    """Put each image's verdict into its sidecars; returns the flagged images."""
+    flagged = []
+    for variant in variants:
+        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        for item in variant.items:
+            verdict = verdicts.get(item.scan_id)
+            if verdict is None:
+                continue
+            for template in (False, True):
+                path = sidecar(item.paths.image(variant.desc, template=template))
+                write_json(path, {**read_json(path), "AnatomyGuard": verdict.as_dict()})
+            if not verdict.ok:
+                flagged.append(f"{item.scan_id} ({variant.name}: {'; '.join(verdict.reasons)})")
+    return flagged
+
+
+def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) -> None:
+    """The map of where it moved beside each flagged image, or beside every one.
+
+    A constant image has no map: everything moved.
+    """
+    for variant in variants:
+        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        for item, scan in zip(variant.items, variant.cohort):
+            verdict = verdicts.get(item.scan_id)
+            if verdict is None or (verdict.ok and not every):
+                continue
+            before, after = item.scan.read(), scan.read()
+            if np.ptp(after.data[before.mask]) > 0:
+                moved = moved_map(before.data, after.data, before.mask, tuple(before.spacing))
+                goal = item.paths.moved(variant.desc)
+                write_volume(goal, before.with_data(moved), code=4)
+                write_json(sidecar(goal), {
+                    "Description": "what a change of contrast or a bias field does not explain of "
+                                   "the harmonized image, averaged over 2.5 mm",
+                    "Units": "shares of the harmonized image's 0.5 to 99.5 % range",
+                    "Sources": [item.paths.uri(item.paths.image(desc, template=True))
+                                for desc in ("preproc", variant.desc)],
+                    **space(True, item.paths.resolution)})
+
+
+def _guard_line(flagged: Sequence[str], total: int) -> str:
+    if not flagged:
+        return f"Anatomy guard: none of {total} harmonized images is flagged."
+    more = f"; and {len(flagged) - SHOWN} more" if len(flagged) > SHOWN else ""
+    return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, look at them "
+            f"before use: {'; '.join(flagged[:SHOWN])}{more}.")
+
+
+def _group_report(
+    settings: Settings, found: Sequence[Preprocessed], judged: Mapping[str, Sequence[Variant]],
+    ruling: Ruling,
+) -> GroupReport:
+    """`judged`: what there is of each modality, the run's own first."""
+    out = settings.output_dir
+    own = {modality: variants[0] for modality, variants in judged.items()}
+    done = {i.scan_id for variants in judged.values() for v in variants for i in v.items}
+    warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
+                     if item.scan_id not in done and item.scan.modality in judged)
+    if settings.sloppy:
+        warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
+    rows = tuple(ScanRow(i.scan.scan_id, i.scan.subject, i.scan.site, i.scan.modality, i.scan.age,
+                         i.scan.sex) for i in found)
+    links = {subject: f"sub-{subject}.html" for subject in cohort_of(found).subjects
+             if (out / f"sub-{subject}.html").is_file()}
+    return GroupReport(
+        rows, ruling.metrics, ruling.quantiles,
+        backend=next(iter(own.values())).name, targets={m: v.target for m, v in own.items()},
+        failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
+        warnings=warnings, links=links, methods=methods_text(settings, found),
+        software=software_versions(), provenance=_provenance(settings, judged),
+        statistics=ruling.statistics, verdicts=ruling.verdicts,
+        moved=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
+        explained=_explained(settings, own))
+
+
+def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, ...]:
+    """What each scanner did to each tissue, by modality where there are several."""
+    return tuple(
+        figure if len(own) == 1 else replace(figure, title=f"{modality}, {figure.title}")
+        for modality, variant in own.items() for figure in explained_figures(
+            replace(settings, backend=variant.backend, desc=variant.desc), variant.model,
+            variant.items[0]))
+
+
+def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
+    """Maps of where it moved, of the flagged images that moved most."""
+    verdicts = ruling.verdicts.get(variant.name, {})
+    flagged = [item for item in variant.items
+               if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
+    flagged.sort(key=lambda item: -verdicts[item.scan_id].values.get("largest_change", 0.0))
+    after = {scan.scan_id: scan for scan in variant.cohort}
+    figures = []
+    for item in flagged[:DRAWN]:
+        try:
+            figures.append(moved_figure(item.scan_id, item.scan.read(), after[item.scan_id].read(),
+                                        "; ".join(verdicts[item.scan_id].reasons)))
+        except InputError as error:  # a constant image: everything moved, and the flag says so
+            LOGGER.warning("%s: no map of where it moved: %s", item.scan_id, error)
+    return tuple(figures)
+
+
+def _provenance(settings: Settings, judged: Mapping[str, Sequence[Variant]]) -> dict[str, str]:
+    rows = {f"model of {v.name}, {modality} (SHA-256)": v.model
+            for modality, variants in judged.items() for v in variants}
+    return {**rows, "random seed of the evaluation": str(settings.random_seed),
+            "output": os.fspath(Path(settings.output_dir))}

@@ -1,0 +1,179 @@
+"""The methods text that a run writes of itself: ``logs/CITATION.md``, and in the reports.
+
+It tells what the sidecars in the output folder tell, not what this command's flags would have made:
+the last job of many often names neither method nor target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from harmonizer import __version__
+from harmonizer.errors import UsageError
+from harmonizer.files import read_json
+from harmonizer.template import TEMPLATE, TEMPLATE_CITATION
+
+from ..outputs.collect import Preprocessed
+from ..outputs.names import sidecar
+from ..settings import Settings
+
+__all__ = ["methods_text", "software_versions"]
+
+PACKAGES = ("antspyx", "nipype", "nibabel", "numpy", "scipy", "pybids", "nilearn")
+U_NET = "a small 3D U-Net that was trained on synthesised images alone"
+TEMPLATE_WAY = ("found by registration of a brain-only template (rigid from many starts, then {}; "
+                "Avants 2008) to the image after a rough bias correction")
+WAYS = {  # to the brain, as its mask's sidecar names them
+    "foreground": "the foreground, as the image was brain only",
+    "affine": TEMPLATE_WAY.format("affine"),
+    "syn": TEMPLATE_WAY.format("affine and SyN"),
+    "network": f"found by {U_NET} (after Hoopes 2022)",
+    "precomputed": "given with the data",
+}
+
+
+def software_versions() -> dict[str, str]:
+    """Version by package, this one first."""
+    found = {"harmonizer": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def methods_text(settings: Settings, found: Sequence[Preprocessed]) -> str:
+    """Markdown: what was done to these scans, to be pasted into a paper, with references."""
+    software = software_versions()
+    text = (
+        "# Methods\n\n"
+        "This text was written by the pipeline and may be used unchanged (CC0).\n\n"
+        f"Images were processed with *harmonizer* {software['harmonizer']}, a BIDS App "
+        f"(Gorgolewski 2017) which is based on Nipype {software['nipype']} (Gorgolewski 2011), "
+        f"ANTsPyX {software['antspyx']} (Tustison 2021) and NiBabel {software['nibabel']}.\n\n"
+        f"## Preprocessing\n\n{_preprocessing(settings, found)}\n\n"
+        f"## Harmonization\n\n{_harmonization(settings, found)}\n\n"
+    )
+    cited = "".join(f"* {where}\n" for who, where in REFERENCES.items() if who in text)
+    return f"{text}## References\n\n{cited}"
+
+
+def _preprocessing(settings: Settings, found: Sequence[Preprocessed]) -> str:
+    tissues = ("Cerebrospinal fluid, grey and white matter were segmented by "
+               f"{U_NET} (after Billot 2023). ") if any(i.scan.tissues for i in found) else ""
+    quality = "A coarse (sloppy) setting was used, which is not for science." \
+        if settings.sloppy else ""
+    return (
+        "Each image was processed by itself; runs and sessions were never averaged. Header "
+        f"geometry was checked and axes were brought to RAS+. {_brains(found)}"
+        "Intensity non-uniformity was corrected inside the brain mask with N4 (Tustison 2010). "
+        f"The brain was registered to {TEMPLATE} ({TEMPLATE_CITATION}) by an affine transform "
+        f"with mutual information and resampled linearly. {tissues}{quality}"
+    ).rstrip()
+
+
+def _brains(found: Sequence[Preprocessed]) -> str:
+    """How the brains were found, each way with its share of the images."""
+    masks = [sidecar(item.paths.mask(template=True)) for item in found]
+    ways = Counter(read_json(path).get("QualityCheck", {}).get("method")
+                   for path in masks if path.is_file())
+    known = [(WAYS[name], count) for name, count in ways.most_common() if name in WAYS]
+    if len(known) == 1:
+        return f"The brain was {known[0][0]}. "
+    words = "; ".join(f"in {count} of {len(found)} images {way}" for way, count in known)
+    return f"The brain was: {words}. " if words else ""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the sidecar of a harmonized image says of how it was made, the scan's own left out."""
+
+    method: str
+    version: str
+    reference: str
+    target: str
+    kind: str
+    scans: int
+    seed: int
+    region: str = "brain"
+    detail: str = "direct"
+    start: str = "none"
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> _Made:
+        return cls(
+            str(content["HarmonizationMethod"]), str(content["HarmonizationMethodVersion"]),
+            str(content["HarmonizationReference"]), str(content["Target"]),
+            str(content["TargetKind"]), int(content["TargetScans"]), int(content["RandomSeed"]),
+            content.get("Region", "brain"), content.get("Detail", "direct"),
+            content.get("StartedFrom", "none"), float(content.get("ShareOfNetworks", 1.0)))
+
+    def in_words(self) -> str:
+        """Sentences on the method, the target and what is particular."""
+        words = [_summary(self.method), f"The method was {self.method}, version {self.version} "
+                 f"({self.reference}); the target was {self._target()}."]
+        if self.start != "none":
+            words.append(f"Before that, images had been brought to the target by {self.start}, "
+                         f"and {self.share:.0%} of the change that the networks asked for was "
+                         "added, as much as held-out people showed it to be worth.")
+        if self.detail == "guided":
+            words.append("Of the change, that of contrast was carried to each scan's own voxels by "
+                         "smooth maps for each tissue, the rest was left out.")
+        outside = ("the whole head was harmonized as the brain was" if self.region == "head" else
+                   "tissue outside the brain mask was scaled by the overall gain alone")
+        words.append("The change was fitted on the template grid and applied to the voxels of the "
+                     f"subject's own grid, which were not resampled; {outside}. Random seed: "
+                     f"{self.seed}.")
+        return " ".join(word for word in words if word)
+
+    def _target(self) -> str:
+        if self.kind == "site":
+            return f"site {self.target} ({self.scans} scans)"
+        if self.kind == "reference":
+            return f"{self.scans} reference image(s), {self.target}"
+        return "an appearance that belongs to no scanner"
+
+
+def _summary(method: str) -> str:
+    from harmonizer.methods import registry
+
+    try:
+        return registry.get(method).summary
+    except UsageError:  # a guest that is not installed here
+        return ""
+
+
+def _harmonization(settings: Settings, found: Sequence[Preprocessed]) -> str:
+    """Each way in which images of this desc were made, once."""
+    ways: dict[_Made, list[str]] = {}
+    for item in found:
+        path = sidecar(item.paths.image(settings.desc, template=True))
+        if path.is_file():
+            modalities = ways.setdefault(_Made.of(read_json(path)), [])
+            modalities += [] if item.scan.modality in modalities else [item.scan.modality]
+    if not ways:
+        return "No image is harmonized yet."
+    return "\n\n".join(f"{' and '.join(modalities)} images: {made.in_words()}"
+                       for made, modalities in ways.items())
+
+
+REFERENCES = {  # as cited, in full
+    "Avants 2008": "Avants et al. 2008, Med Image Anal 12:26, doi:10.1016/j.media.2007.06.004",
+    "Billot 2023": "Billot et al. 2023, Med Image Anal 86:102789, doi:10.1016/j.media.2023.102789",
+    TEMPLATE_CITATION: f"Fonov et al. 2009, NeuroImage 47:S102, {TEMPLATE_CITATION}",
+    "Gorgolewski 2011":
+        "Gorgolewski et al. 2011, Front Neuroinform 5:13, doi:10.3389/fninf.2011.00013",
+    "Gorgolewski 2017":
+        "Gorgolewski et al. 2017, PLoS Comput Biol 13:e1005209, doi:10.1371/journal.pcbi.1005209",
+    "Hoopes 2022":
+        "Hoopes et al. 2022, NeuroImage 260:119474, doi:10.1016/j.neuroimage.2022.119474",
+    "Tustison 2010":
+        "Tustison et al. 2010, IEEE Trans Med Imaging 29:1310, doi:10.1109/TMI.2010.2046908",
+    "Tustison 2021": "Tustison et al. 2021, Sci Rep 11:9068, doi:10.1038/s41598-021-87564-6",
+}

@@ -1,0 +1,152 @@
+"""Subject reports: put together from logs and figures on disk, after each participant stage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from harmonizer.files import read_json
+from harmonizer.preprocessing.brain import LIMITS
+from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
+
+from ..dataset.records import ScanRecord
+from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.figures import load_figures
+from ..outputs.names import resolution_of, sidecar
+from ..outputs.scanlog import ScanLog, failed_logs, read_log
+from ..settings import Settings
+from .methods_text import methods_text, software_versions
+
+__all__ = ["write_subject_reports"]
+
+PROVENANCE = {
+    "HarmonizationMethod": "method", "HarmonizationMethodVersion": "version of the method",
+    "HarmonizationReference": "reference", "Target": "target", "TargetKind": "kind of target",
+    "TargetScans": "scans of the target", "ModelSHA256": "model (SHA-256)",
+    "TargetSHA256": "site card (SHA-256)", "RandomSeed": "random seed", "Device": "device",
+    "Precision": "precision",
+}
+QUALITY = {  # key -> (name, unit)
+    "volume_l": ("volume of the brain mask", "litres"),
+    "overlap": ("overlap of the mask with the template's (Dice)", ""),
+    "network_dice": ("agreement of the mask with the network's (Dice)", ""),
+    "mutual_information": ("mutual information with the template", "nats"),
+    "edge_fraction": ("part of the mask's border on an edge", ""),
+    "cut_fraction": ("part of the mask's border at the edge of the image", ""),
+}
+STRUCTURE_LIMIT = 0.9  # below it an image is flagged; DISARM reports 0.96 (evaluation, F)
+GRADIENT_LIMIT = 0.9
+
+
+def write_subject_reports(settings: Settings, subjects: Collection[str]) -> tuple[Path, ...]:
+    """Write ``OUT/sub-X.html`` for each subject; existing ones are replaced."""
+    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
+                              settings.modalities, subjects)
+    failed = failed_logs(settings.output_dir, subjects)
+    methods, software = methods_text(settings, found), software_versions()
+    pages = []
+    for subject in sorted(subjects):
+        scans = [scan_report(settings, item) for item in found if item.scan.subject == subject]
+        done = {scan.scan_id for scan in scans}
+        scans += [_failed_report(log) for log in failed
+                  if log.scan_id.startswith(f"sub-{subject}_") and log.scan_id not in done]
+        if scans:
+            pages.append(render_subject_report(
+                settings.output_dir / f"sub-{subject}.html",
+                SubjectReport(subject, tuple(scans), methods, software,
+                              group_report="group.html")))
+    return tuple(pages)
+
+
+def subjects_of(settings: Settings, records: Collection[ScanRecord]) -> set[str]:
+    """Whose reports are to be written: those of the records, or all that are in the output."""
+    if records:
+        return {record.subject for record in records}
+    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
+                              settings.modalities, settings.participant_label)
+    return {item.scan.subject for item in found}
+
+
+def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
+    """Everything that is known of one scan."""
+    out, scan_id, stage = settings.output_dir, item.scan.scan_id, f"harmonize-{settings.desc}"
+    log = read_log(out, scan_id, "preprocess") or ScanLog(scan_id, "preprocess", "done")
+    after = read_log(out, scan_id, stage)
+    checks = _quality_checks(log.facts.get("Quality", {}))
+    warnings, provenance, error = list(log.warnings), {}, None
+    if after is not None and after.status == "failed":
+        error = after.message
+    elif after is not None:
+        checks += _anatomy_checks(after.facts)
+        content = _harmonized_sidecar(settings, item)
+        provenance = {words: str(content[key]) for key, words in PROVENANCE.items()
+                      if key in content}
+        warnings += [f"Anatomy guard: {reason}" for reason in
+                     content.get("AnatomyGuard", {}).get("Reasons", ())]
+        warnings += [f"{check.name} is {check.value:.3f}, expected {check.limits}: look whether "
+                     "anatomy was changed." for check in checks if check.flagged
+                     and check.name in ("SSIM structure", "gradient agreement")]
+    figures = load_figures(item.paths, "preprocess") + load_figures(item.paths, stage)
+    return ScanReport(
+        item.scan.scan_id, _facts(item, log.facts.get("Input", {})), figures, tuple(checks),
+        tuple(warnings), provenance, log.seconds, error)
+
+
+def _failed_report(log: ScanLog) -> ScanReport:
+    return ScanReport(log.scan_id, {"site": log.site or "n/a", "stage": log.stage},
+                      error=log.message)
+
+
+def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
+    """What came in, in the order to be shown."""
+    content = item.sidecar
+    scanner = " ".join(str(content[k]) for k in ("Manufacturer", "ManufacturersModelName")
+                       if k in content)
+    strength = content.get("MagneticFieldStrength")
+    size = " x ".join(f"{s:g}" for s in given.get("VoxelSize", ()))
+    facts = {
+        "site": f"{item.scan.site} (from {item.scan.site_source})",
+        "scanner": scanner or "n/a",
+        "field strength": f"{strength} T" if strength not in (None, "n/a") else "n/a",
+        "voxel size": f"{size} mm" if size else "n/a",
+        "grid": " x ".join(str(n) for n in given.get("Shape", ())) or "n/a",
+        "stored axes": str(given.get("Axes", "n/a")),
+        "stored as": str(given.get("DataType", "n/a")),
+        "age": "n/a" if item.scan.age is None else f"{item.scan.age:g} years",
+        "sex": item.scan.sex or "n/a",
+        "input": "brain only" if content.get("SkullStripped") else "whole head",
+    }
+    return facts
+
+
+def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
+    """Numbers of the quality check of mask and registration, with what they are held to."""
+    checks = [_held(name, float(quality[key]), unit, *LIMITS[key])
+              for key, (name, unit) in QUALITY.items() if key in quality]
+    if quality.get("doubtful"):
+        checks.append(Check("brain mask in doubt (see the warnings)", None, flagged=True))
+    return checks
+
+
+def _held(name: str, value: float, unit: str, low: float | None, high: float | None) -> Check:
+    """A number and its limits in words."""
+    if low is not None and high is not None:
+        words = f"{low:g} to {high:g}"
+    else:
+        words = f"at most {high:g}" if low is None else f"at least {low:g}"
+    broken = (low is not None and value < low) or (high is not None and value > high)
+    return Check(name, value, unit, words, broken)
+
+
+def _anatomy_checks(facts: Mapping[str, Any]) -> list[Check]:
+    """Numbers that say whether anatomy stayed."""
+    rows = (("SSIM structure", facts.get("SSIMStructure"), STRUCTURE_LIMIT),
+            ("gradient agreement", facts.get("GradientAgreement"), GRADIENT_LIMIT))
+    return [Check(name, value, "", f"at least {limit}", value is not None and value < limit)
+            for name, value, limit in rows]
+
+
+def _harmonized_sidecar(settings: Settings, item: Preprocessed) -> dict[str, Any]:
+    path = sidecar(item.paths.image(settings.desc, template=True))
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,307 @@
+"""Local tissue matching: how much of a scan's own maps is replaced, and what is kept of people."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import InputError, UsageError
+from harmonizer.methods import registry
+from harmonizer.methods.statistical import tissue_matching
+from harmonizer.methods.statistical.regional import Regional, mean_square
+from harmonizer.methods.statistical.tissue_matching import TissueMatching, TissueMatchingConfig
+from harmonizer.volume import Volume, write_mask, write_volume
+
+SHAPE = (24, 26, 22)
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+CONTRAST = {"A": (40.0, 80.0, 110.0), "B": (70.0, 150.0, 100.0)}  # B: white darker than grey
+
+
+def _tissues() -> np.ndarray:
+    """(3, I, J, K) hard shares: white core, grey shell, rim of CSF, in a box of 90 mm."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
+    radius = np.sqrt((grid ** 2).sum(axis=0)) + 0.08 * np.sin(6 * grid[0]) * np.cos(5 * grid[1])
+    return np.stack([(radius >= 0.8) & (radius < 0.95), (radius >= 0.55) & (radius < 0.8),
+                     radius < 0.55]).astype(np.float32)
+
+
+TISSUE = _tissues()
+MASK = TISSUE.any(axis=0)
+
+
+def segment(volume: Volume) -> dict[str, np.ndarray]:
+    """The truth: all people here have one shape."""
+    return dict(zip(("CSF", "GM", "WM"), TISSUE))
+
+
+@pytest.fixture(autouse=True)
+def given_labels(monkeypatch):
+    for name in tissue_matching.SEGMENTERS:
+        monkeypatch.setitem(tissue_matching.SEGMENTERS, name, lambda: segment)
+
+
+def person(number: int, amount: float = 0.1) -> np.ndarray:
+    """A smooth regional pattern about 1 that is this person's own."""
+    noise = np.random.default_rng(number).normal(size=SHAPE)
+    smooth = ndimage.gaussian_filter(noise, 4.0, mode="wrap")
+    return 1 + amount * (smooth - smooth.mean()) / smooth.std()
+
+
+def scan_image(number: int, site: str, gain: float = 1.0, age_effect: float = 0.0) -> Volume:
+    levels = np.array(CONTRAST[site]) * [1, 1, 1 + age_effect]
+    texture = np.random.default_rng(1000 + number).normal(0, 0.03, SHAPE)
+    data = gain * np.einsum("c,cijk->ijk", levels, TISSUE) * person(number, 0.03) * (1 + texture)
+    return Volume(np.where(MASK, data, 0).astype(np.float32), AFFINE, MASK)
+
+
+def scan_of(folder: Path, number: int, site: str, age: float | None = None, gain: float = 1.0,
+            age_effect: float = 0.0) -> Scan:
+    name = f"sub-{number:02d}{site}"
+    volume = scan_image(number, site, gain, age_effect)
+    write_volume(folder / f"{name}.nii.gz", volume)
+    write_mask(folder / f"{name}_mask.nii.gz", MASK, AFFINE)
+    return Scan(f"{name}_T1w", f"{number:02d}", None, "T1w", site, "test",
+                folder / f"{name}.nii.gz", folder / f"{name}_mask.nii.gz", age=age)
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Cohort:
+    """Five people at A, five others at B, each scan with its own gain."""
+    return Cohort(tuple(scan_of(tmp_path, n, "A" if n < 5 else "B", gain=0.5 + 0.2 * n)
+                        for n in range(10)))
+
+
+def weight_of(backend: TissueMatching, volume: Volume, **where) -> float:
+    change = backend.intensity_map(volume, backend.target("A"), **where)
+    return change.describe()["SourceWeightOfScan"]
+
+
+def error(after: Volume, truth: Volume) -> float:
+    """RMS over the mean, after the best common gain."""
+    a, b = after.in_mask(), truth.in_mask()
+    return float(np.sqrt(np.mean((a * (a @ b) / (a @ a) - b) ** 2)) / b.mean())
+
+
+def test_new_person_is_brought_to_the_other_contrast(cohort):
+    """Non-monotone: no curve can do it. What remains is near the noise of 3 %."""
+    backend = TissueMatching().fit(cohort)
+    source, truth = scan_image(20, "B", gain=3.0), scan_image(20, "A")
+    after = backend.harmonize(source, backend.target("A"), source="B")
+    histogram = registry.get("histogram_matching")().fit(cohort)
+    beside = histogram.harmonize(source, histogram.target("A"))
+    assert error(after, truth) < 0.05 < 0.2 < error(beside, truth)
+
+
+def test_weight_of_the_scan_is_that_of_how_many_people_the_site_has(cohort):
+    backend = TissueMatching().fit(cohort)
+    usual = scan_image(20, "B")
+    assert weight_of(backend, usual, source="B") == pytest.approx(1 / 6, abs=1e-3)
+    assert weight_of(backend, usual, source="nowhere") == 1
+    assert weight_of(backend, usual) == 1
+    assert weight_of(backend, scan_image(20, "A"), source="A") == 0
+    half = TissueMatching(TissueMatchingConfig(scan_share=0.5)).fit(cohort)
+    assert weight_of(half, usual, source="B") == pytest.approx((0.5 + 0.2) / 1.2, abs=1e-3)
+
+
+def test_one_scan_at_a_site_counts_half_and_a_strange_scan_nearly_whole(tmp_path, cohort):
+    single = Cohort((*[s for s in cohort if s.site == "A"], scan_of(tmp_path, 30, "B")))
+    assert weight_of(TissueMatching().fit(single), scan_image(20, "B"), source="B") == 0.5
+    backend = TissueMatching().fit(cohort)
+    assert weight_of(backend, scan_image(20, "A"), source="B") > 0.8  # not B's contrast at all
+
+
+def test_site_level_keeps_the_persons_pattern_and_scan_level_does_not(cohort):
+    """Where nothing is known of the patterns of sites and people."""
+    backend = TissueMatching().fit(cohort)
+    backend.regional_ = Regional()
+    source, truth = scan_image(22, "B"), scan_image(22, "A")
+    own = person(22, 0.03)[TISSUE[2] > 0]
+
+    def pattern(volume: Volume) -> float:
+        """Correlation with the person's pattern in white matter."""
+        smooth = ndimage.gaussian_filter(volume.data * TISSUE[2], 1.5)
+        share = ndimage.gaussian_filter(TISSUE[2], 1.5)
+        return float(np.corrcoef((smooth / np.maximum(share, 1e-3))[TISSUE[2] > 0], own)[0, 1])
+
+    site, scan = (backend.harmonize(source, backend.target("A"), source=s) for s in ("B", None))
+    assert pattern(site) > 0.85 > pattern(scan) + 0.1
+    assert error(site, truth) < 0.7 * error(scan, truth)
+
+
+def kept(backend: TissueMatching, **where) -> float:
+    change = backend.intensity_map(scan_image(20, "B"), backend.target("A"), **where)
+    return change.describe()["SourcePatternKept"]
+
+
+def test_sites_without_patterns_keep_half_of_a_strangers_and_more_of_a_sites(cohort):
+    """The two sites here differ in contrast alone; all pattern is people's."""
+    backend = TissueMatching().fit(cohort)
+    assert backend.regional_.between < 0.1 * backend.regional_.within
+    alone, known = kept(backend), kept(backend, source="B")
+    assert 0.5 <= alone < 0.6
+    assert alone <= known < 1
+    assert backend.regional_.kept(0.0) == 1
+    source, truth = scan_image(22, "B"), scan_image(22, "A")
+    after = backend.harmonize(source, backend.target("A"))
+    backend.regional_ = Regional()
+    assert error(after, truth) < 0.85 * error(backend.harmonize(source, backend.target("A")), truth)
+
+
+def test_where_patterns_of_sites_cannot_be_told_all_is_kept(tmp_path, cohort):
+    one = cohort.of_site("A")
+    assert TissueMatching().fit(one).regional_ == Regional()
+    single = Cohort((one.scans[0], scan_of(tmp_path, 30, "B")))
+    backend = TissueMatching().fit(single)
+    assert backend.regional_ == Regional()
+    assert kept(backend) == 1
+
+
+def test_a_scan_at_its_target_gets_the_sites_gain_alone(cohort):
+    backend = TissueMatching().fit(cohort)
+    volume = scan_image(20, "A")
+    after = backend.harmonize(volume, backend.target("A"), source="A")
+    ratio = after.in_mask() / volume.in_mask()
+    assert ratio.std() < 1e-4 * ratio.mean()
+
+
+def test_people_who_are_at_all_sites_are_no_difference_of_sites(tmp_path, cohort):
+    both = Cohort(tuple(scan_of(tmp_path, n, site) for n in range(4) for site in "AB"))
+    backend = TissueMatching().fit(both)
+    assert backend.styles_["A"]["noise"] == 0
+    assert weight_of(backend, scan_image(20, "B"), source="B") == 0
+    assert TissueMatching().fit(cohort).styles_["A"]["noise"] == 0.2
+
+
+def test_gain_of_the_target_is_the_middle_of_its_scans(cohort):
+    backend = TissueMatching().fit(cohort)
+    after = backend.harmonize(scan_image(20, "B", gain=7), backend.target("A"), source="B")
+    gains = [0.5 + 0.2 * n for n in range(5)]
+    wanted = np.exp(np.mean(np.log(gains))) * np.median(scan_image(20, "A").in_mask())
+    assert np.median(after.in_mask()) == pytest.approx(wanted, rel=0.05)
+
+
+def skewed(volume: Volume) -> dict[str, np.ndarray]:
+    """On dark-white scanners this segmenter takes the outer half of white matter for grey."""
+    fluid, grey, white = (TISSUE[n] for n in range(3))
+    bright = volume.data[white > 0].mean() > 1.1 * volume.data[grey > 0].mean()
+    core = white if bright else white * (ndimage.distance_transform_edt(white) > 4)
+    return {"CSF": fluid, "GM": grey + white - core, "WM": core}
+
+
+def test_travellers_undo_what_a_segmenter_takes_for_white_matter_on_one_scanner(
+        tmp_path, monkeypatch):
+    """Alike but for the names of the people: known to be the same, or taken for strangers."""
+    monkeypatch.setitem(tissue_matching.SEGMENTERS, "coarse", lambda: skewed)
+    scans = [scan_of(tmp_path, n, site) for n in range(4) for site in "AB"]
+    strangers = [dataclasses.replace(s, subject=s.subject + s.site) for s in scans]
+    source, truth = scan_image(20, "A"), scan_image(20, "B")
+    known, unknown = (
+        error(b.harmonize(source, b.target("B"), source="A"), truth)
+        for b in (TissueMatching().fit(Cohort(tuple(some))) for some in (scans, strangers)))
+    assert known < 0.8 * unknown
+
+
+def test_shares_that_are_known_are_taken_and_not_sought(tmp_path, monkeypatch, cohort):
+    """In the fit from the scan's files, in use from the caller; another segmenter seeks its own."""
+    sought = []
+
+    def counting(volume: Volume) -> dict[str, np.ndarray]:
+        sought.append(1)
+        return segment(volume)
+
+    for name in tissue_matching.SEGMENTERS:
+        monkeypatch.setitem(tissue_matching.SEGMENTERS, name, lambda: counting)
+    files = {name: write_volume(tmp_path / f"{name}.nii.gz", Volume(one, AFFINE, None))
+             for name, one in segment(scan_image(0, "A")).items()}
+    known = Cohort(tuple(dataclasses.replace(scan, tissues=files) for scan in cohort))
+    backend = TissueMatching().fit(known)
+    source = scan_image(20, "B")
+    backend.intensity_map(source, backend.target("A"), source="B", tissues=segment(source))
+    assert not sought
+    other = TissueMatching(TissueMatchingConfig(segmenter="atropos")).fit(known)
+    other.intensity_map(source, other.target("A"), source="B", tissues=segment(source))
+    assert len(sought) == len(cohort) + 1
+
+
+def aged(folder: Path, young_at: str) -> Cohort:
+    """Nine people a site, white matter 0.5 % darker a year; the sites differ in age by 30 years."""
+    scans = []
+    for number in range(18):
+        site = "A" if number < 9 else "B"
+        age = 30 + 2.0 * (number % 9) + (0 if site == young_at else 30)
+        scans.append(scan_of(folder, number, site, age=age, age_effect=-0.005 * (age - 50)))
+    return Cohort(tuple(scans))
+
+
+def test_age_is_modelled_and_survives_sites_of_different_age(tmp_path):
+    """With age, a person of 65 at old B stays darker at young A; without, B's age is undone."""
+    cohort = aged(tmp_path, "A")
+    aware = TissueMatching().fit(cohort)
+    blind = TissueMatching(TissueMatchingConfig(covariates=())).fit(cohort)
+    assert set(aware.effects_) == {"age"} and not blind.effects_
+    effect = -0.005 * (65 - 50)
+    source, truth = (scan_image(40, s, age_effect=effect) for s in "BA")
+
+    def white_over_grey(volume: Volume) -> float:
+        return float(np.median(volume.data[TISSUE[2] > 0]) / np.median(volume.data[TISSUE[1] > 0]))
+
+    wanted = np.log(white_over_grey(truth))
+    known, unknown = (
+        np.log(white_over_grey(b.intensity_map(source, b.target("A"), source="B",
+                                               covariates={"age": 65.0}).apply(source)))
+        for b in (aware, blind))
+    assert abs(known - wanted) < 0.035
+    assert unknown - wanted > 0.08
+
+
+def test_covariates_are_left_out_where_they_are_unknown_or_data_are_few(tmp_path, cohort):
+    assert not TissueMatching().fit(cohort).effects_
+    old = aged(tmp_path, "A")
+    gap = Cohort((dataclasses.replace(old.scans[0], age=None), *old.scans[1:]))
+    assert not TissueMatching().fit(gap).effects_
+
+
+def test_model_with_covariates_comes_back_from_its_folder(tmp_path):
+    backend = TissueMatching().fit(aged(tmp_path, "A"))
+    again = TissueMatching.load(backend.save(tmp_path / "model"))
+    source = scan_image(40, "B")
+    one, two = (b.intensity_map(source, b.target("A"), source="B", covariates={"age": 65.0})
+                for b in (backend, again))
+    np.testing.assert_array_equal(one.apply(source).data, two.apply(source).data)
+    assert one.describe() == two.describe() and one.describe()["Covariates"] == ["age"]
+
+
+def test_target_of_another_lattice_is_refused(cohort):
+    fine = TissueMatching().fit(cohort)
+    coarse = TissueMatching(TissueMatchingConfig(step_mm=8)).fit(cohort)
+    with pytest.raises(InputError, match="its numbers are none of tissue_matching .*mean maps"):
+        fine.harmonize(scan_image(20, "B"), coarse.target("A"))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"sigma_mm": 1}, "sigma_mm must lie between 4 and 30, got 1"),
+    ({"scan_share": 2}, "scan_share must lie between 0 and 1"),
+    ({"segmenter": "hand"}, "segmenter must be one of .*'network'"),
+])
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        TissueMatching.config_from(options)
+
+
+def test_a_pattern_is_what_an_offset_and_a_gain_are_not(cohort):
+    backend = TissueMatching().fit(cohort)
+    _, one = backend.statistics_of(backend.styles_["A"])
+    offsets = np.array([0.8, 1.2, 1.1], np.float32)[:, None, None, None]
+    assert mean_square(dataclasses.replace(one, mean=one.mean * offsets), one) < 1e-10
+    ramp = np.linspace(0.9, 1.1, one.mean.shape[1], dtype=np.float32)[None, :, None, None]
+    bent = dataclasses.replace(one, mean=one.mean * ramp)
+    variances = Regional(between=0.001, within=0.002)
+    assert mean_square(bent, one) > 1e-4
+    assert variances.kept(1.0) == pytest.approx((1 + 1 / 3) / 2)
+    left = variances.freed(bent, one, 1.0)
+    assert mean_square(left, one) == pytest.approx(4 / 9 * mean_square(bent, one), rel=1e-3)
+    assert variances.freed(bent, one, 0.0) is bent
