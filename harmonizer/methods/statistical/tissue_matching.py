@@ -29,6 +29,10 @@ no difference of sites: 1 / n is then counted with them left out (`noise`).
 **Covariates.** Age, sex and numeric columns that are known of all scans are regressed on within
 sites, place by place; site maps are compared at the same age and sex, and a scan's person part is
 counted from what is usual at its own.
+
+**Texture.** After the change of contrast, noise and blur are brought nearer to the target's, band
+by band (`harmonizer.contrast.texture_transfer`); `texture="keep"` leaves them as they are. A scan
+of the target site itself keeps its texture.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from typing import Any
 import numpy as np
 
 from ...cohort import Cohort, Scan
+from ...contrast.intensity_map import IntensityMap
 from ...contrast.local_statistics import (
     TISSUES,
     Lattice,
@@ -49,6 +54,8 @@ from ...contrast.local_statistics import (
     relative_gain,
     shares_of,
 )
+from ...contrast.texture import ScanTexture, measure_texture, pool_textures
+from ...contrast.texture_transfer import TexturedMap, TextureGains
 from ...contrast.tissue_map import Shares, TissueMap, spread_ratio
 from ...segmentation.atropos import AtroposSegmenter
 from ...segmentation.coarse import CoarseSegmenter
@@ -80,6 +87,7 @@ COARSE_MM = 1.5  # voxels above it are not worth the network's time: `coarse` ta
 SEEN = "seen_"  # prefix of a site's maps with each scan's own shares, where they are not shared
 STRANGE = 2.0  # times the usual distance of a person from the site's maps
 FEW = 8.0  # a usual distance known from f degrees of freedom is held 1 + FEW / f times as large
+TEXTURES = ("match", "keep")  # what may be done about noise and blur
 LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is modelled
 
 
@@ -89,7 +97,8 @@ class TissueMatchingConfig:
 
     `sigma_mm`: of the Gaussian, 4 to 30; `step_mm` of the lattice, 2 to 12; `segmenter`: a name in
     `SEGMENTERS`; `scan_share`: q, the share of the differences within a site that is no person's,
-    0 to 1; `covariates`: names that are kept where they are known of all scans.
+    0 to 1; `covariates`: names that are kept where they are known of all scans; `texture`:
+    ``match`` brings noise and blur nearer to the target's, ``keep`` leaves them.
     """
 
     sigma_mm: float = 8.0
@@ -97,6 +106,7 @@ class TissueMatchingConfig:
     segmenter: str = DEFAULT_SEGMENTER
     scan_share: float = 0.0
     covariates: tuple[str, ...] = ("age", "sex")
+    texture: str = "match"
 
     def __post_init__(self) -> None:
         for name, low, high in (("sigma_mm", 4, 30), ("step_mm", 2, 12), ("scan_share", 0, 1)):
@@ -106,6 +116,8 @@ class TissueMatchingConfig:
         if self.segmenter not in SEGMENTERS:
             raise ValueError(f"segmenter must be one of {tuple(SEGMENTERS)}, "
                              f"got {self.segmenter!r}.")
+        if self.texture not in TEXTURES:
+            raise ValueError(f"texture must be one of {TEXTURES}, got {self.texture!r}.")
 
 
 def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
@@ -122,7 +134,7 @@ class TissueMatching(StatisticsBackend):
     """Corrects contrast, bias field and regional differences at once; keeps what is finer."""
 
     name = "tissue_matching"
-    version = "2"
+    version = "3"
     reference = "local tissue matching, this project (docs/benchmarks.md)"
     summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
                "to those of the target by smooth maps, applied to the scan's own voxels.")
@@ -144,14 +156,15 @@ class TissueMatching(StatisticsBackend):
 
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
         self.lattice_, self.effects_, self.centres_ = None, {}, {}
-        alone, common = self._both_ways(cohort, progress)
+        alone, common, textures = self._both_ways(cohort, progress)
         self._learn_effects(cohort.scans, common)
         self.styles_, self._usual_of, self.regional_ = {}, {}, Regional()
         for site in cohort.sites:
             here = [n for n, scan in enumerate(cohort) if scan.site == site]
             scans = [cohort.scans[n] for n in here]
             self.styles_[site] = self._style(scans, [common[n] for n in here],
-                                             [alone[n] for n in here], _shared_people(cohort, site))
+                                             [alone[n] for n in here], [textures[n] for n in here],
+                                             _shared_people(cohort, site))
         freedom = len(cohort) - len(cohort.sites)
         squares = sum(self._distance(one, scan.site, _covariates(scan))
                       for one, scan in zip(alone, cohort))
@@ -179,9 +192,10 @@ class TissueMatching(StatisticsBackend):
         return self._usual_of[kind]
 
     def _both_ways(self, cohort: Cohort, progress: Progress
-                   ) -> tuple[list[LocalStatistics], list[LocalStatistics]]:
-        """Of each scan: its statistics with its own shares, and with those of its person."""
-        alone, common = {}, {}
+                   ) -> tuple[list[LocalStatistics], list[LocalStatistics], list[ScanTexture]]:
+        """Of each scan: its statistics with its own shares, with those of its person, its texture.
+        """
+        alone, common, textures = {}, {}, {}
         for subject in cohort.subjects:
             scans = [scan for scan in cohort if scan.subject == subject]
             shared = _Shared()
@@ -189,6 +203,7 @@ class TissueMatching(StatisticsBackend):
                 progress(len(alone), len(cohort))
                 volume = self._read(scan)
                 alone[scan.scan_id], shares = self._measured(volume, scan.read_tissues())
+                textures[scan.scan_id] = measure_texture(volume, shares)
                 shared.add(volume, shares)
             if len({scan.site for scan in scans}) > 1 and shared.one_grid:
                 for scan in scans:
@@ -196,7 +211,8 @@ class TissueMatching(StatisticsBackend):
                     common[scan.scan_id] = self._measure(volume, shared.inside(volume))
         progress(len(cohort), len(cohort))
         each = [alone[scan.scan_id] for scan in cohort]
-        return each, [common.get(scan.scan_id, one) for scan, one in zip(cohort, each)]
+        return (each, [common.get(scan.scan_id, one) for scan, one in zip(cohort, each)],
+                [textures[scan.scan_id] for scan in cohort])
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
         return _arrays(self._measured(self._read(scan), scan.read_tissues())[0])
@@ -265,7 +281,8 @@ class TissueMatching(StatisticsBackend):
         return float(apart.sum() / len(TISSUES))
 
     def _style(self, scans: list[Scan], found: list[LocalStatistics],
-               seen: list[LocalStatistics], shared: float = 0.0) -> dict[str, np.ndarray]:
+               seen: list[LocalStatistics], textures: list[ScanTexture], shared: float = 0.0
+               ) -> dict[str, np.ndarray]:
         """A site's maps, as of the average person; `seen` with each scan's own shares.
 
         `shared` of its people are at the other sites, too.
@@ -276,11 +293,17 @@ class TissueMatching(StatisticsBackend):
         people = len({scan.subject for scan in scans})
         return {**_arrays(maps[0]), **_arrays(maps[1], SEEN), "affine": self.lattice_.affine,
                 "people": np.array([people], np.float64),
-                "noise": np.array([(1 - shared) / people])}
+                "noise": np.array([(1 - shared) / people]),
+                **pool_textures(textures).arrays()}
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
-        found = [_statistics(self._summary_of(scan)) for scan in scans]
-        return self._style(list(scans), found, found)
+        found, textures = [], []
+        for scan in scans:
+            volume = self._read(scan)
+            one, shares = self._measured(volume, scan.read_tissues())
+            found.append(one)
+            textures.append(measure_texture(volume, shares))
+        return self._style(list(scans), found, found, textures)
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return _arrays(pool([_statistics(one) for one in summaries])[0])
@@ -294,15 +317,29 @@ class TissueMatching(StatisticsBackend):
                 raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
         _number_of(style, "people", 1.0)
         _number_of(style, "noise", 0.0)
+        ScanTexture.from_arrays(style)
 
     # Harmonize ------------------------------------------------------------------------------
 
-    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> TissueMap:
-        return self._tissue_map(volume, style, Known(), False)
+    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> IntensityMap:
+        return self._textured(volume, self._tissue_map(volume, style, Known(), False), style)
 
-    def _map_of(self, volume: Volume, target: Target, known: Known) -> TissueMap:
+    def _map_of(self, volume: Volume, target: Target, known: Known) -> IntensityMap:
         same = target.kind == "site" and target.label == known.source
-        return self._tissue_map(volume, target.style, known, same)
+        change = self._tissue_map(volume, target.style, known, same)
+        return change if same else self._textured(volume, change, target.style)
+
+    def _textured(self, volume: Volume, contrast: TissueMap, style: Mapping[str, np.ndarray]
+                  ) -> IntensityMap:
+        """The change of contrast followed by that of texture, where one is asked for."""
+        target = ScanTexture.from_arrays(style)
+        if self.config.texture == "keep" or target is None:
+            return contrast
+        shares = np.zeros((len(TISSUES), *volume.shape), np.float32)
+        shares[:, volume.mask] = contrast.shares.sample(volume.affine, volume.mask)
+        source = measure_texture(contrast.apply(volume), shares)
+        gains = TextureGains.between(source, target, volume.spacing)
+        return TexturedMap(contrast, gains, contrast.shares, volume.affine)
 
     def _tissue_map(self, volume: Volume, style: Mapping[str, np.ndarray], known: Known,
                     same: bool) -> TissueMap:
@@ -364,7 +401,8 @@ class TissueMatching(StatisticsBackend):
                              for style, gain in zip(styles, gains)])[0] for kind in ("", SEEN)}
         return {**_arrays(found[""]), **_arrays(found[SEEN], SEEN), "affine": styles[0]["affine"],
                 "people": np.sum([style["people"] for style in styles], axis=0),
-                "noise": np.mean([style["noise"] for style in styles], axis=0) / len(styles)}
+                "noise": np.mean([style["noise"] for style in styles], axis=0) / len(styles),
+                **_mixed_texture(styles)}
 
     def _shared_state(self) -> dict[str, np.ndarray]:
         assert self.lattice_ is not None
@@ -389,6 +427,13 @@ class TissueMatching(StatisticsBackend):
         for name, effect in self.effects_.items():
             if effect.shape != shape or not (np.abs(effect) < LARGE).all():
                 raise ValueError(f"expected effects of {name} of {shape}, below {LARGE:g}")
+
+
+def _mixed_texture(styles: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The mean of sites' texture numbers; a gain does not move them."""
+    found = [ScanTexture.from_arrays(style) for style in styles]
+    known = [one for one in found if one is not None]
+    return pool_textures(known).arrays() if len(known) == len(found) else {}
 
 
 def _number_of(arrays: Mapping[str, np.ndarray], name: str, low: float) -> float:
