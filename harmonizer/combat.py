@@ -328,9 +328,9 @@ class _Coding:
             column = column.astype(str)
             unknown = sorted(set(column) - set(levels))
             if unknown:
-                raise InputError(f"covariate {name!r} has the category {str(unknown[0])!r}, which was "
-                                 f"not in the fit ({', '.join(levels)}). Fit again with scans of "
-                                 "it, or leave the scans out.")
+                raise InputError(f"covariate {name!r} has the category {str(unknown[0])!r}, "
+                                 f"which was not in the fit ({', '.join(levels)}). Fit again "
+                                 "with scans of it, or leave the scans out.")
             parts.append(np.stack([column == level for level in levels[1:]], axis=1).astype(float)
                          if len(levels) > 1 else np.empty((len(column), 0)))
         return np.hstack([np.empty((rows, 0)), *parts])
