@@ -28,6 +28,7 @@ from .settings import (
     SITE_SOURCES,
     SKULL_STRIP,
     STAGES,
+    TEXTURE,
     TRAVELING,
     Settings,
     load_toml,
@@ -162,6 +163,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="fit on these only: labels, or column=value such as group=HC (default: everybody)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
+    add("--texture", metavar="HOW",
+        help=f"{', '.join(TEXTURE)}: bring noise and blur nearer to the target's, or leave them; "
+             "methods with this option only (default of tissue_matching: match)")
     add("--detail", metavar="HOW",
         help=f"{', '.join(DETAIL)}: the method's result as it is, or its change of contrast as "
              "smooth maps on the scan's own voxels, so that invented detail cannot pass "

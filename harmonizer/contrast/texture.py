@@ -97,13 +97,13 @@ class ScanTexture:
         return cls(*(_checked(arrays, f.name) for f in fields(cls)))
 
     def numbers(self) -> dict[str, float]:
-        """Flat names and numbers for tables; NaN where nothing was measured."""
+        """What was measured, by names such as ``noise_gm``, ``blur_x`` and ``band1_wm``."""
         named = {f"noise_{name.lower()}": value for name, value in zip(TISSUES, self.noise)}
-        named |= {f"fwhm_{axis}": value for axis, value in zip(AXES, self.fwhm_mm)}
+        named |= {f"blur_{axis}": value for axis, value in zip(AXES, self.fwhm_mm)}
         named |= {f"band{band}_{name.lower()}": value for band, row in enumerate(self.bands, 1)
                   for name, value in zip(TISSUES, row)}
-        named |= {f"edges{band}": value for band, value in enumerate(self.edges, 1)}
-        return {name: float(value) if value > 0 else float("nan") for name, value in named.items()}
+        named |= {f"band{band}": value for band, value in enumerate(self.edges, 1)}
+        return {name: float(value) for name, value in named.items() if value > 0}
 
 
 _SHAPES = {"noise": (3,), "fwhm_mm": (3,), "bands": (len(BAND_SIGMAS_MM), 3),

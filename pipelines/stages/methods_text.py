@@ -102,6 +102,7 @@ class _Made:
     seed: int
     region: str = "brain"
     detail: str = "direct"
+    texture: str = "keep"
     start: str = "none"
     share: float = 1.0
 
@@ -112,6 +113,7 @@ class _Made:
             str(content["HarmonizationReference"]), str(content["Target"]),
             str(content["TargetKind"]), int(content["TargetScans"]), int(content["RandomSeed"]),
             content.get("Region", "brain"), content.get("Detail", "direct"),
+            content.get("Texture", "keep"),
             content.get("StartedFrom", "none"), float(content.get("ShareOfNetworks", 1.0)))
 
     def in_words(self) -> str:
@@ -122,6 +124,10 @@ class _Made:
             words.append(f"Before that, images had been brought to the target by {self.start}, "
                          f"and {self.share:.0%} of the change that the networks asked for was "
                          "added, as much as held-out people showed it to be worth.")
+        if self.texture == "match" and self.detail == "direct":
+            words.append("Noise beyond that of the target was taken away, and part of the "
+                         "difference in blur was made up for, in bands of spatial frequency; "
+                         "images of the target site kept their texture.")
         if self.detail == "guided":
             words.append("Of the change, that of contrast was carried to each scan's own voxels by "
                          "smooth maps for each tissue, the rest was left out.")

@@ -384,6 +384,10 @@ class TissueMatching(StatisticsBackend):
         distance = self._distance(own, source, covariates)
         return max(1 - usual / distance, 0.0) if usual and distance else 0.0
 
+    def describe_model(self) -> dict[str, Any]:
+        """Whether noise and blur are brought nearer to the target's."""
+        return {"Texture": self.config.texture}
+
     def statistics_of(self, style: Mapping[str, np.ndarray]) -> tuple[Lattice, LocalStatistics]:
         """What a target's or a site's style says of the tissues, and where its maps lie."""
         self._check_fitted()
