@@ -2,12 +2,13 @@
 
 The image is split into bands (`harmonizer.contrast.texture`). In each band b and voxel v
 
-    out_b = h_b sqrt(1 - phi N_b^2 / L_b) (1 + s_b w_b),   w_b = 1 - N_b^2 / L_b
+    out_b = h_b sqrt(1 - phi n_b) (1 + s_b (1 - n_b)),   n_b = N_b^2 / (N_b^2 + S_b)
 
-with h_b the band, N_b the standard deviation of noise in it, L_b >= N_b^2 its local energy, phi the
-fraction of the noise's variance that the target does not have, and s_b a relative gain.
+with h_b the band, N_b the standard deviation of noise in it, S_b its local energy beyond that of
+noise, phi the fraction of the noise's variance that the target does not have, and s_b a relative
+gain.
 
-* Where there is nothing but noise, L_b = N_b^2: the noise becomes the target's, and no less. Where
+* Where there is nothing but noise, S_b = 0: the noise becomes the target's, and no less. Where
   a band stands out of the noise, at an edge or a vessel, it stays (local Wiener filter: Lee 1980,
   doi:10.1109/TPAMI.1980.4766994). Noise is never added or amplified.
 * s_b = a_b log(blur of the target / blur of the scan) applies to what stands out of the noise only.
@@ -18,7 +19,7 @@ fraction of the noise's variance that the target does not have, and s_b a relati
 
 The gains come from numbers measured on the template grid, where scan and target went through the
 same interpolation. They belong to spatial frequencies in mm and hold on any grid of the same image;
-N_b and L_b are measured on the grid that the step runs on; N_b is no larger than what pure tissue
+N_b and S_b are measured on the grid that the step runs on; N_b is no larger than what pure tissue
 shows there. Nothing is resampled but the tissue probabilities.
 """
 
@@ -57,7 +58,8 @@ NOISE_TOLERANCE = 0.1  # log ratio by which the noise of scans of one scanner di
 BLUR_TOLERANCE = 0.06  # the same of their blur
 STRUCTURE_GAIN = (-0.5, 0.3)  # limits of s_b
 LOCAL_SIGMA_VOXELS = 1.0  # of the window in which a band's energy is taken
-PEAK_ENERGY = 0.25  # a voxel's own energy counts at least this much: a thin line is no noise
+NOISE_ENERGY = 2.0  # times its variance, the local energy of noise alone is rarely larger
+PEAK_ENERGY = 0.2  # a voxel's own energy counts at least this much: a thin line is no noise
 LOWEST = 0.1  # of an intensity is left at least
 MARGIN = 2  # voxels about the mask
 
@@ -228,7 +230,8 @@ def texture_parts(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray, shar
         noise = np.maximum(_mixed_variance(std, shares), np.float32(1e-30))
         energy = band * band
         local = np.maximum(smooth(energy * mask, sigma) / inside, np.float32(PEAK_ENERGY) * energy)
-        part = noise / np.maximum(local, noise)  # of the local energy that is noise
+        signal = np.maximum(local - np.float32(NOISE_ENERGY) * noise, 0)
+        part = noise / (signal + noise)  # of the local energy that is noise
         quiet = band * np.sqrt(np.maximum(1 - surplus * part, 0))
         yield TextureParts(quiet - band, quiet * (1 - part))
 

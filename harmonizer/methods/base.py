@@ -24,6 +24,8 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..contrast.intensity_map import IntensityMap
+from ..contrast.local_statistics import shares_of
+from ..contrast.texture import ScanTexture, measure_texture, pool_textures
 from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
 from ..volume import Volume
 from . import model_folder
@@ -34,6 +36,7 @@ __all__ = ["Capabilities", "Known", "Backend", "StatisticsBackend", "BRIGHTEST",
 
 SCANNER_FREE = "scanner-free"
 BRIGHTEST = 1e30  # no image is brighter; beyond it, float32 arithmetic would overflow
+SITE_TEXTURE = "texture:"  # prefix of the texture numbers of sites in a model
 MAX_ENROLLED = 20  # scans a site card is made of; more belongs into a fit
 
 Progress = Callable[[int, int], None]
@@ -100,6 +103,7 @@ class Backend(ABC):
         self.modality_: str | None = None
         self.sites_: dict[str, int] = {}
         self.cohort_: dict[str, Any] = {}
+        self.textures_: dict[str, dict[str, np.ndarray]] = {}
         self.scratch: Path | None = None
         """Where a method that takes long keeps what is finished of a volume, so that the same call
         goes on there. One folder for one call: same model, target, seed, scan and device."""
@@ -143,9 +147,20 @@ class Backend(ABC):
         return self
 
     def _remember(self, cohort: Cohort) -> None:
-        """Of whom the model was made."""
+        """Of whom the model was made, and the texture of their scans."""
         self.modality_, self.sites_ = cohort.scans[0].modality, cohort.sites
+        self.textures_ = {site: found for site in cohort.sites
+                          if (found := self._texture_of(cohort.of_site(site).scans))}
         self.cohort_ = model_folder.describe_cohort(cohort)
+
+    def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
+        """Arrays of a site card: noise, blur and band energies of scans with tissue maps."""
+        known = []
+        for scan in scans:
+            if scan.tissues:
+                volume = scan.read()
+                known.append(measure_texture(volume, shares_of(scan.read_tissues(), volume)))
+        return pool_textures(known).arrays() if known else {}
 
     def harmonize(
         self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
@@ -198,7 +213,7 @@ class Backend(ABC):
         for scan in scans:
             self._check_modality(scan.modality)
         return Target("reference", label, len(scans), self.name, str(self.modality_),
-                      self._enroll(scans))
+                      {**self._texture_of(scans), **self._enroll(scans)})
 
     def target(self, label: str) -> Target:
         """The target of a site seen in fit, or ``scanner-free`` where the backend has it."""
@@ -213,7 +228,7 @@ class Backend(ABC):
             raise UsageError(f"site {label!r} was not seen at fit time. "
                              f"{did_you_mean(label, self.sites_)} Or give reference images.")
         return Target("site", label, self.sites_[label], self.name, str(self.modality_),
-                      self._site_style(label))
+                      {**self.textures_.get(label, {}), **self._site_style(label)})
 
     def describe_model(self) -> dict[str, Any]:
         """What sidecars say of the fitted model, beyond its name and hash."""
@@ -226,7 +241,9 @@ class Backend(ABC):
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model folder (config, cohort, weights, history, card)."""
         self._check_fitted()
-        return model_folder.write(Path(folder), self, self._state())
+        textures = {f"{SITE_TEXTURE}{site}/{name}": array
+                    for site, found in self.textures_.items() for name, array in found.items()}
+        return model_folder.write(Path(folder), self, {**self._state(), **textures})
 
     @classmethod
     def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
@@ -241,11 +258,23 @@ class Backend(ABC):
         backend.modality_, backend.cohort_ = facts["Modality"], facts["Cohort"]
         backend.sites_ = {label: site["Scans"] for label, site in facts["Cohort"]["Sites"].items()}
         try:
-            backend._set_state(arrays)
+            backend._set_textures({name: array for name, array in arrays.items()
+                                   if name.startswith(SITE_TEXTURE)})
+            backend._set_state({name: array for name, array in arrays.items()
+                                if not name.startswith(SITE_TEXTURE)})
         except (KeyError, TypeError, ValueError) as error:
             raise UnavailableError(f"{folder}: its weights do not fit its config ({error}). "
                                    "Fit again.") from error
         return backend
+
+    def _set_textures(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Texture numbers of sites; ValueError or KeyError if they are none."""
+        self.textures_ = {}
+        for key, array in arrays.items():
+            site, _, name = key.removeprefix(SITE_TEXTURE).rpartition("/")
+            self.textures_.setdefault(site, {})[name] = array
+        for found in self.textures_.values():
+            ScanTexture.from_arrays(found)
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> Any:

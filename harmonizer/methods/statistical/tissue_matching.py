@@ -214,6 +214,9 @@ class TissueMatching(StatisticsBackend):
         return (each, [common.get(scan.scan_id, one) for scan, one in zip(cohort, each)],
                 [textures[scan.scan_id] for scan in cohort])
 
+    def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
+        return {}  # part of the style, measured with the tissues that the maps are made of
+
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
         return _arrays(self._measured(self._read(scan), scan.read_tissues())[0])
 
