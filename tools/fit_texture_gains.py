@@ -80,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = list(read_pairs(args.work))
     blur, before, after = fit(pairs)
     write_json(args.output, {
-        "Format": COEFFICIENTS_FORMAT, "Blur": [round(float(v), 4) for v in blur],
+        "Format": COEFFICIENTS_FORMAT,
+        "TargetMoreBlurred": [round(float(v), 4) for v in blur[0]],
+        "TargetLessBlurred": [round(float(v), 4) for v in blur[1]],
         "Command": f"python tools/fit_texture_gains.py WORK --subjects {args.subjects} "
                    f"--scanners {args.scanners}",
         "Commit": _commit(),
@@ -187,38 +189,45 @@ def read_pairs(work: Path) -> Iterator[Pair]:
 
 
 def fit(pairs: Sequence[Pair]) -> tuple[np.ndarray, float, float]:
-    """Ridge coefficients (3 bands,), and mean gain in dB of the noise step and of both."""
-    moments, products, rows = np.zeros((3, 3)), np.zeros(3), []
+    """Ridge coefficients (2, 3 bands), and mean gain in dB of the noise step and of both."""
+    moments, products, rows = np.zeros((2, 3, 3)), np.zeros((2, 3)), []
     for pair in pairs:
-        error, left, design = _regression(pair)
+        error, left, design, less = _regression(pair)
         weight = 1 / (np.mean(error ** 2) * len(error))
-        moments += weight * design.T @ design
-        products += weight * design.T @ left
-        rows.append((error, left, design))
-    moments[0] = moments[:, 0] = 0.0  # the finest band is not resolved
-    ridge = RIDGE * np.diag(moments).mean() * np.eye(3)
-    blur = np.linalg.solve(moments + ridge, products * [0, 1, 1])
-    blur[0] = blur[1]
+        moments[less] += weight * design.T @ design
+        products[less] += weight * design.T @ left
+        rows.append((error, left, design, less))
+    blur = np.stack([_ridge(*way) for way in zip(moments, products)])
 
     def gain(after: np.ndarray, before: np.ndarray) -> float:
         return float(-10 * np.log10(np.mean(after ** 2) / np.mean(before ** 2)))
 
-    noise_step = np.mean([gain(left, error) for error, left, _ in rows])
-    both = np.mean([gain(left - design @ blur, error) for error, left, design in rows])
+    noise_step = np.mean([gain(left, error) for error, left, *_ in rows])
+    both = np.mean([gain(left - design @ blur[less], error) for error, left, design, less in rows])
     return blur, float(noise_step), float(both)
 
 
-def _regression(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Error before and after the noise step, and (n, 3) structure times the log ratio of blur."""
+def _ridge(moments: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """(3,) coefficients; the finest band, which is not resolved, gets that of the next one."""
+    inner = moments[1:, 1:]
+    ridge = RIDGE * max(float(np.diag(inner).mean()), 1e-12) * np.eye(2)
+    middle, coarse = np.linalg.solve(inner + ridge, products[1:])
+    return np.array([middle, middle, coarse])
+
+
+def _regression(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Error before and after the noise step, (n, 3) structure times the log ratio of blur, and
+    whether the target is less blurred."""
     image, mask = pair.image, pair.image.mask
     assert mask is not None
     source = measure_texture(image, pair.shares)
-    gains = TextureGains.between(source, pair.target, image.spacing, np.zeros(3))
+    gains = TextureGains.between(source, pair.target, image.spacing, np.zeros((2, 3)))
     change = blur_change(source, pair.target)
     parts = list(texture_parts(image.data * mask, mask, image.spacing, pair.shares, gains, False))
     error = (pair.truth - image.data)[mask].astype(np.float64)
     left = error - sum(part.less_noise for part in parts)[mask]
-    return error, left, np.stack([change * part.structure[mask] for part in parts], axis=1)
+    design = np.stack([change * part.structure[mask] for part in parts], axis=1)
+    return error, left, design, int(change < 0)
 
 
 def _commit() -> str:

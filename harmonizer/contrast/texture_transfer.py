@@ -12,7 +12,8 @@ gain.
   a band stands out of the noise, at an edge or a vessel, it stays (local Wiener filter: Lee 1980,
   doi:10.1109/TPAMI.1980.4766994). Noise is never added or amplified.
 * s_b = a_b log(blur of the target / blur of the scan) applies to what stands out of the noise only.
-  The a_b are fitted by ridge regression on simulated pairs of scanners
+  The a_b, of one kind where the target is more blurred and of another where it is less, are fitted
+  by ridge regression on simulated pairs of scanners
   (`tools/fit_texture_gains.py`) and shipped with the package.
 * phi and s_b are zero where the numbers of scan and target agree to within what scans of one
   scanner differ by.
@@ -66,11 +67,11 @@ MARGIN = 2  # voxels about the mask
 
 @cache
 def blur_coefficients() -> np.ndarray:
-    """(3 bands,) the a_b that are shipped with the package."""
+    """(2, 3 bands) the a_b that are shipped with the package: target more blurred, and less."""
     content = read_json(COEFFICIENTS)
     if content["Format"] != COEFFICIENTS_FORMAT:
         raise ValueError(f"{COEFFICIENTS}: is no {COEFFICIENTS_FORMAT}")
-    return np.array(content["Blur"], np.float64)
+    return np.array([content["TargetMoreBlurred"], content["TargetLessBlurred"]], np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +98,14 @@ class TextureGains:
         ----------
         source, target : measured on grids of one kind
         spacing : (3,) voxel size of that grid, mm
-        blur : (3 bands,) a_b; those of the package if None
+        blur : (2, 3 bands) a_b; those of the package if None
         """
         ratios = np.array([_log_ratio(*pair, NOISE_TOLERANCE)
                            for pair in zip(source.noise, target.noise)])
         ratios[0] = ratios[1]  # magnitude noise of dark fluid is another one
         change = blur_change(source, target)
-        gains = np.clip((blur_coefficients() if blur is None else blur) * change, *STRUCTURE_GAIN)
+        found = blur_coefficients() if blur is None else blur
+        gains = np.clip(found[int(change < 0)] * change, *STRUCTURE_GAIN)
         return cls(np.exp(np.minimum(ratios, 0.0)), gains, _noise_color(source, target, spacing))
 
     @property
