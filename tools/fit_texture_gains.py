@@ -19,6 +19,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=COEFFICIENTS)
     parser.add_argument("--subjects", type=int, default=10)
     parser.add_argument("--scanners", type=int, default=10)
+    parser.add_argument("--nprocs", type=int, default=2)
     args = parser.parse_args(argv)
     make_pairs(args.work, args.subjects, args.scanners)
     pairs = list(read_pairs(args.work))
-    blur, before, after = fit(pairs)
+    blur, before, after = fit(pairs, args.nprocs)
     write_json(args.output, {
         "Format": COEFFICIENTS_FORMAT,
         "TargetMoreBlurred": [round(float(v), 4) for v in blur[0]],
@@ -188,11 +190,12 @@ def read_pairs(work: Path) -> Iterator[Pair]:
                        pool_textures(sites[str(one["t"])]))
 
 
-def fit(pairs: Sequence[Pair]) -> tuple[np.ndarray, float, float]:
+def fit(pairs: Sequence[Pair], nprocs: int) -> tuple[np.ndarray, float, float]:
     """Ridge coefficients (2, 3 bands), and mean gain in dB of the noise step and of both."""
     moments, products, rows = np.zeros((2, 3, 3)), np.zeros((2, 3)), []
-    for pair in pairs:
-        error, left, design, less = _regression(pair)
+    with ProcessPoolExecutor(nprocs) as pool:
+        found = list(pool.map(_regression, pairs))
+    for error, left, design, less in found:
         weight = 1 / (np.mean(error ** 2) * len(error))
         moments[less] += weight * design.T @ design
         products[less] += weight * design.T @ left
@@ -221,9 +224,9 @@ def _regression(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     image, mask = pair.image, pair.image.mask
     assert mask is not None
     source = measure_texture(image, pair.shares)
-    gains = TextureGains.between(source, pair.target, image.spacing, np.zeros((2, 3)))
+    gains = TextureGains.between(source, pair.target, np.zeros((2, 3)))
     change = blur_change(source, pair.target)
-    parts = list(texture_parts(image.data * mask, mask, image.spacing, pair.shares, gains, False))
+    parts = list(texture_parts(image.data * mask, mask, image.spacing, pair.shares, gains))
     error = (pair.truth - image.data)[mask].astype(np.float64)
     left = error - sum(part.less_noise for part in parts)[mask]
     design = np.stack([change * part.structure[mask] for part in parts], axis=1)

@@ -35,7 +35,6 @@ TEXTURE_QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99
 AXES = ("x", "y", "z")
 TEXTURE_VERSION = 1.0
 PREFIX = "texture_"  # of the names in a site card
-LINEAR_AUTOCORRELATION = np.array([1.0, 4.0, 1.0]) / 6.0  # of linear interpolation, on average
 MAD_TO_STD = 1.4826
 SECOND_DIFFERENCE = np.array([1.0, -2.0, 1.0]) / np.sqrt(6.0)  # of norm one
 MIN_PURE_PROBABILITY = 0.9  # a voxel that speaks for one tissue
@@ -211,30 +210,21 @@ def smooth(array: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return array
 
 
-def band_responses(spacing: np.ndarray, interpolated: bool = False) -> np.ndarray:
-    """(3 bands,) variance of each band over that of `noise_of`, in an image of noise alone.
+def band_responses(spacing: np.ndarray) -> np.ndarray:
+    """(3 bands,) variance of each band in white noise of variance one.
 
     Parameters
     ----------
     spacing : (3,) voxel size, mm
-    interpolated : white noise was interpolated linearly, between voxels in all positions
     """
-    point = np.zeros((25,) * 3, np.float32)
-    point[12, 12, 12] = 1
-
-    def energy(response: np.ndarray) -> float:
-        colored = response
-        for axis in range(3):
-            if interpolated:
-                colored = ndimage.correlate1d(colored, LINEAR_AUTOCORRELATION, axis)
-        return float((response * colored).sum())
-
-    found, above, last = [], point, 0.0
+    above = np.zeros((25,) * 3, np.float32)
+    above[12, 12, 12] = 1
+    found, last = [], 0.0
     for sigma in BAND_SIGMAS_MM:
         below = smooth(above, np.sqrt(sigma ** 2 - last ** 2) / spacing)
-        found.append(energy(above - below))
+        found.append(float(((above - below) ** 2).sum()))
         above, last = below, sigma
-    return np.array(found) / energy(_second_differences(point))
+    return np.array(found)
 
 
 def _second_differences(image: np.ndarray) -> np.ndarray:

@@ -341,8 +341,7 @@ class TissueMatching(StatisticsBackend):
         shares = np.zeros((len(TISSUES), *volume.shape), np.float32)
         shares[:, volume.mask] = contrast.shares.sample(volume.affine, volume.mask)
         source = measure_texture(contrast.apply(volume), shares)
-        gains = TextureGains.between(source, target, volume.spacing)
-        return TexturedMap(contrast, gains, contrast.shares, volume.affine)
+        return TexturedMap(contrast, TextureGains.between(source, target), contrast.shares)
 
     def _tissue_map(self, volume: Volume, style: Mapping[str, np.ndarray], known: Known,
                     same: bool) -> TissueMap:

@@ -25,7 +25,7 @@ SLOPE = PointwiseMap(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
 
 def gains_between(source, target, blur=BLUR):
     return TextureGains.between(measure_texture(*source), measure_texture(*target),
-                                source[0].spacing, blur)
+                                blur)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 3.0)])
@@ -33,7 +33,7 @@ def test_noise_falls_to_the_level_of_the_target_and_not_below(spacing):
     shape = (56, 60, 52 if spacing[2] < 2 else 26)
     fwhm = (2, 2, max(2, spacing[2]))
     source, target = scan(0.06, fwhm, spacing, shape), scan(0.02, fwhm, spacing, shape, seed=1)
-    after = match_texture(*source, gains_between(source, target), scanner_grid=True)
+    after = match_texture(*source, gains_between(source, target))
     noise = measure_texture(source[0].with_data(after), source[1]).noise * range_of(target[0])
     wanted = 0.02 * np.exp(NOISE_TOLERANCE)
     assert (noise[1:] > 0.95 * 0.02).all(), noise
@@ -41,7 +41,7 @@ def test_noise_falls_to_the_level_of_the_target_and_not_below(spacing):
     truth = scan(0.0, fwhm, spacing, shape)[0]
     errors = [np.sqrt(np.mean((image - truth.data)[truth.mask] ** 2))
               for image in (source[0].data, after)]
-    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 0.65 * errors[0]
 
 
 def test_no_noise_is_added_and_alike_scans_stay_as_they_are():
@@ -60,7 +60,7 @@ def test_thin_bright_line_survives_while_noise_falls():
     data[line] += 0.5
     drawn = source[0].with_data(data)
     gains = gains_between(source, target)
-    with_line = match_texture(drawn, source[1], gains, scanner_grid=True)
+    with_line = match_texture(drawn, source[1], gains)
     assert np.mean((with_line - source[0].data)[line]) > 0.4
     far = source[0].mask & ~line & (source[1][2] > 0.95)
     assert np.std((with_line - scan(0.0)[0].data)[far]) < 0.55 * 0.05
@@ -70,7 +70,7 @@ def test_blur_moves_towards_the_target_both_ways_and_noise_does_not_rise():
     sharp, blurred = scan(0.02, (1.5,) * 3), scan(0.02, (3.0,) * 3, seed=1)
     for source, target, sign in ((sharp, blurred, 1), (blurred, sharp, -1)):
         gains = gains_between(source, target)
-        after = match_texture(*source, gains, scanner_grid=True)
+        after = match_texture(*source, gains)
         before, now = (measure_texture(source[0].with_data(image), source[1])
                        for image in (source[0].data, after))
         wanted = measure_texture(*target).fwhm_mm.mean()
@@ -87,7 +87,7 @@ def test_map_touches_the_mask_alone_keeps_signs_and_gives_the_same_bits(affine):
     data[20, 30, 25] = -0.3
     volume = volume.with_data(data)
     gains = gains_between((volume, shares), scan(0.02, seed=1))
-    change = TexturedMap(SLOPE, gains, Shares.of(shares, volume), volume.affine)
+    change = TexturedMap(SLOPE, gains, Shares.of(shares, volume))
     after = change.apply(volume)
     np.testing.assert_array_equal(after.data[~volume.mask], -5)
     assert (after.data[volume.mask & (volume.data > 0)] > 0).all()
@@ -99,7 +99,7 @@ def test_map_touches_the_mask_alone_keeps_signs_and_gives_the_same_bits(affine):
 def test_another_grid_of_the_same_scan_gives_the_same_image():
     volume, shares = scan(0.05)
     gains = gains_between((volume, shares), scan(0.02, seed=1))
-    change = TexturedMap(SLOPE, gains, Shares.of(shares, volume), np.eye(4) * 2)
+    change = TexturedMap(SLOPE, gains, Shares.of(shares, volume))
     turned = volume.affine.copy()
     turned[:3, 0] *= -1
     turned[:3, 3] += volume.affine[:3, 0] * (volume.shape[0] - 1)
