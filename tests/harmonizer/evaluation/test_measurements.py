@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import Terminated
-from harmonizer.evaluation.metrics.scan_features import (
-    Job,
-    _noise_and_blur,
-    spread,
-    texture_rows,
-)
+from harmonizer.evaluation.metrics.scan_features import Job, _noise_and_blur, spread, texture_rows
 from tests.harmonizer.contrast.texture_phantom import scan as texture_scan
 
 
