@@ -344,7 +344,7 @@ def test_texture_falls_to_the_targets_noise_and_keep_leaves_it(noisy_and_quiet):
     source, target = grainy(20, "A", 0.06), backend.target("B")
     matched, kept_one = (one.harmonize(source, target, source="A") for one in (backend, keep))
     level = float(target.style["texture_noise"][2])
-    assert level < noise_in_white(matched) < 0.6 * noise_in_white(kept_one)
+    assert level < noise_in_white(matched) < 0.7 * noise_in_white(kept_one)
     assert "Texture" in backend.intensity_map(source, target, source="A").describe()
     assert "Texture" not in keep.intensity_map(source, target, source="A").describe()
     assert backend.describe_model() == {"Texture": "match"}
