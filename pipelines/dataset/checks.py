@@ -21,7 +21,7 @@ import numpy as np
 
 from harmonizer.errors import InputError
 from harmonizer.files import sha256_of
-from harmonizer.volume import load_nifti
+from harmonizer.volume import affine_in_mm, load_nifti
 
 from .records import Finding, ScanRecord, entities_of, split_name
 
@@ -61,8 +61,15 @@ def check_header(path: Path) -> Finding | None:
     try:
         image = load_nifti(path)
     except InputError as error:
-        return Finding(path, str(error).removeprefix(f"{path}: ").rstrip("."), "Or exclude it.")
+        return _told(path, error)
     return _check_shape(path, image.shape) or _check_grid(path, image)
+
+
+def _told(path: Path, error: InputError) -> Finding:
+    """An explained error of an image as a finding; its last sentence is the remedy."""
+    text = str(error).removeprefix(f"{path}: ").rstrip(".")
+    finding, _, remedy = text.rpartition(". ")
+    return Finding(path, finding or remedy, f"{remedy}." if finding else "Or exclude it.")
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> Finding | None:
@@ -77,7 +84,10 @@ def _check_shape(path: Path, shape: tuple[int, ...]) -> Finding | None:
 
 
 def _check_grid(path: Path, image: Any) -> Finding | None:
-    affine = np.asarray(image.affine, dtype=float)
+    try:
+        affine = affine_in_mm(image)
+    except InputError as error:
+        return _told(path, error)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         finding = "its header gives no position in space (the affine cannot be inverted)"
         return Finding(path, finding, "Convert it from DICOM again, or repair sform and qform.")

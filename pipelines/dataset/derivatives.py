@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonizer.errors import InputError
-from harmonizer.volume import load_nifti, same_grid
+from harmonizer.volume import affine_in_mm, load_nifti, same_grid
 
 from .records import Finding, entities_of
 
@@ -74,7 +74,7 @@ def same_voxels(image: Any, other: Any) -> bool:
     if len(image.shape) < 3 or len(other.shape) < 3:
         return False
     first, second = as_closest_canonical(image), as_closest_canonical(other)
-    return same_grid(first.shape[:3], first.affine, second.shape[:3], second.affine)
+    return same_grid(first.shape[:3], affine_in_mm(first), second.shape[:3], affine_in_mm(second))
 
 
 def _tails(modality: str) -> dict[str, tuple[str, ...]]:
