@@ -22,6 +22,7 @@ from typing import Any
 from harmonizer.errors import InputError
 from harmonizer.volume import affine_in_mm, load_nifti, same_grid
 
+from .annex import FETCH, is_unfetched
 from .records import Finding, entities_of
 
 __all__ = ["check_derivatives", "find_precomputed", "same_voxels"]
@@ -91,7 +92,7 @@ def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
     folder = root.joinpath(f"sub-{entities['sub']}", *session, "anat")
     paths = (folder / f"{stem}_{tail}{ext}" for tail in tails for ext in EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if path.is_file() or is_unfetched(path)), None)
 
 
 def _is_of(path: Path, kind: str, modality: str) -> bool:
@@ -117,6 +118,8 @@ def _sources(path: Path) -> list[str]:
 
 
 def _grid_problem(path: Path, image: Path) -> Finding | None:
+    if is_unfetched(path):
+        return Finding(path, "is not used: it was not fetched", FETCH)
     try:
         if same_voxels(load_nifti(path), load_nifti(image)):
             return None

@@ -160,3 +160,13 @@ def test_every_legal_label_makes_a_node_name():
     names = {Workflow(node_name(label)).name for label in labels}
     assert len(names) == len(labels)
     assert all(re.fullmatch(r"\w+", name) for name in names)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_the_participants_table_is_copied_as_utf8(tmp_path, encoding):
+    raw, text = tmp_path / "raw", "participant_id\tsite\nsub-01\tKöln\n"
+    raw.mkdir()
+    (raw / "participants.tsv").write_bytes(text.encode(encoding))
+    write_dataset_files(tmp_path / "out", raw, {}, {})
+    copied = (tmp_path / "out" / "participants.tsv").read_bytes()
+    assert copied.decode("utf-8-sig") == text
