@@ -68,7 +68,8 @@ def check_header(path: Path) -> Finding | None:
     Refused: what nibabel cannot open, RGB, anything but one 3D volume, voxels without size.
     """
     if is_unfetched(path):
-        return Finding(path, "was not fetched", FETCH)
+        link = ": it is a link to a file that is not there" if path.is_symlink() else ""
+        return Finding(path, f"was not fetched{link}", FETCH)
     if not path.is_file():
         return Finding(path, "is not a file but a folder, device or pipe", "Remove it.")
     if path.stat().st_size == 0:

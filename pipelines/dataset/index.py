@@ -187,13 +187,13 @@ def _record(
     stem, suffix, _ = split_name(path.name)
     entities = entities_of(path.name)
     subject, session = entities["sub"], entities.get("ses")
-    for unread in _unread_files(path, subject, session, finder, settings):
-        yield _fatal(unread, path)
+    if broken := _sessions_problem(path, subject, session, finder, settings):
+        yield _fatal(broken, path)
         return
     try:
         metadata = merged_metadata(path, settings.bids_dir)
     except InputError as error:
-        yield _fatal(Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar."), path)
+        yield _fatal(_sidecar_problem(path, error, settings), path)
         return
     site = finder.find(subject, session, metadata)
     if site is None:
@@ -210,18 +210,24 @@ def _record(
     )
 
 
-def _unread_files(
+def _sidecar_problem(path: Path, error: InputError, settings: Settings) -> Finding:
+    """Why an image's sidecars cannot be read."""
+    absent = [s for s in applicable_sidecars(path, settings.bids_dir) if is_unfetched(s)]
+    if absent:
+        return Finding(path, f"its sidecar {absent[0]} was not fetched", FETCH)
+    return Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar.")
+
+
+def _sessions_problem(
     path: Path, subject: str, session: str | None, finder: SiteFinder, settings: Settings
-) -> Iterator[Finding]:
-    """Files beside an image that are there and cannot be read, so that facts would be lost."""
-    for sidecar in applicable_sidecars(path, settings.bids_dir):
-        if is_unfetched(sidecar):
-            yield Finding(path, f"its sidecar {sidecar} was not fetched", FETCH)
+) -> Finding | None:
+    """A sessions table that is there and cannot be read: another source may name another site."""
     table = finder.tables.sessions_path(subject)
     needed = session and not settings.site and settings.site_from in ("auto", "sessions")
-    if needed and not finder.tables.sessions(subject) and finder.tables.is_broken(table):
-        broken = next(f for f in finder.tables.findings if f.path == table)
-        yield Finding(path, f"its sessions table {table} {broken.finding}", broken.remedy)
+    if not needed or finder.tables.sessions(subject) or not finder.tables.is_broken(table):
+        return None
+    broken = next(f for f in finder.tables.findings if f.path == table)
+    return Finding(path, f"its sessions table {table} {broken.finding}", broken.remedy)
 
 
 def _fatal(finding: Finding, path: Path) -> Finding:
