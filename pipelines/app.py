@@ -23,6 +23,8 @@ import contextlib
 import errno
 import logging
 import os
+import platform
+import shlex
 import signal
 import sys
 import threading
@@ -64,16 +66,19 @@ HANDLER = "harmonizer-run"
 INTERRUPTED = 130
 TERMINATED = 143
 SHOWN_PARTICIPANTS = 20
+SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "PBS_JOBID",
+                       "JOB_ID", "LSB_JOBID")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app on command-line arguments (without the program's name); returns the exit code."""
     prog = "harmonizer" if Path(sys.argv[0]).name == "harmonizer" else "run.py"
+    words = sys.argv[1:] if argv is None else argv
     try:
-        settings = parse(sys.argv[1:] if argv is None else argv, prog)
+        settings = parse(words, prog)
         prepare_environment(settings)  # first: the checks may import numpy or torch
         check_world(settings)
-        run = Run.start(settings)
+        run = Run.start(settings, shlex.join([prog, *words]))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
     except HarmonizerError as error:
@@ -113,19 +118,20 @@ class Run:
 
     settings: Settings
     run_id: str
+    command: str = ""
 
     @classmethod
-    def start(cls, settings: Settings) -> Run:
-        """Open the log files and save the settings.
+    def start(cls, settings: Settings, command: str = "") -> Run:
+        """Open the log files and save the settings; `command` is what the log shows was typed.
 
         Raises
         ------
         UsageError
             If the output folder cannot be written.
         """
-        run = cls(settings, f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
+        run = cls(settings, f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}", command)
         try:
-            write_text(run.file("settings", "toml"), settings.to_toml())
+            write_text(run.file("settings", "toml"), settings.repeatable.to_toml())
             start_logging(settings.verbose, run.file("run", "log"))
         except OSError as error:
             raise UsageError(
@@ -165,7 +171,10 @@ class Run:
         LOGGER.info("harmonizer %s: %s -> %s; stages %s; log %s", __version__,
                     self.settings.bids_dir, self.settings.output_dir,
                     ", ".join(self.settings.planned_stages), self.file("run", "log"))
-        records = self._records(failed)
+        log_environment(self.command)
+        self._clean()
+        from_output = self.settings.reports_only or self.settings.boilerplate_only
+        records = () if from_output else self._records(failed)
         from .stages.run import run as run_workflows
 
         result = run_workflows(self.settings, records)
@@ -176,10 +185,20 @@ class Run:
             LOGGER.info("%s", line)
         return result.exit_code or int(bool(failed))
 
+    def _clean(self) -> None:
+        """Empty the work folder where that was asked for."""
+        if self.settings.clean_workdir and not self.settings.dry_run:
+            from .workflows.engine import clean_work_dir
+
+            found = clean_work_dir(self.settings.work_dir)
+            LOGGER.info("Removed from %s: %s.", self.settings.work_dir,
+                        ", ".join(found) or "nothing, it holds no work of earlier runs")
+
     def _records(self, failed: set[str]) -> tuple[ScanRecord, ...]:
         """The scans of the participant level; () where only the output folder is used."""
         needed = "preprocess" in self.settings.planned_stages
-        useful = "harmonize" in self.settings.planned_stages and self.settings.bids_dir.is_dir()
+        useful = ({"harmonize", "export"} & set(self.settings.planned_stages)
+                  and self.settings.bids_dir.is_dir())
         if not (needed or useful):
             return ()
         if needed:
@@ -352,6 +371,19 @@ def start_logging(verbose: int, path: Path) -> None:
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(logging.DEBUG)
     logging.captureWarnings(True)
+
+
+def log_environment(command: str) -> None:
+    """Log what a bug report needs first: the command line, versions, machine and scheduler job."""
+    from .stages.methods_text import software_versions
+
+    LOGGER.info("Command: %s", command)
+    versions = ", ".join(f"{name} {number}" for name, number in software_versions().items())
+    LOGGER.debug("Versions: Python %s, %s", platform.python_version(), versions)
+    LOGGER.debug("Machine: %s, %s", platform.node(), platform.platform())
+    job = [f"{name}={os.environ[name]}" for name in SCHEDULER_VARIABLES if os.environ.get(name)]
+    if job:
+        LOGGER.debug("Scheduler: %s", " ".join(job))
 
 
 def stop_logging() -> None:

@@ -26,6 +26,7 @@ from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
 from harmonizer.methods.model_folder import is_model, model_hash
 from harmonizer.progress import phases
+from harmonizer.reports.__main__ import verdicts_of
 from harmonizer.reports.anatomy_change import moved_figure
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
@@ -43,7 +44,7 @@ from .methods_text import methods_text, software_versions
 from .reports import write_subject_reports
 from .site_effect_maps import explained_figures
 
-__all__ = ["evaluate", "variants_of"]
+__all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
 SHOWN = 10  # flagged images named in the summary
@@ -120,6 +121,31 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
+
+
+def rewrite_group_report(settings: Settings) -> Path:
+    """Write ``group.html`` again from the tables of the last evaluation; measure nothing.
+
+    Raises
+    ------
+    InputError
+        If a table is missing or broken.
+    """
+    out = settings.output_dir
+    found = find_preprocessed(out, resolution_of(settings.sloppy), settings.modalities)
+    metrics = Metrics.from_tsv(out / "metrics.tsv")
+    statistics = Statistics.from_tsv(out / "group_statistics.tsv")
+    quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
+    ruling = Ruling(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
+    judged = {}
+    for modality in settings.modalities:
+        variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
+        if variants:
+            judged[modality] = variants
+    if not judged:
+        raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
+                         "name another with --desc.")
+    return render_group_report(out / "group.html", _group_report(settings, found, judged, ruling))
 
 
 def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Variant, ...]:

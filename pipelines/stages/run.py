@@ -1,12 +1,13 @@
 """A run: the planned stages in order, each resuming at what the one before left on disk.
 
-    preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort)
+    preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort) [-> export]
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from harmonizer.errors import InputError, UsageError, did_you_mean
 from harmonizer.files import write_text
@@ -38,6 +39,8 @@ def run(settings: Settings, records: tuple[ScanRecord, ...]) -> RunResult:
     HarmonizerError
         What stops the whole run: a wrong target, no usable input, a missing model.
     """
+    if settings.reports_only or settings.boilerplate_only:
+        return RunResult(summary_lines=_from_output(settings))
     check_target(settings, records)
     if settings.dry_run:
         return RunResult(summary_lines=_plan(settings, records))
@@ -47,10 +50,35 @@ def run(settings: Settings, records: tuple[ScanRecord, ...]) -> RunResult:
     for stage in settings.planned_stages:
         LOGGER.info("Stage %s", stage)
         missed, said = STAGES[stage](settings, records)
-        failures.update({failure.scan_id: failure for failure in missed})
+        failures = {**{failure.scan_id: failure for failure in missed}, **failures}
         lines += said
         _write_methods(settings)
     return RunResult(tuple(failures.values()), tuple(lines))
+
+
+def _from_output(settings: Settings) -> tuple[str, ...]:
+    """Write reports or methods text again from what the output folder holds; returns lines.
+
+    Raises
+    ------
+    InputError
+        If it holds no preprocessed scan, or not the tables of an evaluation.
+    """
+    from .evaluation import rewrite_group_report
+    from .reports import subjects_of, write_subject_reports
+
+    subjects = subjects_of(settings, ())
+    if not subjects:
+        raise InputError(f"{settings.output_dir}: holds no preprocessed scan of these participants "
+                         "and modalities. Run the participant level first.")
+    path = _write_methods(settings)
+    lines = [f"Methods text: {path}"]
+    if settings.reports_only:
+        pages = write_subject_reports(settings, subjects)
+        lines.append(f"Subject reports: {len(pages)} in {settings.output_dir}")
+    if settings.reports_only and "group" in settings.levels:
+        lines.append(f"Group report: {rewrite_group_report(settings)}")
+    return tuple(lines)
 
 
 def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
@@ -99,12 +127,12 @@ def _write_dataset_files(settings: Settings) -> None:
     write_dataset_files(settings.output_dir, raw, settings.derivatives, descs)
 
 
-def _write_methods(settings: Settings) -> None:
+def _write_methods(settings: Settings) -> Path:
     """Of the participants that this run looks at, so that many jobs read little each."""
     found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
                               settings.modalities, settings.participant_label,
                               settings.session_label)
-    write_text(settings.output_dir / "logs" / "CITATION.md", methods_text(settings, found))
+    return write_text(settings.output_dir / "logs" / "CITATION.md", methods_text(settings, found))
 
 
 def _harmonizes(settings: Settings) -> bool:
@@ -164,4 +192,11 @@ def _evaluate(settings: Settings, records: tuple[ScanRecord, ...]):
     return (), evaluate(settings)
 
 
-STAGES = {"preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate}
+def _export(settings: Settings, records: tuple[ScanRecord, ...]):
+    from .export import export
+
+    return export(settings, records)
+
+
+STAGES = {"preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate,
+          "export": _export}
