@@ -223,33 +223,130 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
             assert (folder / name).exists(), f"architecture.md names {folder.name}/{name}"
 
 
+def job_environment(tmp_path: Path, flags: str = "", apptainer_code: int = 0) -> dict[str, str]:
+    """What a job script sees; apptainer is a stand-in that prints its arguments."""
+    container = tmp_path / "apptainer"
+    container.write_text(f'#!/bin/sh\nprintf "%s\\n" apptainer "$@"\nexit {apptainer_code}\n')
+    container.chmod(0o755)
+    (tmp_path / "labels").write_text("01\n02 03\n")
+    return {"BIDS": "/data/study", "OUT": str(tmp_path / "out"), "IMAGE": "harmonizer.sif",
+            "LABELS": str(tmp_path / "labels"), "SLURM_ARRAY_TASK_ID": "2", "FLAGS": flags,
+            "SLURM_MEM_PER_NODE": "6000", "SLURM_CPUS_PER_TASK": "3",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 @pytest.mark.parametrize("flags", ["", "--site-from ses --backend disarm"])
 def test_cluster_jobs_call_the_app_as_it_is(job: Path, flags: str, tmp_path: Path) -> None:
-    container = tmp_path / "apptainer"
-    container.write_text('#!/bin/sh\nprintf "%s\\n" apptainer "$@"\n')
-    container.chmod(0o755)
-    (tmp_path / "labels").write_text("01\n02\n")
-    given = {"BIDS": "/data/study", "OUT": str(tmp_path / "out"), "IMAGE": "harmonizer.sif",
-             "LABELS": str(tmp_path / "labels"), "SLURM_ARRAY_TASK_ID": "2", "FLAGS": flags,
-             "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    done = subprocess.run(["bash", job], env=job_environment(tmp_path, flags), capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     settings = parse(app_arguments(done.stdout.splitlines()))
     stage = job.stem.partition("-")[2]
     assert settings.planned_stages == (stage,)
-    assert settings.participant_label == (("02",) if stage in ("preprocess", "harmonize") else ())
+    per_participant = stage in ("preprocess", "harmonize")
+    assert settings.participant_label == (("02", "03") if per_participant else ())
+    assert (settings.mem_gb, settings.nprocs) == (6.0, 3)  # what SLURM gives, no other number
     if flags:
         assert (settings.site_from, settings.backend) == ("ses", "disarm")
-    assert (tmp_path / "out-work").is_dir() == (stage == "fit")  # a training goes on from there
 
 
-def test_cluster_jobs_are_submitted_in_the_order_of_the_stages() -> None:
-    script = ROOT / "docs" / "slurm" / "submit.sh"
-    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
-    submitted = re.findall(r"/(\d-\w+)\.sbatch", script.read_text(encoding="utf-8"))
-    assert submitted == [f"{i}-{stage}" for i, stage in enumerate(STAGES, 1)]
-    assert [job.stem for job in JOBS] == submitted
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_a_job_that_the_time_limit_ends_keeps_its_work(job: Path, tmp_path: Path) -> None:
+    """A training, a sampling and an evaluation go on from there; a preprocessing starts anew."""
+    given = job_environment(tmp_path, apptainer_code=143)
+    done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    assert done.returncode == 143
+    mounted = re.search(r"^(.+):/work$", done.stdout, re.M).group(1)
+    assert Path(mounted).is_dir() == (job.stem != "1-preprocess")
+    work = {"1-preprocess": mounted, "3-harmonize": str(tmp_path / "out-work" / "sub-02")}
+    assert mounted == work.get(job.stem, str(tmp_path / "out-work"))
+    again = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    same = f"{mounted}:/work" in again.stdout.splitlines()
+    assert same == (job.stem != "1-preprocess")
+
+
+def test_a_finished_harmonization_leaves_no_work(tmp_path: Path) -> None:
+    job = next(job for job in JOBS if job.stem == "3-harmonize")
+    subprocess.run(["bash", job], env=job_environment(tmp_path), check=True, capture_output=True)
+    assert list((tmp_path / "out-work").iterdir()) == []
+
+
+def submitted(tmp_path: Path, scans: list[str], **more: str) -> tuple[list[list[str]], Path]:
+    """What submit.sh gives to sbatch for a dataset of these images, and the labels file."""
+    for name in scans:
+        subject = name.partition("_")[0]
+        path = tmp_path / "bids" / subject / "anat" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {tmp_path}/calls\n'
+                      f'echo >> {tmp_path}/calls\necho "$(wc -l < {tmp_path}/calls);cluster"\n')
+    sbatch.chmod(0o755)
+    given = {"BIDS": str(tmp_path / "bids"), "OUT": str(tmp_path / "out"), "IMAGE": "h.sif",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}", **more}
+    done = subprocess.run(["bash", ROOT / "docs" / "slurm" / "submit.sh"], env=given,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split("\t")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    (labels,) = (tmp_path / "out-work").glob("labels-*.txt")
+    return calls, labels
+
+
+def options(call: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("--").split("=", 1) for word in call if "=" in word)
+
+
+def test_cluster_jobs_are_submitted_in_the_order_of_the_stages(tmp_path: Path) -> None:
+    calls, labels = submitted(tmp_path, ["sub-01_T1w.nii.gz", "sub-02_T1w.nii"])
+    cluster_stages = [stage for stage in STAGES if stage != "export"]
+    assert [Path(call[-1]).stem for call in calls] == [
+        f"{i}-{stage}" for i, stage in enumerate(cluster_stages, 1)]
+    assert [Path(call[-1]) for call in calls] == JOBS
+    assert [options(call).get("dependency") for call in calls] == [
+        None, "afterany:1", "afterok:2", "afterany:3"]
+    assert labels.read_text() == "01\n02\n"
+    arrays = [options(call).get("array") for call in calls]
+    assert arrays == ["1-2%50", None, "1-2%50", None]
+    logs = tmp_path / "out" / "logs" / "slurm"
+    assert logs.is_dir()
+    names = [Path(options(call)["output"]) for call in calls]
+    assert {path.parent for path in names} == {logs}
+    assert [path.name for path in names] == ["%x_%A_%a.out", "%x_%j.out"] * 2
+
+
+def test_time_and_memory_of_jobs_grow_with_the_scans(tmp_path: Path) -> None:
+    def asked(name: str, scans: list[str], **more: str) -> list[dict[str, str]]:
+        (tmp_path / name).mkdir()
+        calls, _ = submitted(tmp_path / name, scans, **more)
+        return [options(call) for call in calls]
+
+    few = [f"sub-{i:03d}_T1w.nii.gz" for i in range(10)]
+    many = [f"sub-{i:03d}_{m}.nii.gz" for i in range(600) for m in ("T1w", "T2w", "FLAIR")]
+    small = asked("few", few)
+    t1w = asked("t1w", many)
+    large = asked("large", many, FLAGS="--modalities T1w T2w FLAIR --max-minutes 90")
+    minutes = [int(job["time"]) for job in large]
+    assert minutes[3] > 1.5 * 4.5 * 60  # 1,800 scans take 4.5 hours on four processors
+    assert minutes[0] > int(t1w[0]["time"]) == int(small[0]["time"])  # of one participant
+    assert minutes[1] >= 90 + 60
+    assert int(large[3]["time"]) > int(t1w[3]["time"]) > int(small[3]["time"])
+    assert int(large[3]["mem"]) > int(small[3]["mem"])
+    slow = asked("slow", few, TIME_FACTOR="2", CPUS="8", THROTTLE="5")
+    assert [int(job["time"]) for job in slow[:1]] == [2 * int(small[0]["time"])]
+    assert slow[3]["cpus-per-task"] == "8" and slow[0]["array"] == "1-10%5"
+
+
+def test_an_array_is_never_longer_than_the_cluster_allows(tmp_path: Path) -> None:
+    calls, labels = submitted(tmp_path, [f"sub-{i}_T1w.nii.gz" for i in range(1, 8)],
+                              MAX_TASKS="3")
+    assert options(calls[0])["array"] == "1-3%50"
+    assert labels.read_text() == "1 2 3\n4 5 6\n7\n"
+
+
+def test_a_dataset_without_images_is_not_submitted(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no image"):
+        submitted(tmp_path, ["sub-01_T2w.nii.gz"])
 
 
 def test_the_readme_names_this_version() -> None:
