@@ -23,6 +23,7 @@ from harmonizer.phantom.__main__ import main as phantom
 from harmonizer.reports.__main__ import main as reports
 from harmonizer.segmentation.__main__ import main as segmentation
 from pipelines.cli import build_parser, parse
+from pipelines.outputs.raw_dataset import exported_name
 from pipelines.settings import LEVELS, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,15 @@ MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentatio
            "harmonizer.evaluation": evaluation, "harmonizer.reports": reports}
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
 CONTAINER = re.compile(r"(?:harmonizer:[\w.-]+|harmonizer\.sif|\$IMAGE)")
+EXPORT = Path("/data/out/derivatives/raw-harmonized")  # of the page on other tools
+OTHER_TOOLS = {  # flags that their documentation lists: fMRIPrep 25, sMRIPrep 0.19, FreeSurfer 7
+    "fmriprep": {"--participant-label", "--anat-only", "--fs-license-file", "--fs-subjects-dir",
+                 "-d", "-w"},
+    "smriprep": {"--participant-label", "--fs-license-file", "-w"},
+    "recon-all": {"-i", "-s", "-sd", "-all", "-FLAIR", "-FLAIRpial"},
+    "gunzip": {"-c"},
+    "cat_standalone.sh": {"-s", "-m", "-b"},
+}
 VARIABLES = {"BIDS": "/data", "OUT": "/out", "IMAGE": "$IMAGE", "TMPDIR": "/tmp", "label": "01"}
 
 
@@ -100,6 +110,21 @@ def check_apptainer(words: list[str]) -> None:
         assert (ROOT / words[-1]).is_file()
 
 
+def check_other_tool(name: str, words: list[str]) -> None:
+    """Flags are known, and each image of the exported dataset has the name that export gives."""
+    flags = {word for word in words if word.startswith("-")}
+    assert flags <= OTHER_TOOLS[name], f"{name} has no {sorted(flags - OTHER_TOOLS[name])}"
+    for path in map(Path, words):
+        if EXPORT in path.parents:
+            stem, _, modality = path.name.removesuffix(".nii.gz").rpartition("_")
+            source = stem.replace("_rec-harmonized", "")
+            assert path.name == exported_name(source, modality, "harmonized", "rec")
+            assert path.parent.name == "anat" and path.name.startswith(
+                "_".join(path.relative_to(EXPORT).parts[:-2]))
+    if name.endswith("prep"):
+        assert words[2] == "participant"
+
+
 def check(words: list[str]) -> None:
     """Fail if a command is not one that works here."""
     while re.fullmatch(r"[A-Z]+=.*", words[0]):  # NAME=value before a command
@@ -115,6 +140,8 @@ def check(words: list[str]) -> None:
         check_docker(rest)
     elif name == "apptainer":
         check_apptainer(rest)
+    elif name in OTHER_TOOLS:
+        check_other_tool(name, rest)
     elif name == "export":
         assert all("=" in word for word in rest)
     else:
@@ -138,9 +165,11 @@ def test_command(page: str, words: list[str], capsys: pytest.CaptureFixture[str]
     ["make", "demo", "PYTHONN=python3"],
     ["docker", "build", "--build-arg", "DEVIC=cpu", "."],
     ["rm", "-rf", "/"],
+    ["recon-all", "-i", "/data/t1.nii.gz", "-subject", "sub-01"],
+    ["recon-all", "-i", f"{EXPORT}/sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"],
 ], ids=" ".join)
 def test_the_check_sees_a_wrong_command(words: list[str]) -> None:
-    with pytest.raises(AssertionError, match="knows no|DEVIC|no test checks"):
+    with pytest.raises(AssertionError, match="knows no|DEVIC|no test checks|has no|harmonized"):
         check(words)
 
 
