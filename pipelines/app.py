@@ -73,12 +73,16 @@ SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_I
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app on command-line arguments (without the program's name); returns the exit code."""
     prog = "harmonizer" if Path(sys.argv[0]).name == "harmonizer" else "run.py"
-    words = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "combat":  # a folder of that name is ./combat
+        from harmonizer import combat_command
+
+        return combat_command.main(argv[1:])
     try:
-        settings = parse(words, prog)
+        settings = parse(argv, prog)
         prepare_environment(settings)  # first: the checks may import numpy or torch
         check_world(settings)
-        run = Run.start(settings, shlex.join([prog, *words]))
+        run = Run.start(settings, shlex.join([prog, *argv]))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
     except HarmonizerError as error:
