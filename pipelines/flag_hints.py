@@ -106,11 +106,9 @@ def unknown_flags_message(unknown: Sequence[str], known: Collection[str]) -> str
 
 
 def _suggestion(flag: str, known: Collection[str]) -> str:
-    if flag in HINTS:
-        return f"{flag} is not a flag of this app: {HINTS[flag]}."
     longer = [name for name in known if len(flag) > 3 and name.startswith(flag)]
-    near = longer or difflib.get_close_matches(flag, known, n=1)
-    if near:
-        return f"Did you mean {near[0]}?"
-    near = difflib.get_close_matches(flag, HINTS, n=1, cutoff=0.85)
-    return f"{near[0]} is not a flag of this app either: {HINTS[near[0]]}." if near else ""
+    near = longer or difflib.get_close_matches(flag, [*known, *HINTS], n=1)
+    name = flag if flag in HINTS else next(iter(near), "")
+    if name in HINTS:
+        return f"{name} is not a flag of this app: {HINTS[name]}."
+    return f"Did you mean {name}?" if name else ""

@@ -6,6 +6,8 @@ import errno
 import logging
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +101,45 @@ def test_all_done(make_tree: Any, workflows: Workflows) -> None:
     assert "sub-01_T1w: site NYU (participants.tsv: site = NYU)" in log
     assert logs(root, "settings") == [settings.to_toml()]
     assert logs(root, "crash") == logs(root, "findings") == []
+
+
+def test_the_log_holds_command_versions_and_job(
+    make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "17")
+    root = make_tree(TREE)
+    assert run(root, "--desc", "toNYU", "--site-column", "my site") == 65  # no such column
+    log = logs(root, "run")[0]
+    words = f"Command: .+ {root} .+ --desc toNYU --site-column 'my site'"
+    assert re.search(words, log)
+    python = platform.python_version()
+    assert re.search(rf"Versions: Python {python}, harmonizer \d.*nipype \d", log)
+    assert "Machine: " in log and "SLURM_ARRAY_TASK_ID=17" in log
+
+
+def test_clean_workdir_removes_our_folders_and_no_other(
+    make_tree: Any, workflows: Workflows
+) -> None:
+    root = make_tree(TREE)
+    work = root.parent / "work"
+    for name in ("preprocess_wf/scan_x", "sampling/a", "photos"):
+        (work / name).mkdir(parents=True)
+    assert run(root) == 0
+    assert {path.name for path in work.iterdir()} >= {"preprocess_wf", "sampling", "photos"}
+    assert run(root, "--clean-workdir") == 0
+    assert {path.name for path in work.iterdir()} == {"photos"}
+    assert "Removed from" in logs(root, "run")[-1] and "preprocess_wf" in logs(root, "run")[-1]
+    assert [setting.clean_workdir for setting, _ in workflows.calls] == [False, True]
+    assert all("clean_workdir = false" in text for text in logs(root, "settings"))
+
+
+@pytest.mark.parametrize("flag", ["--reports-only", "--boilerplate-only"])
+def test_what_is_written_from_the_output_needs_no_dataset(
+    make_tree: Any, workflows: Workflows, flag: str
+) -> None:
+    root = make_tree({**TREE, "sub-02/anat/sub-02_T1w.nii.gz": b""})  # 65 or 1 if looked at
+    assert run(root, flag) == 0
+    assert workflows.calls[0][1] == ()
 
 
 def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:

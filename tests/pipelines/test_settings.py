@@ -33,16 +33,21 @@ EVERYTHING: dict[str, Any] = {
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,
     "write_graph": True, "notrack": True, "verbose": 2, "config_file": "/old.toml",
 }
+EXPORT: dict[str, Any] = {"levels": ["group"], "export": "raw", "export_dir": "/exported",
+                          "export_names": "original"}
+ALONE: tuple[dict[str, Any], ...] = (  # what does not go together with everything
+    {"site": "my site", "target": ["scanner-free"]}, EXPORT, {"reports_only": True},
+    {"boilerplate_only": True, "clean_workdir": True},
+)
 
 
 def test_the_round_trip_covers_every_option() -> None:
-    named = {"bids_dir", "output_dir", "work_dir", "site", *EVERYTHING}
+    named = {"bids_dir", "output_dir", "work_dir", *EVERYTHING}
+    named |= {name for changes in ALONE for name in changes}
     assert named == {item.name for item in fields(Settings)}
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, EVERYTHING, {"site": "my site", "target": ["scanner-free"]}]
-)
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, *ALONE])
 def test_toml_brings_back_the_same_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
     before = settings(**changes)
     path = tmp_path / "settings.toml"
@@ -97,6 +102,10 @@ def test_target_kind(target: list[str], kind: str) -> None:
         (["participant"], {"stages": ["preprocess"]}, ("preprocess",)),
         (["participant", "group"], {"stages": ["evaluate", "fit"]}, ("fit", "evaluate")),
         (["participant", "group"], {"model": "/m"}, ("preprocess", "harmonize", "evaluate")),
+        (["participant", "group"], {"export": "raw"},
+         ("preprocess", "fit", "harmonize", "evaluate", "export")),
+        (["group"], {"stages": ["evaluate"], "export": "raw"}, ("evaluate", "export")),
+        (["group"], {"stages": ["export"], "export": "raw"}, ("export",)),
     ],
 )
 def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tuple) -> None:
@@ -140,6 +149,20 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
         ({"sloppy": 1}, "expected true or false"),
         ({"participant_label": "01"}, "expected a list of texts"),
         ({"backend": ""}, "backend: expected text"),
+        ({"export": "raw"}, "belongs to the analysis level 'group'"),
+        ({"levels": ["group"], "export": "bids"}, "--export: 'bids' is not known"),
+        ({"levels": ["group"], "stages": ["export"]}, "expected --export raw as well"),
+        ({"export_dir": "/e"}, "have no effect without --export raw"),
+        ({"export_names": "original"}, "have no effect without --export raw"),
+        ({**EXPORT, "export_names": "desc"}, "--export-names: 'desc' is not known"),
+        ({**EXPORT, "export_dir": "/out"}, "is or holds the output folder"),
+        ({**EXPORT, "export_dir": "/"}, "is or holds the input folder"),
+        ({**EXPORT, "export_dir": "/bids/x"}, "lies inside the input folder"),
+        ({**EXPORT, "export_dir": "/out/x"}, "lies inside the output folder"),
+        ({"reports_only": True, "boilerplate_only": True}, "Give one of them"),
+        ({"reports_only": True, "dry_run": True}, "Give one of them"),
+        ({"reports_only": True, "stages": ["preprocess"]}, "--stages asks for one"),
+        ({"levels": ["group"], "boilerplate_only": True, "export": "raw"}, "--export asks for one"),
         ({"derivatives": ["/a"]}, "expected a table"),
         ({"mem_gb": "16"}, "expected a number"),
     ],
@@ -147,6 +170,21 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
 def test_what_cannot_be_done_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         settings(**changes)
+
+
+def test_the_exported_dataset_has_a_folder_for_each_desc() -> None:
+    made = settings(levels=["group"], export="raw", desc="toSiteA")
+    assert made.export_folder == Path("/out/derivatives/raw-toSiteA")
+    given = settings(**EXPORT)
+    assert given.export_folder == Path("/exported")
+    inside = settings(**{**EXPORT, "export_dir": "/bids/derivatives/raw"})
+    assert inside.export_folder == Path("/bids/derivatives/raw")
+
+
+def test_a_saved_file_asks_for_nothing_twice() -> None:
+    """Whoever repeats a run from its settings does not want the work folder emptied again."""
+    made = settings(clean_workdir=True, reports_only=True, sloppy=True).repeatable
+    assert not made.clean_workdir and not made.reports_only and made.sloppy
 
 
 def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
@@ -163,7 +201,9 @@ def test_derivatives_inside_the_dataset_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "unit", "gigabytes"),
     [("16", "G", 16.0), ("16", "M", 0.016), ("16G", "M", 16.0), ("16GB", "G", 16.0),
-     ("16000M", "G", 16.0), ("16000000k", "G", 16.0), ("1.5t", "G", 1500.0), (" 8 g ", "G", 8.0)],
+     ("16000M", "G", 16.0), ("16000000k", "G", 16.0), ("1.5t", "G", 1500.0), (" 8 g ", "G", 8.0),
+     ("16", "", 16.0), ("999", "", 999.0), ("1000", "", 1.0), ("16000", "", 16.0),
+     ("16000", "G", 16000.0)],
 )
 def test_memory_units(text: str, unit: str, gigabytes: float) -> None:
     assert parse_memory(text, unit) == pytest.approx(gigabytes, rel=1e-12)
