@@ -304,10 +304,13 @@ def test_a_finished_harmonization_leaves_no_work(tmp_path: Path) -> None:
 def submitted(tmp_path: Path, scans: list[str], **more: str) -> tuple[list[list[str]], Path]:
     """What submit.sh gives to sbatch for a dataset of these images, and the labels file."""
     for name in scans:
-        subject = name.partition("_")[0]
-        path = tmp_path / "bids" / subject / "anat" / name
+        subject, *session = [part for part in name.split("_") if part[:3] in ("sub", "ses")]
+        path = tmp_path.joinpath("bids", subject, *session, "anat", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    derived = tmp_path / "bids" / "derivatives" / "x" / "sub-99" / "anat" / "sub-99_T1w.nii.gz"
+    derived.parent.mkdir(parents=True)  # is no image of the dataset
+    derived.touch()
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {tmp_path}/calls\n'
                       f'echo >> {tmp_path}/calls\necho "$(wc -l < {tmp_path}/calls);cluster"\n')
@@ -327,7 +330,8 @@ def options(call: list[str]) -> dict[str, str]:
 
 
 def test_cluster_jobs_are_submitted_in_the_order_of_the_stages(tmp_path: Path) -> None:
-    calls, labels = submitted(tmp_path, ["sub-01_T1w.nii.gz", "sub-02_T1w.nii"])
+    scans = ["sub-01_T1w.nii.gz", "sub-02_ses-A_T1w.nii"]
+    calls, labels = submitted(tmp_path, scans)
     cluster_stages = [stage for stage in STAGES if stage != "export"]
     assert [Path(call[-1]).stem for call in calls] == [
         f"{i}-{stage}" for i, stage in enumerate(cluster_stages, 1)]

@@ -42,8 +42,9 @@ names=()
 for modality in "${modalities[@]}"; do
     names+=(-o -name "*_$modality.nii" -o -name "*_$modality.nii.gz")
 done
-counts=$(find "$BIDS/" -path '*/sub-*/anat/*' \( "${names[@]:1}" \) -printf '%P\n' |
-    cut -d/ -f1 | sort | uniq -c)
+counts=$(cd "$BIDS" &&
+    find . \( -path ./derivatives -o -path ./sourcedata -o -path './.*' \) -prune \
+        -o -path './sub-*/anat/*' \( "${names[@]:1}" \) -print | cut -d/ -f2 | sort | uniq -c)
 [ -n "$counts" ] || { echo "$BIDS: no image *_${modalities[*]}.nii.gz in sub-*/anat" >&2; exit 65; }
 participants=$(wc -l <<< "$counts")
 scans=$(awk '{sum += $1} END {print sum}' <<< "$counts")
