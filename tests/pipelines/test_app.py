@@ -50,7 +50,7 @@ class Workflows:
     answer: Callable[[], Result] = Result
     calls: list[tuple[Settings, tuple]] = field(default_factory=list)
 
-    def run(self, settings: Settings, records: tuple) -> Result:
+    def run(self, settings: Settings, records: tuple, refused: frozenset[str]) -> Result:
         self.calls.append((settings, records))
         return self.answer()
 
@@ -210,6 +210,13 @@ def test_the_group_level_needs_no_raw_data(make_tree: Any, workflows: Workflows)
     assert [records for _, records in workflows.calls] == [(), ()]
     assert run(root, "--stages", "harmonize") == 0
     assert len(workflows.calls[-1][1]) == 2
+    assert run(root, levels="group") == 0  # sites and selection are those of the raw data again
+    assert len(workflows.calls[-1][1]) == 2
+    (root.parent / "empty").mkdir()
+    assert run(root.parent / "empty", levels="group") == 0
+    assert workflows.calls[-1][1] == ()
+    assert sum("holds no participant: scans, sites and covariates are those of" in log
+               for log in logs(root, "run")) == 1
 
 
 def test_two_runs_leave_two_logs(make_tree: Any, workflows: Workflows) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ def settings(**changes: Any) -> Settings:
 EVERYTHING: dict[str, Any] = {
     "levels": ["participant", "group"], "participant_label": ["01"], "session_label": ["A"],
     "modalities": ["T1w", "FLAIR"], "bids_filter_file": "/filter.json", "bids_database_dir": "/db",
-    "skip_bids_validation": True, "derivatives": {"fmriprep": "/fp", "ours": "/o"},
+    "skip_bids_validation": True, "include_existing": True,
+    "derivatives": {"fmriprep": "/fp", "ours": "/o"},
     "site_from": "sessions", "site_column": "scanner", "stages": ["preprocess", "evaluate"],
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
     "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
@@ -47,7 +48,8 @@ def test_toml_brings_back_the_same_settings(tmp_path: Path, changes: dict[str, A
     before = settings(**changes)
     path = tmp_path / "settings.toml"
     path.write_text(before.to_toml(), encoding="utf-8")
-    assert Settings.from_toml(path) == before
+    assert "dry_run" not in path.read_text(encoding="utf-8")  # a plan is saved to be carried out
+    assert Settings.from_toml(path) == replace(before, dry_run=False)
 
 
 def test_settings_travel_to_other_processes() -> None:
@@ -92,7 +94,9 @@ def test_target_kind(target: list[str], kind: str) -> None:
     ("levels", "changes", "planned"),
     [
         (["participant"], {}, ("preprocess", "harmonize")),
-        (["group"], {}, ("fit", "evaluate")),
+        (["group"], {}, ("fit", "harmonize", "evaluate")),
+        (["group"], {"stages": ["harmonize"]}, ("harmonize",)),
+        (["group"], {"model": "/m"}, ("harmonize", "evaluate")),
         (["group", "participant"], {}, ("preprocess", "fit", "harmonize", "evaluate")),
         (["participant"], {"stages": ["preprocess"]}, ("preprocess",)),
         (["participant", "group"], {"stages": ["evaluate", "fit"]}, ("fit", "evaluate")),
