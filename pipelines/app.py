@@ -135,7 +135,7 @@ class Run:
         """
         run = cls(settings, f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}", command)
         try:
-            write_text(run.file("settings", "toml"), settings.repeatable.to_toml())
+            write_text(run.file("settings", "toml"), settings.to_toml())
             start_logging(settings.verbose, run.file("run", "log"))
         except OSError as error:
             raise UsageError(
@@ -177,11 +177,10 @@ class Run:
                     ", ".join(self.settings.planned_stages), self.file("run", "log"))
         log_environment(self.command)
         self._clean()
-        from_output = self.settings.reports_only or self.settings.boilerplate_only
-        records = () if from_output else self._records(failed)
+        records, refused = self._records(failed)
         from .stages.run import run as run_workflows
 
-        result = run_workflows(self.settings, records)
+        result = run_workflows(self.settings, records, refused)
         failed |= {participant(failure.scan_id) for failure in result.failures}
         for failure in result.failures:
             LOGGER.error("%s failed in %s: %s", failure.scan_id, failure.stage, failure.message)
@@ -198,13 +197,19 @@ class Run:
             LOGGER.info("Removed from %s: %s.", self.settings.work_dir,
                         ", ".join(found) or "nothing, it holds no work of earlier runs")
 
-    def _records(self, failed: set[str]) -> tuple[ScanRecord, ...]:
-        """The scans of the participant level; () where only the output folder is used."""
-        needed = "preprocess" in self.settings.planned_stages
-        useful = ({"harmonize", "export"} & set(self.settings.planned_stages)
-                  and self.settings.bids_dir.is_dir())
-        if not (needed or useful):
-            return ()
+    def _records(self, failed: set[str]) -> tuple[tuple[ScanRecord, ...], frozenset[str]]:
+        """The images selected in BIDS_DIR, and scan_ids of those that cannot be used; none where
+        only the output folder is used."""
+        from .dataset.labels import has_subjects
+
+        from_output = self.settings.reports_only or self.settings.boilerplate_only
+        needed = "preprocess" in self.settings.planned_stages and not from_output
+        if not needed and not has_subjects(self.settings.bids_dir):
+            LOGGER.info("BIDS_DIR %s %s: scans, sites and covariates are those of OUTPUT_DIR %s.",
+                        self.settings.bids_dir, "holds no participant"
+                        if self.settings.bids_dir.is_dir() else "is not there",
+                        self.settings.output_dir)
+            return (), frozenset()
         if needed:
             self._validate()
         from .dataset.index import collect
@@ -212,14 +217,16 @@ class Run:
         collection = collect(self.settings)
         self._report(collection.findings)
         failed |= {participant(f.scan_id) for f in collection.findings if f.scan_id}
-        self._keep_failures(f for f in collection.findings if f.scan_id and f.fatal)
+        refused = [f for f in collection.findings if f.scan_id and f.fatal]
+        if not self.settings.dry_run:
+            self._keep_refusals(refused, collection.records)
         if not collection.records:
             raise InputError(
                 f"{self.settings.bids_dir}: none of its images can be used; the lines above say "
                 "why. Remedy one of them."
             )
         self._log_sites(collection.records)
-        return collection.records
+        return collection.records, frozenset(str(f.scan_id) for f in refused)
 
     def _validate(self) -> None:
         from .dataset.checks import require_valid, validator_path
@@ -243,13 +250,16 @@ class Run:
             table = "".join("\t".join(" ".join(c.split()) for c in row) + "\n" for row in rows)
             write_text(self.file("findings", "tsv"), table)
 
-    def _keep_failures(self, findings: Iterable[Finding]) -> None:
-        """Scans refused at the door, where the reports look for failures."""
-        from .outputs.scanlog import ScanLog, write_log
+    def _keep_refusals(self, refused: Iterable[Finding], accepted: Iterable[ScanRecord]) -> None:
+        """Log images that cannot be used where the reports look for failures; remove the log of an
+        image that can be used now."""
+        from .outputs.scanlog import ScanLog, log_path, write_log
 
-        for finding in findings:
+        for finding in refused:
             write_log(self.settings.output_dir, ScanLog(
-                str(finding.scan_id), "preprocess", "failed", message=str(finding)))
+                str(finding.scan_id), "check", "failed", message=str(finding)))
+        for record in accepted:
+            log_path(self.settings.output_dir, record.scan_id, "check").unlink(missing_ok=True)
 
     def _log_sites(self, records: Sequence[ScanRecord]) -> None:
         for record in records:
@@ -288,14 +298,9 @@ class Run:
 
 
 def site_doubts(settings: Settings, modality: str, counts: Mapping[str, int]) -> Iterator[str]:
-    """What the fit will stumble over, said before the hours of preprocessing; only of a run that
-    looks at everybody."""
-    if "fit" not in settings.planned_stages or settings.participant_label or settings.session_label:
+    """Sites that a fit can learn little of, named before the hours of preprocessing."""
+    if "fit" not in settings.planned_stages or settings.include_existing:
         return
-    if len(counts) == 1 and settings.target_kind not in ("images", "card"):
-        yield (f"All {modality} scans are of one site, {next(iter(counts))!r}: unless "
-               f"{settings.output_dir} holds scans of others, there is nothing to harmonize. Check "
-               "--site-from and --site-column.")
     lone = [site for site, count in sorted(counts.items()) if count == 1]
     if lone and len(counts) > 1:
         yield (f"One {modality} scan alone at {', '.join(lone[:SHOWN_PARTICIPANTS])}: what is the "

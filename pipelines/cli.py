@@ -45,8 +45,9 @@ Harmonize brain MRI across scanners: a BIDS dataset from many scanners goes in; 
 if scanned on one scanner, come out as BIDS derivatives, with the evidence for it."""
 EPILOG = """\
 Underscores may stand for hyphens in all flags (--participant_label, --n_cpus).
-stages: participant = preprocess, harmonize; group = fit, evaluate. Both levels together run
-preprocess, fit, harmonize, evaluate in that order.
+stages: participant = preprocess, and harmonize where a model is fitted already; group = fit,
+harmonize, evaluate. Both levels in one command run preprocess, fit, harmonize, evaluate. One
+participant command per subject, then one group command, does the same.
 exit codes: 0 all done; 1 some participants failed; 2 usage; 65 no usable input; 69 device or model
 not available; 70 our own fault; 74 results cannot be written; 130 interrupted; 143 terminated."""
 
@@ -137,6 +138,10 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="pybids index of the dataset, made if absent, else opened as it is")
     add("--skip-bids-validation", "--skip-bids-validator", action=Switch,
         help="do not run bids-validator-deno")
+    add("--include-existing", action=Switch,
+        help="also fit, harmonize and evaluate scans that are preprocessed in OUTPUT_DIR and whose "
+             "image is not in BIDS_DIR, such as those of a withdrawn participant (default: leave "
+             "them out and list them)")
     add("-d", "--derivatives", metavar="[NAME=]DIR", **_many(),
         help="folders of precomputed brain masks and preprocessed images (ours, fMRIPrep's, "
              "sMRIPrep's), used where they fit an image's entities and grid")
@@ -163,7 +168,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
              "the model and kept in it")
     add("--target", metavar="TARGET", **_many(),
         help=f"a site label, reference images (.nii, .nii.gz), a site card ({CARD_SUFFIX}), or "
-             f"'{SCANNER_FREE}' (default: the site with most scans)")
+             f"'{SCANNER_FREE}' (default: the target of the images in OUTPUT_DIR, else the site "
+             "with most scans)")
     add("--model", metavar="DIR", help="apply this fitted model instead of fitting one")
     add("--fit-participants", metavar="WHO", **_many(),
         help="fit on these only: labels, or column=value such as group=HC (default: everybody)")
@@ -252,7 +258,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
              "wins over it")
     add("--stop-on-first-crash", action=Switch,
         help="stop at the first failed step instead of finishing the others")
-    add("--dry-run", action=Switch, help="build the workflows and say what would be done")
+    add("--dry-run", action=Switch,
+        help="print the plan and do nothing: scans, sites, target, what is reused, hours, memory, "
+             "disk")
     add("--reports-only", action=Switch,
         help="write the HTML reports again from the results in OUTPUT_DIR, run nothing")
     add("--boilerplate-only", action=Switch,
@@ -331,7 +339,9 @@ def check_world(settings: Settings) -> None:
 
 def _source(settings: Settings) -> Path:
     """Where the participants are: in the raw data, or, without them, in the output folder."""
-    raw = "preprocess" in settings.planned_stages or settings.bids_dir.is_dir()
+    from .dataset.labels import has_subjects
+
+    raw = "preprocess" in settings.planned_stages or has_subjects(settings.bids_dir)
     return settings.bids_dir if raw else settings.output_dir
 
 

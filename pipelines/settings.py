@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from harmonizer.errors import UsageError, did_you_mean
 __all__ = [
     "DETAIL",
     "LEVELS",
+    "LEVEL_STAGES",
     "MODALITIES",
     "SCANNER_FREE",
     "STAGES",
@@ -33,14 +34,12 @@ __all__ = [
     "parse_memory",
 ]
 
-STAGES = {  # stage -> the analysis level that it belongs to, in the order of execution
-    "preprocess": "participant",
-    "fit": "group",
-    "harmonize": "participant",
-    "evaluate": "group",
-    "export": "group",  # planned only with --export
+STAGES = ("preprocess", "fit", "harmonize", "evaluate", "export")  # in the order of execution
+LEVEL_STAGES = {  # `group` after one `participant` job per subject has to finish the work
+    "participant": ("preprocess", "harmonize"),
+    "group": ("fit", "harmonize", "evaluate", "export"),  # export: only with --export
 }
-LEVELS = ("participant", "group")
+LEVELS = tuple(LEVEL_STAGES)
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
 SKULL_STRIP = ("auto", "force", "skip", "network")
@@ -52,7 +51,7 @@ PRESETS = ("tiny", "small", "paper")
 EXPORTS = ("raw",)
 EXPORT_NAMES = ("rec", "original")
 SCANNER_FREE = "scanner-free"
-ASKED_ONCE = ("reports_only", "boilerplate_only", "clean_workdir")
+ASKED_ONCE = ("dry_run", "reports_only", "boilerplate_only", "clean_workdir")
 RESERVED_DESCS = ("preproc", "brain")
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 CARD_SUFFIX = ".safetensors"
@@ -91,6 +90,8 @@ class Settings:
     """Folder of a pybids index, made if absent and otherwise opened as it is."""
     skip_bids_validation: bool = False
     """Leave out the BIDS validator."""
+    include_existing: bool = False
+    """Also use scans that are preprocessed in OUTPUT_DIR and whose image is not in BIDS_DIR."""
     derivatives: dict[str, Path] = field(default_factory=dict, hash=False)
     """Named folders of precomputed masks and preprocessed images, searched in this order."""
 
@@ -160,7 +161,7 @@ class Settings:
     stop_on_first_crash: bool = False
     """Stop at the first failed step instead of finishing the other scans."""
     dry_run: bool = False
-    """Build the workflows and say what would be done, run nothing."""
+    """Print the plan (scans, target, what is reused, estimated cost) and run nothing."""
     export: str | None = None
     """raw: write the harmonized images as a raw-like BIDS dataset; None: do not."""
     export_dir: Path | None = None
@@ -193,7 +194,7 @@ class Settings:
     @property
     def planned_stages(self) -> tuple[str, ...]:
         """The stages of this run in order of execution; a given model takes the place of fit."""
-        asked = self.stages or tuple(s for s, level in STAGES.items() if level in self.levels)
+        asked = self.stages or _stages_of(self.levels)
         asked = tuple(stage for stage in asked if stage != "export" or self.export)
         asked += ("export",) if self.export else ()
         skipped = {"fit"} if self.model else set()
@@ -203,11 +204,6 @@ class Settings:
     def export_folder(self) -> Path:
         """Folder of the exported dataset: `export_dir`, else one for each desc in the output."""
         return self.export_dir or self.output_dir / "derivatives" / f"raw-{self.desc}"
-
-    @property
-    def repeatable(self) -> Settings:
-        """These settings without what is asked for once, as a saved file should have them."""
-        return replace(self, **dict.fromkeys(ASKED_ONCE, False))
 
     @property
     def backend_options(self) -> dict[str, Any]:
@@ -241,10 +237,12 @@ class Settings:
         return cls(**values)
 
     def to_toml(self) -> str:
-        """The settings as TOML text that `--config-file` reads back."""
+        """The settings as TOML text that `--config-file` reads back, without what is asked for
+        once: a plan is saved to be carried out, and a repeated run keeps its work folder."""
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        values = self.to_dict()
+        return tomli_w.dumps({k: v for k, v in values.items() if k not in ASKED_ONCE})
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Settings:
@@ -438,15 +436,22 @@ def _check_levels(settings: Settings) -> None:
 
 
 def _check_stages(settings: Settings) -> None:
-    _each_of("--stages", settings.stages, tuple(STAGES))
+    _each_of("--stages", settings.stages, STAGES)
     for stage in settings.stages:
-        if STAGES[stage] not in settings.levels:
+        if stage not in _stages_of(settings.levels):
+            level = next(name for name, stages in LEVEL_STAGES.items() if stage in stages)
             raise UsageError(
-                f"--stages {stage} belongs to the analysis level {STAGES[stage]!r}, and the level "
-                f"given is {' '.join(settings.levels)!r}. Add {STAGES[stage]!r} or drop the stage."
+                f"--stages {stage} belongs to the analysis level {level!r}, and the level "
+                f"given is {' '.join(settings.levels)!r}. Add {level!r} or drop the stage."
             )
     if settings.model and "fit" in settings.stages:
         raise UsageError("--model brings a fitted model, --stages fit makes one. Drop one of them.")
+
+
+def _stages_of(levels: Iterable[str]) -> tuple[str, ...]:
+    """Stages of these analysis levels, in the order of execution."""
+    asked = {stage for level in levels for stage in LEVEL_STAGES[level]}
+    return tuple(stage for stage in STAGES if stage in asked)
 
 
 def _check_choices(settings: Settings) -> None:

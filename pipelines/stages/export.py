@@ -19,11 +19,10 @@ from harmonizer.files import atomic_path, read_json, sha256_of, write_json, writ
 from harmonizer.progress import progress_bar
 
 from ..dataset.checks import validate_bids
-from ..dataset.records import ScanRecord
 from ..dataset.tables import Tables
 from ..outputs import sidecars
-from ..outputs.collect import Preprocessed, find_preprocessed
-from ..outputs.names import LOGS, resolution_of, sidecar
+from ..outputs.collect import Preprocessed
+from ..outputs.names import LOGS, sidecar
 from ..outputs.raw_dataset import (
     exported_name,
     exported_sidecar,
@@ -32,6 +31,7 @@ from ..outputs.raw_dataset import (
     write_description,
     write_tables,
 )
+from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.engine import Failure
 from .evaluation import variants_of
@@ -50,13 +50,9 @@ class Job:
     file: Path
 
 
-def export(settings: Settings, records: Sequence[ScanRecord]
+def export(settings: Settings, selection: Selection
            ) -> tuple[tuple[Failure, ...], list[str]]:
-    """Export the harmonized images; returns (scans that have none, lines for the user).
-
-    Parameters
-    ----------
-    records : scans of the raw dataset that this run selects; empty where it is not there
+    """Export the selected harmonized images; returns (scans that have none, lines for the user).
 
     Raises
     ------
@@ -66,19 +62,19 @@ def export(settings: Settings, records: Sequence[ScanRecord]
         If the export folder holds something else.
     """
     folder = settings.export_folder
-    found = _selected(settings, records)
+    found = selection.find()
     jobs = [Job(item, item.paths.folder / exported_name(
         item.paths.stem, item.scan.modality, settings.desc, settings.export_names))
         for item in _harmonized(settings, found)]
-    failures = _not_harmonized(settings, records, found, {job.item.scan_id for job in jobs})
+    failures = _not_harmonized(settings, selection, found, {job.item.scan_id for job in jobs})
     if not jobs:
         raise InputError(
             f"{settings.output_dir}: none of the selected scans has an image "
             f"desc-{settings.desc}, so there is nothing to export. Run the harmonize stage, or "
             "name another result with --desc.")
     prepare_folder(folder, {job.file for job in jobs})
-    raw = settings.bids_dir if settings.bids_dir.is_dir() else raw_folder(settings.output_dir)
-    metadata = {record.scan_id: dict(record.metadata) for record in records}
+    raw = settings.bids_dir if selection.reads_bids_dir else raw_folder(settings.output_dir)
+    metadata = {record.scan_id: dict(record.metadata) for record in selection.records}
     reused = 0
     with progress_bar(len(jobs), "export") as bar:
         for job in jobs:
@@ -89,21 +85,6 @@ def export(settings: Settings, records: Sequence[ScanRecord]
     lines = [f"Exported: {len(jobs)} of {len(jobs) + len(failures)} scans as a raw BIDS dataset "
              f"({reused} reused): {folder}"]
     return failures, [*lines, *_doubts(settings, jobs, folder)]
-
-
-def _selected(settings: Settings, records: Sequence[ScanRecord]) -> list[Preprocessed]:
-    """Preprocessed scans that this run selects; what is found in the output alone is left out."""
-    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
-                              settings.modalities, settings.participant_label,
-                              settings.session_label)
-    if not records:
-        return list(found)
-    ids = {record.scan_id for record in records}
-    others = [item.scan_id for item in found if item.scan_id not in ids]
-    if others:
-        LOGGER.warning("Not exported, since this run does not select them in %s: %s.",
-                       settings.bids_dir, ", ".join(others))
-    return [item for item in found if item.scan_id in ids]
 
 
 def _harmonized(settings: Settings, found: Sequence[Preprocessed]) -> list[Preprocessed]:
@@ -123,12 +104,12 @@ def _native(settings: Settings, item: Preprocessed) -> Path:
     return item.paths.image(settings.desc)
 
 
-def _not_harmonized(settings: Settings, records: Sequence[ScanRecord],
+def _not_harmonized(settings: Settings, selection: Selection,
                     found: Sequence[Preprocessed], done: set[str]) -> tuple[Failure, ...]:
     """Selected scans without a harmonized image, each with the reason."""
     preprocessed = {item.scan_id for item in found}
     failures = []
-    for scan_id in sorted({record.scan_id for record in records} | preprocessed):
+    for scan_id in sorted(selection.selected_ids | preprocessed):
         if scan_id not in done:
             lacks = (f"has no image desc-{settings.desc}" if scan_id in preprocessed
                      else "is not preprocessed")

@@ -43,6 +43,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--skip-bids-validation", "skip_bids_validation", True),
     ("--skip_bids_validation", "skip_bids_validation", True),
     ("--skip_bids_validator", "skip_bids_validation", True),
+    ("--include-existing", "include_existing", True),
     ("-d /x/fp ours=/y", "derivatives", {"fp": Path("/x/fp"), "ours": Path("/y")}),
     ("--derivatives a=/x -d b=/y", "derivatives", {"a": Path("/x"), "b": Path("/y")}),
     ("-w /w", "work_dir", Path("/w")),
@@ -292,11 +293,15 @@ def test_what_is_not_there(
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"t1w": 3}'], ids=["no JSON", "a list", "no query"]
+    ("text", "message"),
+    [("{", "is not valid JSON"), ("[]", "expected queries"), ('{"t1w": 3}', "expected queries"),
+     ('{"t1": {"ceagent": null}}', "unknown query 't1'. Did you mean 't1w'"),
+     ('{"t1w": {"acquisitoin": "x"}}', "not a recognized entity. Did you mean 'acquisition'")],
+    ids=["no JSON", "a list", "no query", "unknown query", "unknown entity"],
 )
-def test_a_bad_filter_file(world: dict[str, Path], text: str) -> None:
+def test_a_bad_filter_file(world: dict[str, Path], text: str, message: str) -> None:
     (world["root"] / "f.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"f.json: (is not valid JSON|expected queries)"):
+    with pytest.raises(UsageError, match=f"f.json: .*{message}"):
         checked(world, "--bids-filter-file @/f.json")
 
 
@@ -306,7 +311,7 @@ def test_without_input_only_later_stages_work(world: dict[str, Path]) -> None:
     checked(world, "--participant-label 03 --stages harmonize")
     with pytest.raises(UsageError, match="gone: expected a folder, but it does not exist"):
         checked(world, "")
-    with pytest.raises(UsageError, match="nowhere: no such folder, and the stages fit, evaluate"):
+    with pytest.raises(UsageError, match="nowhere: no such folder, and the stages fit, harm"):
         checked({**world, "out": world["root"] / "nowhere"}, "", "group")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.dataset.index import collect
 from pipelines.outputs.raw_dataset import exported_name
+from pipelines.outputs.selection import Selection
 from pipelines.settings import Settings
 from pipelines.stages.export import export
 from pipelines.workflows.engine import WORK_FOLDERS
@@ -26,6 +27,11 @@ def settings(road: Road, out: Path, **more: object) -> Settings:
     return Settings.from_dict({
         "bids_dir": str(road.raw), "output_dir": str(out), "levels": ["group"], "sloppy": True,
         "stages": ["export"], "export": "raw", "backend": QUICK, **more})
+
+
+def selected(made: Settings) -> Selection:
+    """What the run selects in BIDS_DIR."""
+    return Selection.of(made, collect(made).records)
 
 
 def names(folder: Path, pattern: str = "**/*.nii.gz") -> set[str]:
@@ -70,7 +76,7 @@ def test_other_pipelines_find_the_images(road: Road, copy: Path) -> None:
     from bids import BIDSLayout
 
     made = settings(road, copy)
-    failures, _ = export(made, collect(made).records)
+    failures, _ = export(made, selected(made))
     assert failures == ()
     layout = BIDSLayout(made.export_folder)  # validates names, as fMRIPrep does
     found = layout.get(suffix="T1w", extension=".nii.gz", reconstruction="harmonized")
@@ -80,15 +86,14 @@ def test_other_pipelines_find_the_images(road: Road, copy: Path) -> None:
 
 def test_again_copies_only_what_is_missing(road: Road, copy: Path) -> None:
     made = settings(road, copy)
-    records = collect(made).records
-    _, lines = export(made, records)
+    _, lines = export(made, selected(made))
     assert "(0 reused)" in lines[0]
     first, before = results(made.export_folder), {
         path: path.stat().st_mtime_ns for path in made.export_folder.glob("sub-*/*/anat/*")}
     broken = sorted(before)[-1]
     assert broken.name.endswith(".nii.gz")
     broken.write_bytes(broken.read_bytes()[:100])
-    _, lines = export(made, records)
+    _, lines = export(made, selected(made))
     assert "(3 reused)" in lines[0]
     assert results(made.export_folder) == first
     pair = {broken, broken.with_name(broken.name.replace(".nii.gz", ".json"))}
@@ -119,7 +124,7 @@ def test_only_what_is_selected_is_exported(road: Road, copy: Path, tmp_path: Pat
     filters = tmp_path / "filter.json"
     filters.write_text('{"t1w": {"session": "aspen"}}')
     made = settings(road, copy, bids_filter_file=str(filters))
-    export(made, collect(made).records)
+    export(made, selected(made))
     assert names(made.export_folder) == {
         f"sub-{p}_ses-aspen_rec-harmonized_T1w.nii.gz" for p in ("01", "02")}
     rows = (made.export_folder / "sub-01" / "sub-01_sessions.tsv").read_text().splitlines()
@@ -134,7 +139,7 @@ def test_without_the_raw_data_the_output_is_enough(road: Road, copy: Path, tmp_p
     (out / "dataset_description.json").write_text(json.dumps(
         {**description, "DatasetLinks": {"raw": "../gone"}}))
     made = settings(road, out, bids_dir=str(tmp_path / "gone"))
-    failures, _ = export(made, ())
+    failures, _ = export(made, Selection.of(made, ()))
     assert failures == () and len(names(made.export_folder)) == 4
     assert validator_errors(made.export_folder) == []
     one = next(made.export_folder.glob("sub-01/*/anat/*.json"))
@@ -146,7 +151,8 @@ def test_a_flagged_image_is_named(road: Road, copy: Path) -> None:
         content = json.loads(path.read_text())
         guard = {**content["AnatomyGuard"], "AnatomyHeld": False}
         path.write_text(json.dumps({**content, "AnatomyGuard": guard}))
-    _, lines = export(settings(road, copy), ())
+    made = settings(road, copy)
+    _, lines = export(made, selected(made))
     flagged = [line for line in lines if "anatomy guard flags" in line]
     assert flagged and "sub-01_ses-aspen_T1w" in flagged[0]
 

@@ -52,7 +52,7 @@ class Workflows:
     answer: Callable[[], Result] = Result
     calls: list[tuple[Settings, tuple]] = field(default_factory=list)
 
-    def run(self, settings: Settings, records: tuple) -> Result:
+    def run(self, settings: Settings, records: tuple, refused: frozenset[str]) -> Result:
         self.calls.append((settings, records))
         return self.answer()
 
@@ -130,16 +130,21 @@ def test_clean_workdir_removes_our_folders_and_no_other(
     assert {path.name for path in work.iterdir()} == {"photos"}
     assert "Removed from" in logs(root, "run")[-1] and "preprocess_wf" in logs(root, "run")[-1]
     assert [setting.clean_workdir for setting, _ in workflows.calls] == [False, True]
-    assert all("clean_workdir = false" in text for text in logs(root, "settings"))
+    assert not any("clean_workdir =" in text for text in logs(root, "settings"))
 
 
 @pytest.mark.parametrize("flag", ["--reports-only", "--boilerplate-only"])
 def test_what_is_written_from_the_output_needs_no_dataset(
-    make_tree: Any, workflows: Workflows, flag: str
+    make_tree: Any, workflows: Workflows, flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = make_tree({**TREE, "sub-02/anat/sub-02_T1w.nii.gz": b""})  # 65 or 1 if looked at
-    assert run(root, flag) == 0
+    root = make_tree(TREE)
+    monkeypatch.setattr("pipelines.dataset.checks.require_valid", lambda root: 1 / 0)
+    gone = root.parent / "gone"
+    (root.parent / "out").mkdir()
+    assert app.main([str(gone), str(root.parent / "out"), "group", flag]) == 0
     assert workflows.calls[0][1] == ()
+    assert app.main([str(root), str(root.parent / "out"), "participant", flag]) == 0
+    assert [record.scan_id for record in workflows.calls[1][1]] == ["sub-01_T1w", "sub-02_T1w"]
 
 
 def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:
@@ -251,6 +256,13 @@ def test_the_group_level_needs_no_raw_data(make_tree: Any, workflows: Workflows)
     assert [records for _, records in workflows.calls] == [(), ()]
     assert run(root, "--stages", "harmonize") == 0
     assert len(workflows.calls[-1][1]) == 2
+    assert run(root, levels="group") == 0  # sites and selection are those of the raw data again
+    assert len(workflows.calls[-1][1]) == 2
+    (root.parent / "empty").mkdir()
+    assert run(root.parent / "empty", levels="group") == 0
+    assert workflows.calls[-1][1] == ()
+    assert sum("holds no participant: scans, sites and covariates are those of" in log
+               for log in logs(root, "run")) == 1
 
 
 def test_two_runs_leave_two_logs(make_tree: Any, workflows: Workflows) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harmonizer.errors import UsageError
-from pipelines.settings import Settings, available_cpus, load_toml, parse_memory
+from pipelines.settings import ASKED_ONCE, Settings, available_cpus, load_toml, parse_memory
 
 
 def settings(**changes: Any) -> Settings:
@@ -21,7 +21,8 @@ def settings(**changes: Any) -> Settings:
 EVERYTHING: dict[str, Any] = {
     "levels": ["participant", "group"], "participant_label": ["01"], "session_label": ["A"],
     "modalities": ["T1w", "FLAIR"], "bids_filter_file": "/filter.json", "bids_database_dir": "/db",
-    "skip_bids_validation": True, "derivatives": {"fmriprep": "/fp", "ours": "/o"},
+    "skip_bids_validation": True, "include_existing": True,
+    "derivatives": {"fmriprep": "/fp", "ours": "/o"},
     "site_from": "sessions", "site_column": "scanner", "stages": ["preprocess", "evaluate"],
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
     "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
@@ -52,7 +53,9 @@ def test_toml_brings_back_the_same_settings(tmp_path: Path, changes: dict[str, A
     before = settings(**changes)
     path = tmp_path / "settings.toml"
     path.write_text(before.to_toml(), encoding="utf-8")
-    assert Settings.from_toml(path) == before
+    text = path.read_text(encoding="utf-8")
+    assert not [name for name in ASKED_ONCE if name in text]  # a plan is saved to be carried out
+    assert Settings.from_toml(path) == replace(before, **dict.fromkeys(ASKED_ONCE, False))
 
 
 def test_settings_travel_to_other_processes() -> None:
@@ -97,7 +100,9 @@ def test_target_kind(target: list[str], kind: str) -> None:
     ("levels", "changes", "planned"),
     [
         (["participant"], {}, ("preprocess", "harmonize")),
-        (["group"], {}, ("fit", "evaluate")),
+        (["group"], {}, ("fit", "harmonize", "evaluate")),
+        (["group"], {"stages": ["harmonize"]}, ("harmonize",)),
+        (["group"], {"model": "/m"}, ("harmonize", "evaluate")),
         (["group", "participant"], {}, ("preprocess", "fit", "harmonize", "evaluate")),
         (["participant"], {"stages": ["preprocess"]}, ("preprocess",)),
         (["participant", "group"], {"stages": ["evaluate", "fit"]}, ("fit", "evaluate")),
@@ -179,12 +184,6 @@ def test_the_exported_dataset_has_a_folder_for_each_desc() -> None:
     assert given.export_folder == Path("/exported")
     inside = settings(**{**EXPORT, "export_dir": "/bids/derivatives/raw"})
     assert inside.export_folder == Path("/bids/derivatives/raw")
-
-
-def test_a_saved_file_asks_for_nothing_twice() -> None:
-    """Whoever repeats a run from its settings does not want the work folder emptied again."""
-    made = settings(clean_workdir=True, reports_only=True, sloppy=True).repeatable
-    assert not made.clean_workdir and not made.reports_only and made.sloppy
 
 
 def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
