@@ -99,6 +99,13 @@ class Selection:
                         if item.scan_id not in self.selected_ids]
         return Cohort(tuple(planned))
 
+    def existing_ids(self) -> tuple[str, ...]:
+        """Return the scans that only --include-existing brings in."""
+        if not (self.reads_bids_dir and self.settings.include_existing):
+            return ()
+        return tuple(item.scan_id for item in self.find()
+                     if item.scan_id not in self.selected_ids)
+
     def left_out(self) -> tuple[ScanPaths, ...]:
         """Return the scans in OUTPUT_DIR of the run's modalities that it does not use."""
         settings = self.settings

@@ -169,7 +169,7 @@ def chosen(cohort: Cohort, wanted: tuple[str, ...]) -> Cohort:
     conditions = [_condition(cohort, text) for text in wanted if "=" in text]
     labels = {text for text in wanted if "=" not in text}
     for label in sorted(labels - set(cohort.subjects)):
-        raise UsageError(f"--fit-participants: no preprocessed participant {label!r}. "
+        raise UsageError(f"--fit-participants: no selected participant {label!r}. "
                          f"{did_you_mean(label, cohort.subjects)}")
     kept = cohort.where(lambda s: (not labels or s.subject in labels)
                         and all(holds(s) for holds in conditions))

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harmonizer.methods import registry
 
@@ -22,6 +23,9 @@ from ..settings import Settings
 from ..workflows.engine import PORTION, count_steps
 from .fit import chosen
 from .targets import existing_target, model_folder_of, planned_target
+
+if TYPE_CHECKING:
+    from ..workflows.preprocessing import Job
 
 __all__ = ["describe_plan", "Estimate", "estimate"]
 
@@ -66,7 +70,7 @@ def describe_plan(settings: Settings, selection: Selection) -> tuple[str, ...]:
     lines = [f"Dry run, nothing is done. Stages: {', '.join(stages)}."]
     for modality in settings.modalities:
         lines += _scans_lines(settings, selection, modality)
-    jobs: Sequence = ()
+    jobs: Sequence[Job] = ()
     if "preprocess" in stages:
         preprocess_lines, jobs = _preprocess_lines(settings, selection)
         lines += preprocess_lines
@@ -117,7 +121,7 @@ def _target_words(settings: Settings, selection: Selection, modality: str) -> st
     return f"target {kind} {label!r} ({why})"
 
 
-def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[str], Sequence]:
+def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[str], list[Job]]:
     """What is to be preprocessed and what is reused; also the jobs."""
     from ..workflows.preprocessing import init_preprocessing_wf, plan, write_graph
 
@@ -141,7 +145,7 @@ def _fit_lines(settings: Settings, selection: Selection) -> list[str]:
 
 
 def _harmonize_lines(settings: Settings, selection: Selection) -> list[str]:
-    total, done = 0, len(_harmonized(settings, selection))
+    done = len(_harmonized(settings, selection))
     total = sum(len(selection.cohort(modality)) for modality in settings.modalities)
     again = ", and are done again if the new model is another one" \
         if done and "fit" in settings.planned_stages else ""
@@ -153,7 +157,7 @@ def _harmonized(settings: Settings, selection: Selection) -> list[Path]:
     return [image for image in images if image.is_file() and sidecar(image).is_file()]
 
 
-def estimate(settings: Settings, selection: Selection, jobs: Sequence) -> Estimate:
+def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> Estimate:
     """Estimate time, memory and disk of a run.
 
     Parameters
@@ -173,8 +177,8 @@ def estimate(settings: Settings, selection: Selection, jobs: Sequence) -> Estima
         seconds += counts[stage] * each[stage] / workers
     if "evaluate" in stages:
         seconds += len(settings.modalities) * SIMULATED_RESCANS_SECONDS[sloppy] / settings.nprocs
-    voxels = _voxels(selection)
-    grids = voxels + TEMPLATE_VOXELS[resolution_of(settings.sloppy)]
+    template = TEMPLATE_VOXELS[resolution_of(settings.sloppy)]
+    grids = template + max(map(_voxels, jobs), default=template)
     images = (counts["preprocess"] if "preprocess" in stages else 0) + \
         (total - len(_harmonized(settings, selection)) if "harmonize" in stages else 0)
     copies = total * voxels * BYTES_PER_VOXEL / 1e9 if "export" in stages else 0.0
@@ -192,15 +196,14 @@ def _measured_seconds(settings: Settings, selection: Selection) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
-def _voxels(selection: Selection) -> int:
-    """Voxels of the largest selected image; 0 where no raw image is read."""
+def _voxels(job: Job) -> int:
+    """Voxels of the raw image of a job."""
     from harmonizer.volume import load_nifti
 
-    return max((math.prod(load_nifti(record.path).shape[:3]) for record in selection.records
-                if record.path.is_file()), default=0)
+    return math.prod(load_nifti(job.record.path).shape[:3])
 
 
-def _memory_gb(settings: Settings, jobs: Sequence, total: int) -> float:
+def _memory_gb(settings: Settings, jobs: Sequence[Job], total: int) -> float:
     """Peak over all processes; `--mem` bounds how many of them run at once."""
     from ..workflows.preprocessing import MEM_GB, memory_of
 
@@ -216,7 +219,7 @@ def _memory_gb(settings: Settings, jobs: Sequence, total: int) -> float:
                                                     min(peak, settings.mem_gb))
 
 
-def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence) -> list[str]:
+def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> list[str]:
     """Hours, memory and disk, and what there is of disk."""
     cost = estimate(settings, selection, jobs)
     source = "preprocessing as in OUTPUT_DIR so far, the rest" if cost.measured else "times"

@@ -52,6 +52,9 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     for line in selection.left_out_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
+    if existing := selection.existing_ids():
+        LOGGER.info("--include-existing: %d scans whose image is not in BIDS_DIR are used.",
+                    len(existing))
     if not settings.dry_run:
         _write_dataset_files(settings, selection)
         _update_facts(settings, selection)

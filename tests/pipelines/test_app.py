@@ -23,6 +23,7 @@ import pytest
 from harmonizer.errors import InternalError, UnavailableError
 from pipelines import app
 from pipelines.settings import Settings
+from tests.pipelines.conftest import write_image
 
 TREE: dict[str, Any] = {
     "participants.tsv": "participant_id\tsite\nsub-01\tNYU\nsub-02\tKKI\n",
@@ -168,6 +169,11 @@ def test_an_image_left_out_is_told_and_counted(make_tree: Any, workflows: Workfl
     header, row = logs(root, "findings")[0].splitlines()
     assert header.split("\t") == ["scan_id", "left_out", "path", "finding", "remedy"]
     assert row.split("\t")[:2] == ["sub-02_T1w", "yes"]
+    refusal = root.parent / "out/logs/scans/sub-02_T1w_check.json"
+    assert "is an empty file" in refusal.read_text()
+    write_image(root / "sub-02/anat/sub-02_T1w.nii.gz")
+    assert run(root) == 0
+    assert not refusal.exists()  # the reports name it no longer
 
 
 def test_no_usable_image_is_65(make_tree: Any, workflows: Workflows) -> None:

@@ -37,7 +37,7 @@ def test_who_is_fitted_on(cohort, wanted, left):
 
 
 @pytest.mark.parametrize("wanted, message", [
-    (("04",), "no preprocessed participant '04'. .*Known: 01, 02, 03"),
+    (("04",), "no selected participant '04'. .*Known: 01, 02, 03"),
     (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
     (("group=AD",), "nobody fits"),
 ])
