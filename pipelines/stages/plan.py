@@ -172,7 +172,7 @@ def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> E
     each["harmonize"] = NETWORK_SECONDS_PER_SCAN.get(settings.backend, each["harmonize"])
     each["preprocess"] = measured or each["preprocess"]
     seconds = 0.0
-    for stage in set(stages) & set(counts):
+    for stage in (stage for stage in stages if stage in counts):  # a copy takes no time
         workers = 1 if stage == "fit" else max(1, min(settings.nprocs, counts[stage]))
         seconds += counts[stage] * each[stage] / workers
     if "evaluate" in stages:
@@ -181,7 +181,7 @@ def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> E
     grids = template + max(map(_voxels, jobs), default=template)
     images = (counts["preprocess"] if "preprocess" in stages else 0) + \
         (total - len(_harmonized(settings, selection)) if "harmonize" in stages else 0)
-    copies = total * voxels * BYTES_PER_VOXEL / 1e9 if "export" in stages else 0.0
+    copies = total * (grids - template) * BYTES_PER_VOXEL / 1e9 if "export" in stages else 0.0
     at_once = min(len(jobs), 1 if settings.nprocs == 1 else PORTION * settings.nprocs)
     return Estimate(
         seconds / SECONDS_PER_HOUR, _memory_gb(settings, jobs, total),
