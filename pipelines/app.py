@@ -205,10 +205,7 @@ class Run:
         from_output = self.settings.reports_only or self.settings.boilerplate_only
         needed = "preprocess" in self.settings.planned_stages and not from_output
         if not needed and not has_subjects(self.settings.bids_dir):
-            LOGGER.info("BIDS_DIR %s %s: scans, sites and covariates are those of OUTPUT_DIR %s.",
-                        self.settings.bids_dir, "holds no participant"
-                        if self.settings.bids_dir.is_dir() else "is not there",
-                        self.settings.output_dir)
+            self._log_use_of_output()
             return (), frozenset()
         if needed:
             self._validate()
@@ -227,6 +224,19 @@ class Run:
             )
         self._log_sites(collection.records)
         return collection.records, frozenset(str(f.scan_id) for f in refused)
+
+    def _log_use_of_output(self) -> None:
+        """Say that OUTPUT_DIR takes the place of BIDS_DIR, and which flags are without effect."""
+        settings = self.settings
+        LOGGER.info("BIDS_DIR %s %s: scans, sites and covariates are those of OUTPUT_DIR %s.",
+                    settings.bids_dir, "holds no participant" if settings.bids_dir.is_dir()
+                    else "is not there", settings.output_dir)
+        ignored = [flag for flag, given in (
+            ("--site", settings.site), ("--site-from", settings.site_from != "auto"),
+            ("--site-column", settings.site_column != "site")) if given]
+        if ignored:
+            LOGGER.warning("%s: without effect, as sites are read from BIDS_DIR alone.",
+                           ", ".join(ignored))
 
     def _validate(self) -> None:
         from .dataset.checks import require_valid, validator_path

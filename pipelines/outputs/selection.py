@@ -136,7 +136,8 @@ class Selection:
         """The folders of participants who left the dataset; other scans share a folder."""
         gone = sorted({f"sub-{paths.subject}" for paths in left_out
                        if not (self.settings.bids_dir / f"sub-{paths.subject}").is_dir()})
-        return _listed([f"{name} and {name}.html" for name in gone]) or "their files"
+        return _listed([f"{name}, {name}.html and logs/scans/{name}_*" for name in gone]) \
+            or "their files"
 
     def _is_in_bids_dir(self, paths: ScanPaths) -> bool:
         """Whether the raw image is there, or a link to it whose content was not fetched."""

@@ -323,7 +323,10 @@ def _group_report(
     done = {i.scan_id for variants in judged.values() for v in variants for i in v.items}
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in judged)
-    warnings += _moved_sites(judged) + selection.left_out_lines()
+    warnings += _moved_sites(judged)
+    if left_out := len(selection.left_out()):  # not by name: a participant may have withdrawn
+        warnings += (f"{left_out} other preprocessed scans are in the output folder and not in "
+                     "this report. The run's log names them.",)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
     rows = tuple(ScanRow(i.scan.scan_id, i.scan.subject, i.scan.site, i.scan.modality, i.scan.age,

@@ -67,10 +67,11 @@ def fit(settings: Settings, selection: Selection) -> tuple[str, ...]:
         If nothing is preprocessed, or all scans come from one site and no reference is given.
     """
     backend_class, lines = registry.get(settings.backend), []
+    cohorts = {modality: fit_cohort(settings, selection, modality)  # before a model is replaced
+               for modality in settings.modalities}
     for modalities in _together(settings, backend_class):
-        cohorts = {modality: fit_cohort(settings, selection, modality)
-                   for modality in modalities}
-        for modality, backend in _fitted(settings, backend_class, cohorts).items():
+        together = {modality: cohorts[modality] for modality in modalities}
+        for modality, backend in _fitted(settings, backend_class, together).items():
             if not backend.writes:  # one of the processes that a scheduler started, not the first
                 continue
             cohort = cohorts[modality]

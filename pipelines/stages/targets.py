@@ -162,8 +162,11 @@ def require_fit_target(settings: Settings, modality: str, cohort: Cohort) -> Non
         alone = "" if len(settings.modalities) == 1 else \
             f" A run for {modality} alone (--modalities) may aim at another."
         who = " of --fit-participants" if settings.fit_participants else ""
+        remedy = "" if settings.target else (
+            " Give another --target together with another --desc, or delete the images "
+            f"desc-{settings.desc} and give the command again.")
         raise UsageError(f"{what}: no {modality} scan{who} is of that site. "
-                         f"{did_you_mean(word, cohort.sites)}{alone}")
+                         f"{did_you_mean(word, cohort.sites)}{alone}{remedy}")
     if kind == "reference" and not settings.target:
         raise UsageError(
             f"the {modality} images in {settings.output_dir} were harmonized to reference images, "

@@ -1,5 +1,5 @@
-"""The two ways of running that README.md shows, as it shows them, on a phantom: one command for
-everything, and one `participant` command per subject with one `group` command at the end."""
+"""The two ways of running that README.md shows give the same results: one command for everything
+(the fixture `road`), and `participant` for each subject followed by `group`."""
 
 from __future__ import annotations
 
@@ -8,79 +8,81 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.app.road import ROOT, results, run_app
+from tests.app.conftest import Road
+from tests.app.road import ROOT, command, results, run_app
 
 BEGINNING = ".venv/bin/python run.py /data/study /data/study-harmonized "
+TIMEOUT_S = 1800
 
 
 def ways() -> list[list[str]]:
-    """The command lines of each way in README.md."""
+    """The command lines of each way in README.md, without program and folders."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    return [block.splitlines() for block in blocks if block.startswith(BEGINNING)]
-
-
-def run_as_written(line: str, study: Path, folder: Path) -> str:
-    """Run a command line of the README on the phantom; returns what it logged."""
-    words = shlex.split(line)
-    words[:4] = [sys.executable, str(ROOT / "run.py"), str(study), str(folder / "out")]
-    words += ["--sloppy", "--nprocs", "1", "-w", str(folder / "work"), "--skip-bids-validation"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return [[line.removeprefix(BEGINNING) for line in block.splitlines()] for block in blocks
+            if block.startswith(BEGINNING)]
 
 
 @pytest.fixture(scope="module")
-def outputs(study: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, list[str]]]:
-    """Output folder and logs of each way."""
-    made = []
-    for lines in ways():
-        folder = tmp_path_factory.mktemp("way")
-        made.append((folder / "out", [run_as_written(line, study, folder) for line in lines]))
-    return made
+def by_participant(road: Road, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Output folder and logs of the second way, participants side by side."""
+    folder = tmp_path_factory.mktemp("participants")
+    flags = ("--sloppy", "--nprocs", 1, "--target", "birch")
+
+    def start(line: str, number: int) -> subprocess.Popen[str]:
+        words = command(road.raw, folder / "out", *shlex.split(line), *flags, "-w",
+                        folder / f"work{number}")
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def finish(job: subprocess.Popen[str]) -> str:
+        said = job.communicate(timeout=TIMEOUT_S)[1]
+        assert job.returncode == 0, said
+        return said
+
+    *participants, group = ways()[1]
+    jobs = [start(line, number) for number, line in enumerate(participants)]
+    logs = [finish(job) for job in jobs]
+    return folder / "out", [*logs, finish(start(group, len(jobs)))]
 
 
-def test_the_readme_shows_two_ways_and_both_give_the_same_results(outputs) -> None:
-    (one, _), (two, logs) = outputs
-    assert len(logs) == 3
-    assert len(list(one.rglob("*_desc-harmonized_T1w.nii.gz"))) == 8
-    assert results(one) == results(two)
-    assert {path.name for path in two.glob("*.html")} == \
-        {"group.html", "sub-01.html", "sub-02.html"}
+def test_the_readme_shows_two_ways() -> None:
+    assert ways() == [["participant group"], ["participant --participant-label 01",
+                                              "participant --participant-label 02", "group"]]
+
+
+def test_participants_one_by_one_and_then_group_give_what_one_command_gives(
+    road: Road, by_participant: tuple[Path, list[str]]
+) -> None:
+    out, logs = by_participant
     assert "Not harmonized yet" in logs[0] and "Run the group level" in logs[0]
-
-
-def cohort(out: Path) -> dict[str, str]:
-    """scan_id -> site of cohort.tsv."""
-    with open(out / "cohort.tsv", newline="") as stream:
-        return {row["scan_id"]: row["site"] for row in csv.DictReader(stream, delimiter="\t")}
+    assert "Harmonized (T1w): 4 of 4 scans to 'birch'" in logs[2]
+    assert len(list(out.rglob("*_desc-harmonized_T1w.nii.gz"))) == 8
+    assert {path.name for path in out.glob("*.html")} == \
+        {"group.html", "sub-01.html", "sub-02.html"}
+    assert results(out) == results(road.out)
 
 
 def test_a_withdrawn_subject_and_a_repaired_site_reach_the_group_level(
-    outputs, study: Path, tmp_path: Path
+    road: Road, copy: Path, tmp_path: Path
 ) -> None:
-    """sub-02 leaves, and the sessions of sub-01 swap their sites; `group` alone is run."""
-    raw, out = tmp_path / "raw", tmp_path / "out"
-    shutil.copytree(study, raw)
-    shutil.copytree(outputs[0][0], out)
+    """sub-02 leaves, one session of sub-01 gets another site, and `group` alone is run."""
+    raw = tmp_path / "raw"
+    shutil.copytree(road.raw, raw)
     shutil.rmtree(raw / "sub-02")
     table = raw / "sub-01/sub-01_sessions.tsv"
-    table.write_text(table.read_text().replace("\tbirch", "\tcedar"))
-    again = run_app(raw, out, "group", "--sloppy", "--nprocs", 1, "-w", tmp_path / "work",
-                    "--backend", "tissue_matching", "--include-existing", "--dry-run")
-    assert again.code == 0 and "4 scans of 2 participants at 3 sites" in again.said, again.said
-    answer = run_app(raw, out, "group", "--sloppy", "--nprocs", 1, "-w", tmp_path / "work",
-                     "--backend", "tissue_matching")
+    table.write_text(re.sub(r"\baspen$", "cedar", table.read_text(), flags=re.M))
+    answer = run_app(raw, copy, "group", "--sloppy", "--nprocs", 1, "-w", tmp_path / "work")
     assert answer.code == 0, answer.said
-    assert "delete sub-02 and sub-02.html" in answer.said
-    assert "sub-01_ses-birch_T1w birch -> cedar" in answer.said
-    assert cohort(out) == {"sub-01_ses-aspen_T1w": "aspen", "sub-01_ses-birch_T1w": "cedar"}
-    card = (out / "models/tissue_matching/T1w/card.md").read_text()
-    assert "| cedar | 1 | 1 |" in card and "birch" not in card
-    assert "sub-02" not in (out / "metrics.tsv").read_text()
-    page = (out / "group.html").read_text()
-    assert "sub-02.html" not in page.replace("delete sub-02 and sub-02.html", "")
+    assert "delete sub-02, sub-02.html and" in answer.said
+    assert "sub-01_ses-aspen_T1w aspen -> cedar" in answer.said
+    with open(copy / "cohort.tsv", newline="") as stream:
+        sites = {row["scan_id"]: row["site"] for row in csv.DictReader(stream, delimiter="\t")}
+    assert sites == {"sub-01_ses-aspen_T1w": "cedar", "sub-01_ses-birch_T1w": "birch"}
+    card = (copy / "models/histogram_matching/T1w/card.md").read_text()
+    assert "| cedar | 1 | 1 |" in card and "| birch | 1 | 1 |" in card and "aspen" not in card
+    assert "sub-02" not in (copy / "metrics.tsv").read_text()
+    page = (copy / "group.html").read_text()
+    assert "sub-02" not in page and "2 other preprocessed scans are in the output folder" in page

@@ -257,7 +257,8 @@ def test_the_group_level_needs_no_raw_data(make_tree: Any, workflows: Workflows)
     root = make_tree(TREE)
     (root.parent / "out").mkdir()
     gone = root.parent / "gone"
-    assert run(gone, levels="group") == 0
+    assert run(gone, "--site-column", "scanner", levels="group") == 0
+    assert "--site-column: without effect" in logs(root, "run")[-1]
     assert run(gone, "--stages", "harmonize") == 0
     assert [records for _, records in workflows.calls] == [(), ()]
     assert run(root, "--stages", "harmonize") == 0

@@ -83,7 +83,7 @@ def test_a_withdrawn_participant_is_left_out_until_asked_for(study):
     assert used(selection) == stems
     (line,) = selection.left_out_lines()
     assert "sub-03_T1w" in line and "--include-existing" in line
-    assert "delete sub-03 and sub-03.html" in line
+    assert "delete sub-03, sub-03.html and logs/scans/sub-03_*" in line
     assert not selection.concerns("sub-03_T1w")  # nor are its failures reported
     asked = study.select(stems, include_existing=True)
     assert used(asked) == [*stems, "sub-03"] and asked.left_out_lines() == ()
