@@ -26,6 +26,7 @@ from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
 from harmonizer.methods.model_folder import is_model, model_hash
 from harmonizer.progress import phases
+from harmonizer.reports.__main__ import verdicts_of
 from harmonizer.reports.anatomy_change import moved_figure
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
@@ -34,16 +35,17 @@ from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.template import tissue_priors
 from harmonizer.volume import load_nifti, write_volume
 
-from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
+from ..outputs.collect import Preprocessed, cohort_of
 from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
+from ..outputs.selection import Selection
 from ..outputs.sidecars import space
 from ..settings import Settings
 from .methods_text import methods_text, software_versions
 from .reports import write_subject_reports
 from .site_effect_maps import explained_figures
 
-__all__ = ["evaluate", "variants_of"]
+__all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
 SHOWN = 10  # flagged images named in the summary
@@ -82,8 +84,9 @@ class Variant:
                             for i in self.items))
 
 
-def evaluate(settings: Settings) -> tuple[str, ...]:
-    """Judge what is harmonized; write tables, verdicts and reports; returns lines.
+def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
+    """Evaluate the selected scans that are harmonized; write tables, verdicts and reports; returns
+    lines.
 
     Raises
     ------
@@ -93,7 +96,7 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
         If a covariate or the reference site is not there.
     """
     out = settings.output_dir
-    found = find_preprocessed(out, resolution_of(settings.sloppy), settings.modalities)
+    found = selection.find()
     if not found:
         raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
     cohort_of(found).to_tsv(out / "cohort.tsv")
@@ -114,12 +117,39 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
     flagged = _write_verdicts(everything, ruling)
     if settings.moved_maps != "none":
         _write_moved_maps(everything, ruling, settings.moved_maps == "all")
-    write_subject_reports(settings, cohort_of(found).subjects)
+    write_subject_reports(settings, selection)
     judged = {modality: variants for modality, (variants, _) in rulings.items()}
-    path = render_group_report(out / "group.html", _group_report(settings, found, judged, ruling))
+    path = render_group_report(out / "group.html",
+                               _group_report(settings, selection, found, judged, ruling))
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
+
+
+def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
+    """Write ``group.html`` again from the tables of the last evaluation; measure nothing.
+
+    Raises
+    ------
+    InputError
+        If a table is missing or broken.
+    """
+    out = settings.output_dir
+    found = selection.find()
+    metrics = Metrics.from_tsv(out / "metrics.tsv")
+    statistics = Statistics.from_tsv(out / "group_statistics.tsv")
+    quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
+    ruling = Ruling(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
+    judged = {}
+    for modality in settings.modalities:
+        variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
+        if variants:
+            judged[modality] = variants
+    if not judged:
+        raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
+                         "name another with --desc.")
+    return render_group_report(out / "group.html",
+                               _group_report(settings, selection, found, judged, ruling))
 
 
 def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Variant, ...]:
@@ -284,8 +314,8 @@ def _guard_line(flagged: Sequence[str], total: int) -> str:
 
 
 def _group_report(
-    settings: Settings, found: Sequence[Preprocessed], judged: Mapping[str, Sequence[Variant]],
-    ruling: Ruling,
+    settings: Settings, selection: Selection, found: Sequence[Preprocessed],
+    judged: Mapping[str, Sequence[Variant]], ruling: Ruling,
 ) -> GroupReport:
     """`judged`: what there is of each modality, the run's own first."""
     out = settings.output_dir
@@ -293,6 +323,10 @@ def _group_report(
     done = {i.scan_id for variants in judged.values() for v in variants for i in v.items}
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in judged)
+    warnings += _moved_sites(judged)
+    if left_out := len(selection.left_out()):  # not by name: a participant may have withdrawn
+        warnings += (f"{left_out} other preprocessed scans are in the output folder and not in "
+                     "this report. The run's log names them.",)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
     rows = tuple(ScanRow(i.scan.scan_id, i.scan.subject, i.scan.site, i.scan.modality, i.scan.age,
@@ -302,12 +336,27 @@ def _group_report(
     return GroupReport(
         rows, ruling.metrics, ruling.quantiles,
         backend=next(iter(own.values())).name, targets={m: v.target for m, v in own.items()},
-        failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
+        failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)
+                       if selection.concerns(log.scan_id)),
         warnings=warnings, links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, judged),
         statistics=ruling.statistics, verdicts=ruling.verdicts,
         moved=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
         explained=_explained(settings, own))
+
+
+def _moved_sites(judged: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
+    """Name images that were harmonized as another site's than their scan is listed under now."""
+    lines = []
+    for variant in (variant for variants in judged.values() for variant in variants):
+        for item in variant.items:
+            before = (_sidecar_of(item, variant.desc) or {}).get("SourceSite")
+            if before != item.scan.site:
+                lines.append(f"{item.scan_id} was harmonized as a scan of site {before}, and its "
+                             f"site is {item.scan.site} now: run the fit and harmonize stages.")
+    for line in lines:
+        LOGGER.warning("%s", line)
+    return tuple(lines)
 
 
 def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, ...]:

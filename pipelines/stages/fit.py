@@ -12,20 +12,51 @@ from harmonizer.methods import registry
 from harmonizer.methods.base import Backend, Progress
 from harmonizer.progress import reporter
 
-from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
+from ..outputs.collect import Preprocessed, cohort_of
 from ..outputs.names import MODELS, resolution_of
+from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.harmonization import device_of
+from .targets import require_fit_target
 
 if TYPE_CHECKING:
     from harmonizer.deep.training.settings import Resources
 
-__all__ = ["fit", "fit_cohort", "chosen", "resources_of"]
+__all__ = ["check_fit", "chosen", "fit", "fit_cohort", "resources_of"]
 
 LOGGER = logging.getLogger("pipelines")
 
 
-def fit(settings: Settings) -> tuple[str, ...]:
+def check_fit(settings: Settings, selection: Selection) -> None:
+    """Check before hours of preprocessing that the selected scans can be fitted on.
+
+    Raises
+    ------
+    UsageError
+        If --fit-participants chooses nobody, or the target is not among the scans' sites.
+    InputError
+        If all scans are of one site and no reference is given.
+    """
+    modalities = [m for m in settings.modalities if len(selection.cohort(m))]
+    for modality in modalities:
+        _check_cohort(settings, modality, selection.cohort(modality))
+
+
+def _check_cohort(settings: Settings, modality: str, everything: Cohort) -> Cohort:
+    """The scans of one modality to fit on, or why there are none; see `check_fit`."""
+    cohort, sites = chosen(everything, settings.fit_participants), everything.sites
+    if len(sites) == 1 and settings.target_kind not in ("images", "card"):
+        raise InputError(
+            f"all {len(everything)} {modality} scans are of one site, {next(iter(sites))!r}: there "
+            "is no other scanner to harmonize. Check --site-from and --site-column, give reference "
+            "images with --target, or run the participant level alone to preprocess."
+        )
+    if "harmonize" in settings.planned_stages and len(cohort):
+        require_fit_target(settings, modality, cohort)
+    return cohort
+
+
+def fit(settings: Settings, selection: Selection) -> tuple[str, ...]:
     """Fit and save a model for each modality; returns lines for the user.
 
     A method that can be trained on several modalities at once is: its models share their networks.
@@ -36,9 +67,11 @@ def fit(settings: Settings) -> tuple[str, ...]:
         If nothing is preprocessed, or all scans come from one site and no reference is given.
     """
     backend_class, lines = registry.get(settings.backend), []
+    cohorts = {modality: fit_cohort(settings, selection, modality)  # before a model is replaced
+               for modality in settings.modalities}
     for modalities in _together(settings, backend_class):
-        cohorts = {modality: fit_cohort(settings, modality) for modality in modalities}
-        for modality, backend in _fitted(settings, backend_class, cohorts).items():
+        together = {modality: cohorts[modality] for modality in modalities}
+        for modality, backend in _fitted(settings, backend_class, together).items():
             if not backend.writes:  # one of the processes that a scheduler started, not the first
                 continue
             cohort = cohorts[modality]
@@ -94,29 +127,20 @@ def resources_of(settings: Settings, name: str) -> Resources:
         threads=max(1, settings.nprocs // settings.devices) if device == "cpu" else None)
 
 
-def fit_cohort(settings: Settings, modality: str) -> Cohort:
+def fit_cohort(settings: Settings, selection: Selection, modality: str) -> Cohort:
     """The scans that a model is fitted on; also writes OUT/cohort.tsv."""
-    resolution = resolution_of(settings.sloppy)
-    everything = cohort_of(find_preprocessed(settings.output_dir, resolution, settings.modalities))
+    everything = cohort_of(selection.find())
     everything.to_tsv(settings.output_dir / "cohort.tsv")
-    cohort = chosen(everything.of_modality(modality), settings.fit_participants)
+    cohort = _check_cohort(settings, modality, everything.of_modality(modality))
     if (region := region_of(settings)) != "brain":
         wanted = {scan.scan_id for scan in cohort}
-        cohort = cohort_of([item for item in find_preprocessed(
-            settings.output_dir, resolution, (modality,), region=region)
-            if item.scan_id in wanted and not _is_brain_only(item)])
+        cohort = cohort_of([item for item in selection.find((modality,), region=region)
+                            if item.scan_id in wanted and not _is_brain_only(item)])
     if not len(cohort):
         raise InputError(
             f"{settings.output_dir}: holds no preprocessed {modality} image to fit on at "
-            f"{resolution} mm. Run the preprocess stage first"
+            f"{resolution_of(settings.sloppy)} mm. Run the preprocess stage first"
             f"{', and keep --sloppy the same' if settings.sloppy else ''}."
-        )
-    known = everything.of_modality(modality).sites
-    if len(known) == 1 and settings.target_kind not in ("images", "card"):
-        raise InputError(
-            f"all {len(cohort)} {modality} scans are of one site, {next(iter(known))!r}: there is "
-            "no other scanner to harmonize. Check --site-from and --site-column, or give reference "
-            "images with --target."
         )
     return cohort
 
@@ -146,7 +170,7 @@ def chosen(cohort: Cohort, wanted: tuple[str, ...]) -> Cohort:
     conditions = [_condition(cohort, text) for text in wanted if "=" in text]
     labels = {text for text in wanted if "=" not in text}
     for label in sorted(labels - set(cohort.subjects)):
-        raise UsageError(f"--fit-participants: no preprocessed participant {label!r}. "
+        raise UsageError(f"--fit-participants: no selected participant {label!r}. "
                          f"{did_you_mean(label, cohort.subjects)}")
     kept = cohort.where(lambda s: (not labels or s.subject in labels)
                         and all(holds(s) for holds in conditions))
