@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harmonizer.cohort import Cohort, Scan
-from harmonizer.errors import InputError, UsageError, did_you_mean
+from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError
 from harmonizer.methods import registry
 from harmonizer.methods.base import Backend, Progress
 from harmonizer.progress import reporter
@@ -16,11 +16,12 @@ from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
 from ..outputs.names import MODELS, resolution_of
 from ..settings import Settings
 from ..workflows.harmonization import device_of
+from .selection import Selection, select
 
 if TYPE_CHECKING:
     from harmonizer.deep.training.settings import Resources
 
-__all__ = ["fit", "fit_cohort", "chosen", "resources_of"]
+__all__ = ["fit", "fit_selection", "resources_of"]
 
 LOGGER = logging.getLogger("pipelines")
 
@@ -37,11 +38,12 @@ def fit(settings: Settings) -> tuple[str, ...]:
     """
     backend_class, lines = registry.get(settings.backend), []
     for modalities in _together(settings, backend_class):
-        cohorts = {modality: fit_cohort(settings, modality) for modality in modalities}
-        for modality, backend in _fitted(settings, backend_class, cohorts).items():
+        selections = {modality: fit_selection(settings, modality) for modality in modalities}
+        for modality, backend in _fitted(settings, backend_class, selections).items():
             if not backend.writes:  # one of the processes that a scheduler started, not the first
                 continue
-            cohort = cohorts[modality]
+            cohort = selections[modality].cohort
+            _log_covariates(modality, backend)
             folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)
             lines.append(f"Model ({modality}, {len(cohort)} scans of {len(cohort.sites)} sites): "
                          f"{folder}")
@@ -55,12 +57,21 @@ def _together(settings: Settings, backend_class: type[Backend]) -> list[tuple[st
     return [(modality,) for modality in settings.modalities]
 
 
-def _fitted(settings: Settings, backend_class: type[Backend], cohorts: dict[str, Cohort]
+def _log_covariates(modality: str, backend: Backend) -> None:
+    """Say what was modelled, and what was not and why."""
+    for row in backend.cohort_.get("Covariates", ()):
+        LOGGER.log(logging.INFO if row["Modelled"] else logging.WARNING, "Covariate of %s: %s.",
+                   modality, row["InWords"])
+
+
+def _fitted(settings: Settings, backend_class: type[Backend], selections: dict[str, Selection]
             ) -> dict[str, Backend]:
     """A model for each modality of one group."""
     backends = {}
-    for modality in cohorts:
+    cohorts = {modality: selection.cohort for modality, selection in selections.items()}
+    for modality, selection in selections.items():
         backend = backend_class(backend_class.config_from(settings.backend_options))
+        backend.left_out_sites_, backend.left_out_scans_ = selection.sites, selection.scans
         if backend_class.capabilities.trained:
             backend.resources = resources_of(settings, "+".join(cohorts))  # type: ignore
         backends[modality] = backend
@@ -94,31 +105,33 @@ def resources_of(settings: Settings, name: str) -> Resources:
         threads=max(1, settings.nprocs // settings.devices) if device == "cpu" else None)
 
 
-def fit_cohort(settings: Settings, modality: str) -> Cohort:
+def fit_selection(settings: Settings, modality: str) -> Selection:
     """The scans that a model is fitted on; also writes OUT/cohort.tsv."""
     resolution = resolution_of(settings.sloppy)
-    everything = cohort_of(find_preprocessed(settings.output_dir, resolution, settings.modalities))
-    everything.to_tsv(settings.output_dir / "cohort.tsv")
-    cohort = chosen(everything.of_modality(modality), settings.fit_participants)
+    found = find_preprocessed(settings.output_dir, resolution, settings.modalities)
+    cohort_of(found).to_tsv(settings.output_dir / "cohort.tsv")
+    found = tuple(item for item in found if item.scan.modality == modality)
+    selection = select(settings, found)
     if (region := region_of(settings)) != "brain":
-        wanted = {scan.scan_id for scan in cohort}
-        cohort = cohort_of([item for item in find_preprocessed(
+        wanted = {scan.scan_id for scan in selection.cohort}
+        selection = replace(selection, cohort=cohort_of([item for item in find_preprocessed(
             settings.output_dir, resolution, (modality,), region=region)
-            if item.scan_id in wanted and not _is_brain_only(item)])
+            if item.scan_id in wanted and not _is_brain_only(item)]))
+    cohort = selection.cohort
     if not len(cohort):
         raise InputError(
             f"{settings.output_dir}: holds no preprocessed {modality} image to fit on at "
             f"{resolution} mm. Run the preprocess stage first"
             f"{', and keep --sloppy the same' if settings.sloppy else ''}."
         )
-    known = everything.of_modality(modality).sites
+    known = cohort_of(found).sites
     if len(known) == 1 and settings.target_kind not in ("images", "card"):
         raise InputError(
             f"all {len(cohort)} {modality} scans are of one site, {next(iter(known))!r}: there is "
             "no other scanner to harmonize. Check --site-from and --site-column, or give reference "
             "images with --target."
         )
-    return cohort
+    return selection
 
 
 def _is_brain_only(item: Preprocessed) -> bool:
@@ -133,34 +146,3 @@ def region_of(settings: Settings) -> str:
     """What the method changes by its options: ``brain`` or ``head``."""
     kind = registry.get(settings.backend)
     return kind(kind.config_from(settings.backend_options)).region
-
-
-def chosen(cohort: Cohort, wanted: tuple[str, ...]) -> Cohort:
-    """The scans of ``--fit-participants``: labels, or column=value (all such must hold).
-
-    Raises
-    ------
-    UsageError
-        If a label or a column is not there, or nobody is left.
-    """
-    conditions = [_condition(cohort, text) for text in wanted if "=" in text]
-    labels = {text for text in wanted if "=" not in text}
-    for label in sorted(labels - set(cohort.subjects)):
-        raise UsageError(f"--fit-participants: no preprocessed participant {label!r}. "
-                         f"{did_you_mean(label, cohort.subjects)}")
-    kept = cohort.where(lambda s: (not labels or s.subject in labels)
-                        and all(holds(s) for holds in conditions))
-    if wanted and len(cohort) and not len(kept):
-        raise UsageError(f"--fit-participants {' '.join(wanted)}: nobody fits. "
-                         "Check the values in participants.tsv.")
-    return kept
-
-
-def _condition(cohort: Cohort, text: str) -> Callable[[Scan], bool]:
-    """`column=value` as a test of one scan."""
-    column, value = text.split("=", 1)
-    columns = {"sex", "site", *(key for scan in cohort for key in scan.covariates)}
-    if len(cohort) and column not in columns:
-        raise UsageError(f"--fit-participants {text}: no column {column!r}. "
-                         f"{did_you_mean(column, columns)}")
-    return lambda scan: str(scan.covariates.get(column, getattr(scan, column, None))) == value

@@ -18,6 +18,7 @@ from ..outputs.dataset import write_dataset_files
 from ..outputs.names import resolution_of
 from ..settings import Settings
 from ..workflows.engine import Failure, RunResult, count_steps
+from .design_warnings import warn_before_work
 from .methods_text import methods_text
 from .targets import require_brains, site_label
 
@@ -39,6 +40,7 @@ def run(settings: Settings, records: tuple[ScanRecord, ...]) -> RunResult:
         What stops the whole run: a wrong target, no usable input, a missing model.
     """
     check_target(settings, records)
+    warn_before_work(settings, records)
     if settings.dry_run:
         return RunResult(summary_lines=_plan(settings, records))
     _write_dataset_files(settings)

@@ -11,8 +11,8 @@ from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
 from pipelines.settings import Settings
-from pipelines.stages.fit import chosen
 from pipelines.stages.run import check_target
+from pipelines.stages.selection import chosen
 from pipelines.stages.targets import modality_of, model_folder_of, site_label
 from pipelines.workflows.engine import plugin_of, portions
 
