@@ -120,9 +120,10 @@ def category_by_site(variable: str, values: Sequence[str | None], sites: Sequenc
     table = np.array([[group.count(level) for level in levels] for group in groups.values()],
                      dtype=int).reshape(len(groups), -1)
     by_site = {site: _level_words(groups.get(site, []), levels) for site in sorted(set(sites))}
-    check = ConfoundingCheck(variable, "Cramer's V", _cramer_v(table), _sex_tests(table, seed),
-                             by_site, len(values), sum(map(_unknown, values)),
-                             is_site=_is_site(groups))
+    enough = max(map(len, groups.values()), default=0) >= FEWEST_PER_SITE
+    check = ConfoundingCheck(variable, "Cramer's V", _cramer_v(table),
+                             _sex_tests(table, seed) if enough else {}, by_site, len(values),
+                             sum(map(_unknown, values)), is_site=_is_site(groups))
     more_levels = max(len(levels) - len(groups), 0) / max(check.people - check.missing - 1, 1)
     return _with_warning(check, _named_warning(check, check.effect**2 - more_levels,
                                                LARGE_V_SQUARED))

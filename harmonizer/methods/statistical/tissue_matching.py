@@ -32,8 +32,9 @@ own. How categories and missing values are coded: `harmonizer.methods.statistica
 
 **Sites that a fit left out.** Where the subjects of a fit are selected (controls) and a site has
 none, all its scans are of subjects unlike those of the fit. Matching one of them place by place
-would remove what the selection was to protect. Such a scan only gets each tissue's overall contrast
-and the regional pattern of the average site of the fit, unless ``left_out_sites`` asks for more.
+would remove what the selection was to protect. Such a scan is taken to have the regional pattern of
+the average site of the fit, and each tissue is multiplied by what brings its overall mean to the
+target, unless ``left_out_sites`` asks for more.
 """
 
 from __future__ import annotations
@@ -366,8 +367,10 @@ class TissueMatching(StatisticsBackend):
                  "Covariates": list(dict.fromkeys(
                      column.name for column in self.effects_
                      if column.value(covariates, self._levels(column.name)) is not None))}
-        return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean,
-                         spread_ratio(before, goal), Shares.of(shares, volume), facts)
+        # A tissue's std about its overall mean holds the regional differences: not matched either.
+        ratio = goal.mean / before.mean if contrast_only else spread_ratio(before, goal)
+        return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean, ratio,
+                         Shares.of(shares, volume), facts)
 
     def _check_place(self, volume: Volume) -> None:
         """The brain must lie where the brains of the fit do: within the lattice of the maps.
