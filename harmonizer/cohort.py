@@ -31,7 +31,8 @@ COLUMNS = (
 )
 MISSING = "n/a"
 MAX_TRAVELING_YEARS = 1.0
-"""Scans of one subject at two sites show one and the same brain if they are less than this apart.
+"""Scans of one subject at two sites show one and the same brain if they are at most this far apart.
+Ages are often whole years, so that a birthday between two scans makes them one apart.
 """
 ACQUISITION_TIME = "acq_time"  # column of sessions.tsv (BIDS, Sessions file)
 DAYS_PER_YEAR = 365.25
@@ -138,7 +139,7 @@ class Cohort:
     def traveling(self) -> Cohort:
         """Return the scans of traveling subjects; may be empty.
 
-        A traveling subject was scanned in one modality at two or more sites, the scans less than
+        A traveling subject was scanned in one modality at two or more sites, the scans at most
         `MAX_TRAVELING_YEARS` apart. Where a subject was scanned over a longer time (a longitudinal
         study with a change of scanner), only the scans of the year that covers most sites count.
         Where the time between scans is not known, all of them count.
@@ -264,7 +265,7 @@ def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
     if times is None:
         return scans
     visits = [[scan for scan, time in zip(scans, times)
-               if start <= time < start + MAX_TRAVELING_YEARS] for start in times]
+               if start <= time <= start + MAX_TRAVELING_YEARS] for start in times]
     return max(visits, key=lambda visit: (_count_sites(visit), len(visit)))
 
 

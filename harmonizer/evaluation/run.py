@@ -432,7 +432,7 @@ def _pairs(trial: Trial, working: Working) -> tuple[Metrics, list[Test]]:
 def _limit_words(trial: Trial) -> str:
     """The limit of `Cohort.traveling`, where it leaves out scans."""
     apart = not all(trial.design.concurrent)
-    return f" less than {MAX_TRAVELING_YEARS:g} year apart" if apart else ""
+    return f" within {MAX_TRAVELING_YEARS:g} year" if apart else ""
 
 
 def _linear_maps(trial: Trial) -> dict[str, tuple[float, float]]:

@@ -25,7 +25,7 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..contrast.intensity_map import IntensityMap
 from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
-from ..volume import AFFINE_TOLERANCE_MM, Volume, same_grid
+from ..volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, same_grid
 from . import model_folder
 from .config import check_kinds, is_texts, split_texts
 from .target import Target
@@ -186,7 +186,7 @@ class Backend(ABC):
         """
         self._check_ready(target)
         values = _check_volume(volume)
-        self._check_grid(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             return volume
         known = Known(source, covariates or {}, tissues or {})
@@ -201,7 +201,7 @@ class Backend(ABC):
         UsageError
             If the backend cannot aim at references.
         InputError
-            If there are no scans, more than 20, or one of another modality.
+            If there are no scans, more than 20, one of another modality, or one on another grid.
         """
         scans = tuple(scans)
         if not self.capabilities.reference_target:
@@ -211,6 +211,8 @@ class Backend(ABC):
         self._check_fitted()
         for scan in scans:
             self._check_modality(scan.modality)
+            image = load_nifti(scan.image)
+            self._check_grid(image.shape[:3], image.affine)
         return Target("reference", label, len(scans), self.name, str(self.modality_),
                       self._enroll(scans))
 
@@ -330,7 +332,7 @@ class Backend(ABC):
             raise InputError(f"this model is of {self.modality_}, got {modality}. "
                              "Harmonize each modality within itself.")
 
-    def _check_grid(self, volume: Volume) -> None:
+    def _check_grid(self, shape: tuple[int, ...], affine: np.ndarray) -> None:
         """An image of the fit's shape must have its affine too, where location counts.
 
         Raises
@@ -339,11 +341,11 @@ class Backend(ABC):
             If a corner of the grid is more than 0.001 mm from that of the fit.
         """
         grid = self.cohort_.get("Grid")
-        if not self.uses_location or grid is None or tuple(grid["Shape"]) != volume.shape:
+        if not self.uses_location or grid is None or tuple(grid["Shape"]) != tuple(shape):
             return
-        if not same_grid(volume.shape, volume.affine, volume.shape, np.array(grid["Affine"])):
+        if not same_grid(shape, affine, shape, np.array(grid["Affine"])):
             raise InputError(
-                f"the image has the shape {volume.shape} of the images that {self.name} was fitted "
+                f"the image has the shape {tuple(shape)} of the images that {self.name} was fitted "
                 f"on, but another affine (tolerance {AFFINE_TOLERANCE_MM} mm), so it shows other "
                 "places. Register it to the template and resample it on its grid.")
 
@@ -421,7 +423,7 @@ class StatisticsBackend(Backend):
         """
         self._check_ready(target)
         values = _check_volume(volume)
-        self._check_grid(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
         return self._map_of(volume, target, Known(source, covariates or {}, tissues or {}))

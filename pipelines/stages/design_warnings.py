@@ -65,18 +65,29 @@ def _selection_warning(settings: Settings, cohort: Cohort) -> Iterable[str]:
         count = sum(cohort.sites[site] for site in sites)
         yield (f"--fit-participants {' '.join(settings.fit_participants)} takes no "
                f"{cohort.scans[0].modality} scan of {_some(sites)} ({count} scans). The scanner "
-               "there is not learned: these scans only get each tissue's overall contrast of the "
-               "target, and differences between regions are not matched. Add subjects of that "
-               "site to the fit, or ask for regional matching with --backend-option "
-               "left_out_sites=regional, which also removes regional effects of what the "
-               "selection was by.")
+               f"there is not learned: {_what_they_get(settings)}")
+
+
+def _what_they_get(settings: Settings) -> str:
+    """What happens to the scans of a site that the selection left out."""
+    config: Any = registry.get(settings.backend).config_from(settings.backend_options)
+    how = getattr(config, "left_out_sites", None)
+    if how == "contrast":
+        return ("these scans only get each tissue's overall contrast of the target, and "
+                "differences between regions are not matched. Add subjects of that site to the "
+                "fit, or ask for regional matching with --backend-option left_out_sites=regional, "
+                "which also removes regional effects of what the selection was by.")
+    if how == "regional":
+        return ("each of these scans is matched to the target place by place, as asked for, which "
+                "also removes regional effects of what the selection was by.")
+    return "these scans are harmonized as those of an unseen scanner."
 
 
 def _years_apart(settings: Settings, cohort: Cohort) -> Iterable[str]:
     apart = cohort.scanned_years_apart() if settings.traveling == "auto" else Cohort(())
     if len(apart):
         names = _some([f"sub-{subject}" for subject in apart.subjects])
-        yield (f"{names}: scanned at several sites {MAX_TRAVELING_YEARS:g} year or more apart. "
+        yield (f"{names}: scanned at several sites more than {MAX_TRAVELING_YEARS:g} year apart. "
                f"These {len(apart)} scans are not taken for those of traveling subjects, because "
                "the brain changes with the years.")
 

@@ -59,7 +59,10 @@ def select(settings: Settings, found: Sequence[Preprocessed]) -> Selection:
     for name, why in doubts.items():
         LOGGER.warning("%s is left out of the fit: %s. If the mask is right, add "
                        "--fit-doubtful-masks.", name, why)
-    return Selection(trusted, sites_left_out(settings, everything), doubts)
+    sites = sites_left_out(settings, everything)
+    if sites:
+        LOGGER.warning("The fit takes no scan of %s (--fit-participants).", ", ".join(sites))
+    return Selection(trusted, sites, doubts)
 
 
 def mask_doubts(found: Sequence[Preprocessed]) -> dict[str, str]:

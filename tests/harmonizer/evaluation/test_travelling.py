@@ -51,7 +51,7 @@ def test_who_travels(people):
 def test_longitudinal_scans_across_a_change_of_scanner_do_not_travel():
     """Fourteen years apart, then a year whose scans at two sites show one brain."""
     aged = [replace(scan("1", ses, site), age=age) for ses, site, age in (
-        ("2006", "A", 60.0), ("2020a", "A", 74.0), ("2020b", "B", 74.4), ("2021", "C", 75.0))]
+        ("2006", "A", 60.0), ("2020a", "A", 74.0), ("2020b", "B", 74.4), ("2021", "C", 75.1))]
     old = Cohort((aged[0], aged[2]))
     assert not old.traveling() and len(old.scanned_years_apart()) == 2 and not site_pairs(old)
     mixed = Cohort(tuple(aged))

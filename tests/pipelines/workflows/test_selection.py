@@ -107,9 +107,13 @@ def test_a_diagnosis_that_is_the_site_is_said_before_work(tmp_path, caplog):
 
 def test_a_site_without_controls_is_said_before_work(tmp_path, caplog):
     given = records(group=["control"] * 3 + ["patient"] * 3)
-    found = said(caplog, settings(tmp_path, fit_participants=("group=control",)), given)
-    assert any(text.startswith("--fit-participants group=control takes no T1w scan of B (3 scans)")
-               and "left_out_sites=regional" in text for text in found)
+    for flags, words in (({"backend": "tissue_matching"}, "left_out_sites=regional"),
+                         ({"backend": "tissue_matching",
+                           "backend_option": ("left_out_sites=regional",)}, "place by place"),
+                         ({}, "as those of an unseen scanner")):
+        one = settings(tmp_path, fit_participants=("group=control",), **flags)
+        assert any(text.startswith("--fit-participants group=control takes no T1w scan of B (3 sc")
+                   and words in text for text in said(caplog, one, given))
     both = records(group=["control", "patient", "patient"] * 2)
     assert said(caplog, settings(tmp_path, fit_participants=("group=control",)), both) == []
 
@@ -139,6 +143,6 @@ def test_scans_years_apart_are_said(out):
 
     cohort = cohort_of(find_preprocessed(out, 2, ("T1w",)))
     assert design_warnings(settings(out), cohort) == (
-        "sub-l: scanned at several sites 1 year or more apart. These 2 scans are not taken for "
-        "those of traveling subjects, because the brain changes with the years.",)
+        "sub-l: scanned at several sites more than 1 year apart. These 2 scans are not taken "
+        "for those of traveling subjects, because the brain changes with the years.",)
     assert design_warnings(settings(out, traveling="no"), cohort) == ()

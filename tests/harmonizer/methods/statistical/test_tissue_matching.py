@@ -407,6 +407,8 @@ def test_images_on_different_grids_are_refused(tmp_path, cohort):
     backend = TissueMatching().fit(cohort)
     with pytest.raises(InputError, match="another affine .*Register it to the template"):
         backend.harmonize(other.read(), backend.target("A"), source="B")
+    with pytest.raises(InputError, match="another affine"):
+        backend.enroll([other], "elsewhere")
     whole = other.read()
     far = whole.affine.copy()
     far[0, 3] += 60
