@@ -455,7 +455,8 @@ def _pair_table(trial: Trial, goal: str, ranges: Mapping[str, float],
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
     key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps,
-                   [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
+                   [(scan.scan_id, scan.subject, scan.site) for scan in trial.before],
+                   [(p.first.scan_id, p.second.scan_id) for p in site_pairs(trial.before)])
     label = f"{trial.modality} pairs {backend or ('before' if maps is None else RESCALED)}"
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
         trial.before, after, trial.target, ranges, backend=backend, maps=maps, to=goal,
