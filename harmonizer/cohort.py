@@ -23,12 +23,13 @@ from .errors import InputError, did_you_mean
 from .files import write_text
 from .volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, read_volume, same_grid
 
-__all__ = ["Scan", "Cohort", "MAX_TRAVELING_YEARS", "years_between"]
+__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "Cohort", "Scan", "years_between"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
     "image", "mask", "age", "sex",
 )
+"""Columns of cohort.tsv that every scan has; covariates have other names."""
 MISSING = "n/a"
 MAX_TRAVELING_YEARS = 1.0
 """Scans of one subject at two sites show one and the same brain if they are at most this far apart.
@@ -200,9 +201,15 @@ class Cohort:
         return self.where(lambda s: s.subject not in held), self.of_subjects(held)
 
     def to_tsv(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table atomically; paths relative to the table's folder where they lie below."""
+        """Write the table atomically; paths relative to the table's folder where they lie below.
+
+        A covariate with the name of one of the table's own columns is an `InputError`.
+        """
         folder = Path(path).resolve().parent
         extra = sorted({key for scan in self.scans for key in scan.covariates})
+        if taken := [name for name in extra if name.lower() in COLUMNS]:
+            raise InputError(f"{path}: covariates {', '.join(taken)} have names of the table's own "
+                             "columns. Rename them.")
         stream = io.StringIO()
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow((*COLUMNS, *extra))
