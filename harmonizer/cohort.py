@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,9 +21,9 @@ import numpy as np
 
 from .errors import InputError, did_you_mean
 from .files import write_text
-from .volume import Volume, read_volume
+from .volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, read_volume, same_grid
 
-__all__ = ["COLUMNS", "Cohort", "Scan"]
+__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "Cohort", "Scan", "years_between"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
@@ -30,6 +31,12 @@ COLUMNS = (
 )
 """Columns of cohort.tsv that every scan has; covariates have other names."""
 MISSING = "n/a"
+MAX_TRAVELING_YEARS = 1.0
+"""Scans of one subject at two sites show one and the same brain if they are at most this far apart.
+Ages are often whole years, so that a birthday between two scans makes them one apart.
+"""
+ACQUISITION_TIME = "acq_time"  # column of sessions.tsv (BIDS, Sessions file)
+DAYS_PER_YEAR = 365.25
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,54 @@ class Cohort:
         """Scans for which `condition` holds."""
         return Cohort(tuple(scan for scan in self.scans if condition(scan)))
 
+    def traveling(self) -> Cohort:
+        """Return the scans of traveling subjects; may be empty.
+
+        A traveling subject was scanned in one modality at two or more sites, the scans at most
+        `MAX_TRAVELING_YEARS` apart. Where a subject was scanned over a longer time (a longitudinal
+        study with a change of scanner), only the scans of the year that covers most sites count.
+        Where the time between scans is not known, all of them count.
+        """
+        chosen = {scan.scan_id for visit, _ in self._visits() for scan in visit}
+        return self.where(lambda scan: scan.scan_id in chosen)
+
+    def scanned_years_apart(self) -> Cohort:
+        """Return the scans of subjects at several sites that do not count as `traveling`."""
+        others = {scan.scan_id for _, rest in self._visits() for scan in rest}
+        return self.where(lambda scan: scan.scan_id in others)
+
+    def _visits(self) -> Iterator[tuple[list[Scan], list[Scan]]]:
+        """Traveling scans and the others, of each subject and modality with two or more sites."""
+        groups: dict[tuple[str, str], list[Scan]] = {}
+        for scan in self.scans:
+            groups.setdefault((scan.subject, scan.modality), []).append(scan)
+        for scans in groups.values():
+            if _count_sites(scans) > 1:
+                visit = _visit_with_most_sites(scans)
+                visit = visit if _count_sites(visit) > 1 else []
+                yield visit, [scan for scan in scans if scan not in visit]
+
+    def require_one_grid(self) -> None:
+        """Check that all images lie on one grid; only headers are read.
+
+        Raises
+        ------
+        InputError
+            If two images differ in shape, or a corner of the grid differs by more than 0.001 mm.
+        """
+        first: tuple[Scan, Any] | None = None
+        for scan in self.scans:
+            image = load_nifti(scan.image)
+            if first is None:
+                first = scan, image
+            elif not same_grid(_shape(first[1]), first[1].affine, _shape(image), image.affine):
+                raise InputError(
+                    f"expected images on one grid, got {first[0].image} (shape "
+                    f"{_shape(first[1])}) and {scan.image} (shape {_shape(image)}), whose shapes "
+                    f"or affines differ (tolerance {AFFINE_TOLERANCE_MM} mm). Register them to the "
+                    "template and resample them on its grid first."
+                )
+
     def split(self, fraction: float, seed: int) -> tuple[Cohort, Cohort]:
         """(rest, held out): about `fraction` of the subjects of each site are held out.
 
@@ -177,6 +232,53 @@ class Cohort:
             raise InputError(f"{path}: lacks the column(s) {', '.join(lacking)}. Write it anew.")
         folder = Path(path).resolve().parent
         return cls(tuple(_scan(row, folder) for row in rows))
+
+
+def years_between(one: Scan, two: Scan) -> float | None:
+    """Return the time between two scans of a subject in years, or None where it is not known.
+
+    From the column ``acq_time`` of both, else from both ages.
+    """
+    times = _times([one, two])
+    return None if times is None else abs(times[1] - times[0])
+
+
+def _times(scans: Iterable[Scan]) -> list[float] | None:
+    """Times of the scans of one subject in years on one scale, or None if one is not known."""
+    scans = list(scans)
+    for known in (_acquired, lambda scan: scan.age):
+        times = [known(scan) for scan in scans]
+        if None not in times:
+            return [time for time in times if time is not None]
+    return None
+
+
+def _acquired(scan: Scan) -> float | None:
+    """Date of a scan in years, from ``acq_time``."""
+    try:
+        date = datetime.fromisoformat(str(scan.covariates[ACQUISITION_TIME]).removesuffix("Z"))
+    except (KeyError, ValueError):
+        return None
+    return date.toordinal() / DAYS_PER_YEAR
+
+
+def _count_sites(scans: Iterable[Scan]) -> int:
+    return len({scan.site for scan in scans})
+
+
+def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
+    """Scans within `MAX_TRAVELING_YEARS` that cover most sites; all where times are not known."""
+    times = _times(scans)
+    if times is None:
+        return scans
+    visits = [[scan for scan, time in zip(scans, times)
+               if start <= time <= start + MAX_TRAVELING_YEARS] for start in times]
+    return max(visits, key=lambda visit: (_count_sites(visit), len(visit)))
+
+
+def _shape(image: Any) -> tuple[int, ...]:
+    """Shape of an image in three dimensions; trailing ones do not count."""
+    return tuple(image.shape[:3]) if set(image.shape[3:]) <= {1} else tuple(image.shape)
 
 
 def _row(scan: Scan, folder: Path) -> list[str]:

@@ -173,6 +173,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR", help="apply this fitted model instead of fitting one")
     add("--fit-participants", metavar="WHO", **_many(),
         help="fit on these only: labels, or column=value such as group=HC (default: everybody)")
+    add("--fit-doubtful-masks", action=Switch,
+        help="also fit on scans whose brain mask is doubtful (default: they are left out of the "
+             "fit, and harmonized as the others)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
     add("--detail", metavar=_one_of(DETAIL),

@@ -114,6 +114,8 @@ class Settings:
     """Folder of a fitted model to apply instead of fitting one."""
     fit_participants: tuple[str, ...] = ()
     """Who is used to fit: labels without 'sub-', or column=value; empty means everybody."""
+    fit_doubtful_masks: bool = False
+    """Also fit on scans whose brain mask is doubtful; they are left out otherwise."""
     covariates: tuple[str, ...] = ()
     """Age, sex and columns of participants.tsv whose effects must survive; empty: age and sex."""
     reference_site: str | None = None

@@ -21,7 +21,7 @@ from ..outputs.scanlog import read_log
 from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.engine import PORTION, count_steps
-from .fit import chosen
+from .fit_selection import chosen
 from .targets import existing_target, model_folder_of, planned_target
 
 if TYPE_CHECKING:

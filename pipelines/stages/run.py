@@ -20,6 +20,7 @@ from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection, update_scan_facts
 from ..settings import Settings
 from ..workflows.engine import Failure, RunResult
+from .design_warnings import warn_before_work
 from .fit import check_fit
 from .methods_text import methods_text
 from .plan import describe_plan
@@ -52,6 +53,7 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     for line in selection.left_out_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
+    warn_before_work(settings, records)
     if existing := selection.existing_ids():
         LOGGER.info("--include-existing: %d scans whose image is not in BIDS_DIR are used.",
                     len(existing))

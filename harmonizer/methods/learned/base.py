@@ -291,6 +291,9 @@ class LearnedBackend(Backend):
             return known
         return replace(known, tissues=self._tissues_wanted(volume))
 
+    def _fit_facts(self) -> dict[str, Any]:
+        return self._null._fit_facts() if self._null else {}
+
     def _start_style(self, site: str) -> Mapping[str, np.ndarray]:
         return self._null.styles_[site] if self._null else {}
 
@@ -436,6 +439,7 @@ class LearnedBackend(Backend):
         self.styles_ = styles
         self.share_ = _share_of_state(arrays["share"])
         if self._null:
+            self._null.left_out_sites_ = self.left_out_sites_
             self._null.modality_, self._null.sites_ = self.modality_, self.sites_
             self._null._set_shared_state({k.removeprefix("start/"): v for k, v in arrays.items()
                                           if k.startswith("start/")})

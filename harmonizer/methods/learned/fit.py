@@ -108,6 +108,7 @@ def fit_networks(backends: Mapping[str, LearnedBackend], cohort: Cohort, seed: i
             part = cohort.of_modality(modality)
             if backend._null:
                 part = with_tissues(part, backend._null, folder / "tissues")
+                backend._null.left_out_sites_ = backend.left_out_sites_
                 backend._null.fit(part, seed=seed, progress=progress)
             parts[modality] = part
         whole = Cohort(tuple(scan for part in parts.values() for scan in part))

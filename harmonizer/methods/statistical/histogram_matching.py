@@ -43,6 +43,7 @@ class HistogramMatching(StatisticsBackend):
     reference = "Nyul, Udupa and Zhang 2000, IEEE Trans Med Imaging, doi:10.1109/42.836373"
     summary = ("In-mask intensities were mapped by the monotone curve that carries the scan's "
                "quantiles onto the mean quantiles of the target.")
+    uses_location = False
     capabilities = Capabilities(intensity_map=True)
     Config = HistogramMatchingConfig
 

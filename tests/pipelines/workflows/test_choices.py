@@ -12,7 +12,7 @@ from harmonizer.errors import InputError, UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
 from pipelines.outputs.selection import Selection
 from pipelines.settings import Settings
-from pipelines.stages.fit import chosen
+from pipelines.stages.fit_selection import chosen
 from pipelines.stages.run import check_request
 from pipelines.stages.targets import modality_of, model_folder_of, site_label
 from pipelines.workflows.engine import plugin_of, portions
