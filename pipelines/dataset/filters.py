@@ -49,8 +49,9 @@ def load_queries(path: Path | None) -> dict[str, dict[str, Any]]:
     """Read the queries of a BIDS filter file by lower-case modality, with pybids' entity names.
 
     The file is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
-    "session": "*"}}`; null means that the entity is absent, "*" that it is there. Queries for
-    other data (bold, fmap, ...) are left out.
+    "session": "*"}}`; null means that the entity is absent, "*" that it is there, and a list that
+    it has one of the values or, with null in it, is absent. Queries for other data (bold, fmap,
+    ...) are left out.
 
     Raises
     ------
@@ -97,12 +98,13 @@ def fits_query(query: dict[str, Any], stem: str) -> bool:
 
 
 def _fits_value(wanted: Any, found: str | None, is_index: bool) -> bool:
-    if wanted is None or found is None:
-        return wanted is None and found is None
-    values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+    values = wanted if isinstance(wanted, list) else [wanted]
+    if found is None:
+        return None in values
+    texts = [str(value) for value in values if value is not None]
     if is_index:
-        found, values = found.lstrip("0"), [value.lstrip("0") for value in values]
-    return "*" in values or found in values
+        found, texts = found.lstrip("0"), [text.lstrip("0") for text in texts]
+    return "*" in texts or found in texts
 
 
 def _check_query(path: Path, query: dict[str, Any]) -> None:
@@ -125,9 +127,10 @@ def _is_one(value: Any) -> bool:
 
 
 def _is_list(values: list[Any]) -> bool:
-    """Of texts or of numbers: pybids compares all as one kind, and knows no absence in a list."""
-    texts = [isinstance(value, str) for value in values]
-    return all(map(_is_one, values)) and "*" not in values and len(set(texts)) == 1
+    """Of texts or of numbers, which pybids compares as one kind, and perhaps null."""
+    given = [value for value in values if value is not None]
+    texts = [isinstance(value, str) for value in given]
+    return all(map(_is_one, given)) and "*" not in given and len(set(texts)) == 1
 
 
 def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
@@ -137,4 +140,6 @@ def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
 def _pybids_value(value: Any) -> Any:
     from bids.layout import Query
 
+    if isinstance(value, list):
+        return [_pybids_value(item) for item in value]
     return Query.NONE if value is None else Query.ANY if value == "*" else value
