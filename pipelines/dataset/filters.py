@@ -98,12 +98,13 @@ def fits_query(query: dict[str, Any], stem: str) -> bool:
 
 
 def _fits_value(wanted: Any, found: str | None, is_index: bool) -> bool:
-    if wanted is None or found is None:
-        return wanted is None and found is None
-    values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+    values = wanted if isinstance(wanted, list) else [wanted]
+    if found is None:
+        return None in values
+    texts = [str(value) for value in values if value is not None]
     if is_index:
-        found, values = found.lstrip("0"), [value.lstrip("0") for value in values]
-    return "*" in values or found in values
+        found, texts = found.lstrip("0"), [text.lstrip("0") for text in texts]
+    return "*" in texts or found in texts
 
 
 def _check_query(path: Path, query: dict[str, Any]) -> None:

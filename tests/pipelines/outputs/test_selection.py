@@ -138,6 +138,9 @@ def test_without_raw_data_labels_and_filter_choose_in_the_output_folder(study, t
     ({"run": 1}, "sub-01_run-01", True), ({"run": [2, 3]}, "sub-01_run-1", False),
     ({"subject": "1"}, "sub-01", False), ({"acquisition": ["a", "b"]}, "sub-01_acq-b", True),
     ({"suffix": "T1w", "ceagent": None}, "sub-01", True),
+    ({"acquisition": [None, "b"]}, "sub-01", True),
+    ({"acquisition": [None, "b"]}, "sub-01_acq-b", True),
+    ({"acquisition": [None, "b"]}, "sub-01_acq-c", False),
 ])
 def test_a_query_is_answered_by_the_name_as_pybids_answers_it(query, stem, fits):
     assert fits_query(query, stem) is fits
