@@ -17,12 +17,12 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
+from ..tissues import TISSUES
 from ..volume import Volume
 
-__all__ = ["TISSUES", "Lattice", "LocalStatistics", "measure", "relative_gain", "pool",
+__all__ = ["Lattice", "LocalStatistics", "measure", "relative_gain", "pool",
            "world_points", "shares_of"]
 
-TISSUES = ("CSF", "GM", "WM")  # the order of the first axis of all maps
 ENOUGH = 400_000  # voxels of a brain
 ROUNDS = 3  # of reweighting
 REACH = 2.5  # spreads beyond which a voxel does not count

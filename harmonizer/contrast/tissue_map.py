@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from ..tissues import TISSUES
 from ..volume import Volume
 from .intensity_map import IntensityMap
-from .local_statistics import TISSUES, Lattice, LocalStatistics, world_points
+from .local_statistics import Lattice, LocalStatistics, world_points
 
 __all__ = ["TissueMap", "Shares", "spread_ratio"]
 

@@ -19,8 +19,9 @@ from scipy import ndimage
 
 from ..errors import InputError
 from ..template import load_template, tissue_priors
+from ..tissues import TISSUES
 from ..volume import Volume
-from .segmentations import TISSUES, dice
+from .segmentations import dice
 
 __all__ = ["AtroposSegmenter"]
 

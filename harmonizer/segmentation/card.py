@@ -15,12 +15,12 @@ from .weights_file import write_weights
 
 __all__ = ["write_model", "file_of"]
 
-TISSUES = """# The segmenter
+SEGMENTER_HEADING = """# The segmenter
 
 A 3D U-Net ({parameters:.2f} M parameters) that finds the brain and its tissues in an image of any
 contrast. It works at 1 mm; see `harmonizer.segmentation`.
 """
-BRAIN = """# The brain in a whole head
+BRAIN_HEADING = """# The brain in a whole head
 
 A 3D U-Net ({parameters:.2f} M parameters) that finds the brain in a whole head of any contrast. It
 works at 3 mm, along the axes of the world; see `harmonizer.segmentation.brain`.
@@ -63,7 +63,8 @@ def write_model(
     path = file_of(out, network.classes)
     whole_head = network.classes == len(BRAIN_CLASSES)
     write_weights(path, network, {"preset": preset, "seed": str(seed)})
-    write_text(path.with_suffix(".md"), ((BRAIN if whole_head else TISSUES) + CARD).format(
+    template = (BRAIN_HEADING if whole_head else SEGMENTER_HEADING) + CARD
+    write_text(path.with_suffix(".md"), template.format(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
         maps=len(about["LabelMaps"]), held_out=training["held_out"], preset=preset, seed=seed,
         steps=training["steps"], hours=seconds.sum() / 3600, precision=training["precision"],

@@ -13,9 +13,9 @@ import numpy as np
 from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..template import load_template, tissue_priors
+from ..tissues import TISSUES
 from ..volume import Volume
 from .refine import Advice, refine
-from .structures import TISSUES
 
 __all__ = ["CoarseSegmenter"]
 

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 from .refine import LEAST_SUPPORT, OF_NETWORK, REVISION, contrast_between, refine, spread_out
-from .structures import TISSUES
+from .structures import TISSUE_CLASSES
 
 __all__ = ["TissueMaps", "segment", "doubt", "NetworkSegmenter", "WEIGHTS", "from_both_sides",
            "numbered", "world_box"]
@@ -204,7 +204,7 @@ def from_both_sides(network: Any, data: np.ndarray, number: np.ndarray, threads:
 
 def _by_tissue(shares: np.ndarray) -> np.ndarray:
     """(3, ...) of all classes of each tissue; `shares` (classes, ...)."""
-    return np.stack([shares[list(which)].sum(axis=0) for which in TISSUES.values()])
+    return np.stack([shares[list(which)].sum(axis=0) for which in TISSUE_CLASSES.values()])
 
 
 def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) -> np.ndarray:
@@ -240,7 +240,7 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
 def _carried_back(volume: Volume, box: Volume, shares: np.ndarray, fine: np.ndarray,
                   support: float) -> TissueMaps:
     """Everything on the image's grid; ``fine`` (3, I, J, K): shares of tissues on the box's."""
-    maps = {name: _on_grid_of(volume, box, one) for name, one in zip(TISSUES, fine)}
+    maps = {name: _on_grid_of(volume, box, one) for name, one in zip(TISSUE_CLASSES, fine)}
     total = sum(maps.values())
     known = volume.mask & (total > 1e-3)
     tissues = {name: np.divide(one, total, out=np.zeros_like(one), where=known)
@@ -260,7 +260,7 @@ def _on_grid_of(volume: Volume, box: Volume, data: np.ndarray, order: int = 1) -
 def _classes(shares: np.ndarray, rough: np.ndarray, fine: np.ndarray) -> np.ndarray:
     """(n,) likeliest class: of the likeliest tissue, the class that the network prefers."""
     scores = np.zeros(shares.shape, np.float32)
-    for which, before, after in zip(TISSUES.values(), rough, fine):
+    for which, before, after in zip(TISSUE_CLASSES.values(), rough, fine):
         for c in which:
             scores[c] = (shares[c] + 1e-6) / (before + 1e-6 * len(which)) * after
     return scores[1:].argmax(axis=0) + 1

@@ -12,10 +12,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_path
+from ..tissues import TISSUES
 from ..volume import Volume
 
 __all__ = ["Segmentation", "Segment", "Summary", "CachedSegmenter", "name_of", "tissue_ratios",
-           "as_labels", "summary", "summary_of", "dice", "TISSUES"]
+           "as_labels", "summary", "summary_of", "dice"]
 
 
 class Summary(NamedTuple):
@@ -28,7 +29,6 @@ class Summary(NamedTuple):
 Segmentation = Union[np.ndarray, Mapping[str, np.ndarray], Summary]
 """Labels (1 CSF, 2 GM, 3 WM, 0 outside), or tissue name -> probabilities 0 to 1; any one grid."""
 Segment = Callable[[Volume], Segmentation]
-TISSUES = ("CSF", "GM", "WM")
 
 
 def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:

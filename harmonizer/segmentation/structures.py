@@ -2,7 +2,7 @@
 
 Label maps carry FreeSurfer's numbers for the brain and their own (502 and above) for the rest of
 the head. Left and right are one structure: they have the same tissue, and the network does not tell
-sides. `CLASSES` is the network's output; `TISSUES` says which classes make up which tissue.
+sides. `CLASSES` is the network's output; `TISSUE_CLASSES` says which classes make up which tissue.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["Structure", "STRUCTURES", "CLASSES", "BRAIN_CLASSES", "TISSUES", "index_labels",
-           "class_table"]
+__all__ = ["Structure", "STRUCTURES", "CLASSES", "BRAIN_CLASSES", "TISSUE_CLASSES",
+           "index_labels", "class_table"]
 
 CLASSES = (
     "outside",
@@ -31,7 +31,7 @@ CLASSES = (
 )
 BRAIN_CLASSES = ("outside", "brain")
 
-TISSUES: Mapping[str, tuple[int, ...]] = MappingProxyType(
+TISSUE_CLASSES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"CSF": (1, 2), "GM": (3, 5, 6), "WM": (4, 7, 8)}
 )
 

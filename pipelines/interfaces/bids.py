@@ -14,11 +14,12 @@ from harmonizer.files import sha256_of, write_json
 from harmonizer.preprocessing.conform import Conformed, conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
 from harmonizer.segmentation.predict import doubt
+from harmonizer.tissues import TISSUES
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
-from ..outputs.names import TISSUES, ScanPaths, sidecar
+from ..outputs.names import ScanPaths, sidecar
 from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 

@@ -13,9 +13,10 @@ from harmonizer.segmentation.fallback_segmentation import ENOUGH, borrow
 from harmonizer.segmentation.predict import doubt, segment
 from harmonizer.segmentation.refine import contrast_between
 from harmonizer.template import load_template
+from harmonizer.tissues import TISSUES
 from harmonizer.volume import Volume, read_volume, write_volume
 
-from ..outputs.names import TISSUES, ScanPaths
+from ..outputs.names import ScanPaths
 from ..outputs.scanlog import read_log
 from .base import ExplainedInterface, InputSpec, OutputSpec
 

@@ -41,7 +41,6 @@ import numpy as np
 
 from ...cohort import Cohort, Scan
 from ...contrast.local_statistics import (
-    TISSUES,
     Lattice,
     LocalStatistics,
     measure,
@@ -53,6 +52,7 @@ from ...contrast.tissue_map import Shares, TissueMap, spread_ratio
 from ...segmentation.atropos import AtroposSegmenter
 from ...segmentation.coarse import CoarseSegmenter
 from ...segmentation.segmentations import Segment
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend
 from ..target import Target
