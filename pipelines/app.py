@@ -69,8 +69,13 @@ SHOWN_PARTICIPANTS = 20
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app on command-line arguments (without the program's name); returns the exit code."""
     prog = "harmonizer" if Path(sys.argv[0]).name == "harmonizer" else "run.py"
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "combat":  # a folder of that name is ./combat
+        from harmonizer import combat_command
+
+        return combat_command.main(argv[1:])
     try:
-        settings = parse(sys.argv[1:] if argv is None else argv, prog)
+        settings = parse(argv, prog)
         prepare_environment(settings)  # first: the checks may import numpy or torch
         check_world(settings)
         run = Run.start(settings)

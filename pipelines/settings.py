@@ -116,8 +116,6 @@ class Settings:
     """auto: one label at several sites is one person; no: they are several people."""
     compare: bool = False
     """Judge every harmonized variant in the output folder side by side, not this desc alone."""
-    lpips_weights: Path | None = None
-    """Safetensors file with the weights of LPIPS; None: no LPIPS (docs/evaluation.md)."""
     moved_maps: str = "none"
     """Images whose map of where anatomy moved is written: none, flagged or all."""
     skull_strip: str = "auto"
@@ -127,8 +125,6 @@ class Settings:
     """Value of the desc entity in the names of the harmonized images."""
     detail: str = "direct"
     """direct: the method's own voxels or map; guided: its change of contrast on the scan's own."""
-    detail_map: bool = False
-    """Write what guided leaves out, direct minus guided, as a map, and summarise it."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
     preset: str | None = None

@@ -24,7 +24,7 @@ BIDS_VERSION = "1.10.0"
 IGNORED = (
     "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
     "group_*", "models", "models/**", "**/.tmp-*",
-    "**/*_leftout.*", "**/*_moved.*", "**/*_spread.*",
+    "**/*_moved.*", "**/*_spread.*",
 )
 
 README = """\

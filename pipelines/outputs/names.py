@@ -61,10 +61,6 @@ class ScanPaths:
         """Image of a desc (``preproc``, ``harmonized``), native or on the template grid."""
         return self._anat(f"{self._space(template)}_desc-{desc}_{self.modality}.nii.gz")
 
-    def left_out(self, desc: str) -> Path:
-        """Map of direct minus guided of a desc, on the template grid."""
-        return self._anat(f"{self._space(True)}_desc-{desc}_leftout.nii.gz")
-
     def spread(self, desc: str) -> Path:
         """Map of the standard deviation over what was drawn for the image of a desc."""
         return self._anat(f"{self._space(True)}_desc-{desc}_spread.nii.gz")
