@@ -51,8 +51,8 @@ class Regional:
         if part == 0:
             return own
         means, spreads = (np.exp(-part * pattern_of(*pair, own, usual)).astype(np.float32)
-                          for pair in ((own.mean, usual.mean), (own.spread, usual.spread)))
-        return replace(own, mean=own.mean * means, spread=own.spread * spreads)
+                          for pair in ((own.mean, usual.mean), (own.std, usual.std)))
+        return replace(own, mean=own.mean * means, std=own.std * spreads)
 
 
 def pattern_of(one: np.ndarray, other: np.ndarray, own: LocalStatistics, usual: LocalStatistics

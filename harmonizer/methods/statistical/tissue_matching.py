@@ -46,9 +46,9 @@ from ...contrast.local_statistics import (
     measure,
     pool,
     relative_gain,
-    shares_of,
+    stack_probabilities,
 )
-from ...contrast.tissue_map import Shares, TissueMap, spread_ratio
+from ...contrast.tissue_map import TissueMap, TissueProbabilities, std_ratio
 from ...segmentation.atropos import AtroposSegmenter
 from ...segmentation.coarse import CoarseSegmenter
 from ...segmentation.segmentations import Segment
@@ -110,7 +110,7 @@ class TissueMatchingConfig:
 
 def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
     """(3, I, J, K) memberships of a volume by the named segmenter; see `COARSE_MM`."""
-    return shares_of(SEGMENTERS[_used(segmenter, volume)]()(volume), volume)
+    return stack_probabilities(SEGMENTERS[_used(segmenter, volume)]()(volume), volume)
 
 
 def _used(segmenter: str, volume: Volume) -> str:
@@ -208,7 +208,8 @@ class TissueMatching(StatisticsBackend):
                   ) -> tuple[LocalStatistics, np.ndarray]:
         """(local statistics, memberships) of one image; known shares are taken, not sought."""
         known = tissues if self.config.segmenter == GIVEN else {}
-        shares = shares_of(known, volume) if known else shares_with(self.config.segmenter, volume)
+        shares = (stack_probabilities(known, volume) if known
+                  else shares_with(self.config.segmenter, volume))
         return self._measure(volume, shares), shares
 
     def _measure(self, volume: Volume, shares: np.ndarray) -> LocalStatistics:
@@ -329,7 +330,7 @@ class TissueMatching(StatisticsBackend):
                  "Segmenter": GIVEN if given else _used(self.config.segmenter, volume),
                  "Covariates": [n for n in self.effects_ if covariates.get(n) is not None]}
         return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean,
-                         spread_ratio(before, goal), Shares.of(shares, volume), facts)
+                         std_ratio(before, goal), TissueProbabilities.of(shares, volume), facts)
 
     def _goal(self, style: Mapping[str, np.ndarray]) -> LocalStatistics:
         """A target's maps, with what is likely to be its people's taken away."""
@@ -443,11 +444,11 @@ def _with_persons_part(site: LocalStatistics, seen: LocalStatistics, own: LocalS
     """A site's maps times `weight` of what one scan has beyond them, both seen in the same way."""
     part = np.float32(weight)
     return replace(site, mean=site.mean * (1 + part * (own.mean / seen.mean - 1)),
-                   spread=site.spread * (1 + part * (own.spread / seen.spread - 1)))
+                   std=site.std * (1 + part * (own.std / seen.std - 1)))
 
 
 def _arrays(one: LocalStatistics, kind: str = "") -> dict[str, np.ndarray]:
-    return {f"{kind}mean": one.mean, f"{kind}spread": one.spread, f"{kind}mass": one.mass}
+    return {f"{kind}mean": one.mean, f"{kind}spread": one.std, f"{kind}mass": one.mass}
 
 
 def _statistics(arrays: Mapping[str, np.ndarray], kind: str = "") -> LocalStatistics:
