@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from harmonizer.segmentation.refine import OF_NETWORK, refine
+from harmonizer.segmentation.refine import NETWORK_PRIOR, refine
 
 LEVELS = {"familiar": (20.0, 60.0, 100.0), "turned round": (100.0, 60.0, 40.0),
           "folded": (60.0, 100.0, 30.0)}
@@ -128,7 +128,7 @@ def test_a_lesion_as_dark_as_fluid_stays_white_matter_where_the_shares_say_so() 
     beside = inside & ~ndimage.binary_dilation(lesion, iterations=2)
     np.testing.assert_allclose(found[:, beside], refine(healthy, inside, shares)[:, beside],
                                atol=0.01)
-    unheard = refine(ill, inside, shares, replace(OF_NETWORK, lesions=0.0))
+    unheard = refine(ill, inside, shares, replace(NETWORK_PRIOR, outlier_density=0.0))
     assert unheard[2][lesion].mean() < 0.1
 
 

@@ -10,7 +10,7 @@ from harmonizer.phantom import SCANNERS
 from harmonizer.phantom.aligned import aligned_image
 from harmonizer.phantom.anatomy import make_person
 from harmonizer.preprocessing.transforms import resample
-from harmonizer.segmentation.fallback_segmentation import borrow
+from harmonizer.segmentation.fallback_segmentation import transfer_segmentation
 from harmonizer.volume import Volume
 from tests.contract.brains import three_levels
 
@@ -36,8 +36,8 @@ def moved(volume: Volume, slice_mm: float) -> tuple[Volume, np.ndarray]:
 def test_shares_lie_where_the_brain_lies(donor) -> None:
     tissues = three_levels(donor)
     image, matrix = moved(donor, 8.0)
-    found = borrow(image, donor, tissues, np.eye(4))
-    assert found.fits and found.overlap > 0.9
+    found = transfer_segmentation(image, donor, tissues, np.eye(4))
+    assert found.is_reliable and found.mask_dice > 0.9
     total = sum(found.tissues.values())
     np.testing.assert_allclose(total[image.mask], 1, atol=1e-5)
     assert not total[~image.mask].any()
@@ -53,4 +53,4 @@ def test_another_place_does_not_fit(donor) -> None:
     half = donor.mask.copy()
     half[: int(np.argwhere(half)[:, 0].mean())] = False
     image = Volume(np.where(half, donor.data, 0), donor.affine, half)
-    assert not borrow(image, donor, three_levels(donor), np.eye(4)).fits
+    assert not transfer_segmentation(image, donor, three_levels(donor), np.eye(4)).is_reliable
