@@ -55,8 +55,8 @@ def network_mask(volume: Volume, *, network: Any = None) -> np.ndarray:
     Returns
     -------
     (I, J, K) bool ndarray
-        Brain mask on the volume's grid: one component without holes at 3 mm. All False if the network
-        finds no brain.
+        Brain mask on the volume's grid: one component without holes at 3 mm. All False if
+        the network finds no brain.
 
     Raises
     ------

@@ -27,14 +27,14 @@ works at 3 mm, along the axes of the world; see `harmonizer.segmentation.brain`.
 """
 CARD = """\
 
-* **Training data**: images synthesized from {maps} label maps, and nothing else; {held_out} of
+* **Training data**: images synthesized from {maps} label maps, and nothing else; {validation} of
   these were held out for validation. The label maps are the training label maps of SynthSeg
   (github.com/BBillot/SynthSeg, Apache-2.0; Billot et al., Medical Image Analysis 86:102789, 2023).
   No real image was used.
 * **License** of the weights: that of this package. The license of the label maps (Apache-2.0)
   requires the notice above.
 * **Command**:
-  `python -m harmonizer.segmentation train LABEL_MAPS OUT --preset {preset} --seed {seed}{start}`
+  `python -m harmonizer.segmentation train LABEL_MAPS OUT --preset {preset} --seed {seed}{initial}`
 * **Steps**: {steps}, one image each; {hours:.1f} hours; precision of the convolutions: {precision}.
 * **SHA-256** of `{file}`: {sha256}
 
@@ -54,7 +54,7 @@ def write_model(
 ) -> Path:
     """Write weights and model card into the folder of a training run.
 
-    The files are `segmenter.safetensors` and `segmenter.md`, or `brain.*` for a network of two classes.
+    The files are `segmenter.safetensors` and `segmenter.md`, or `brain.*` for two classes.
 
     Parameters
     ----------
@@ -81,9 +81,11 @@ def write_model(
     template = (BRAIN_HEADING if whole_head else SEGMENTER_HEADING) + CARD
     write_text(path.with_suffix(".md"), template.format(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
-        maps=len(about["LabelMaps"]), held_out=training["held_out"], preset=preset, seed=seed,
+        maps=len(about["LabelMaps"]), validation=training["n_validation_maps"],
+        preset=preset, seed=seed,
         steps=training["steps"], hours=seconds.sum() / 3600, precision=training["precision"],
-        sha256=sha256_of(path), file=path.name, start=_begun_with(about.get("StartSha256")),
+        sha256=sha256_of(path), file=path.name,
+        initial=_initial_weights_option(about.get("InitialWeightsSha256")),
         lesions="" if whole_head else "White matter lesions were labeled as white matter. ",
         rows="\n".join(f"| {name} | {value:.3f} |" for name, value in dice.items()),
     ))
@@ -95,6 +97,8 @@ def file_of(out: Path, classes: int) -> Path:
     return out / ("brain.safetensors" if classes == len(BRAIN_CLASSES) else "segmenter.safetensors")
 
 
-def _begun_with(sha256: str | None) -> str:
+def _initial_weights_option(sha256: str | None) -> str:
     """Rest of the training command, and the initial weights that it names."""
-    return "" if sha256 is None else f" --start WEIGHTS`, WEIGHTS being those of SHA-256 `{sha256}"
+    if sha256 is None:
+        return ""
+    return f" --initial-weights WEIGHTS`, where WEIGHTS has the SHA-256 `{sha256}"

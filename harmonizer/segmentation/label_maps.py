@@ -42,7 +42,7 @@ class LabelMap:
 
     @cached_property
     def brain(self) -> np.ndarray:
-        """Brain mask (I, J, K) bool: tissue, CSF within `CSF_MARGIN_MM`, and folds of the dura between.
+        """Brain mask (I, J, K) bool: tissue, CSF within `CSF_MARGIN_MM`, and dural folds between.
 
         Some maps label space outside the head, and cisterns far below the brain, as CSF too.
         """
@@ -52,7 +52,8 @@ class LabelMap:
         grown = ndimage.distance_transform_edt(~brain) <= CLOSING_RADIUS_MM
         closed = ndimage.distance_transform_edt(grown) > CLOSING_RADIUS_MM
         inside = ndimage.binary_fill_holes(closed | brain)
-        return inside[tuple(slice(int(CLOSING_RADIUS_MM) + 1, -int(CLOSING_RADIUS_MM) - 1) for _ in range(3))]
+        pad = int(CLOSING_RADIUS_MM) + 1
+        return inside[pad:-pad, pad:-pad, pad:-pad]
 
 
 def load_label_maps(folder: Path) -> tuple[LabelMap, ...]:

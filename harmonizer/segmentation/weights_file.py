@@ -1,4 +1,4 @@
-"""Read and write weights: half-precision safetensors with the network's configuration as metadata."""
+"""Read and write network weights as half-precision safetensors."""
 
 from __future__ import annotations
 
