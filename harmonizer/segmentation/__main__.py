@@ -130,8 +130,8 @@ def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
     settings = replace(PRESETS[preset], seed=seed)
     if settings.precision == "bf16" and not trains_in_bf16(device):
         LOG.warning("%s has no bfloat16 instructions (CPU: AMX, AVX512-BF16; GPU: Ampere or "
-                    "later): training in single precision, which takes about three times as long. The "
-                    "weights differ by rounding.", device)
+                    "later): training in single precision, which takes about three times as long. "
+                    "The weights differ by rounding.", device)
         settings = replace(settings, precision="fp32")
     return settings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..preprocessing.registration import refine_linear, template_neighbourhood, working_copy
+from ..preprocessing.registration import refine_linear, template_neighborhood, working_copy
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 from .segmentations import dice
@@ -72,7 +72,7 @@ def transfer_segmentation(
     fixed, moving = (working_copy(v.with_data(np.where(v.mask, np.maximum(v.data, 0), 0)),
                                   REGISTRATION_SPACING_MM) for v in (volume, source))
     assert fixed.mask is not None and volume.mask is not None
-    region = template_neighbourhood(fixed, REGISTRATION_MARGIN_MM)
+    region = template_neighborhood(fixed, REGISTRATION_MARGIN_MM)
     matrix = refine_linear("Rigid", moving, fixed, region, _nearest_rigid(initial, moving),
                            seed=seed)
     resampled = resample(moving, fixed, matrix)

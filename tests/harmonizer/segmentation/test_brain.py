@@ -12,7 +12,7 @@ from harmonizer.deep.networks.blocks import fold
 from harmonizer.deep.processor import torch_threads
 from harmonizer.errors import InputError
 from harmonizer.phantom import image_of, make_person, scanner_named
-from harmonizer.preprocessing.brain import MIN_AGREEMENT, MIN_OVERLAP
+from harmonizer.preprocessing.brain import MIN_NETWORK_DICE, MIN_TEMPLATE_DICE
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.segmentations import dice
@@ -71,7 +71,7 @@ def turned(degrees: float) -> np.ndarray:
     (np.diag([1.0, 2.0, 5.0]), (144, 56, 21)),
     (turned(25) * 2, (80, 70, 52)),
 ], ids=["plain", "flipped", "permuted", "thick", "oblique"])
-def test_the_largest_piece_is_found_and_filled_on_every_grid(axes, shape) -> None:
+def test_the_largest_component_is_found_and_filled_on_every_grid(axes, shape) -> None:
     volume = balls(shape, centred(axes, shape))
     found = network_mask(volume, network=Bright())
     assert found.dtype == bool and found.shape == shape
@@ -135,14 +135,14 @@ def test_the_shipped_network_finds_the_brain_of_a_phantom(head) -> None:
     found = network_mask(head)
     assert 0.88 < dice(found, head.mask) < 0.99
     for axis in range(3):  # a mask that lies 15 mm elsewhere is told from a right one
-        assert 0.3 < dice(found, np.roll(head.mask, 5, axis)) < MIN_AGREEMENT
+        assert 0.3 < dice(found, np.roll(head.mask, 5, axis)) < MIN_NETWORK_DICE
 
 
 def test_the_network_s_mask_comes_with_a_registration(head) -> None:
     found = brain_by_network(head, head, sloppy=True)
     assert found.method == "network" and not found.brain_only
     assert np.array_equal(found.mask, network_mask(head))
-    assert found.quality.overlap > MIN_OVERLAP  # with the template's brain, by the affine
+    assert found.quality.overlap > MIN_TEMPLATE_DICE  # with the template's brain, by the affine
 
 
 def test_brain_only_input_is_not_shown_to_the_network(head) -> None:
