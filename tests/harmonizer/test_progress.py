@@ -1,4 +1,4 @@
-"""Progress bars: on stderr, one for each phase, and closed whatever happens."""
+"""Tests of progress bars: on stderr, one for each phase, always closed."""
 
 import pytest
 
