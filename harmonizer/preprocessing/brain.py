@@ -466,7 +466,7 @@ def _posterior(data: np.ndarray, depth: np.ndarray, bins: int = 48) -> np.ndarra
     log_odds = ndimage.gaussian_filter(log_odds, 0.6)
     odds = INTENSITY_WEIGHT * log_odds + np.clip(depth / PRIOR_WIDTH_MM, -6, 6)
     inside = 1 / (1 + np.exp(-odds))
-    for _ in range(4):  # neighbours agree (mean field of a Potts model)
+    for _ in range(4):  # neighbors agree (mean field of a Potts model)
         around = ndimage.gaussian_filter(inside, 0.8)
         inside = 1 / (1 + np.exp(-(odds + 4 * (around - 0.5))))
     return inside

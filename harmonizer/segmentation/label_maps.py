@@ -89,7 +89,7 @@ def _load(path: Path) -> LabelMap:
     if len(image.shape) != 3 or np.abs(spacing - 1).max() > SPACING_TOLERANCE_MM:
         raise InputError(
             f"{path}: expected a 3D label map at 1 mm, got shape {image.shape} at {spacing} mm. "
-            "Resample it with nearest neighbours."
+            "Resample it with nearest neighbors."
         )
     labels = np.rint(np.asanyarray(image.dataobj, dtype=np.float32)).astype(np.int32)
     indices = index_labels(labels, str(path))

@@ -10,7 +10,7 @@ place of the atlas. No order of tissue intensities is assumed.
   prior dominates.
 * With a network prior, the likelihood has a weight below one: the network has seen the same image,
   so full weight would count the noise twice.
-* Where GM cannot be told from CSF or WM in the image, the prior is returned unchanged.
+* Where GM has the intensity of CSF or WM in the image, the prior is returned unchanged.
 * White matter lesions fit none of the three distributions. Where the prior is certain of WM, an
   outlier of any intensity stays WM and has no weight in the mean and variance of WM, after [2]_.
 

@@ -67,7 +67,7 @@ def test_statistics_find_mean_and_std_of_each_tissue():
 
 
 def test_contrast_gain_and_bias_field_are_corrected_at_once():
-    """A non-monotone change that no single curve can undo: white becomes darker than grey."""
+    """A non-monotone change that no single curve can undo: WM becomes darker than GM."""
     source, target = image(LEVELS, seed=1), image(np.array([30.0, 100, 60]), seed=2, field=0.2)
     after = map_between(source, target).apply(source)
     before_error = rms(source.in_mask() - target.in_mask())
