@@ -55,7 +55,7 @@ def test_a_mask_that_the_network_does_not_share_is_doubted(head, found, agreemen
     assert ("agreement with the network's mask 0.80" in " ".join(check.reasons)) == doubted
 
 
-def test_brain_only_input_is_recognised_and_kept():
+def test_brain_only_input_is_detected_and_kept():
     only, truth = brain_in_head(4, skull=False)
     assert is_brain_only(only)
     result = extract_brain(only.with_mask(None), sloppy=True)
@@ -137,8 +137,9 @@ def fingerprint():
     head, _ = brain_in_head(5, (6, 0, 4), (5, 0, 0))
     rough, _ = bias.correct_bias(head.with_mask(None), rough=True, sloppy=True)
     found = extract_brain(rough, seed=7, sloppy=True)
-    moved = register_to_template(rough.with_mask(found.mask), found.matrix, seed=7, sloppy=True)
-    content = rough.data.tobytes() + found.mask.tobytes() + moved.matrix.tobytes()
+    found_mask = rough.with_mask(found.mask)
+    registered = register_to_template(found_mask, found.matrix, seed=7, sloppy=True)
+    content = rough.data.tobytes() + found.mask.tobytes() + registered.matrix.tobytes()
     return hashlib.sha256(content).hexdigest()
 
 

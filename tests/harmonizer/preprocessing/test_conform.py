@@ -82,14 +82,14 @@ def test_sheared_sform_falls_back_to_the_qform(tmp_path):
     np.testing.assert_array_equal(image.header.get_sform(), conformed.original_affine)
 
 
-def test_sheared_sform_alone_loses_its_shear_about_the_centre(tmp_path):
+def test_sheared_sform_alone_loses_its_shear_about_the_center(tmp_path):
     data = blob()
     conformed = conform(save(tmp_path / "in.nii.gz", data, sheared(), 1, 0, GRIDS["RAS"]))
     axes = conformed.original_affine[:3, :3] / 3
     np.testing.assert_allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-5)
-    centre = [*((np.array(data.shape) - 1) / 2), 1]
+    center = [*((np.array(data.shape) - 1) / 2), 1]
     np.testing.assert_allclose(
-        conformed.original_affine @ centre, sheared() @ centre, atol=1e-4
+        conformed.original_affine @ center, sheared() @ center, atol=1e-4
     )
 
 
@@ -180,9 +180,9 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, name, reader):
         reader(tmp_path / "sub-x_T1w.nii")
 
 
-def test_colour_is_refused(tmp_path):
-    colour = np.zeros((12, 12, 12), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(colour, np.eye(4)), tmp_path / "rgb.nii")
+def test_color_is_refused(tmp_path):
+    color = np.zeros((12, 12, 12), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(color, np.eye(4)), tmp_path / "rgb.nii")
     with pytest.raises(InputError, match="rgb.nii: .*not one real number"):
         check_image(tmp_path / "rgb.nii")
 

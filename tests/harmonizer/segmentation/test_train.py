@@ -81,7 +81,7 @@ def test_training_begins_with_given_weights(tmp_path) -> None:
     assert "--initial-weights" in (tmp_path / "idle" / "segmenter.md").read_text(encoding="utf-8")
 
 
-def test_weights_to_begin_with_must_fit_and_stay(tmp_path) -> None:
+def test_initial_weights_must_fit_and_stay(tmp_path) -> None:
     other = tmp_path / "other.safetensors"
     write_weights(other, SegmenterNet(widths=(8, 8)))
     with pytest.raises(InputError, match="expected a network of"):
@@ -92,11 +92,11 @@ def test_weights_to_begin_with_must_fit_and_stay(tmp_path) -> None:
     train([ball_map()], tmp_path / "run", TEST)
     fitting = tmp_path / "fitting.safetensors"
     write_weights(fitting, SegmenterNet(widths=TEST.widths))
-    with pytest.raises(UsageError, match="weights to begin with"):
+    with pytest.raises(UsageError, match="initial weights"):
         train([ball_map()], tmp_path / "run", TEST, initial_weights=fitting)
 
 
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch) -> None:
     maps = [ball_map()]
     whole = train(maps, tmp_path / "whole", TEST)
     stop_at(monkeypatch, 4)
@@ -188,7 +188,7 @@ def test_a_plan_trains_each_preset_on_what_the_one_before_made(tmp_path, monkeyp
     first, second = (tmp_path / "run" / f"{n}-test" / "segmenter.safetensors" for n in (1, 2))
     about = [json.loads((p.parent / "training.json").read_text("utf-8")) for p in (first, second)]
     assert [a["Training"]["seed"] for a in about] == [5, 6]
-    assert [a.get("StartSha256") for a in about] == [None, sha256_of(first)]
+    assert [a.get("InitialWeightsSha256") for a in about] == [None, sha256_of(first)]
     assert capsys.readouterr().out.strip() == str(second)
     before = [p.stat().st_mtime_ns for p in (first, second)]
     assert main(command) == 0
