@@ -174,6 +174,7 @@ NOT_CONVERTED = {
     "tests/harmonizer/segmentation/test_brain.py": "calls synthesis",
     "tests/harmonizer/segmentation/test_synthesis.py": "with harmonizer/simulation",
     "tests/harmonizer/segmentation/test_train.py": "calls synthesis",
+    "tests/harmonizer/test_progress.py": "after the rewriting of harmonizer/progress.py",
     "tests/harmonizer/test_bounding_box.py": "with harmonizer/bounding_box.py",
     "tests/hostile": "with pipelines",
     "tests/pipelines": "with pipelines",

@@ -18,8 +18,7 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
-from ..segmentation.segmentations import Segment, name_of
-from ..tissues import TISSUES
+from ..segmentation.segmentations import TISSUES, Segment, name_of
 from .cache import file_key, kept
 from .metrics.distribution import LEVELS, QuantileTable, intensity_range, moment_map
 from .metrics.scan_features import Job, Numbers, Progress, measure, spread

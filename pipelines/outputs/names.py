@@ -12,7 +12,7 @@ from pathlib import Path
 from harmonizer.template import TEMPLATE
 from harmonizer.tissues import TISSUES
 
-__all__ = ["ScanPaths", "LOGS", "MODELS", "resolution_of"]
+__all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "resolution_of"]
 
 LOGS = "logs"
 MODELS = "models"

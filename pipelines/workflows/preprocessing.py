@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING
 from harmonizer import __version__
 from harmonizer.errors import HarmonizerError
 from harmonizer.files import read_json, sha256_of, write_json
-from harmonizer.tissues import TISSUES
 
 from ..dataset.records import ScanRecord
 from ..outputs import sidecars
 from ..outputs.figures import figures_index
-from ..outputs.names import ScanPaths, resolution_of, sidecar
+from ..outputs.names import TISSUES, ScanPaths, resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, log_path, read_log, write_log
 from ..settings import Settings
 from .engine import Failure, execute

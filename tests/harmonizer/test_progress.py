@@ -1,4 +1,4 @@
-"""Tests of progress bars: on stderr, one for each phase, always closed."""
+"""Progress bars: on stderr, one for each phase, and closed whatever happens."""
 
 import pytest
 
@@ -11,10 +11,10 @@ def test_each_phase_has_a_bar_on_stderr(capsys):
         for phase, total in (("scans", 2), ("pairs", 3)):
             for done in range(total + 1):
                 report(phase, done, total)
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert "evaluate scans: 100%" in captured.err and "2/2" in captured.err
-    assert "evaluate pairs: 100%" in captured.err and "3/3" in captured.err
+    said = capsys.readouterr()
+    assert not said.out
+    assert "evaluate scans: 100%" in said.err and "2/2" in said.err
+    assert "evaluate pairs: 100%" in said.err and "3/3" in said.err
 
 
 def test_a_phase_that_stops_closes_its_bar(monkeypatch):
