@@ -394,7 +394,7 @@ def _candidate_masks(
 def _syn_mask(
     moving: Volume, template: Volume, near: np.ndarray, affine: np.ndarray, seed: int
 ) -> np.ndarray:
-    """The template's mask, 0..1, transformed to the working grid by SyN from the affine."""
+    """Transform the template's mask, 0..1, to the working grid by SyN from the affine."""
     ants = ants_module()
     seed_ants(seed)
     with tempfile.TemporaryDirectory(prefix="harmonizer-") as folder:
@@ -432,7 +432,7 @@ def _to_volume_grid(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarra
 
 
 def _refinement_grid(volume: Volume, prior: Volume) -> Volume:
-    """A 1.5 mm grid along the volume's axes that covers the prior mask with a margin of 15 mm."""
+    """Create a 1.5 mm grid along the volume's axes that covers the prior mask and 15 mm."""
     where = np.argwhere(prior.data > 0.5)
     if not len(where):
         raise InputError("no brain was found in the image. Give a mask or exclude the image.")
@@ -496,7 +496,7 @@ def _dilate(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> 
 
 
 def _background(data: np.ndarray) -> float | None:
-    """The value that at least a quarter of the voxels hold exactly, or None."""
+    """Find the value that at least a quarter of the voxels hold exactly; None without one."""
     values, counts = np.unique(data, return_counts=True)
     if counts.max() < MIN_BACKGROUND_FRACTION * data.size:
         return None

@@ -124,8 +124,23 @@ def affine_scales(matrix: np.ndarray) -> tuple[float, float, float]:
 
 
 def working_copy(volume: Volume, spacing_mm: float, *, clip: bool = True) -> Volume:
-    """The volume on cubic voxels of `spacing_mm`, anti-aliased; intensities cut at 0.5 and 99.5 %
-    of the positive ones and scaled to 0..1, so that hot vessels do not eat the histogram.
+    """Resample a volume to cubic voxels for registration.
+
+    The 0.5 and 99.5 % quantiles of the positive intensities are scaled to 0..1, so that bright
+    vessels do not determine the bins of a histogram.
+
+    Parameters
+    ----------
+    volume : Volume
+        The image; a mask is resampled too.
+    spacing_mm : float
+        Voxel size, mm.
+    clip : bool
+        Scale and clip the intensities.
+
+    Returns
+    -------
+    Volume
     """
     small = resample(volume, isotropic_grid(volume, spacing_mm), antialias=True)
     if not clip:

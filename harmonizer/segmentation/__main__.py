@@ -123,7 +123,7 @@ def _train_preset(args: argparse.Namespace, maps: Sequence[LabelMap], preset: st
 
 
 def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
-    """Settings of a preset, in single precision on devices without fast bfloat16."""
+    """Return the settings of a preset, in single precision on devices without fast bfloat16."""
     from ..deep.processor import trains_in_bf16
     from .train_settings import PRESETS
 

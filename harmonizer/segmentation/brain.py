@@ -125,7 +125,7 @@ def brain_weights_name() -> str:
 
 
 def _working_image(volume: Volume, foreground: np.ndarray) -> Volume:
-    """The head at 3 mm along the world axes; the image's minimum outside its grid."""
+    """Resample the head to 3 mm along the world axes; the image's minimum outside its grid."""
     low, high = world_bounds(foreground, volume.affine)
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     affine[:3, 3] = low - MARGIN_MM

@@ -173,7 +173,7 @@ def _weights_digest() -> str:
 
 
 def _working_image(volume: Volume) -> Volume:
-    """The brain at 1 mm along the image's axes, with a margin; outside the mask its minimum.
+    """Resample the brain to 1 mm along the image's axes, with its minimum outside the mask.
 
     The grid is centered on the brain's bounding box, so that a flipped image has a flipped grid.
     """
@@ -241,7 +241,7 @@ def _predict_with_negative(network: Any, box: Volume, threads: int, quick: bool
 
 
 def index_voxels(mask: np.ndarray) -> np.ndarray:
-    """Number the voxels of a mask in C order.
+    """Assign consecutive numbers to the voxels of a mask, in C order.
 
     Parameters
     ----------
@@ -335,7 +335,7 @@ def _to_volume_grid(volume: Volume, box: Volume, probabilities: np.ndarray, post
 
 
 def _resample(volume: Volume, box: Volume, data: np.ndarray, order: int = 1) -> np.ndarray:
-    """An array on the working image's grid, resampled to the volume's grid."""
+    """Resample an array from the working image's grid to the volume's grid."""
     return resample(Volume(data, box.affine), volume, order=order).data
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Summary(NamedTuple):
     ratios: dict[str, float]
 
 
-Segmentation = Union[np.ndarray, Mapping[str, np.ndarray], Summary]
+Segmentation = np.ndarray | Mapping[str, np.ndarray] | Summary
 """Labels (see `TISSUE_LABELS`), or a mapping of tissue name to probabilities, or a `Summary`."""
 Segment = Callable[[Volume], Segmentation]
 

@@ -238,7 +238,7 @@ class _TrainingState:
         if not path.exists():
             return
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no __iter__)
             self.step = int(file.metadata()["step"])
         self.network.load_state_dict(_strip_prefix(tensors, "net."))
         device = next(self.network.parameters()).device

@@ -58,7 +58,7 @@ def read_weights(path: Path) -> SegmenterNet:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no __iter__)
         config = json.loads(about["config"])
         network = SegmenterNet(int(config["classes"]), tuple(int(w) for w in config["widths"]))
         names = _names(network.classes)
