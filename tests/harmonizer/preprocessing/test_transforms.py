@@ -131,7 +131,7 @@ def test_unreadable_and_warps_are_refused(tmp_path):
     with pytest.raises(InputError, match="none.txt: cannot be read"):
         read_itk_affine(tmp_path / "none.txt")
     (tmp_path / "two.txt").write_text("Parameters: 1 2 3\nParameters: 1\n")
-    with pytest.raises(InputError, match="found 2 transforms"):
+    with pytest.raises(InputError, match="got 2 transforms"):
         read_itk_affine(tmp_path / "two.txt")
     with pytest.raises(InputError, match="invertible"):
         write_itk_affine(tmp_path / "flat.txt", np.zeros((4, 4)))
