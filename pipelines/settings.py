@@ -438,14 +438,14 @@ def _check_labels(settings: Settings) -> None:
         for label in labels:
             if not re.fullmatch(r"[0-9A-Za-z+]+", label):
                 raise UsageError(
-                    f"{flag} {label!r}: a BIDS label has letters and digits only "
-                    f"(give it with or without {prefix!r})."
+                    f"{flag} {label!r}: a BIDS label has letters, digits and '+' "
+                    f"only (give it with or without {prefix!r})."
                 )
 
 
 def _check_desc(settings: Settings) -> None:
-    if not re.fullmatch(r"[0-9A-Za-z]+", settings.desc):
-        raise UsageError(f"--desc {settings.desc!r}: expected letters and digits only.")
+    if not re.fullmatch(r"[0-9A-Za-z+]+", settings.desc):
+        raise UsageError(f"--desc {settings.desc!r}: expected letters, digits and '+' only.")
     if settings.desc in RESERVED_DESCS:
         raise UsageError(
             f"--desc {settings.desc!r} names our own preprocessed images and masks. Give another."
