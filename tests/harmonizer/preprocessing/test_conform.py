@@ -229,7 +229,7 @@ def in_unit(path, factor, unit, codes=(1, 1)):
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0)])
-@pytest.mark.parametrize(("factor", "unit", "said"), [
+@pytest.mark.parametrize(("factor", "unit", "repairs"), [
     (1000, "micron", "is in micrometers"), (1e-4, "meter", "is in meters"),
     (1, "micron", "states micrometers"),
 ])
