@@ -1,7 +1,7 @@
-"""The `Cohort`: which preprocessed scans there are, whose, and from which site.
+"""`Cohort`: the preprocessed scans of a dataset, with their subjects, sites and covariates.
 
-It is a table and is kept as one (`cohort.tsv`): a fit reads nothing else. Splits go by subject,
-never by scan: two scans of one person are never on both sides.
+A cohort is stored as a table (`cohort.tsv`), which is all that a fit reads. Splits are by subject,
+so all scans of a subject are on the same side.
 """
 
 from __future__ import annotations
@@ -41,19 +41,31 @@ DAYS_PER_YEAR = 365.25
 
 @dataclass(frozen=True)
 class Scan:
-    """One preprocessed image and what is known of it.
+    """One preprocessed scan.
 
     Attributes
     ----------
-    scan_id : source name without extension, such as ``sub-01_ses-A_run-1_T1w``; unique
-    subject, session : labels without ``sub-``/``ses-``; session may be None
-    modality : BIDS suffix, such as ``T1w``
-    site, site_source : acquisition site, and on whose word (``participants.tsv: site``)
-    image, mask : template-grid image and brain mask
-    age : years, or None
-    sex : ``M``, ``F`` or None
-    covariates : other columns of participants.tsv, as text
-    tissues : tissue -> map of its share, same grid; empty where none were found. Not in the table
+    scan_id : str
+        Source name without extension, such as ``sub-01_ses-A_run-1_T1w``; unique.
+    subject, session : str
+        Labels without ``sub-`` and ``ses-``; the session may be None.
+    modality : str
+        BIDS suffix, such as ``T1w``.
+    site : str
+        Acquisition site.
+    site_source : str
+        Where the site was found, such as ``participants.tsv: site``.
+    image, mask : Path
+        Image and brain mask on the template grid.
+    age : float or None
+        Years.
+    sex : str or None
+        ``M`` or ``F``.
+    covariates : mapping of str to str
+        Further columns of participants.tsv.
+    tissues : mapping of str to Path
+        Probability map of each tissue on the template grid; empty without a segmentation. Not part
+        of the table.
     """
 
     scan_id: str
@@ -75,17 +87,23 @@ class Scan:
         return Scan, tuple(plain)  # a mapping proxy itself cannot be pickled
 
     def read(self) -> Volume:
-        """The image with its mask; `InputError` if either cannot be read."""
+        """Read the image with its mask.
+
+        Raises
+        ------
+        InputError
+            If either file cannot be read.
+        """
         return read_volume(self.image, self.mask)
 
     def read_tissues(self) -> dict[str, np.ndarray]:
-        """Tissue -> (I, J, K) float32 share of each voxel, 0..1; empty where none were found."""
+        """Read the tissue probabilities, (I, J, K) float32 in 0..1; may be empty."""
         return {name: read_volume(path).data for name, path in self.tissues.items()}
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Scans in a stable order (by scan_id); iterating gives `Scan`."""
+    """Scans in order of their ID; iterating yields `Scan`."""
 
     scans: tuple[Scan, ...]
 
@@ -103,38 +121,51 @@ class Cohort:
 
     @property
     def sites(self) -> dict[str, int]:
-        """Scans per site, sites in alphabetical order."""
+        """Number of scans of each site, in alphabetical order."""
         return dict(sorted(Counter(scan.site for scan in self.scans).items()))
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Subject labels, sorted, each once."""
+        """Subject labels, sorted and unique."""
         return tuple(sorted({scan.subject for scan in self.scans}))
 
     @property
     def largest_site(self) -> str:
-        """The site with most scans; of equals the first by name. `InputError` when empty."""
+        """Site with the most scans, the first by name if several are equal.
+
+        Raises
+        ------
+        InputError
+            If the cohort is empty.
+        """
         if not self.scans:
-            raise InputError("the cohort is empty: no preprocessed scan was found.")
+            raise InputError("the cohort is empty: no preprocessed scan was found. Run the "
+                             "preprocess stage first.")
         return max(self.sites, key=lambda site: self.sites[site])
 
     def of_site(self, site: str) -> Cohort:
-        """Scans of one site; an unknown label is an `InputError` that lists the known ones."""
+        """Return the scans of one site.
+
+        Raises
+        ------
+        InputError
+            If the site is unknown; the message lists the known ones.
+        """
         if site not in self.sites:
-            raise InputError(f"site {site!r} is not known here. {did_you_mean(site, self.sites)}")
+            raise InputError(f"unknown site {site!r}. {did_you_mean(site, self.sites)}")
         return self.where(lambda scan: scan.site == site)
 
     def of_modality(self, modality: str) -> Cohort:
-        """Scans of one modality; may be empty."""
+        """Return the scans of one modality; may be empty."""
         return self.where(lambda scan: scan.modality == modality)
 
     def of_subjects(self, subjects: Iterable[str]) -> Cohort:
-        """Scans of the named subjects."""
+        """Return the scans of the named subjects."""
         wanted = set(subjects)
         return self.where(lambda scan: scan.subject in wanted)
 
     def where(self, condition: Callable[[Scan], bool]) -> Cohort:
-        """Scans for which `condition` holds."""
+        """Return the scans for which `condition` holds."""
         return Cohort(tuple(scan for scan in self.scans if condition(scan)))
 
     def traveling(self) -> Cohort:
@@ -186,24 +217,48 @@ class Cohort:
                 )
 
     def split(self, fraction: float, seed: int) -> tuple[Cohort, Cohort]:
-        """(rest, held out): about `fraction` of the subjects of each site are held out.
+        """Split the cohort by subject, within each site.
 
-        Subjects are drawn site by site (a traveller counts at the first of his sites), so that
-        both sides see every site that has two or more subjects; a person is never divided.
+        A subject with scans at several sites counts at the first site by name. At least one subject
+        of each site stays in the first part, so both parts have every site with two or more
+        subjects.
+
+        Parameters
+        ----------
+        fraction : float
+            Fraction of each site's subjects in the second part, 0 to 1.
+        seed : int
+            Seed of the draw.
+
+        Returns
+        -------
+        training, held_out : Cohort
         """
         rng = np.random.default_rng(seed)
-        held: set[str] = set()
-        home = {s: min(x.site for x in self.scans if x.subject == s) for s in self.subjects}
-        for site in sorted(set(home.values())):
-            people = [s for s in self.subjects if home[s] == site]
-            count = min(int(round(fraction * len(people))), len(people) - 1)
-            held.update(rng.permutation(people)[:count].tolist())
-        return self.where(lambda s: s.subject not in held), self.of_subjects(held)
+        held_out: set[str] = set()
+        site_of = {s: min(x.site for x in self.scans if x.subject == s) for s in self.subjects}
+        for site in sorted(set(site_of.values())):
+            subjects = [s for s in self.subjects if site_of[s] == site]
+            count = min(int(round(fraction * len(subjects))), len(subjects) - 1)
+            held_out.update(rng.permutation(subjects)[:count].tolist())
+        return self.where(lambda s: s.subject not in held_out), self.of_subjects(held_out)
 
     def to_tsv(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table atomically; paths relative to the table's folder where they lie below.
+        """Write the table, atomically.
 
-        A covariate with the name of one of the table's own columns is an `InputError`.
+        Parameters
+        ----------
+        path : path-like
+            The file. Paths below its folder are written relative to it.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        InputError
+            If a covariate has the name of one of the table's own columns.
         """
         folder = Path(path).resolve().parent
         extra = sorted({key for scan in self.scans for key in scan.covariates})
@@ -219,7 +274,13 @@ class Cohort:
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike[str]) -> Cohort:
-        """Read a table written by `to_tsv`; `InputError` if it is missing or lacks a column."""
+        """Read a table written by `to_tsv`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or lacks a column.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
@@ -229,7 +290,8 @@ class Cohort:
         rows = list(csv.DictReader(io.StringIO(text), delimiter="\t"))
         lacking = [c for c in COLUMNS if rows and c not in rows[0]]
         if lacking:
-            raise InputError(f"{path}: lacks the column(s) {', '.join(lacking)}. Write it anew.")
+            raise InputError(f"{path}: lacks the column(s) {', '.join(lacking)}. Run the "
+                             "preprocess stage again.")
         folder = Path(path).resolve().parent
         return cls(tuple(_scan(row, folder) for row in rows))
 

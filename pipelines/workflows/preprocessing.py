@@ -150,7 +150,7 @@ def _donors(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, Sca
 
 def _warn_of_doubts(jobs: Sequence[Job], out: Path) -> None:
     """Say where a brain mask is in doubt, and where an image does not bear out its tissues."""
-    from harmonizer.segmentation.predict import doubt
+    from harmonizer.segmentation.predict import low_confidence_warning
 
     for job in jobs:
         log = read_log(out, job.scan_id, "preprocess")
@@ -161,7 +161,7 @@ def _warn_of_doubts(jobs: Sequence[Job], out: Path) -> None:
         if donor := facts.get("TissuesFrom"):
             LOGGER.info("%s: its tissues are those of %s, which shows them better.", job.scan_id,
                         donor)
-        elif support is not None and (text := doubt(support)):
+        elif support is not None and (text := low_confidence_warning(support)):
             LOGGER.warning("%s: %s", job.scan_id, text)
 
 

@@ -41,7 +41,7 @@ import numpy as np
 from ...bounding_box import Canvas
 from ...cohort import Cohort, Scan
 from ...contrast.intensity import IntensityScale
-from ...contrast.local_statistics import shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...deep.processor import full_precision
 from ...errors import InputError, UnavailableError, UsageError, did_you_mean
 from ...volume import Volume
@@ -370,7 +370,8 @@ class LearnedBackend(Backend):
         unit = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
         shares = None
         if self._tissues_wanted is not None and known.tissues:  # as in training
-            shares = np.stack([canvas.take(one) for one in shares_of(known.tissues, volume)])
+            shares = np.stack([canvas.take(one)
+                               for one in stack_probabilities(known.tissues, volume)])
         return Shown(canvas.take(unit, -1.0), canvas.take(volume.mask, False), canvas, scale,
                      shares, known.source)
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...cohort import Cohort
-from ...contrast.local_statistics import TISSUES
 from ...errors import Terminated, UnavailableError, UsageError
 from ...progress import reporter
+from ...tissues import TISSUES
 from ...volume import write_volume
 from ..base import Progress, StatisticsBackend
 from .base import LearnedBackend, first_line, modalities_of, null_of, read_checked, share_name

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ...contrast.intensity import LANDMARKS, PROBABILITIES, quantile_function
+from ...contrast.intensity import LANDMARKS, QUANTILE_LEVELS, quantile_function
 from ...contrast.intensity_map import PointwiseMap
 from ...volume import Volume
 from ..base import BRIGHTEST, Capabilities, StatisticsBackend
@@ -49,7 +49,7 @@ class HistogramMatching(StatisticsBackend):
 
     @property
     def _probabilities(self) -> np.ndarray:
-        return LANDMARKS if self.config.method == "landmarks" else PROBABILITIES
+        return LANDMARKS if self.config.method == "landmarks" else QUANTILE_LEVELS
 
     def _scale(self, q: np.ndarray) -> tuple[float, float]:
         """(offset, unit) by which a scan's quantiles are made comparable."""

@@ -58,9 +58,9 @@ def without_pattern(own: LocalStatistics, usual: LocalStatistics, part: float = 
     """
     if part == 0:
         return own
-    means, spreads = (np.exp(-part * pattern_of(*pair, own, usual)).astype(np.float32)
-                      for pair in ((own.mean, usual.mean), (own.spread, usual.spread)))
-    return replace(own, mean=own.mean * means, spread=own.spread * spreads)
+    means, stds = (np.exp(-part * pattern_of(*pair, own, usual)).astype(np.float32)
+                      for pair in ((own.mean, usual.mean), (own.std, usual.std)))
+    return replace(own, mean=own.mean * means, std=own.std * stds)
 
 
 def pattern_of(one: np.ndarray, other: np.ndarray, own: LocalStatistics, usual: LocalStatistics

@@ -47,20 +47,20 @@ import numpy as np
 
 from ...cohort import Cohort, Scan
 from ...contrast.local_statistics import (
-    TISSUES,
     Lattice,
     LocalStatistics,
     measure,
     pool,
     relative_gain,
-    shares_of,
+    stack_probabilities,
     world_points,
 )
-from ...contrast.tissue_map import Shares, TissueMap, spread_ratio
+from ...contrast.tissue_map import TissueMap, TissueProbabilities, std_ratio
 from ...errors import InputError
 from ...segmentation.atropos import AtroposSegmenter
 from ...segmentation.coarse import CoarseSegmenter
 from ...segmentation.segmentations import Segment
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend
 from ..target import Target
@@ -125,7 +125,7 @@ class TissueMatchingConfig:
 
 def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
     """(3, I, J, K) memberships of a volume by the named segmenter; see `COARSE_MM`."""
-    return shares_of(SEGMENTERS[_used(segmenter, volume)]()(volume), volume)
+    return stack_probabilities(SEGMENTERS[_used(segmenter, volume)]()(volume), volume)
 
 
 def _used(segmenter: str, volume: Volume) -> str:
@@ -228,7 +228,8 @@ class TissueMatching(StatisticsBackend):
                   ) -> tuple[LocalStatistics, np.ndarray]:
         """(local statistics, memberships) of one image; known shares are taken, not sought."""
         known = tissues if self.config.segmenter == GIVEN else {}
-        shares = shares_of(known, volume) if known else shares_with(self.config.segmenter, volume)
+        shares = (stack_probabilities(known, volume) if known
+                  else shares_with(self.config.segmenter, volume))
         return self._measure(volume, shares), shares
 
     def _measure(self, volume: Volume, shares: np.ndarray) -> LocalStatistics:
@@ -368,9 +369,9 @@ class TissueMatching(StatisticsBackend):
                      column.name for column in self.effects_
                      if column.value(covariates, self._levels(column.name)) is not None))}
         # A tissue's std about its overall mean holds the regional differences: not matched either.
-        ratio = goal.mean / before.mean if contrast_only else spread_ratio(before, goal)
+        ratio = goal.mean / before.mean if contrast_only else std_ratio(before, goal)
         return TissueMap(self.lattice_, replace(before, mass=own.mass), goal.mean, ratio,
-                         Shares.of(shares, volume), facts)
+                         TissueProbabilities.of(shares, volume), facts)
 
     def _check_place(self, volume: Volume) -> None:
         """The brain must lie where the brains of the fit do: within the lattice of the maps.
@@ -515,11 +516,11 @@ def _with_persons_part(site: LocalStatistics, seen: LocalStatistics, own: LocalS
     """A site's maps times `weight` of what one scan has beyond them, both seen in the same way."""
     part = np.float32(weight)
     return replace(site, mean=site.mean * (1 + part * (own.mean / seen.mean - 1)),
-                   spread=site.spread * (1 + part * (own.spread / seen.spread - 1)))
+                   std=site.std * (1 + part * (own.std / seen.std - 1)))
 
 
 def _arrays(one: LocalStatistics, kind: str = "") -> dict[str, np.ndarray]:
-    return {f"{kind}mean": one.mean, f"{kind}spread": one.spread, f"{kind}mass": one.mass}
+    return {f"{kind}mean": one.mean, f"{kind}spread": one.std, f"{kind}mass": one.mass}
 
 
 def _statistics(arrays: Mapping[str, np.ndarray], kind: str = "") -> LocalStatistics:
