@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
-from harmonizer.contrast.local_statistics import shares_of  # noqa: E402
+from harmonizer.contrast.local_statistics import stack_probabilities  # noqa: E402
 from harmonizer.contrast.texture import ScanTexture, measure_texture, pool_textures  # noqa: E402
 from harmonizer.contrast.texture_transfer import (  # noqa: E402
     COEFFICIENTS,
@@ -168,7 +168,7 @@ def fitted_model(work: Path, people: Sequence[Any], bodies: dict[str, Any],
 
 def _keep(path: Path, volume: Volume, **arrays: np.ndarray) -> None:
     """Arrays and the scan's tissue probabilities, cropped to its mask."""
-    shares = shares_of(CoarseSegmenter()(volume), volume)
+    shares = stack_probabilities(CoarseSegmenter()(volume), volume)
     box = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(volume.mask))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:

@@ -24,8 +24,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import ndimage
 
+from ..tissues import TISSUES
 from ..volume import Volume
-from .local_statistics import TISSUES
 
 __all__ = ["BAND_SIGMAS_MM", "TEXTURE_QUANTILES", "ScanTexture", "measure_texture",
            "pool_textures", "split_bands", "band_responses", "noise_of", "pure_voxels", "smooth"]
@@ -141,13 +141,13 @@ def measure_texture(volume: Volume, probabilities: np.ndarray) -> ScanTexture:
     box = ndimage.find_objects(volume.mask.astype(np.uint8))[0]
     mask = np.pad(volume.mask[box], 1)
     image = np.pad(volume.data[box].astype(np.float32) / np.float32(high - low), 1) * mask
-    shares = np.pad(probabilities[(slice(None), *box)], ((0, 0), *((1, 1),) * 3))
+    probabilities = np.pad(probabilities[(slice(None), *box)], ((0, 0), *((1, 1),) * 3))
     core = ndimage.binary_erosion(mask, iterations=2)
-    pure = pure_voxels(core, shares)
+    pure = pure_voxels(core, probabilities)
     levels = list(_levels(image, mask, volume.spacing))
     bands, edges = _band_stds([image, *levels], volume.spacing, core, pure)
     filled = np.where(mask, image, levels[-1])
-    mean, std = _tissue_moments(image[mask], shares[:, mask])
+    mean, std = _tissue_moments(image[mask], probabilities[:, mask])
     return ScanTexture(
         noise_of(image, pure), _blur_widths(filled, volume, core, pure), bands, edges,
         np.quantile(values, TEXTURE_QUANTILES) / (high - low), mean, std)
@@ -252,9 +252,9 @@ def noise_of(image: np.ndarray, pure: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([robust_std(high[one]) for one in pure])
 
 
-def pure_voxels(core: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
+def pure_voxels(core: np.ndarray, probabilities: np.ndarray) -> list[np.ndarray]:
     """Voxels of each tissue alone, away from the mask's edge; none where they are too few."""
-    pure = [core & (one > MIN_PURE_PROBABILITY) for one in shares]
+    pure = [core & (one > MIN_PURE_PROBABILITY) for one in probabilities]
     return [one if np.count_nonzero(one) >= MIN_PURE_VOXELS else np.zeros_like(one)
             for one in pure]
 
@@ -271,9 +271,9 @@ def _band_stds(levels: Sequence[np.ndarray], spacing: np.ndarray, core: np.ndarr
     return stds, np.sqrt(np.maximum(squares - floor, 0.0)) * seen
 
 
-def _tissue_moments(values: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _tissue_moments(values: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(3,) means and standard deviations, weighted by probability squared."""
-    weight = shares.astype(np.float64) ** 2 + 1e-9
+    weight = probabilities.astype(np.float64) ** 2 + 1e-9
     mean = (weight * values).sum(axis=1) / weight.sum(axis=1)
     square = (weight * (values - mean[:, None]) ** 2).sum(axis=1) / weight.sum(axis=1)
     return mean, np.sqrt(square)

@@ -38,11 +38,11 @@ import numpy as np
 from scipy import ndimage
 
 from ..files import read_json
+from ..tissues import TISSUES
 from ..volume import Volume
 from .intensity_map import IntensityMap
-from .local_statistics import TISSUES
 from .texture import BAND_SIGMAS_MM, ScanTexture, pure_voxels, robust_std, smooth, split_bands
-from .tissue_map import Shares
+from .tissue_map import TissueProbabilities
 
 __all__ = ["TextureGains", "TexturedMap", "blur_change", "blur_coefficients", "match_texture",
            "texture_parts"]
@@ -134,31 +134,31 @@ class TexturedMap(IntensityMap):
     ----------
     contrast : the change of contrast
     gains : the change of texture
-    shares : tissue probabilities, in the world of the map
+    probabilities : of the tissues, in the world of the map
     """
 
     contrast: IntensityMap
     gains: TextureGains
-    shares: Shares
+    probabilities: TissueProbabilities
 
     def _values(self, volume: Volume, mask: np.ndarray, world: np.ndarray) -> np.ndarray:
         after = self.contrast.apply(volume.with_mask(mask), world)
-        shares = np.zeros((3, *volume.shape), np.float32)
-        shares[:, mask] = self.shares.sample(world @ volume.affine, mask)
-        return match_texture(after, shares, self.gains)[mask]
+        probabilities = np.zeros((3, *volume.shape), np.float32)
+        probabilities[:, mask] = self.probabilities.sample(world @ volume.affine, mask)
+        return match_texture(after, probabilities, self.gains)[mask]
 
     def describe(self) -> dict[str, Any]:
         """That of the change of contrast, and the gains."""
         return {**self.contrast.describe(), "Texture": self.gains.describe()}
 
 
-def match_texture(volume: Volume, shares: np.ndarray, gains: TextureGains) -> np.ndarray:
+def match_texture(volume: Volume, probabilities: np.ndarray, gains: TextureGains) -> np.ndarray:
     """Apply texture gains to an image.
 
     Parameters
     ----------
     volume : image with a mask, in the target's contrast
-    shares : (3, I, J, K) tissue probabilities on its grid
+    probabilities : (3, I, J, K) tissue probabilities on its grid
     gains : see `TextureGains`
 
     Returns
@@ -173,8 +173,9 @@ def match_texture(volume: Volume, shares: np.ndarray, gains: TextureGains) -> np
                 for s in ndimage.find_objects(volume.mask.astype(np.uint8))[0])
     mask, image = volume.mask[box], volume.data[box] * volume.mask[box]
     changed = image.copy()
-    for parts, gain in zip(texture_parts(image, mask, volume.spacing, shares[(slice(None), *box)],
-                                         gains), gains.structure):
+    inside = probabilities[(slice(None), *box)]
+    for parts, gain in zip(texture_parts(image, mask, volume.spacing, inside, gains),
+                           gains.structure):
         changed += parts.less_noise + np.float32(gain) * parts.structure
     kept = np.where(image > 0, np.maximum(changed, np.float32(LOWEST) * image), image)
     data = volume.data.copy()
@@ -189,10 +190,10 @@ class TextureParts(NamedTuple):
     structure: np.ndarray
 
 
-def texture_parts(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray, shares: np.ndarray,
-                  gains: TextureGains) -> Iterator[TextureParts]:
+def texture_parts(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray,
+                  probabilities: np.ndarray, gains: TextureGains) -> Iterator[TextureParts]:
     """Split an image into bands, and each band into noise and structure; finest band first."""
-    pure = pure_voxels(ndimage.binary_erosion(mask, iterations=2), shares)
+    pure = pure_voxels(ndimage.binary_erosion(mask, iterations=2), probabilities)
     flat = pure[WHITE] if pure[WHITE].any() else pure[GRAY]
     sigma = np.full(3, LOCAL_SIGMA_VOXELS)
     inside = np.maximum(smooth(mask.astype(np.float32), sigma), np.float32(1e-3))

@@ -24,12 +24,12 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..contrast.intensity_map import IntensityMap
-from ..contrast.local_statistics import shares_of
+from ..contrast.local_statistics import stack_probabilities
 from ..contrast.texture import ScanTexture, measure_texture, pool_textures
 from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
-from ..volume import Volume
+from ..volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, same_grid
 from . import model_folder
-from .config import check_kinds
+from .config import check_kinds, is_texts, split_texts
 from .target import Target
 
 __all__ = ["Capabilities", "Known", "Backend", "StatisticsBackend", "BRIGHTEST", "SCANNER_FREE"]
@@ -97,12 +97,18 @@ class Backend(ABC):
     capabilities: ClassVar[Capabilities]
     Config: ClassVar[type]
     """Frozen dataclass; every field has a default."""
+    uses_location: ClassVar[bool] = True
+    """Whether a change depends on where a voxel lies; False for maps of intensities alone."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
         self.modality_: str | None = None
         self.sites_: dict[str, int] = {}
         self.cohort_: dict[str, Any] = {}
+        self.left_out_sites_: tuple[str, ...] = ()
+        """Sites with scans of which the selection of the fit took none; set it before `fit`."""
+        self.left_out_scans_: dict[str, str] = {}
+        """Scan -> why it was not used; set it before `fit`, which notes it in the model."""
         self.textures_: dict[str, dict[str, np.ndarray]] = {}
         self.scratch: Path | None = None
         """Where a method that takes long keeps what is finished of a volume, so that the same call
@@ -134,7 +140,8 @@ class Backend(ABC):
         Raises
         ------
         InputError
-            If the cohort is empty, holds several modalities, or a scan cannot be used.
+            If the cohort is empty, holds several modalities, its images are not on one grid (see
+            `Cohort.require_one_grid`), or a scan cannot be used.
         """
         modalities = sorted({scan.modality for scan in cohort})
         if len(modalities) != 1:
@@ -142,16 +149,22 @@ class Backend(ABC):
                 f"fit expects scans of one modality, got {', '.join(modalities) or 'no scans'}. "
                 "Harmonize each modality within itself."
             )
+        cohort.require_one_grid()
         self._fit(cohort, seed, progress or (lambda done, total: None))
         self._remember(cohort)
         return self
 
     def _remember(self, cohort: Cohort) -> None:
-        """Of whom the model was made, and the texture of their scans."""
+        """Of whom the model was made, who was left out, and the texture of the scans."""
         self.modality_, self.sites_ = cohort.scans[0].modality, cohort.sites
         self.textures_ = {site: found for site in cohort.sites
                           if (found := self._texture_of(cohort.of_site(site).scans))}
-        self.cohort_ = model_folder.describe_cohort(cohort)
+        self.cohort_ = {**model_folder.describe_cohort(cohort),
+                        **model_folder.describe_left_out(self), **self._fit_facts()}
+
+    def _fit_facts(self) -> dict[str, Any]:
+        """What the method says of its fit, for cohort.json and the card; JSON types."""
+        return {}
 
     def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
         """Arrays of a site card: noise, blur and band energies of scans with tissue maps."""
@@ -159,7 +172,8 @@ class Backend(ABC):
         for scan in scans:
             if scan.tissues:
                 volume = scan.read()
-                known.append(measure_texture(volume, shares_of(scan.read_tissues(), volume)))
+                maps = stack_probabilities(scan.read_tissues(), volume)
+                known.append(measure_texture(volume, maps))
         return pool_textures(known).arrays() if known else {}
 
     def harmonize(
@@ -188,6 +202,7 @@ class Backend(ABC):
         """
         self._check_ready(target)
         values = _check_volume(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             return volume
         known = Known(source, covariates or {}, tissues or {})
@@ -202,7 +217,7 @@ class Backend(ABC):
         UsageError
             If the backend cannot aim at references.
         InputError
-            If there are no scans, more than 20, or one of another modality.
+            If there are no scans, more than 20, one of another modality, or one on another grid.
         """
         scans = tuple(scans)
         if not self.capabilities.reference_target:
@@ -212,6 +227,8 @@ class Backend(ABC):
         self._check_fitted()
         for scan in scans:
             self._check_modality(scan.modality)
+            image = load_nifti(scan.image)
+            self._check_grid(image.shape[:3], image.affine)
         return Target("reference", label, len(scans), self.name, str(self.modality_),
                       {**self._texture_of(scans), **self._enroll(scans)})
 
@@ -257,6 +274,8 @@ class Backend(ABC):
         backend = cls(cls.config_from(facts["Config"]))
         backend.modality_, backend.cohort_ = facts["Modality"], facts["Cohort"]
         backend.sites_ = {label: site["Scans"] for label, site in facts["Cohort"]["Sites"].items()}
+        backend.left_out_sites_ = tuple(facts["Cohort"].get("SitesLeftOut", ()))
+        backend.left_out_scans_ = dict(facts["Cohort"].get("ScansLeftOut", {}))
         try:
             backend._set_textures({name: array for name, array in arrays.items()
                                    if name.startswith(SITE_TEXTURE)})
@@ -284,6 +303,8 @@ class Backend(ABC):
             if name not in known:
                 raise UsageError(f"{cls.name} has no option {name!r}. {did_you_mean(name, known)}")
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        given |= {name: split_texts(value) for name, value in given.items()
+                  if isinstance(value, str) and is_texts(cls.Config, name)}
         try:
             check_kinds(cls.Config, given)
             return cls.Config(**given)
@@ -340,6 +361,23 @@ class Backend(ABC):
         if modality != self.modality_:
             raise InputError(f"this model is of {self.modality_}, got {modality}. "
                              "Harmonize each modality within itself.")
+
+    def _check_grid(self, shape: tuple[int, ...], affine: np.ndarray) -> None:
+        """An image of the fit's shape must have its affine too, where location counts.
+
+        Raises
+        ------
+        InputError
+            If a corner of the grid is more than 0.001 mm from that of the fit.
+        """
+        grid = self.cohort_.get("Grid")
+        if not self.uses_location or grid is None or tuple(grid["Shape"]) != tuple(shape):
+            return
+        if not same_grid(shape, affine, shape, np.array(grid["Affine"])):
+            raise InputError(
+                f"the image has the shape {tuple(shape)} of the images that {self.name} was fitted "
+                f"on, but another affine (tolerance {AFFINE_TOLERANCE_MM} mm), so it shows other "
+                "places. Register it to the template and resample it on its grid.")
 
     def _check_ready(self, target: Target) -> None:
         self._check_fitted()
@@ -415,6 +453,7 @@ class StatisticsBackend(Backend):
         """
         self._check_ready(target)
         values = _check_volume(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
         return self._map_of(volume, target, Known(source, covariates or {}, tissues or {}))

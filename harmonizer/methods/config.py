@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["check_kinds"]
+__all__ = ["check_kinds", "is_texts", "split_texts"]
 
 LARGEST = 10_000_000  # of a whole number; the longest training has 2.5 million steps
 LONGEST = 64  # of a list
@@ -34,6 +34,20 @@ def check_kinds(config: type, values: Mapping[str, Any]) -> None:
         if deep or not _fits(value, hints[name]):
             kind = getattr(hints[name], "__name__", None) if not get_args(hints[name]) else None
             raise ValueError(f"{name} is {_shown(value)}, expected {kind or hints[name]}")
+
+
+def is_texts(config: type, name: str) -> bool:
+    """Whether a field of a config is a tuple of texts."""
+    return get_type_hints(config).get(name) == tuple[str, ...]
+
+
+def split_texts(text: str) -> tuple[str, ...]:
+    """Split a list of texts as the command line gives it.
+
+    >>> split_texts("age, sex")
+    ('age', 'sex')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -6,16 +6,16 @@ whoever writes it: they hold no time and nothing of a single participant.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harmonizer import __version__
-from harmonizer.files import atomic_path, read_json, write_json, write_text
+from harmonizer.files import atomic_path, decode_text, read_json, write_json, write_text
 
-__all__ = ["NAME", "CODE_URL", "write_dataset_files"]
+__all__ = ["NAME", "CODE_URL", "dataset_link", "generated_by", "write_dataset_files"]
 
 NAME = "harmonizer"
 CODE_URL = "https://github.com/brain-harmonizer/harmonizer"
@@ -69,8 +69,17 @@ def write_dataset_files(
     if raw is not None:
         for name in ("participants.tsv", "participants.json"):
             if (raw / name).is_file():
-                with atomic_path(out / name) as temporary:
-                    shutil.copyfile(raw / name, temporary)
+                _copy_text(raw / name, out / name)
+
+
+def _copy_text(source: Path, goal: Path) -> None:
+    """Copy a text file as UTF-8, as BIDS wants it; one in no known encoding as it is."""
+    content = source.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):
+        text, encoding = decode_text(content)
+        content = text.encode() if encoding != "utf-8" else content
+    with atomic_path(goal) as temporary:
+        temporary.write_bytes(content)
 
 
 def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -> dict[str, Any]:
@@ -78,14 +87,15 @@ def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -
     path = out / "dataset_description.json"
     old = read_json(path) if path.is_file() else {}
     source = _source(raw)
-    links = {**old.get("DatasetLinks", {}), **{k: _link(out, v) for k, v in derivatives.items()}}
+    links = {**old.get("DatasetLinks", {}),
+             **{k: dataset_link(out, v) for k, v in derivatives.items()}}
     if raw is not None:
-        links["raw"] = _link(out, raw)
+        links["raw"] = dataset_link(out, raw)
     content = {
         "Name": "Harmonized MRI" + (f" of: {source['Name']}" if "Name" in source else ""),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [_generated_by()],
+        "GeneratedBy": [generated_by()],
         "HowToAcknowledge": "See logs/CITATION.md.",
     }
     if links:
@@ -106,14 +116,14 @@ def _source(raw: Path | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _link(out: Path, folder: Path) -> str:
-    """A relative path where the folders are neighbours, so that both can be moved together."""
+def dataset_link(out: Path, folder: Path) -> str:
+    """Return a relative path where the folders are neighbors, so that both can move together."""
     relative = os.path.relpath(folder, out)
     return relative if relative.count("..") <= 2 else folder.resolve().as_uri()
 
 
-def _generated_by() -> dict[str, Any]:
-    """This pipeline; container facts come from the environment that the image sets."""
+def generated_by() -> dict[str, Any]:
+    """Return the entry of this pipeline; container facts come from the image's environment."""
     entry: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
     kind, tag = os.environ.get("HARMONIZER_CONTAINER"), os.environ.get("HARMONIZER_CONTAINER_TAG")
     if kind and tag:

@@ -10,18 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harmonizer.template import TEMPLATE
+from harmonizer.tissues import TISSUES
 
-__all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "resolution_of"]
+__all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "node_name", "resolution_of"]
 
 LOGS = "logs"
 MODELS = "models"
-TISSUES = ("CSF", "GM", "WM")
-"""Labels of the tissue maps, in the order in which they are always listed."""
 
 
 def resolution_of(sloppy: bool) -> int:
     """Voxel size of the template grid, mm: 1, or 2 in a sloppy run."""
     return 2 if sloppy else 1
+
+
+def node_name(scan_id: str) -> str:
+    """Name of a scan's workflow. Nipype allows letters, digits and underscores only.
+
+    BIDS labels have letters, digits and plus signs, so no two scans share a name.
+
+    >>> node_name("sub-01_acq-a+b_T1w")
+    'scan_sub_01_acq_a__b_T1w'
+    """
+    return "scan_" + scan_id.replace("-", "_").replace("+", "__")
 
 
 @dataclass(frozen=True)

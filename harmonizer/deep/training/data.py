@@ -22,7 +22,7 @@ import torch
 from ...bounding_box import Canvas
 from ...cohort import Cohort, Scan
 from ...contrast.intensity import IntensityScale
-from ...contrast.local_statistics import shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...errors import InputError
 from ...files import atomic_path, read_json, write_json
 from ...volume import Volume, read_volume, same_grid
@@ -157,7 +157,7 @@ def _shares(scan: Scan, volume: Volume, canvas: Canvas, tissues_in: TissuesIn | 
     """Three uint8 canvases; none where none are wanted."""
     if tissues_in is None:
         return []
-    shares = shares_of(scan.read_tissues() or tissues_in(volume), volume) * volume.mask
+    shares = stack_probabilities(scan.read_tissues() or tissues_in(volume), volume) * volume.mask
     return [canvas.take(np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)) for share in shares]
 
 

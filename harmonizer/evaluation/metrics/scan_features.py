@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from ...cohort import Scan
-from ...contrast.local_statistics import TISSUES, shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...contrast.texture import BAND_SIGMAS_MM, measure_texture
 from ...errors import InputError
 from ...files import atomic_path, read_json, write_json
 from ...segmentation.segmentations import Segment, Summary, name_of, summary_of
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..cache import array_key, file_key, with_nan, without_nan
 from ..questions.anatomy import compare_anatomy
@@ -132,7 +133,7 @@ def _noise_and_blur(volume: Volume, job: Job) -> dict[str, float]:
                 for code, name in enumerate(TISSUES, start=1)}
     if not maps or not any(one[volume.mask].any() for one in maps.values()):
         return {}
-    return measure_texture(volume, shares_of(maps, volume)).numbers()
+    return measure_texture(volume, stack_probabilities(maps, volume)).numbers()
 
 
 def texture_rows(scan: Scan, numbers: Mapping[str, float], backend: str, target: str

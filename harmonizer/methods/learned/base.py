@@ -41,7 +41,7 @@ import numpy as np
 from ...bounding_box import Canvas
 from ...cohort import Cohort, Scan
 from ...contrast.intensity import IntensityScale
-from ...contrast.local_statistics import shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...deep.processor import full_precision
 from ...errors import InputError, UnavailableError, UsageError, did_you_mean
 from ...volume import Volume
@@ -291,6 +291,9 @@ class LearnedBackend(Backend):
             return known
         return replace(known, tissues=self._tissues_wanted(volume))
 
+    def _fit_facts(self) -> dict[str, Any]:
+        return self._null._fit_facts() if self._null else {}
+
     def _start_style(self, site: str) -> Mapping[str, np.ndarray]:
         return self._null.styles_[site] if self._null else {}
 
@@ -367,7 +370,8 @@ class LearnedBackend(Backend):
         unit = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
         shares = None
         if self._tissues_wanted is not None and known.tissues:  # as in training
-            shares = np.stack([canvas.take(one) for one in shares_of(known.tissues, volume)])
+            shares = np.stack([canvas.take(one)
+                               for one in stack_probabilities(known.tissues, volume)])
         return Shown(canvas.take(unit, -1.0), canvas.take(volume.mask, False), canvas, scale,
                      shares, known.source)
 
@@ -436,6 +440,7 @@ class LearnedBackend(Backend):
         self.styles_ = styles
         self.share_ = _share_of_state(arrays["share"])
         if self._null:
+            self._null.left_out_sites_ = self.left_out_sites_
             self._null.modality_, self._null.sites_ = self.modality_, self.sites_
             self._null._set_shared_state({k.removeprefix("start/"): v for k, v in arrays.items()
                                           if k.startswith("start/")})

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...cohort import Cohort
-from ...contrast.local_statistics import TISSUES
 from ...errors import Terminated, UnavailableError, UsageError
 from ...progress import reporter
+from ...tissues import TISSUES
 from ...volume import write_volume
 from ..base import Progress, StatisticsBackend
 from .base import LearnedBackend, first_line, modalities_of, null_of, read_checked, share_name
@@ -108,6 +108,7 @@ def fit_networks(backends: Mapping[str, LearnedBackend], cohort: Cohort, seed: i
             part = cohort.of_modality(modality)
             if backend._null:
                 part = with_tissues(part, backend._null, folder / "tissues")
+                backend._null.left_out_sites_ = backend.left_out_sites_
                 backend._null.fit(part, seed=seed, progress=progress)
             parts[modality] = part
         whole = Cohort(tuple(scan for part in parts.values() for scan in part))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...contrast.intensity import PROBABILITIES
-from ...contrast.tissue_map import STEEPEST
+from ...contrast.intensity import QUANTILE_LEVELS
+from ...contrast.tissue_map import clip_std_ratio
 
 __all__ = ["matched_by_tissue", "matched_by_histogram"]
 
@@ -41,7 +41,7 @@ def matched_by_tissue(x: np.ndarray, own: np.ndarray, y: np.ndarray, theirs: np.
             new = overall * x
         else:
             gain = after[0] / before[0]
-            ratio = np.clip(after[1] / before[1], gain / STEEPEST, gain * STEEPEST)
+            ratio = clip_std_ratio(after[1] / before[1], gain)
             new = after[0] + (x - before[0]) * ratio
         result = result + mine / np.maximum(total, 1e-6) * new
     return np.maximum(result, 0).astype(np.float32)
@@ -60,5 +60,5 @@ def _moments(values: np.ndarray, share: np.ndarray) -> tuple[float, float] | Non
 
 def matched_by_histogram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(n,) float32 intensities with the quantiles of (m,) others; piecewise linear."""
-    return np.interp(x, np.quantile(x, PROBABILITIES), np.quantile(y, PROBABILITIES)
+    return np.interp(x, np.quantile(x, QUANTILE_LEVELS), np.quantile(y, QUANTILE_LEVELS)
                      ).astype(np.float32)

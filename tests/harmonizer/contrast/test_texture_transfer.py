@@ -15,7 +15,7 @@ from harmonizer.contrast.texture_transfer import (
     blur_coefficients,
     match_texture,
 )
-from harmonizer.contrast.tissue_map import Shares
+from harmonizer.contrast.tissue_map import TissueProbabilities
 from harmonizer.volume import Volume
 from tests.harmonizer.contrast.texture_phantom import affine_of, range_of, scan
 
@@ -87,7 +87,7 @@ def test_map_touches_the_mask_alone_keeps_signs_and_gives_the_same_bits(affine):
     data[20, 30, 25] = -0.3
     volume = volume.with_data(data)
     gains = gains_between((volume, shares), scan(0.02, seed=1))
-    change = TexturedMap(SLOPE, gains, Shares.of(shares, volume))
+    change = TexturedMap(SLOPE, gains, TissueProbabilities.of(shares, volume))
     after = change.apply(volume)
     np.testing.assert_array_equal(after.data[~volume.mask], -5)
     assert (after.data[volume.mask & (volume.data > 0)] > 0).all()
@@ -99,7 +99,7 @@ def test_map_touches_the_mask_alone_keeps_signs_and_gives_the_same_bits(affine):
 def test_another_grid_of_the_same_scan_gives_the_same_image():
     volume, shares = scan(0.05)
     gains = gains_between((volume, shares), scan(0.02, seed=1))
-    change = TexturedMap(SLOPE, gains, Shares.of(shares, volume))
+    change = TexturedMap(SLOPE, gains, TissueProbabilities.of(shares, volume))
     turned = volume.affine.copy()
     turned[:3, 0] *= -1
     turned[:3, 3] += volume.affine[:3, 0] * (volume.shape[0] - 1)
