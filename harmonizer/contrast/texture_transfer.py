@@ -49,7 +49,7 @@ __all__ = ["TextureGains", "TexturedMap", "blur_change", "blur_coefficients", "m
 
 COEFFICIENTS = Path(__file__).parent / "data" / "texture_gains.json"
 COEFFICIENTS_FORMAT = "harmonizer texture gains 1"
-NOISE_TOLERANCE = 0.1  # log ratio: twice what bands of scans of one scanner differ by
+NOISE_TOLERANCE = 0.05  # log ratio by which the bands of scans of one scanner differ
 BLUR_TOLERANCE = 0.06  # the same of their blur
 STRUCTURE_GAIN = (-0.5, 0.3)  # limits of s_b
 LOCAL_SIGMA_VOXELS = 1.0  # of the window in which a band's energy is taken
