@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..deep.networks.blocks import fold
+from ..deep.networks.blocks import pixel_unshuffle
 from ..deep.networks.convolution import Conv3d, conv3d
 
 __all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK"]
@@ -58,7 +58,7 @@ class SegmenterNet(nn.Module):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """(N, widths[0], I/2, J/2, K/2) features of a (N, 1, I, J, K) image with values 0..1."""
-        x = fold(image, BLOCK).to(memory_format=torch.channels_last_3d)
+        x = pixel_unshuffle(image, BLOCK).to(memory_format=torch.channels_last_3d)
         kept = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else functional.max_pool3d(x, 2))
@@ -69,7 +69,8 @@ class SegmenterNet(nn.Module):
         return x
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, classes, 8, I/2, J/2, K/2) logits of the voxels of each block, as `fold` orders them.
+        """(N, classes, 8, I/2, J/2, K/2) logits of the voxels of each block, in the order of
+        `pixel_unshuffle`.
 
         Raises `ValueError` if a side of the image is no multiple of `multiple`.
         """

@@ -216,7 +216,7 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
     import torch
     from torch.nn import functional
 
-    from ..deep.networks.blocks import fold
+    from ..deep.networks.blocks import pixel_unshuffle
     from ..deep.processor import torch_threads
     from .network import BLOCK
     from .synthesis import normalise
@@ -226,7 +226,7 @@ def _shares(network: Any, data: np.ndarray, number: np.ndarray, threads: int) ->
     with torch_threads(threads), torch.inference_mode():
         image = functional.pad(normalise(torch.tensor(data.copy())), padding)
         places = torch.from_numpy(number.copy())
-        of_block = fold(functional.pad(places, padding, value=-1)[None, None], BLOCK)[0]
+        of_block = pixel_unshuffle(functional.pad(places, padding, value=-1)[None, None], BLOCK)[0]
         seen = (of_block >= 0).any(dim=0)
         columns = network.features(image[None, None])[0].movedim(0, -1)[seen].T
         logits = network.head(columns[None, :, :, None, None])

@@ -39,7 +39,7 @@ def fit(settings: Settings) -> tuple[str, ...]:
     for modalities in _together(settings, backend_class):
         cohorts = {modality: fit_cohort(settings, modality) for modality in modalities}
         for modality, backend in _fitted(settings, backend_class, cohorts).items():
-            if not backend.writes:  # one of the processes that a scheduler started, not the first
+            if not backend.saves_model:  # one of the processes that a scheduler started, not the first
                 continue
             cohort = cohorts[modality]
             folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)
@@ -75,7 +75,7 @@ def _fitted(settings: Settings, backend_class: type[Backend], cohorts: dict[str,
 
 
 def _fit_together(backends: Any, cohorts: dict[str, Cohort], seed: int, report: Progress) -> None:
-    from harmonizer.methods.learned.fit import fit_together
+    from harmonizer.methods.learned.base import fit_together
 
     scans = tuple(scan for cohort in cohorts.values() for scan in cohort)
     fit_together(backends, Cohort(scans), seed=seed, progress=report)
