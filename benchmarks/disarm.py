@@ -160,8 +160,12 @@ def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dic
     """Share of held-out scans whose scanner is found: from scans, first guesses, codes of both."""
     known = [(scan.site, scan.read(), scan.read_tissues()) for scan in cohort]
     held = [(site, mine[site], {}) for mine in scans.values() for site in model.model_.sites]
-    sites, rows = zip(*((site, _levels_of_all(model, volume, free, ScanContext(site, tissues=tissues)))
-                        for site, volume, tissues in [*known, *held]))
+    sites, rows = zip(
+        *(
+            (site, _levels_of_all(model, volume, free, ScanContext(site, tissues=tissues)))
+            for site, volume, tissues in [*known, *held]
+        )
+    )
     n = len(known)
     return {what: float(judge().fit([row[what] for row in rows[:n]], sites[:n])
                         .score([row[what] for row in rows[n:]], sites[n:])) for what in rows[0]}

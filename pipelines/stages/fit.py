@@ -39,7 +39,9 @@ def fit(settings: Settings) -> tuple[str, ...]:
     for modalities in _together(settings, backend_class):
         cohorts = {modality: fit_cohort(settings, modality) for modality in modalities}
         for modality, backend in _fitted(settings, backend_class, cohorts).items():
-            if not backend.saves_model:  # one of the processes that a scheduler started, not the first
+            if (
+                not backend.saves_model
+            ):  # one of the processes that a scheduler started, not the first
                 continue
             cohort = cohorts[modality]
             folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)

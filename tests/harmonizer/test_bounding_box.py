@@ -11,7 +11,9 @@ def test_crop_and_paste_beyond_the_border():
     array = np.arange(60.0).reshape(3, 4, 5)
     box = BoundingBox((-1, 1, 2), (5, 2, 4))
     cropped = box.crop(array, -9)
-    assert cropped.shape == (5, 2, 4) and (cropped[0] == -9).all() and (cropped[:, :, 3] == -9).all()
+    assert (
+        cropped.shape == (5, 2, 4) and (cropped[0] == -9).all() and (cropped[:, :, 3] == -9).all()
+    )
     np.testing.assert_array_equal(cropped[1:4, :, :3], array[:, 1:3, 2:])
     np.testing.assert_array_equal(box.paste(cropped, array), array)
     assert box.paste(cropped + 1, array).sum() == array.sum() + 18

@@ -88,11 +88,11 @@ def with_known_background(denoise: Denoiser, mask: torch.Tensor, schedule: Sched
         Clean intensity of the background. Its noise is the remainder of x.
     """
 
-    def known(x: torch.Tensor, t: int) -> Denoised:
+    def denoise_brain(x: torch.Tensor, t: int) -> Denoised:
         x0, eps = denoise(x, t)
         bar = schedule.abar(t, x)
         rest = (x - bar.sqrt() * value) / (1 - bar).sqrt()
         flat = torch.full_like(x0, value)
         return Denoised(torch.where(mask, x0, flat), torch.where(mask, eps, rest))
 
-    return known
+    return denoise_brain

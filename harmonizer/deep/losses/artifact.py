@@ -16,7 +16,7 @@ KEPT_FRACTION = 0.9
 Statistics = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def artifact_loss(output: Statistics, target: Statistics, kept: float = KEPT_FRACTION
+def artifact_loss(output: Statistics, target: Statistics, kept_fraction: float = KEPT_FRACTION
                   ) -> torch.Tensor:
     """Compare means and standard deviations of the channels that differ least.
 
@@ -28,7 +28,7 @@ def artifact_loss(output: Statistics, target: Statistics, kept: float = KEPT_FRA
     ----------
     output, target : list of (Tensor, Tensor), shape (N, C)
         Means and standard deviations of each level.
-    kept : float
+    kept_fraction : float
         Fraction k of the channels that are compared, in (0, 1].
 
     Returns
@@ -39,7 +39,7 @@ def artifact_loss(output: Statistics, target: Statistics, kept: float = KEPT_FRA
     total = torch.zeros(len(output[0][0]), device=output[0][0].device)
     for (mean, std), (target_mean, target_std) in zip(output, target):
         distance = (mean - target_mean).abs()
-        count = max(1, int(kept * distance.shape[1]))
+        count = max(1, int(kept_fraction * distance.shape[1]))
         chosen = distance.detach().argsort(dim=1)[:, :count]
         both = distance + (std - target_std).abs()
         total = total + both.gather(1, chosen).mean(1)

@@ -10,8 +10,9 @@ a `model.py`, a `training.py` and a `backend.py`; the backend declares
     presets    {"tiny": {...}, "small": {...}, "paper": {...}}: values that differ from `Config`'s
 
 **Baseline.** The image is first brought to the target by a training-free method
-(`config.baseline`), in the target's unit. The networks receive that image, and their output is added as a residual. An
-untrained network changes nothing, so a learned method starts at the baseline's quality.
+(`config.baseline`), in the target's unit. The networks receive that image, and their output is
+added as a residual. An untrained network changes nothing, so a learned method starts at the
+baseline's quality.
 
 **Residual weight.** The residual is weighted by its benefit on validation subjects, from 0 to 1
 (`residual_weight_`; not in any of the papers). If nothing was validated the weight is 1.

@@ -1,4 +1,4 @@
-"""Built-ins on a fast path; a plug-in is found, cannot replace a built-in, and is skipped when broken."""
+"""Registry: built-ins, and plug-ins that are found, cannot replace built-ins, and may be broken."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Differences from the paper, each with a reason:
 * The image is first harmonized by the baseline (`harmonizer.methods.learned.base`); patches in
   training likewise (`harmonizer.methods.learned.patch_baseline`).
 * `simulated_weight`: the residual is also trained on simulated scanners, where the truth is known.
-* `kept_weight`: an image of a random style keeps its anatomy code.
+* `anatomy_weight`: an image of a random style keeps its anatomy code.
 * `same_weight`: a place seen by two simulated scanners has one anatomy code. Adversaries alone did
   not achieve this in an hour of training (docs/benchmarks.md).
 * AdamW's weight decay, which at these rates has almost no effect; the paper adds it to the

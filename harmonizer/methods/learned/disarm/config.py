@@ -44,7 +44,7 @@ class DisarmConfig(LearnedConfig):
         Naming the scanner of generated and of real images.
     kl_weight, latent_weight : float
         KL divergence of the scanner code, and recovery of a random code.
-    kept_weight, same_weight, simulated_weight : float
+    anatomy_weight, same_weight, simulated_weight : float
         See the package; 0 omits a loss.
     inverse_content : bool
         Use the authors' target against the code discriminator.
@@ -80,7 +80,7 @@ class DisarmConfig(LearnedConfig):
     real_label_weight: float = 3.0
     kl_weight: float = 0.01
     latent_weight: float = 1.0
-    kept_weight: float = 1.0
+    anatomy_weight: float = 1.0
     same_weight: float = 1.0
     simulated_weight: float = 10.0
     inverse_content: bool = False
@@ -113,7 +113,7 @@ PAPER = dict(
     width=8, blocks=4, generator_width=24, generator_blocks=4, unshuffle=False,
     image_widths=(8, 16, 32, 64, 128, 128), content_widths=(6, 6, 6, 6, 8), noise=1.0, patch=None,
     batch=2, label_dropout=0.15, realness_weight=1.0, content_weight=1.0,
-    generated_label_weight=10.0, latent_weight=8.0, kept_weight=0.0, same_weight=0.0,
+    generated_label_weight=10.0, latent_weight=8.0, anatomy_weight=0.0, same_weight=0.0,
     simulated_weight=0.0, inverse_content=True, learning_rate=1e-4, content_rate=4e-5,
     residual=False, label_at_target=True, baseline=NONE, steps=100_000, validate_every=2_000,
     save_every=1_000, log_every=200, patience=0,

@@ -224,9 +224,9 @@ class DisarmTask(TrainingTask):
             "latent": c.latent_weight * (recovered.float() - style).abs().mean(),
             "accuracy": label_accuracy(label_logits, batch["random_label"]),
         }
-        if c.kept_weight:
+        if c.anatomy_weight:
             difference = self.networks["anatomy"].code(generated).float() - code.detach().float()
-            terms["kept"] = c.kept_weight * difference.abs().mean()
+            terms["anatomy"] = c.anatomy_weight * difference.abs().mean()
         return terms
 
     def simulation_loss(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ class IhfConfig(LearnedConfig):
         Pairs of a batch, and slices of each volume.
     cross_site_fraction, same_site_fraction : float
         Fractions of real pairs of two sites and of one; the rest is simulated.
-    anatomy_weight, artifact_weight, kept : float
+    anatomy_weight, artifact_weight, kept_fraction : float
         Weights of the paper's losses, and its k in (0, 1].
     identity_weight : float
         L1 on pairs of one site.
@@ -69,7 +69,7 @@ class IhfConfig(LearnedConfig):
     same_site_fraction: float = setting(0.1, low=0, high=1)
     anatomy_weight: float = 1.0
     artifact_weight: float = 2.0
-    kept: float = setting(0.9, above=0, high=1)
+    kept_fraction: float = setting(0.9, above=0, high=1)
     identity_weight: float = 1.0
     truth_weight: float = 10.0
     gradient_weight: float = 5.0

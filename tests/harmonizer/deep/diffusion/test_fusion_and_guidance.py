@@ -60,7 +60,9 @@ def test_no_seams(fusion, kind):
 
 def test_known_background_comes_out_as_it_is_known(fusion):
     inside = torch.from_numpy(fusion.mask)[None, None]
-    denoise = with_known_background(denoiser_of(fusion.predictor(network), SCHEDULE, "v"), inside, SCHEDULE)
+    denoise = with_known_background(
+        denoiser_of(fusion.predictor(network), SCHEDULE, "v"), inside, SCHEDULE
+    )
     x = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     y = ddim(denoise, SCHEDULE, x, SCHEDULE.grid(4, "even", 0.6))
     assert torch.equal(y[~inside], torch.full_like(y[~inside], -1))

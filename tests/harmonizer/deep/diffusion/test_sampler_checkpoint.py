@@ -48,6 +48,8 @@ def test_what_cannot_be_this_run_is_made_again(begun, content):
         np.save(path, np.zeros((3, 2), np.float32))
     else:
         path.write_bytes(content)
-    assert float(SamplerCheckpoint(begun).run(torch.zeros(2, 2), STEPS, advance)[0, 0]) == 17, "another x"
+    assert float(SamplerCheckpoint(begun).run(torch.zeros(2, 2), STEPS, advance)[0, 0]) == 17, (
+        "another x"
+    )
     again = SamplerCheckpoint(begun).run(torch.ones(2, 2), STEPS, advance)
     assert float(again[0, 0]) == 8 + 4 * 3 + 2 * 2 + 1

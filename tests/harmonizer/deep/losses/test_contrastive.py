@@ -12,7 +12,7 @@ from harmonizer.deep.losses.contrastive import contrastive_loss, view_pairs
 
 @pytest.mark.parametrize("subjects, views", [(9, 9), (4, 3), (1, 3), (3, 1)])
 def test_counts_of_pairs(subjects, views):
-    """Scholz et al. 2025, eq. 1: anatomy V-1 positives and B-1 negatives, contrast the other way round."""
+    """Scholz et al. 2025, eq. 1: anatomy V-1 positives, B-1 negatives; contrast the reverse."""
     same_subject, same_view = view_pairs(subjects, views)
     assert same_subject.shape == (subjects * views,) * 2
     assert set(same_subject.sum(1).tolist()) == {views - 1}
@@ -37,7 +37,9 @@ def test_loss_by_hand():
     by_hand = 0.0
     for i, (good, bad) in enumerate([(1, 2), (0, 3), (3, 0), (2, 1)]):
         by_hand -= math.log(similar[i, good] / (similar[i, good] + similar[i, bad])) / 4
-    assert float(contrastive_loss(z, same_subject, same_view, 0.5)) == pytest.approx(by_hand, rel=1e-5)
+    assert float(contrastive_loss(z, same_subject, same_view, 0.5)) == pytest.approx(
+        by_hand, rel=1e-5
+    )
 
 
 def test_without_positives_there_is_no_loss_but_a_gradient_of_zero():

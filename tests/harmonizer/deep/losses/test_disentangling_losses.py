@@ -24,8 +24,12 @@ LABEL = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
 def test_who_cannot_tell_pays_log_two():
     zero = torch.zeros(2, 2)
-    for loss in (adversarial_loss(zero, True), adversarial_loss(zero, False), label_loss(zero, LABEL),
-                 label_confusion_loss(zero, LABEL)):
+    for loss in (
+        adversarial_loss(zero, True),
+        adversarial_loss(zero, False),
+        label_loss(zero, LABEL),
+        label_confusion_loss(zero, LABEL),
+    ):
         assert loss.item() == pytest.approx(LOG2, abs=1e-6)
 
 
@@ -47,7 +51,9 @@ def test_a_confusing_code_is_best_where_nothing_is_said_and_inverse_where_anothe
     logits = torch.zeros(2, 2, requires_grad=True)
     label_confusion_loss(logits, LABEL).backward()
     assert not logits.grad.any()
-    assert label_confusion_loss(20 - 40 * LABEL, LABEL, inverse=True).item() == pytest.approx(0, abs=1e-6)
+    assert label_confusion_loss(20 - 40 * LABEL, LABEL, inverse=True).item() == pytest.approx(
+        0, abs=1e-6
+    )
     assert label_confusion_loss(20 - 40 * LABEL, LABEL).item() == pytest.approx(10, abs=1e-4)
 
 

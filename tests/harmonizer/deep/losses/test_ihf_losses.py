@@ -121,7 +121,9 @@ def test_artifact_leaves_out_the_channels_that_differ_most():
     assert float(artifact_loss([(zero, one)], [(far, one)], 0.9)) == 0
     assert float(artifact_loss([(zero, one)], [(far, one)], 1.0)) == pytest.approx(5.0)
     near = torch.linspace(0, 0.9, 10)[None]  # the largest is left out: mean of 0 .. 0.8
-    assert float(artifact_loss([(zero, one)], [(near, 1.2 * one)], 0.9)) == pytest.approx(0.6, rel=1e-5)
+    assert float(artifact_loss([(zero, one)], [(near, 1.2 * one)], 0.9)) == pytest.approx(
+        0.6, rel=1e-5
+    )
 
 
 def test_differences_within_the_brain(scene):

@@ -1,4 +1,4 @@
-"""Networks: the published sizes, zero at the start, pixel shuffling undone, modulation as described."""
+"""Networks: the published sizes, zero outputs before training, modulation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_pixel_unshuffle_is_undone_and_keeps_blocks_together(dims):
     unshuffled = pixel_unshuffle(x, 2)
     assert unshuffled.shape == (2, 3 * 2 ** dims, *[4] * dims)
     block = x[(0, 1, *[slice(2, 4)] * dims)].flatten()
-    torch.testing.assert_close(unshuffled[(0, slice(2 ** dims, 2 ** (dims + 1)), *[1] * dims)], block)
+    torch.testing.assert_close(unshuffled[(0, slice(2**dims, 2 ** (dims + 1)), *[1] * dims)], block)
     torch.testing.assert_close(pixel_shuffle(unshuffled, 2), x)
     assert pixel_unshuffle(x, 1) is x and pixel_shuffle(x, 1) is x
 

@@ -66,8 +66,12 @@ def test_tissues_are_kept_where_they_are_wanted(scans, tmp_path):
         for tissue, name in zip(store._tissues[index].transpose(0, 2, 3, 1), ("CSF", "GM", "WM")):
             np.testing.assert_array_equal(tissue, 255 * store.box.crop(maps[name]))
     place = store.box.shape[2] - 1
-    np.testing.assert_array_equal(store.slab_tissues(1, place, 1)[:, 2], store._tissues[1][:, place])
-    np.testing.assert_array_equal(store.slab_tissues(1, place, 1)[:, 0], store._tissues[1][:, place - 1])
+    np.testing.assert_array_equal(
+        store.slab_tissues(1, place, 1)[:, 2], store._tissues[1][:, place]
+    )
+    np.testing.assert_array_equal(
+        store.slab_tissues(1, place, 1)[:, 0], store._tissues[1][:, place - 1]
+    )
 
 
 def test_other_grids_and_constant_scans_are_refused(scans, tmp_path):

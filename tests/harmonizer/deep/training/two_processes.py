@@ -39,7 +39,9 @@ class Mean(TrainingTask):
         return {"target": torch.tensor(1.0 + 2 * rank)}
 
     def loss(self, batch):
-        return {"square": (self.networks["line"](torch.ones(1, 1)) - batch["target"]).square().sum()}
+        return {
+            "square": (self.networks["line"](torch.ones(1, 1)) - batch["target"]).square().sum()
+        }
 
 
 def all_tasks(distributed, folder):

@@ -110,8 +110,15 @@ def test_tissues_are_looked_for_once(cohort, matching, monkeypatch, tmp_path):
 
     monkeypatch.setitem(tissue_matching.SEGMENTERS, "coarse", lambda: found)
     unknown = Cohort(tuple(replace(scan, tissues={}) for scan in cohort))
-    config = registry.get("ihf").config_from({"preset": "tiny", "baseline": "tissue_matching",
-                                              "steps": 2, "validation_cases": 1, "validation_fraction": 0.3})
+    config = registry.get("ihf").config_from(
+        {
+            "preset": "tiny",
+            "baseline": "tissue_matching",
+            "steps": 2,
+            "validation_cases": 1,
+            "validation_fraction": 0.3,
+        }
+    )
     for _ in range(2):
         backend = registry.get("ihf")(config)
         backend.resources = Resources(folder=tmp_path)
@@ -126,5 +133,7 @@ def test_tissues_are_looked_for_once(cohort, matching, monkeypatch, tmp_path):
 def test_a_weight_out_of_range_is_refused(cohort, tmp_path, weight):
     backend = blank("ihf", cohort)
     backend.residual_weight_ = weight
-    with pytest.raises(UnavailableError, match="residual_weight is not one number from 0 to 1|NaN|finite"):
+    with pytest.raises(
+        UnavailableError, match="residual_weight is not one number from 0 to 1|NaN|finite"
+    ):
         registry.get("ihf").load(backend.save(tmp_path))

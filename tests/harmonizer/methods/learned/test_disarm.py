@@ -58,11 +58,13 @@ def task(cohort, tmp_path):
     backend.model_.sites = ("A", "B")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        backend.model_.networks = backend.build_networks()
+        backend.model_.networks = backend.model_.build_networks()
         for network in backend.model_.networks.values():
             for p in network.parameters():
                 torch.nn.init.normal_(p, std=0.2)
-        yield backend.model_.training_task(VolumeStore.build(cohort, tmp_path, (2, 2, 2)), tuple(range(8)), 0)
+        yield backend.model_.training_task(
+            VolumeStore.build(cohort, tmp_path, (2, 2, 2)), tuple(range(8)), 0
+        )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -141,10 +143,17 @@ def test_one_place_gets_one_code_whoever_scans_it(cohort):
                          ).fit(cohort, seed=0)
         found = []
         for person in (50, 51):
-            scan = [backend.inference.network_input(v) for v in (brain_of(person), seen_by_b(brain_of(person)))]
+            scan = [
+                backend.inference.network_input(v)
+                for v in (brain_of(person), seen_by_b(brain_of(person)))
+            ]
             with torch.no_grad():
-                codes = [backend.model_.networks["anatomy"].code(backend.model_.tensor(s.image[None, None]))
-                         for s in scan]
+                codes = [
+                    backend.model_.networks["anatomy"].code(
+                        backend.model_.tensor(s.image[None, None])
+                    )
+                    for s in scan
+                ]
             found.append(float(code_l1(*codes, backend.model_.tensor(scan[0].mask[None, None]))))
         return float(np.mean(found))
 
@@ -155,7 +164,9 @@ def test_matching_to_oneself_changes_nothing():
     x = torch.randn(1, 1, 8, 8, 8)
     mask = (x > -1).float()
     inside = (mask > 0) & (x < 2) & (x > -0.9)
-    torch.testing.assert_close(match_patches(x, mask, x, mask)[inside], x[inside], rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        match_patches(x, mask, x, mask)[inside], x[inside], rtol=0, atol=0.02
+    )
     torch.testing.assert_close(match_patches(x, mask * 0, x, mask), x)
 
 
@@ -238,7 +249,7 @@ def test_any_size_of_volume_is_harmonized(fitted, shape):
 
 def test_the_papers_way_makes_the_image_anew(cohort):
     backend = Disarm(tiny(residual=False, unshuffle=False, patch=None, simulated_weight=0.0,
-                          kept_weight=0.0, inverse_content=True, baseline="none", validate_every=0))
+                          anatomy_weight=0.0, inverse_content=True, baseline="none", validate_every=0))
     backend.fit(cohort, seed=0)
     scan = backend.inference.network_input(brain_of(30))
     unit = scan.image

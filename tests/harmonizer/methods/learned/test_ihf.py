@@ -90,8 +90,8 @@ def test_without_the_anchor_it_is_not(shaken, tmp_path):
 def test_a_scan_of_the_target_site_comes_back_as_it_is(shaken):
     scan = brain_of(53)
     target = shaken.target("A")
-    kept = shaken.harmonize(scan, target, source="A")
-    np.testing.assert_array_equal(kept.data, scan.data)
+    unchanged = shaken.harmonize(scan, target, source="A")
+    np.testing.assert_array_equal(unchanged.data, scan.data)
     assert not np.array_equal(shaken.harmonize(scan, target, source="B").data, scan.data)
     assert not np.array_equal(shaken.harmonize(scan, target).data, scan.data)
 
@@ -132,7 +132,9 @@ def test_all_pairs_may_be_real(cohort, tmp_path):
     from harmonizer.deep.training.data import VolumeStore
 
     backend = tiny(cross_site_fraction=0.9, same_site_fraction=0.1)
-    task = backend.model_.training_task(VolumeStore.build(cohort, tmp_path, backend.model_.multiple), tuple(range(7)), 3)
+    task = backend.model_.training_task(
+        VolumeStore.build(cohort, tmp_path, backend.model_.multiple), tuple(range(7)), 3
+    )
     kinds = {task.draw_pair(np.random.default_rng(n))[0] for n in range(30)}
     assert kinds == {"site", "same"}
 
@@ -171,7 +173,10 @@ def test_the_baseline_of_a_batch_is_that_of_a_volume(cohort, tmp_path):
     slabs = [torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))[:, None] for v in
              (one, two) for a in (v.data - 1, v.mask.astype(np.float32))]
     source, _, _ = task.apply_baseline(slabs[0], slabs[1], slabs[0], slabs[2], slabs[3], None)
-    style = {f"baseline.{k}": v for k, v in backend.baseline_._pool([backend.baseline_._summary(two)]).items()}
+    style = {
+        f"baseline.{k}": v
+        for k, v in backend.baseline_._pool([backend.baseline_._summary(two)]).items()
+    }
     first = apply_baseline(backend.baseline_, one,
                            Target("reference", "two", 1, "ihf", "T1w", style), ScanContext())
     truth = to_network_unit(first.data, IntensityScale.of(first.in_mask()), slabs[1])
@@ -185,7 +190,14 @@ def test_simulated_pairs_teach_the_flow_what_histograms_cannot(tmp_path):
     from harmonizer.deep.training.data import VolumeStore
 
     people = Cohort(tuple(scan_of(tmp_path, p, "A") for p in range(4)))
-    backend = tiny(cross_site_fraction=0.0, same_site_fraction=0.0, noise=0.2, bias=0.0, gamma=0.0, hidden=(16,))
+    backend = tiny(
+        cross_site_fraction=0.0,
+        same_site_fraction=0.0,
+        noise=0.2,
+        bias=0.0,
+        gamma=0.0,
+        hidden=(16,),
+    )
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         backend.model_.networks = backend.model_.build_networks()
@@ -210,7 +222,7 @@ def test_simulated_pairs_teach_the_flow_what_histograms_cannot(tmp_path):
     ({"fusion": "half"}, "fusion: expected one of .*, got 'half'"),
     ({"splits": (2, 2)}, "one number for each stage"),
     ({"cross_site_fraction": 0.9, "same_site_fraction": 0.2}, "a sum of at most 1"),
-    ({"kept": 0.0}, r"kept: expected a number in \(0, 1\], got 0.0"),
+    ({"kept_fraction": 0.0}, r"kept_fraction: expected a number in \(0, 1\], got 0.0"),
     ({"slices": 0}, "slices: expected 1 or more"),
     ({"preset": "huge"}, "has no preset 'huge'"),
 ])
@@ -221,7 +233,7 @@ def test_settings_that_cannot_be_are_refused(options, message):
 
 def test_presets_build_and_the_paper_has_its_numbers():
     paper = Ihf.config_from({"preset": "paper"})
-    assert (paper.splits, paper.anatomy_weight, paper.artifact_weight, paper.kept) == (
+    assert (paper.splits, paper.anatomy_weight, paper.artifact_weight, paper.kept_fraction) == (
         (10, 4), 1.0, 2.0, 0.9)
     assert paper.pairs * paper.slices == 32 and paper.learning_rate == 1e-4
     assert 2 * sum(paper.pyramid) == 1920  # the size of VGG's z_s

@@ -70,5 +70,7 @@ def test_where_training_knew_no_tissues_none_are_counted():
     """Started from a histogram, IHF is trained on statistics of the brain: so it is used."""
     volume = brain_of(3)
     backend = ihf_on(volume, "histogram_matching")
-    weights = backend.inference.network_input(volume, ScanContext(tissues=three_levels(volume))).weights()
+    weights = backend.inference.network_input(
+        volume, ScanContext(tissues=three_levels(volume))
+    ).weights()
     assert set(np.unique(weights)) == {0, 1}

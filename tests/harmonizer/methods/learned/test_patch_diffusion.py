@@ -187,7 +187,9 @@ def test_enrolling_new_scans_moves_the_tokens_alone(fitted, tmp_path):
               for name, net in fitted.model_.networks.items()}
     scans = [scan_of(tmp_path, p, "B") for p in (20, 21)]
     target = fitted.enroll(scans, "new")
-    start = fitted.model_.networks["style"].sites.mean(dim=0) + fitted.model_.networks["style"].bins[1]
+    start = (
+        fitted.model_.networks["style"].sites.mean(dim=0) + fitted.model_.networks["style"].bins[1]
+    )
     assert np.abs(target.style["tokens"] - start.numpy()).max() > 0.01
     for name, net in fitted.model_.networks.items():
         assert all(torch.equal(v, before[name][k]) for k, v in net.state_dict().items())
@@ -203,8 +205,14 @@ def test_fitted_tokens_explain_their_scans_better(fitted):
     def loss(tokens: np.ndarray) -> float:
         seen = [make_view(fitted.config, scan.image, scan.mask, (12, 12, 8)) for scan in scans]
         with torch.no_grad():
-            return float(np.mean([patient.model_.token_loss(seen, torch.from_numpy(tokens), rng_of(n))
-                                  for n in range(20)]))
+            return float(
+                np.mean(
+                    [
+                        patient.model_.token_loss(seen, torch.from_numpy(tokens), rng_of(n))
+                        for n in range(20)
+                    ]
+                )
+            )
 
     table = fitted.model_.networks["style"]
     start = (table.sites.mean(dim=0) + table.bins[1]).numpy()
@@ -232,7 +240,12 @@ def test_settings_that_cannot_be_are_refused(values, message):
 
 def test_presets_are_what_they_say():
     paper = PatchDiffusion.config_from({"preset": "paper"})
-    assert (paper.begin, paper.fusion, paper.baseline, paper.guidance) == ("noise", "end", "none", 0.6)
+    assert (paper.begin, paper.fusion, paper.baseline, paper.guidance) == (
+        "noise",
+        "end",
+        "none",
+        0.6,
+    )
     assert (paper.patch, paper.sampling_steps, paper.tokens) == ((80, 96, 80), 50, 1)
     assert PatchDiffusion.config_from({}) == PatchDiffusion.Config()
 

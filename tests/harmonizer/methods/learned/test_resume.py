@@ -54,7 +54,10 @@ def stopped_at(step: int, monkeypatch) -> None:
 
 def test_a_fit_that_was_asked_to_end_says_so_and_goes_on(cohort, tmp_path, monkeypatch):
     whole = fitted(cohort, tmp_path / "whole").model_.networks
-    with monkeypatch.context() as patch, pytest.raises(Terminated, match="asked to stop and saved a checkpoint"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Terminated, match="asked to stop and saved a checkpoint"),
+    ):
         stopped_at(1, patch)
         fitted(cohort, tmp_path / "stopped")
     again = fitted(cohort, tmp_path / "stopped")

@@ -1,4 +1,4 @@
-"""One set of networks for several modalities: each model its own sites, baseline and residual weight."""
+"""One set of networks for several modalities: each model has its own sites and baseline."""
 
 from __future__ import annotations
 

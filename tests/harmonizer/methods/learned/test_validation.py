@@ -40,7 +40,9 @@ def test_a_change_that_leads_away_or_nowhere_is_not_used(change):
 
 def test_never_more_than_all_of_it():
     metrics = score([case_of([40, 50], [50, 40])], [change_of([5, -5])])
-    assert metrics["residual_weight"] == 1 and metrics["error"] == pytest.approx(metrics["baseline_error"] / 2)
+    assert metrics["residual_weight"] == 1 and metrics["error"] == pytest.approx(
+        metrics["baseline_error"] / 2
+    )
 
 
 def test_the_weight_is_of_all_cases_together_each_by_its_own_error():
