@@ -22,12 +22,13 @@ from .errors import InputError, did_you_mean
 from .files import write_text
 from .volume import Volume, read_volume
 
-__all__ = ["Scan", "Cohort"]
+__all__ = ["COLUMNS", "Cohort", "Scan"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
     "image", "mask", "age", "sex",
 )
+"""Columns of cohort.tsv that every scan has; covariates have other names."""
 MISSING = "n/a"
 
 
@@ -145,9 +146,15 @@ class Cohort:
         return self.where(lambda s: s.subject not in held), self.of_subjects(held)
 
     def to_tsv(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table atomically; paths relative to the table's folder where they lie below."""
+        """Write the table atomically; paths relative to the table's folder where they lie below.
+
+        A covariate with the name of one of the table's own columns is an `InputError`.
+        """
         folder = Path(path).resolve().parent
         extra = sorted({key for scan in self.scans for key in scan.covariates})
+        if taken := [name for name in extra if name.lower() in COLUMNS]:
+            raise InputError(f"{path}: covariates {', '.join(taken)} have names of the table's own "
+                             "columns. Rename them.")
         stream = io.StringIO()
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow((*COLUMNS, *extra))

@@ -6,6 +6,7 @@ folder is atomic on POSIX file systems, so several jobs may write the same idemp
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -17,8 +18,14 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["atomic_path", "write_text", "write_json", "read_json", "sha256_of"]
+__all__ = [
+    "atomic_path", "decode_text", "read_json", "sha256_of", "write_json", "write_text",
+]
 
+BYTE_ORDER_MARKS = {  # UTF-32 first, whose mark begins with that of UTF-16
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}
 MAX_JSON_BYTES = 64 << 20  # a sidecar has a few kB; more would only fill the memory
 
 
@@ -44,6 +51,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def decode_text(content: bytes) -> tuple[str, str]:
+    """Text of a file as spreadsheets save it, and its encoding: ``utf-8`` or another one's name.
+
+    A byte order mark decides; else NUL bytes mean UTF-16, and what is not UTF-8 is Windows-1252,
+    the superset of Latin-1 of Western spreadsheets.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        If the text is in none of these.
+    """
+    marked = (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark))
+    encoding = next(marked, "")
+    if not encoding and b"\0" in content:
+        encoding = "utf-16-le" if content.index(b"\0") % 2 else "utf-16-be"
+    if encoding:
+        return content.decode(encoding), encoding.removesuffix("-sig")
+    try:
+        return content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        return content.decode("cp1252"), "windows-1252"
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | list[Any]) -> Path:

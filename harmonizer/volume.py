@@ -17,8 +17,14 @@ import numpy as np
 from .errors import InputError
 from .files import atomic_path
 
-__all__ = ["Volume", "read_volume", "write_volume", "write_mask", "write_labels", "load_nifti"]
+__all__ = [
+    "Volume", "affine_in_mm", "load_nifti", "mm_per_unit", "read_volume", "unit_name",
+    "write_labels", "write_mask", "write_volume",
+]
 
+UNITS = {1: ("meters", 1e3), 2: ("mm", 1.0), 3: ("micrometers", 1e-3)}  # NIfTI: name, mm
+VOXEL_SIZE_RANGE_MM = (0.05, 20.0)  # ex-vivo microscopy to thick localizer slices
+MAX_EXTENT_MM = 1000.0  # along one axis of a head's image
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no voxel corner moves by more than this
 
 
@@ -119,22 +125,79 @@ def load_nifti(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+def unit_name(image: Any) -> str:
+    """Spatial unit that a header states, `mm` where it states none."""
+    return _unit(image)[0]
+
+
+def mm_per_unit(image: Any) -> float:
+    """Length in mm of the unit of an image's affine, after its header (NIfTI xyzt_units).
+
+    Micrometers and meters are believed where they give plausible voxel sizes. Where they do not
+    and millimeters do, the affine is in millimeters.
+
+    Raises
+    ------
+    InputError
+        If neither gives voxel sizes of 0.05 to 20 mm in at most 1000 mm along each axis.
+    """
+    shape, (name, stated) = np.array(image.shape[:3]), _unit(image)
+    sizes = np.linalg.norm(np.asarray(image.affine, np.float64)[:3, :3], axis=0)
+    if not (np.isfinite(sizes).all() and sizes.all()):
+        sizes = np.abs(np.asarray(image.header.get_zooms()[:3], np.float64))
+    if len(shape) < 3 or not (np.isfinite(sizes).all() and sizes.all()):
+        return stated  # no geometry at all, which is for others to refuse
+    for scale in (stated, 1.0):
+        if _is_plausible(sizes * scale, shape):
+            return scale
+    low, high = VOXEL_SIZE_RANGE_MM
+    raise InputError(
+        f"{image.get_filename()}: expected voxels of {low:g} to {high:g} mm and at most "
+        f"{MAX_EXTENT_MM:g} mm along an axis, got voxels of {_product(sizes)} {name} and "
+        f"{_product(sizes * shape)} {name} in all. Correct its affine or the unit in its header "
+        "(xyzt_units), or exclude the image."
+    )
+
+
+def affine_in_mm(image: Any) -> np.ndarray:
+    """(4, 4) float64 affine of a nibabel image, voxel indices -> world mm (see `mm_per_unit`)."""
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= mm_per_unit(image)
+    return affine
+
+
+def _unit(image: Any) -> tuple[str, float]:
+    known = isinstance(image.header, nib.Nifti1Header)
+    return UNITS.get(int(image.header["xyzt_units"]) & 7 if known else 2, UNITS[2])
+
+
+def _is_plausible(sizes_mm: np.ndarray, shape: np.ndarray) -> bool:
+    low, high = VOXEL_SIZE_RANGE_MM
+    in_range = (low <= sizes_mm) & (sizes_mm <= high) & (sizes_mm * shape <= MAX_EXTENT_MM)
+    return bool(in_range.all())
+
+
+def _product(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)
+
+
 def read_volume(
     path: str | os.PathLike[str], mask: str | os.PathLike[str] | None = None
 ) -> Volume:
     """Read an image, and its mask where a path is given.
 
-    Accepts (I, J, K) and (I, J, K, 1). Data are scaled by the header's slope and intercept.
+    Accepts (I, J, K) and (I, J, K, 1). Data are scaled by the header's slope and intercept, and the
+    affine to mm by its unit (`mm_per_unit`).
 
     Raises
     ------
     InputError
-        If a file cannot be read, is not 3D, is empty, or holds NaN or infinity, or if the mask
-        lies on another grid.
+        If a file cannot be read, is not 3D, is empty, has implausible voxel sizes, or holds NaN or
+        infinity, or if the mask lies on another grid.
     """
     image = load_nifti(path)
-    data = _read_data(image, path)
-    volume = Volume(data, image.affine)
+    affine = affine_in_mm(image)
+    volume = Volume(_read_data(image, path), affine)
     return volume if mask is None else volume.with_mask(_read_mask(mask, volume))
 
 
@@ -158,8 +221,9 @@ def _read_data(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
 
 def _read_mask(path: str | os.PathLike[str], volume: Volume) -> np.ndarray:
     image = load_nifti(path)
+    affine = affine_in_mm(image)
     data = _read_data(image, path)
-    if not same_grid(data.shape, image.affine, volume.shape, volume.affine):
+    if not same_grid(data.shape, affine, volume.shape, volume.affine):
         raise InputError(
             f"{path}: the mask's grid (shape {data.shape}) is not the image's (shape "
             f"{volume.shape}, or another affine). Resample the mask to the image."

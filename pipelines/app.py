@@ -52,6 +52,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     import psutil
 
+    from .dataset.index import Collection
     from .dataset.records import Finding, ScanRecord
 
 __all__ = ["main", "prepare_environment"]
@@ -69,8 +70,13 @@ SHOWN_PARTICIPANTS = 20
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app on command-line arguments (without the program's name); returns the exit code."""
     prog = "harmonizer" if Path(sys.argv[0]).name == "harmonizer" else "run.py"
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "combat":  # a folder of that name is ./combat
+        from harmonizer import combat_command
+
+        return combat_command.main(argv[1:])
     try:
-        settings = parse(sys.argv[1:] if argv is None else argv, prog)
+        settings = parse(argv, prog)
         prepare_environment(settings)  # first: the checks may import numpy or torch
         check_world(settings)
         run = Run.start(settings)
@@ -182,12 +188,14 @@ class Run:
         useful = "harmonize" in self.settings.planned_stages and self.settings.bids_dir.is_dir()
         if not (needed or useful):
             return ()
-        if needed:
-            self._validate()
         from .dataset.index import collect
 
         collection = collect(self.settings)
-        self._report(collection.findings)
+        findings = list(collection.findings)
+        try:
+            findings += self._validate(collection) if needed else []
+        finally:
+            self._report(findings)
         failed |= {participant(f.scan_id) for f in collection.findings if f.scan_id}
         self._keep_failures(f for f in collection.findings if f.scan_id and f.fatal)
         if not collection.records:
@@ -198,15 +206,17 @@ class Run:
         self._log_sites(collection.records)
         return collection.records
 
-    def _validate(self) -> None:
+    def _validate(self, collection: Collection) -> list[Finding]:
+        """Warnings of the BIDS validator; its errors in files that are read stop the run."""
         from .dataset.checks import require_valid, validator_path
 
         if self.settings.skip_bids_validation:
-            return
+            return []
         if validator_path() is None:
             LOGGER.info("bids-validator-deno is not installed; the dataset is not validated.")
-            return
-        require_valid(self.settings.bids_dir)
+            return []
+        return require_valid(self.settings.bids_dir, collection.images, collection.tables,
+                             session_rows=collection.session_rows)
 
     def _report(self, findings: Iterable[Finding]) -> None:
         """Log what was found at the door, and keep it as a table in OUT/logs."""

@@ -166,9 +166,6 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(DETAIL)}: the method's result as it is, or its change of contrast as "
              "smooth maps on the scan's own voxels, so that invented detail cannot pass "
              "(default: direct)")
-    add("--detail-map", action=Switch,
-        help="also write what guided leaves out (direct minus guided): where the method changed "
-             "more than contrast")
     add("--device", metavar="DEVICE",
         help="auto, cpu, cuda, cuda:N; one that is asked for and missing is an error "
              "(default: auto)")
@@ -199,9 +196,6 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
              "several people (default: auto)")
     add("--compare", action=Switch,
         help="judge all harmonized variants in OUTPUT_DIR side by side")
-    add("--lpips-weights", type=Path, metavar="FILE",
-        help="safetensors file with the weights of LPIPS, see docs/evaluation.md (default: no "
-             "LPIPS; nothing is downloaded)")
     add("--moved-maps", metavar="WHICH",
         help=f"{', '.join(MOVED_MAPS)}: write the map of where anatomy moved, of no image, of "
              "those that the anatomy guard flags, or of every one (default: none)")
@@ -354,9 +348,6 @@ def _check_files(settings: Settings) -> None:
         for target in settings.target:
             if not Path(target).is_file():
                 raise UsageError(f"--target {target}: no such file. Check the path.")
-    if settings.lpips_weights and not settings.lpips_weights.is_file():
-        raise UsageError(f"--lpips-weights {settings.lpips_weights}: no such file. "
-                         "docs/evaluation.md says how it is made.")
     if settings.model and not settings.model.is_dir():
         raise UnavailableError(
             f"--model {settings.model}: no such folder. Expected a fitted model, such as "

@@ -116,8 +116,6 @@ class Settings:
     """auto: one label at several sites is one person; no: they are several people."""
     compare: bool = False
     """Judge every harmonized variant in the output folder side by side, not this desc alone."""
-    lpips_weights: Path | None = None
-    """Safetensors file with the weights of LPIPS; None: no LPIPS (docs/evaluation.md)."""
     moved_maps: str = "none"
     """Images whose map of where anatomy moved is written: none, flagged or all."""
     skull_strip: str = "auto"
@@ -127,8 +125,6 @@ class Settings:
     """Value of the desc entity in the names of the harmonized images."""
     detail: str = "direct"
     """direct: the method's own voxels or map; guided: its change of contrast on the scan's own."""
-    detail_map: bool = False
-    """Write what guided leaves out, direct minus guided, as a map, and summarise it."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
     preset: str | None = None
@@ -442,14 +438,14 @@ def _check_labels(settings: Settings) -> None:
         for label in labels:
             if not re.fullmatch(r"[0-9A-Za-z+]+", label):
                 raise UsageError(
-                    f"{flag} {label!r}: a BIDS label has letters and digits only "
-                    f"(give it with or without {prefix!r})."
+                    f"{flag} {label!r}: a BIDS label has letters, digits and '+' "
+                    f"only (give it with or without {prefix!r})."
                 )
 
 
 def _check_desc(settings: Settings) -> None:
-    if not re.fullmatch(r"[0-9A-Za-z]+", settings.desc):
-        raise UsageError(f"--desc {settings.desc!r}: expected letters and digits only.")
+    if not re.fullmatch(r"[0-9A-Za-z+]+", settings.desc):
+        raise UsageError(f"--desc {settings.desc!r}: expected letters, digits and '+' only.")
     if settings.desc in RESERVED_DESCS:
         raise UsageError(
             f"--desc {settings.desc!r} names our own preprocessed images and masks. Give another."

@@ -57,9 +57,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--moved-maps", choices=["none", "flagged", "all"], default="none",
                       help="write OUT/moved/METHOD/NAME_moved.nii.gz: where an image differs from "
                       "its source by more than contrast, in shares of its range (default: none)")
-    made.add_argument("--lpips-weights", type=Path, metavar="FILE",
-                      help="safetensors file with the weights of LPIPS (docs/evaluation.md); "
-                      "without, no LPIPS")
     made.add_argument("--permutations", type=int, default=200, help="shuffles per chance level")
     made.add_argument("--nprocs", type=int, default=1, help="processes")
     made.add_argument("--random-seed", type=int, default=1)
@@ -79,7 +76,7 @@ def run(given: argparse.Namespace) -> Ruling:
     with phases("evaluate") as progress:
         ruling = referee(before, after, given.target, covariates=given.covariates,
                          reference_site=given.reference_site, travelling=given.traveling,
-                         segment=segment, lpips=given.lpips_weights,
+                         segment=segment,
                          permutations=given.permutations, workers=given.nprocs, progress=progress,
                          cache=given.out / "cache", seed=given.random_seed)
     before.to_tsv(given.out / "cohort.tsv")

@@ -122,7 +122,7 @@ def _mask_of(name: str, image: Path, given: Mapping[str, Path] | None, scratch: 
 
 
 def _scan(name: str, image: Path, mask: Path, row: Mapping[str, str]) -> Scan:
-    labels = dict(re.findall(r"(sub|ses)-([a-zA-Z0-9]+)", name))
+    labels = dict(re.findall(r"(sub|ses)-([a-zA-Z0-9+]+)", name))
     who = row.get("subject") or row.get("participant_id", "").removeprefix("sub-")
     modality = name.rsplit("_", 1)[-1] if "_" in name else "image"
     return Scan(

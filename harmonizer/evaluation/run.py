@@ -98,7 +98,6 @@ class Trial:
     permutations: int
     segment: Segment | None = None
     cache: Path | None = None
-    lpips: Path | None = None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     features: Mapping[str, Features] = field(default_factory=dict)
     numbers: Mapping[str, Numbers] = field(default_factory=dict)
@@ -122,7 +121,6 @@ def referee(
     target_quantiles: Mapping[str, np.ndarray] | None = None,
     fitted_on: Mapping[str, Sequence[str]] | None = None,
     combat: bool = True,
-    lpips: Path | None = None,
     permutations: int = PERMUTATIONS,
     workers: int = 1,
     progress: Progress | None = None,
@@ -147,7 +145,6 @@ def referee(
     fitted_on : method -> people it was fitted on; named in the table, and where they are judged too
         the row says so.
     combat : add ComBat on the same features, fitted on other people than it is judged on.
-    lpips : weights for LPIPS of travelling people (see `perceptual`); without, no LPIPS.
     permutations : shuffles for each chance level.
     workers : processes for what is done scan by scan; each holds one pair of volumes.
     progress : called with (what is being done, jobs done, jobs in all).
@@ -168,7 +165,6 @@ def referee(
         for modality in dict.fromkeys(scan.modality for scan in cohort):
             trial = _trial(cohort.of_modality(modality), variants, target, reference_site,
                            tuple(covariates), travelling, seed, permutations, segment, cache)
-            trial = replace(trial, lpips=lpips)
             trial = _opened(trial, priors, target_quantiles, combat, working)
             rulings.append(_judged(trial, dict(fitted_on or {}), working))
     return _joined(rulings)
@@ -411,12 +407,12 @@ def _pair_table(trial: Trial, goal: str, ranges: Mapping[str, float],
                 maps: Mapping[str, tuple[float, float]] | None = None) -> Metrics:
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
-    key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps, trial.lpips,
+    key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps,
                    [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
     label = f"{trial.modality} pairs {backend or ('before' if maps is None else RESCALED)}"
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
         trial.before, after, trial.target, ranges, backend=backend, maps=maps, to=goal,
-        lpips=trial.lpips, mapper=working(label))])
+        mapper=working(label))])
     return Metrics(tuple(Metric(**row) for row in rows))
 
 

@@ -100,10 +100,6 @@ MEASURES = {
                     "0 to infinity"),
     "mae": Measure("Mean absolute difference inside the mask over R", "R", "lower",
                    "0 to infinity"),
-    "lpips": Measure(
-        "Learned perceptual image patch similarity of slices in three planes (AlexNet, weights "
-        "named by the user)", "1", "lower", "0 to about 1",
-        "Zhang et al. 2018, doi:10.1109/CVPR.2018.00068"),
     "intensity_range": Measure(
         "R: the 99.5th minus the 0.5th percentile of the target's mean in-mask quantile function; "
         "one number for the whole study and modality",

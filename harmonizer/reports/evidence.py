@@ -29,7 +29,7 @@ WORDS = {  # test -> what a reader is told beside the large number
 }
 PERCENT = ("identification", "source_identification", "anatomy_flagged")
 MOST_EFFECTS = 3  # drawn on a card
-ORDER = ("psnr", "ssim", "ms_ssim", "rmse", "mae", "lpips")
+ORDER = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 TISSUES = ("brain", "CSF", "GM", "WM")
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from harmonizer.errors import InputError
-from harmonizer.volume import load_nifti, same_grid
+from harmonizer.volume import affine_in_mm, load_nifti, same_grid
 
+from .annex import FETCH, is_unfetched
 from .records import Finding, entities_of
 
 __all__ = ["check_derivatives", "find_precomputed", "same_voxels"]
@@ -74,7 +75,7 @@ def same_voxels(image: Any, other: Any) -> bool:
     if len(image.shape) < 3 or len(other.shape) < 3:
         return False
     first, second = as_closest_canonical(image), as_closest_canonical(other)
-    return same_grid(first.shape[:3], first.affine, second.shape[:3], second.affine)
+    return same_grid(first.shape[:3], affine_in_mm(first), second.shape[:3], affine_in_mm(second))
 
 
 def _tails(modality: str) -> dict[str, tuple[str, ...]]:
@@ -91,7 +92,7 @@ def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
     folder = root.joinpath(f"sub-{entities['sub']}", *session, "anat")
     paths = (folder / f"{stem}_{tail}{ext}" for tail in tails for ext in EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if path.is_file() or is_unfetched(path)), None)
 
 
 def _is_of(path: Path, kind: str, modality: str) -> bool:
@@ -117,6 +118,8 @@ def _sources(path: Path) -> list[str]:
 
 
 def _grid_problem(path: Path, image: Path) -> Finding | None:
+    if is_unfetched(path):
+        return Finding(path, "is not used: it was not fetched", FETCH)
     try:
         if same_voxels(load_nifti(path), load_nifti(image)):
             return None

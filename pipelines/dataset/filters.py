@@ -28,8 +28,9 @@ def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
     """Queries by lower-case modality from a BIDS filter file, with pybids' values.
 
     The file is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
-    "session": "*"}}`; null means that the entity is absent, "*" that it is there. Queries for
-    other data (bold, fmap, ...) are left out.
+    "session": "*"}}`; null means that the entity is absent, "*" that it is there, and a list that
+    it has one of the values or, with null in it, is absent. Queries for other data (bold, fmap,
+    ...) are left out.
 
     Raises
     ------
@@ -70,9 +71,10 @@ def _is_one(value: Any) -> bool:
 
 
 def _is_list(values: list[Any]) -> bool:
-    """Of texts or of numbers: pybids compares all as one kind, and knows no absence in a list."""
-    texts = [isinstance(value, str) for value in values]
-    return all(map(_is_one, values)) and "*" not in values and len(set(texts)) == 1
+    """Of texts or of numbers, which pybids compares as one kind, and perhaps null."""
+    given = [value for value in values if value is not None]
+    texts = [isinstance(value, str) for value in given]
+    return all(map(_is_one, given)) and "*" not in given and len(set(texts)) == 1
 
 
 def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
@@ -82,4 +84,6 @@ def _pybids_query(query: dict[str, Any]) -> dict[str, Any]:
 def _pybids_value(value: Any) -> Any:
     from bids.layout import Query
 
+    if isinstance(value, list):
+        return [_pybids_value(item) for item in value]
     return Query.NONE if value is None else Query.ANY if value == "*" else value

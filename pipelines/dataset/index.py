@@ -22,11 +22,16 @@ from harmonizer.errors import InputError, UsageError
 from harmonizer.files import write_json
 
 from ..settings import Settings
+from .annex import FETCH, is_unfetched
 from .checks import check_header, check_name, duplicate_names, same_content
+from .choice import choose_images
 from .derivatives import check_derivatives, find_precomputed
 from .filters import load_filters
+from .ignore import BidsIgnore
+from .labels import subject_labels
+from .participants import check_participants
 from .records import Finding, ScanRecord, entities_of, split_name
-from .sidecars import merged_metadata
+from .sidecars import applicable_sidecars, merged_metadata
 from .sites import SiteFinder, site_warnings
 from .tables import Tables
 
@@ -41,6 +46,11 @@ DATABASE_FILE = "layout_index.sqlite"
 DATABASE_NOTE = "harmonizer_index.json"
 NOT_SUBJECTS = re.compile(r"^/(?!sub-)")
 NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-|anat(?:/|$))[^/]+")
+SHOWN = 5
+UNIT1_REMEDY = (
+    "Their background is noise and their contrast another one: remove the background (for example "
+    "with 3dMPRAGEise of AFNI, or the scanner's denoised reconstruction) and add the result to the "
+    "dataset as sub-X_acq-mp2rage_T1w.nii.gz.")
 HIDDEN = re.compile(r"/\.")
 
 
@@ -52,6 +62,12 @@ class Collection:
     """Usable scans, sorted by scan_id."""
     findings: tuple[Finding, ...]
     """Fatal ones name the scan that was left out; the others are warnings."""
+    images: tuple[Path, ...] = ()
+    """All images that were chosen, usable or not."""
+    tables: tuple[Path, ...] = ()
+    """Tables of participants and sessions, and their dictionaries, as far as they may exist."""
+    session_rows: bool = False
+    """Whether participants.tsv has a row for each session."""
 
 
 def collect(settings: Settings) -> Collection:
@@ -60,19 +76,76 @@ def collect(settings: Settings) -> Collection:
     Raises
     ------
     InputError
-        If no image fits the request, or the pybids database cannot be used.
+        If no image fits the request, participants.tsv fits no participant, or the pybids database
+        cannot be used.
     UsageError
         If the filter file is wrong.
     """
-    images = find_images(open_layout(settings), settings)
+    found = find_images(open_layout(settings), settings)
+    ignore = BidsIgnore(settings.bids_dir)
+    listed = [image for image in found if not ignore.ignores(image[1])]
+    filters = load_filters(settings.bids_filter_file)
+    images, notes = choose_images(listed, filters, settings.bids_dir)
+    notes += _ignored([path for _, path in found if ignore.ignores(path)], settings)
+    lacking = _without_images(images, ignore, settings)
     if not images:
-        raise InputError(_nothing_found(settings))
+        raise InputError(" ".join([_nothing_found(settings), *map(_sentence, notes + lacking)]))
     tables = Tables(settings.bids_dir)
     finder = SiteFinder(tables, settings.site_from, settings.site_column, settings.site)
+    notes += lacking + check_participants(tables, subject_labels(settings.bids_dir),
+                                          _scans(images), settings)
     made = list(_records(images, finder, settings))
     records = tuple(item for item in made if isinstance(item, ScanRecord))
-    findings = dict.fromkeys(_findings(made, records, images, finder, settings))
-    return Collection(records, tuple(findings))
+    findings = dict.fromkeys([*notes, *_findings(made, records, images, finder, settings)])
+    return Collection(records, tuple(findings), tuple(path for _, path in images),
+                      _tables_of(tables, images), tables.has_session_rows)
+
+
+def _scans(images: list[tuple[str, Path]]) -> set[tuple[str, str | None]]:
+    """(participant, session) of images."""
+    entities = (entities_of(path.name) for _, path in images)
+    return {(one["sub"], one.get("ses")) for one in entities}
+
+
+def _tables_of(tables: Tables, images: list[tuple[str, Path]]) -> tuple[Path, ...]:
+    paths = [tables.participants_path]
+    paths += [tables.sessions_path(subject) for subject in sorted({s for s, _ in _scans(images)})]
+    return tuple(path.with_suffix(suffix) for path in paths for suffix in (".tsv", ".json"))
+
+
+def _ignored(paths: list[Path], settings: Settings) -> list[Finding]:
+    """A warning about images that .bidsignore takes out."""
+    if not paths:
+        return []
+    shown = ", ".join(path.name for path in paths[:SHOWN])
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return [Finding(settings.bids_dir / ".bidsignore", f"{len(paths)} images are not used, because "
+                    f"they are listed here: {shown}{more}", "Remove their lines to use them.")]
+
+
+def _without_images(
+    images: list[tuple[str, Path]], ignore: BidsIgnore, settings: Settings
+) -> list[Finding]:
+    """A warning about participants with MP2RAGE (UNIT1) images and no T1w."""
+    if "T1w" not in settings.modalities or settings.session_label:
+        return []
+    root, chosen = settings.bids_dir, {s for s, _ in _scans(images)}
+    asked = settings.participant_label or subject_labels(root)
+    folders = (root / f"sub-{label}" for label in sorted(set(asked) - chosen))
+    paths = [path for folder in folders for pattern in ("anat", "ses-*/anat")
+             for path in folder.glob(f"{pattern}/*_UNIT1.nii*") if not ignore.ignores(path)]
+    if not paths:
+        return []
+    labels = sorted({entities_of(path.name).get("sub", "?") for path in paths})
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    return [Finding(root, f"{len(labels)} participants have MP2RAGE images (UNIT1), which are not "
+                    f"supported, and no T1w that is used: "
+                    f"{', '.join(f'sub-{label}' for label in labels[:SHOWN])}{more}", UNIT1_REMEDY)]
+
+
+def _sentence(finding: Finding) -> str:
+    """A finding without the path, for the end of a message that names it."""
+    return f"{finding.finding[0].upper()}{finding.finding[1:]}. {finding.remedy}"
 
 
 def _findings(
@@ -114,10 +187,13 @@ def _record(
     stem, suffix, _ = split_name(path.name)
     entities = entities_of(path.name)
     subject, session = entities["sub"], entities.get("ses")
+    if broken := _sessions_problem(path, subject, session, finder, settings):
+        yield _fatal(broken, path)
+        return
     try:
         metadata = merged_metadata(path, settings.bids_dir)
     except InputError as error:
-        yield _fatal(Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar."), path)
+        yield _fatal(_sidecar_problem(path, error, settings), path)
         return
     site = finder.find(subject, session, metadata)
     if site is None:
@@ -132,6 +208,26 @@ def _record(
         modality=modality, path=path, site=site.label, site_source=site.source,
         metadata=metadata, covariates=covariates, precomputed=precomputed,
     )
+
+
+def _sidecar_problem(path: Path, error: InputError, settings: Settings) -> Finding:
+    """Why an image's sidecars cannot be read."""
+    absent = [s for s in applicable_sidecars(path, settings.bids_dir) if is_unfetched(s)]
+    if absent:
+        return Finding(path, f"its sidecar {absent[0]} was not fetched", FETCH)
+    return Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar.")
+
+
+def _sessions_problem(
+    path: Path, subject: str, session: str | None, finder: SiteFinder, settings: Settings
+) -> Finding | None:
+    """A sessions table that is there and cannot be read: another source may name another site."""
+    table = finder.tables.sessions_path(subject)
+    needed = session and not settings.site and settings.site_from in ("auto", "sessions")
+    if not needed or finder.tables.sessions(subject) or not finder.tables.is_broken(table):
+        return None
+    broken = next(f for f in finder.tables.findings if f.path == table)
+    return Finding(path, f"its sessions table {table} {broken.finding}", broken.remedy)
 
 
 def _fatal(finding: Finding, path: Path) -> Finding:

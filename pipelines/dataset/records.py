@@ -39,7 +39,7 @@ class ScanRecord:
     path: Path
     """Absolute path of the raw image."""
     site: str
-    """Label of the site: letters, digits, '.', '_', '-'."""
+    """Label of the site: letters, digits, '.', '_', '-', '+'."""
     site_source: str
     """Provenance of the site, such as 'participants.tsv: site = NYU'."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -18,7 +18,7 @@ from harmonizer.files import read_json
 
 from .records import entities_of, split_name
 
-__all__ = ["merged_metadata", "applicable_sidecars"]
+__all__ = ["applicable_sidecars", "applies_to", "merged_metadata"]
 
 
 def merged_metadata(image: Path, root: Path) -> dict[str, Any]:
@@ -36,13 +36,20 @@ def merged_metadata(image: Path, root: Path) -> dict[str, Any]:
     return merged
 
 
+def applies_to(sidecar: Path, image: Path, root: Path) -> bool:
+    """Whether a JSON file of the dataset applies to an image, from their names alone."""
+    suffix = split_name(image.name)[1]
+    fits = sidecar.name == f"{suffix}.json" or sidecar.name.endswith(f"_{suffix}.json")
+    return (fits and image.is_relative_to(sidecar.parent) and sidecar.is_relative_to(root)
+            and entities_of(sidecar.name).items() <= entities_of(image.name).items())
+
+
 def applicable_sidecars(image: Path, root: Path) -> Iterator[Path]:
     """The JSON files that apply to `image`, the most general first."""
     _, suffix, _ = split_name(image.name)
-    wanted = entities_of(image.name).items()
     for folder in _way_down(image.parent, root):
-        names = [*folder.glob(f"*_{suffix}.json"), *folder.glob(f"{suffix}.json")]
-        fitting = [p for p in names if entities_of(p.name).items() <= wanted]
+        names = folder.glob(f"*{suffix}.json")  # a pattern, which also finds broken links
+        fitting = [path for path in names if applies_to(path, image, root)]
         yield from sorted(fitting, key=lambda p: (len(entities_of(p.name)), p.name))
 
 

@@ -78,7 +78,7 @@ class SiteFinder:
             return Site(clean_label(self.forced), f"--site {self.forced}")
         readers = {
             "sessions": lambda: self._from_sessions(subject, session),
-            "participants": lambda: self._from_participants(subject),
+            "participants": lambda: self._from_participants(subject, session),
             "ses": lambda: _from_session_label(session),
             "sidecar": lambda: sidecar_site(metadata),
         }
@@ -101,8 +101,8 @@ class SiteFinder:
         value = cell(self.tables.session_row(subject, session), self.column)
         return self._table_site(value, self.tables.sessions_path(subject).name)
 
-    def _from_participants(self, subject: str) -> Site | None:
-        value = cell(self.tables.participants.get(subject, {}), self.column)
+    def _from_participants(self, subject: str, session: str | None) -> Site | None:
+        value = cell(self.tables.participant_row(subject, session), self.column)
         return self._table_site(value, "participants.tsv")
 
     def _table_site(self, value: str | None, table: str) -> Site | None:

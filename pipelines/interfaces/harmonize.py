@@ -48,7 +48,6 @@ class _HarmonizeInputSpec(InputSpec):
     source_sha256 = traits.Str(mandatory=True, desc="names the preprocessed image")
     detail = traits.Enum("direct", "guided", usedefault=True, desc="whose voxels: the method's map "
                          "or result, or its change of contrast on the scan's own")
-    detail_map = traits.Bool(False, usedefault=True, desc="write direct minus guided")
     covariates = traits.Dict(usedefault=True, desc="what is known of the person")
     desc = traits.Str(mandatory=True, desc="desc entity of the results")
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="where networks run")
@@ -89,12 +88,11 @@ class Harmonize(ExplainedInterface):
             covariates=inputs.covariates, tissues=tissues,
             checkpoint_folder=Path(inputs.scratch))
         facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
-        if inputs.detail == "guided" or inputs.detail_map:
+        if inputs.detail == "guided":
             guided, summary = self._guided(paths, change, volume, tissues)
             facts["DirectMinusGuided"] = summary
-            if inputs.detail == "guided":
-                facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
-                change = guided
+            facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
+            change = guided
         after = apply_with_head(change, volume)
         if backend.region != "brain":
             facts["Region"] = backend.region
@@ -125,15 +123,7 @@ class Harmonize(ExplainedInterface):
         shares = (shares_of(tissues, volume) if tissues
                   else shares_with(DEFAULT_SEGMENTER, volume))
         change = guide(volume, method, shares)
-        difference, summary = left_out(method, change.apply(volume))
-        if self.inputs.detail_map:
-            goal = paths.left_out(self.inputs.desc)
-            write_volume(goal, volume.with_data(difference), code=4)
-            write_json(sidecar(goal), {
-                "Description": "what the method changed beyond smooth maps of contrast: its own "
-                               "result minus the guided one", "Units": "arbitrary",
-                **sidecars.space(True, paths.resolution), **summary})
-        return change, summary
+        return change, left_out(method, change.apply(volume))[1]
 
     def _save_spread(self, paths: ScanPaths, spread: Volume) -> None:
         """How far apart the images are whose mean this one is."""

@@ -14,7 +14,7 @@ from harmonizer.files import read_json
 from harmonizer.template import TEMPLATE
 
 from .heads import mask_of
-from .names import ScanPaths, sidecar
+from .names import ScanPaths, node_name, sidecar
 
 __all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
 
@@ -39,7 +39,7 @@ class Preprocessed:
     @property
     def name(self) -> str:
         """Name of the scan's workflow: letters, digits and underscores."""
-        return "scan_" + self.scan_id.replace("-", "_")
+        return node_name(self.scan_id)
 
 
 def find_preprocessed(

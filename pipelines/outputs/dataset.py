@@ -6,14 +6,14 @@ whoever writes it: they hold no time and nothing of a single participant.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harmonizer import __version__
-from harmonizer.files import atomic_path, read_json, write_json, write_text
+from harmonizer.files import atomic_path, decode_text, read_json, write_json, write_text
 
 __all__ = ["NAME", "CODE_URL", "write_dataset_files"]
 
@@ -24,7 +24,7 @@ BIDS_VERSION = "1.10.0"
 IGNORED = (
     "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
     "group_*", "models", "models/**", "**/.tmp-*",
-    "**/*_leftout.*", "**/*_moved.*", "**/*_spread.*",
+    "**/*_moved.*", "**/*_spread.*",
 )
 
 README = """\
@@ -69,8 +69,17 @@ def write_dataset_files(
     if raw is not None:
         for name in ("participants.tsv", "participants.json"):
             if (raw / name).is_file():
-                with atomic_path(out / name) as temporary:
-                    shutil.copyfile(raw / name, temporary)
+                _copy_text(raw / name, out / name)
+
+
+def _copy_text(source: Path, goal: Path) -> None:
+    """Copy a text file as UTF-8, as BIDS wants it; one in no known encoding as it is."""
+    content = source.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):
+        text, encoding = decode_text(content)
+        content = text.encode() if encoding != "utf-8" else content
+    with atomic_path(goal) as temporary:
+        temporary.write_bytes(content)
 
 
 def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -> dict[str, Any]:

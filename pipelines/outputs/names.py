@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harmonizer.template import TEMPLATE
 
-__all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "resolution_of"]
+__all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "node_name", "resolution_of"]
 
 LOGS = "logs"
 MODELS = "models"
@@ -22,6 +22,17 @@ TISSUES = ("CSF", "GM", "WM")
 def resolution_of(sloppy: bool) -> int:
     """Voxel size of the template grid, mm: 1, or 2 in a sloppy run."""
     return 2 if sloppy else 1
+
+
+def node_name(scan_id: str) -> str:
+    """Name of a scan's workflow. Nipype allows letters, digits and underscores only.
+
+    BIDS labels have letters, digits and plus signs, so no two scans share a name.
+
+    >>> node_name("sub-01_acq-a+b_T1w")
+    'scan_sub_01_acq_a__b_T1w'
+    """
+    return "scan_" + scan_id.replace("-", "_").replace("+", "__")
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,6 @@ class ScanPaths:
     def image(self, desc: str, *, template: bool = False) -> Path:
         """Image of a desc (``preproc``, ``harmonized``), native or on the template grid."""
         return self._anat(f"{self._space(template)}_desc-{desc}_{self.modality}.nii.gz")
-
-    def left_out(self, desc: str) -> Path:
-        """Map of direct minus guided of a desc, on the template grid."""
-        return self._anat(f"{self._space(True)}_desc-{desc}_leftout.nii.gz")
 
     def spread(self, desc: str) -> Path:
         """Map of the standard deviation over what was drawn for the image of a desc."""

@@ -6,6 +6,7 @@ input and seed give the same bytes. What varies is in ``logs/``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,12 @@ def harmonized(
 
 
 def relative_uri(raw: Path, path: Path) -> str:
-    """``bids:raw:sub-...`` of a file inside the raw dataset; the bare name of one outside."""
-    if path.resolve().is_relative_to(raw.resolve()):
-        return f"bids:raw:{path.resolve().relative_to(raw.resolve()).as_posix()}"
+    """``bids:raw:sub-...`` of a file inside the raw dataset; the bare name of one outside.
+
+    The file itself is not resolved: in a DataLad dataset it is a link into ``.git/annex``.
+    """
+    for inside, root in ((Path(os.path.abspath(path)), Path(os.path.abspath(raw))),
+                         (path.parent.resolve() / path.name, raw.resolve())):
+        if inside.is_relative_to(root):
+            return f"bids:raw:{inside.relative_to(root).as_posix()}"
     return path.name

@@ -186,7 +186,7 @@ def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[
             travelling=settings.traveling,
             segment=None if settings.sloppy else NetworkSegmenter(quick=True),
             priors=tissue_priors(resolution_of(settings.sloppy)),
-            fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
+            fitted_on=_fitted_on(settings, variants, before),
             permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
             workers=_workers(settings, scans), progress=progress,
             cache=settings.work_dir / "referee", seed=settings.random_seed)

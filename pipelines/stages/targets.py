@@ -51,9 +51,9 @@ class Aim:
 
 def require_brains(settings: Settings, region: str) -> None:
     """Guided results are made of the brain's tissues; UsageError where whole heads are changed."""
-    if region != "brain" and (settings.detail == "guided" or settings.detail_map):
+    if region != "brain" and settings.detail == "guided":
         raise UsageError(f"{settings.backend} is to harmonize whole heads (region={region}), and "
-                         "--detail guided and --detail-map are made of the brain's tissues. Leave "
+                         "--detail guided is made of the brain's tissues. Leave "
                          "them out, or take region=brain.")
 
 

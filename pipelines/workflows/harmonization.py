@@ -113,8 +113,6 @@ def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str
         Nothing is overwritten that another choice of method or target made.
     """
     images = [item.paths.image(settings.desc, template=t) for t in (False, True)]
-    if settings.detail_map and not item.paths.left_out(settings.desc).is_file():
-        return False
     if not all(path.is_file() and sidecar(path).is_file() for path in images):
         return False
     content = read_json(sidecar(images[1]))
@@ -175,11 +173,11 @@ def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[
         model_sha256=key["model"], card=str(aim.card), card_sha256=key["card"],
         source_sha256=key["source"], desc=settings.desc, device=device,
         scratch=str(_scratch(settings, item, key)),
-        detail=settings.detail, detail_map=settings.detail_map,
+        detail=settings.detail,
         covariates={**item.scan.covariates, "age": item.scan.age, "sex": item.scan.sex},
         use_gpu=device.startswith("cuda"), seed=settings.random_seed),
         name="harmonize", n_procs=1,
-        mem_gb=SEGMENTING_GB if settings.detail == "guided" or settings.detail_map else MAPPING_GB)
+        mem_gb=SEGMENTING_GB if settings.detail == "guided" else MAPPING_GB)
     draw = Node(DrawHarmonized(**place, desc=settings.desc, target=aim.label,
                                target_quantiles=bands), name="draw", mem_gb=0.7)
     change.overwrite = draw.overwrite = True  # they write into the output folder, not a cache

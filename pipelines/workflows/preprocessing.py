@@ -26,7 +26,7 @@ from harmonizer.files import read_json, sha256_of, write_json
 from ..dataset.records import ScanRecord
 from ..outputs import sidecars
 from ..outputs.figures import figures_index
-from ..outputs.names import TISSUES, ScanPaths, resolution_of, sidecar
+from ..outputs.names import TISSUES, ScanPaths, node_name, resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, log_path, read_log, write_log
 from ..settings import Settings
 from .engine import Failure, execute
@@ -57,7 +57,7 @@ class Job:
     @property
     def name(self) -> str:
         """Name of the scan's workflow: letters, digits and underscores."""
-        return "scan_" + self.scan_id.replace("-", "_")
+        return node_name(self.scan_id)
 
     @property
     def scan_id(self) -> str:

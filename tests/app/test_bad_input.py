@@ -210,10 +210,14 @@ def test_an_output_that_is_a_file(study: Study, tmp_path: Path) -> None:
     (SITES, 0, ["One T1w scan alone at NYU"]),
     ("site\nNYU\n", 65, ["expected a column 'participant_id'"]),
     (SITES.replace("\t", ","), 65, ["separated by tabs"]),
-    (SITES.encode("utf-16"), 65, ["Save it as UTF-8"]),
+    (SITES.encode("utf-16"), 0, ["Save it as UTF-8", "KKI 2, NYU 1"]),
+    (SITES.replace("sub-0", ""), 65,
+     ["names sub-1, sub-2, sub-3", "Write sub-01 where it has '1'"]),
+    (SITES.replace("sub-03\tKKI\n", "sub-9\tKKI\n"), 1,
+     ["1 of 3 participants with images have no row: sub-03", "have a row and no folder: sub-9"]),
     (SITES.replace("sub-03\tKKI", "sub-03"), 1, ["row 4 has 1 cells", "failed: sub-03"]),
 ], ids=["no table", "n/a", "conflict", "case", "spelling", "one site", "lone scan", "no id",
-        "commas", "UTF-16", "short row"])
+        "commas", "UTF-16", "no zeros", "other labels", "short row"])
 def test_sites(study: Study, table: str | bytes | None, code: int, words: list[str]) -> None:
     path = study.root / "participants.tsv"
     if table is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_table_round_trip(cohort, tmp_path):
     assert again.scans[0].covariates == {"group": "HC"}
     assert (again.scans[0].age, again.scans[0].sex, again.scans[0].session) == (31.5, "F", None)
     assert again.scans[0].image == tmp_path / "sub-A0_T1w.nii.gz"
+
+
+@pytest.mark.parametrize("name", ["site", "image", "Scan_ID"])
+def test_a_covariate_never_makes_a_second_column_of_one_name(cohort, tmp_path, name):
+    clashing = Cohort(tuple(replace(scan, covariates={name: "x"}) for scan in cohort))
+    with pytest.raises(InputError, match=f"covariates {name} have names of the table's own"):
+        clashing.to_tsv(tmp_path / "cohort.tsv")
+    assert not (tmp_path / "cohort.tsv").exists()
 
 
 def test_scans_travel_to_other_processes(cohort, tmp_path):

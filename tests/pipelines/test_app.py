@@ -135,8 +135,11 @@ def test_no_usable_image_is_65(make_tree: Any, workflows: Workflows) -> None:
 def test_an_invalid_dataset_is_65(
     make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pipelines.dataset.checks import Issue
+
     root = make_tree(TREE)
-    monkeypatch.setattr("pipelines.dataset.checks.validate_bids", lambda root: ["BAD_NAME: /x"])
+    monkeypatch.setattr("pipelines.dataset.checks.validate_bids",
+                        lambda root: [Issue("BAD_NAME", "/participants.tsv", "BAD_NAME: /x")])
     monkeypatch.setattr("pipelines.dataset.checks.validator_path", lambda: "/validator")
     assert run(root, "--no-skip-bids-validation") == 65
     assert "BAD_NAME: /x" in logs(root, "run")[0]

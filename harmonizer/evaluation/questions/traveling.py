@@ -21,7 +21,6 @@ from ...cohort import Cohort, Scan
 from ...errors import InputError
 from ...volume import Volume
 from ..metrics import image as near
-from ..metrics.perceptual import load_lpips
 from ..statistics.resampling import (
     Test,
     bootstrap_interval,
@@ -37,7 +36,7 @@ __all__ = ["Pair", "Icc", "travellers", "rescans", "site_pairs", "compare_images
            "PAIR_MEASURES"]
 
 RESCALED = "rescaled"
-PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae", "lpips")  # the last on request
+PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 FEWEST_PEOPLE = 3
 CONSTANT = 1e-6  # standard deviation over mean below which a feature is the same for all
 
@@ -80,12 +79,10 @@ def site_pairs(cohort: Cohort) -> tuple[Pair, ...]:
                  for one in sorted(here) for two in sorted(here) if one != two)
 
 
-def compare_images(first: Volume, second: Volume, data_range: float, lpips: Path | None = None
-                   ) -> dict[str, float]:
+def compare_images(first: Volume, second: Volume, data_range: float) -> dict[str, float]:
     """PSNR, SSIM, MS-SSIM, RMSE and MAE of two images of one person on one grid.
 
-    Inside the intersection of both masks; ``data_range`` R is one number for the whole study. With
-    ``lpips``, its weights (see `perceptual`), also LPIPS.
+    Inside the intersection of both masks; ``data_range`` R is one number for the whole study.
     InputError for other grids or masks that do not meet.
     """
     if first.mask is None or second.mask is None or not first.same_grid(second):
@@ -95,9 +92,6 @@ def compare_images(first: Volume, second: Volume, data_range: float, lpips: Path
     values = {"psnr": near.psnr(*given), "ssim": near.ssim(*given),
               "ms_ssim": near.ms_ssim(*given)[0], "rmse": near.rmse(*given),
               "mae": near.mae(*given)}
-    if lpips is not None:
-        x, y, z = (float(v) for v in first.spacing)
-        values["lpips"] = load_lpips(lpips)(*given, (x, y, z))
     return values
 
 
@@ -110,7 +104,6 @@ def pair_metrics(
     backend: str = "",
     maps: Mapping[str, tuple[float, float]] | None = None,
     to: str = "",
-    lpips: Path | None = None,
     mapper: Callable[..., Iterable] = map,
 ) -> Metrics:
     """Rows of every travelling pair, before harmonization or, where ``after`` is given, after.
@@ -119,7 +112,7 @@ def pair_metrics(
     ``maps``: scan_id -> gain and offset, applied to unharmonized images: what no more than a linear
     map per scan reaches (stage ``rescaled``).
     ``data_range``: R by modality. ``site`` of a row is the first site, ``reference`` the second.
-    ``to``: keep to pairs that end at that site. ``lpips``: as in `compare_images`. ``mapper``:
+    ``to``: keep to pairs that end at that site. ``mapper``:
     ``map``, or one with its signature that spreads pairs over processes. Two volumes are in memory
     for each; the measures are symmetric, so an ordered pair of which both images were seen the
     other way round is not computed twice.
@@ -134,7 +127,7 @@ def pair_metrics(
             continue
         key = frozenset(str(scan.image) for scan in images)
         jobs.setdefault(key, (images, data_range[pair.first.modality], tuple(
-            None if maps is None else maps[scan.scan_id] for scan in images), lpips))
+            None if maps is None else maps[scan.scan_id] for scan in images)))
         pairs.append((pair, key))
     done = dict(zip(jobs, mapper(_compared, jobs.values())))
     rows = [row for pair, key in pairs for row in _pair_rows(pair, done[key])]
@@ -147,9 +140,9 @@ _Comparison = tuple[tuple[Scan, Scan], float, tuple[Any, Any], "Path | None"]
 
 
 def _compared(job: _Comparison) -> dict[str, float]:
-    """Two images, read and compared; R; a gain and an offset for each, or None; LPIPS's weights."""
-    images, scale, maps, lpips = job
-    return compare_images(*(_read(scan, one) for scan, one in zip(images, maps)), scale, lpips)
+    """Two images, read and compared; R; a gain and an offset for each, or None."""
+    images, scale, maps = job
+    return compare_images(*(_read(scan, one) for scan, one in zip(images, maps)), scale)
 
 
 def _read(scan: Scan, linear: tuple[float, float] | None) -> Volume:
@@ -194,9 +187,7 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
     Holm-corrected. ``target``: keep to pairs that end there.
     """
     tests: list[Test] = []
-    asked = [name for name in PAIR_MEASURES
-             if name != "lpips" or any(len(rows.select(measure=name)) for rows in tables.values())]
-    for measure in asked:
+    for measure in PAIR_MEASURES:
         means = {name: person_means(table, measure, target) for name, table in tables.items()}
         tests += [_mean_test(measure, name, values, seed) for name, values in means.items()]
         names = list(means)

@@ -191,7 +191,6 @@ def bootstrap_interval(
     subjects: Sequence[str],
     *,
     draws: int = DRAWS,
-    method: str = "percentile",
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[float, float]:
@@ -201,8 +200,6 @@ def bootstrap_interval(
     ----------
     statistic : takes row indices (m,) and who each row belongs to (m,), returns the number.
     subjects : one label per row.
-    method : "percentile", or "bca" for the bias-corrected and accelerated interval
-        (Efron 1987, doi:10.1080/01621459.1987.10478410), acceleration by leaving out one person.
 
     (NaN, NaN) with fewer than 3 people, or where most draws have no value.
     """
@@ -215,28 +212,8 @@ def bootstrap_interval(
     if len(drawn) < draws / 2:
         return math.nan, math.nan
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if method == "bca":
-        tails = _bca_tails(statistic, labels, drawn, tails)
     low, high = np.quantile(drawn, tails)
     return float(low), float(high)
-
-
-def _bca_tails(statistic: Callable[[np.ndarray, np.ndarray], float], labels: np.ndarray,
-               drawn: np.ndarray, tails: np.ndarray) -> np.ndarray:
-    """The two shares of the drawn numbers that bound the BCa interval, Efron 1987 eq. 2.3."""
-    from scipy.stats import norm
-
-    everyone = np.unique(labels, return_inverse=True)[1]
-    observed = statistic(np.arange(len(labels)), everyone)
-    left_out = np.array([statistic(np.flatnonzero(everyone != i), everyone[everyone != i])
-                         for i in range(everyone.max() + 1)])
-    pull = left_out.mean() - left_out
-    scale = 6 * np.sum(pull**2) ** 1.5
-    acceleration = np.sum(pull**3) / scale if scale > 0 else 0.0
-    below = np.mean(drawn < observed) + np.mean(drawn == observed) / 2
-    bias = norm.ppf(np.clip(below, 1 / len(drawn) / 2, 1 - 1 / len(drawn) / 2))
-    z = bias + norm.ppf(tails)
-    return norm.cdf(bias + z / (1 - acceleration * z))
 
 
 def paired_wilcoxon(first: Mapping[str, float], second: Mapping[str, float], name: str,

@@ -50,11 +50,10 @@ def test_a_family_names_its_correction():
     assert done[0].method.endswith("Benjamini-Hochberg over 2 tests")
 
 
-@pytest.mark.parametrize("method,theirs", [("percentile", "percentile"), ("bca", "BCa")])
-def test_one_scan_per_person_is_scipys_bootstrap(method, theirs):
+def test_one_scan_per_subject_is_scipys_bootstrap():
     values = np.random.default_rng(1).exponential(size=40)
-    ours = bootstrap_interval(mean_of(values), list(range(40)), draws=4000, method=method)
-    expected = stats.bootstrap((values,), np.mean, n_resamples=20000, method=theirs,
+    ours = bootstrap_interval(mean_of(values), list(range(40)), draws=4000)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile",
                                random_state=0).confidence_interval
     assert ours == pytest.approx(tuple(expected), abs=0.03)
 

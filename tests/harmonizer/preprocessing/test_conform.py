@@ -215,3 +215,44 @@ def test_other_format_is_refused(tmp_path):
 
 def test_good_image_passes_the_door(tmp_path):
     check_image(save(tmp_path / "in.nii.gz", blob(), GRIDS["oblique"]))
+
+
+def in_unit(path, factor, unit, codes=(1, 1)):
+    affine = GRIDS["oblique"].copy()
+    affine[:3] *= factor
+    image = nib.Nifti1Image(blob(), affine)
+    image.set_sform(affine, codes[0])
+    image.set_qform(affine, codes[1])
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0)])
+@pytest.mark.parametrize(("factor", "unit", "said"), [
+    (1000, "micron", "is in micrometers"), (1e-4, "meter", "is in meters"),
+    (1, "micron", "states micrometers"),
+])
+def test_other_units_are_brought_to_mm_and_reported(tmp_path, codes, factor, unit, said):
+    scale = {"is in micrometers": 1e-3, "is in meters": 1e3}.get(said, 1)
+    path = in_unit(tmp_path / "in.nii.gz", factor, unit, codes)
+    conformed = conform(path)
+    expected = GRIDS["oblique"].copy()
+    expected[:3] *= factor * scale
+    np.testing.assert_allclose(conformed.original_affine, expected, atol=1e-4)
+    assert len(conformed.repairs) == 1 and said in conformed.repairs[0]
+    path = write_on_original_grid(tmp_path / "out.nii.gz", conformed.volume.data, conformed)
+    out = nib.load(path)
+    assert out.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(out.affine, expected, atol=1e-4)
+    sizes = np.linalg.norm(expected[:3, :3], axis=0)
+    np.testing.assert_allclose(out.header.get_zooms(), sizes, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(out.dataobj), blob())
+
+
+def test_implausible_voxels_are_refused_before_voxels_are_read(tmp_path):
+    path = in_unit(tmp_path / "in.nii.gz", 1000, "mm")
+    with pytest.raises(InputError, match="in.nii.gz: expected voxels of 0.05 to 20 mm"):
+        check_image(path, read_data=False)
+    with pytest.raises(InputError, match="in.nii.gz: expected voxels of 0.05 to 20 mm"):
+        conform(path)

@@ -90,10 +90,9 @@ def test_a_file_that_an_option_names_is_looked_at_before_the_work_and_only_where
 
 def test_what_is_made_of_the_brains_tissues_is_refused_for_whole_heads():
     head = {"backend": "disarm", "backend_option": ["region=head"]}
-    for asked in ({"detail": "guided"}, {"detail_map": True}):
-        with pytest.raises(UsageError, match="disarm is to harmonize whole heads"):
-            check_target(settings(**head, **asked), ())
-        check_target(settings(backend="disarm", **asked), ())
+    with pytest.raises(UsageError, match="disarm is to harmonize whole heads"):
+        check_target(settings(**head, detail="guided"), ())
+    check_target(settings(backend="disarm", detail="guided"), ())
     check_target(settings(**head), ())
 
 
