@@ -226,8 +226,9 @@ class IhfTask(TrainingTask):
         levels = min(MAX_ARTIFACT_LEVELS, len(self.features.widths))
         stats = [self._level_statistics(image, where, n, levels)
                  for image, where in ((output, mask), (y, y_mask))]
+        artifact = artifact_loss(*stats, c.kept_fraction).mean()
         return {"anatomy": c.anatomy_weight * fraction * self._anatomy_loss(x, output, mask, n),
-                "artifact": c.artifact_weight * fraction * artifact_loss(*stats, c.kept_fraction).mean()}
+                "artifact": c.artifact_weight * fraction * artifact}
 
     def _level_statistics(self, x: torch.Tensor, mask: torch.Tensor, count: int, levels: int
                           ) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -26,7 +26,7 @@ def store(scans, tmp_path_factory):
     return VolumeStore.build(Cohort(tuple(scans)), tmp_path_factory.mktemp("store"), (8, 8, 1))
 
 
-def test_store_holds_the_scaled_canvas(store, scans):
+def test_store_holds_the_scaled_box(store, scans):
     assert all(side % 8 == 0 for side in store.box.shape[:2])
     for index in (0, 7):
         volume = store.scans[index].read()

@@ -248,8 +248,18 @@ def test_any_size_of_volume_is_harmonized(fitted, shape):
 
 
 def test_the_papers_way_makes_the_image_anew(cohort):
-    backend = Disarm(tiny(residual=False, unshuffle=False, patch=None, simulated_weight=0.0,
-                          anatomy_weight=0.0, inverse_content=True, baseline="none", validate_every=0))
+    backend = Disarm(
+        tiny(
+            residual=False,
+            unshuffle=False,
+            patch=None,
+            simulated_weight=0.0,
+            anatomy_weight=0.0,
+            inverse_content=True,
+            baseline="none",
+            validate_every=0,
+        )
+    )
     backend.fit(cohort, seed=0)
     scan = backend.inference.network_input(brain_of(30))
     unit = scan.image

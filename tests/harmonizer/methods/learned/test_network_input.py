@@ -37,7 +37,7 @@ def test_without_tissues_all_places_count_alike():
 
 
 def ihf_on(volume: Volume, start: str) -> Ihf:
-    """Not fitted, but for the canvas."""
+    """Not fitted, but with a box."""
     backend = Ihf(Ihf.config_from({"preset": "tiny", "baseline": start}))
     backend.box_ = BoundingBox.around(volume.mask, backend.model_.multiple)
     return backend
