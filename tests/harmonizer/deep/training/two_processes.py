@@ -96,5 +96,5 @@ if __name__ == "__main__":
         cohort = Cohort(tuple(scan_of(Path(name), p, "A" if p < 3 else "B") for p in range(6)))
         backend = fitted(cohort, 2)
         made = backend.harmonize(cohort.scans[5].read(), backend.target("A"))
-        print(f"{backend.training_['Device']}, {backend.training_['Steps']} steps, finite: "
+        print(f"{backend.training_.device}, {backend.training_.steps} steps, finite: "
               f"{np.isfinite(made.data).all()}")

@@ -322,7 +322,7 @@ def test_settings_that_cannot_be_are_refused(values, message):
 
 def test_whole_heads_start_without_tissues():
     head = Disarm.config_from({"region": "head"})
-    assert (head.start, Disarm(head).region) == ("histogram_matching", "head")
+    assert (head.baseline, Disarm(head).region) == ("histogram_matching", "head")
     assert Disarm.config_from({"region": "head", "preset": "paper"}).baseline == "none"
     assert Disarm.config_from({"region": "head", "baseline": "moment_matching"}).baseline == \
         "moment_matching"
