@@ -33,7 +33,8 @@ from harmonizer.evaluation.metrics.volumes import variance_shares  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.model_folder import read  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
-from harmonizer.segmentation.segmentations import TISSUES, tissue_ratios  # noqa: E402
+from harmonizer.segmentation.segmentations import tissue_ratios  # noqa: E402
+from harmonizer.tissues import TISSUES  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
 

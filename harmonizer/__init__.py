@@ -1,8 +1,9 @@
-"""The science of multi-site harmonization: numbers and volumes, never nipype, never BIDS.
+"""Harmonization of multi-site brain MRI: methods, preprocessing, evaluation and reports.
 
-A `Volume` enters, a `Volume` leaves, and its geometry never leaves its side. The plumbing that
-finds the images of a BIDS dataset and writes the results lives in `pipelines`, which imports this
-package; this package never imports `pipelines`. docs/architecture.md draws rooms and arrows.
+All functions work on arrays and on `Volume`, which keeps an image's data, affine and mask together.
+This package knows neither nipype nor BIDS. The package `pipelines` reads BIDS datasets, runs
+workflows and writes derivatives; it imports this package, never the other way round.
+docs/architecture.md shows the packages and their dependencies.
 """
 
 __version__ = "0.1.0"

@@ -23,6 +23,8 @@ import contextlib
 import errno
 import logging
 import os
+import platform
+import shlex
 import signal
 import sys
 import threading
@@ -65,6 +67,8 @@ HANDLER = "harmonizer-run"
 INTERRUPTED = 130
 TERMINATED = 143
 SHOWN_PARTICIPANTS = 20
+SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "PBS_JOBID",
+                       "JOB_ID", "LSB_JOBID")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse(argv, prog)
         prepare_environment(settings)  # first: the checks may import numpy or torch
         check_world(settings)
-        run = Run.start(settings)
+        run = Run.start(settings, shlex.join([prog, *argv]))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
     except HarmonizerError as error:
@@ -119,17 +123,18 @@ class Run:
 
     settings: Settings
     run_id: str
+    command: str = ""
 
     @classmethod
-    def start(cls, settings: Settings) -> Run:
-        """Open the log files and save the settings.
+    def start(cls, settings: Settings, command: str = "") -> Run:
+        """Open the log files and save the settings; `command` is what the log shows was typed.
 
         Raises
         ------
         UsageError
             If the output folder cannot be written.
         """
-        run = cls(settings, f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
+        run = cls(settings, f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}", command)
         try:
             write_text(run.file("settings", "toml"), settings.to_toml())
             start_logging(settings.verbose, run.file("run", "log"))
@@ -171,10 +176,12 @@ class Run:
         LOGGER.info("harmonizer %s: %s -> %s; stages %s; log %s", __version__,
                     self.settings.bids_dir, self.settings.output_dir,
                     ", ".join(self.settings.planned_stages), self.file("run", "log"))
-        records = self._records(failed)
+        log_environment(self.command)
+        self._clean()
+        records, refused = self._records(failed)
         from .stages.run import run as run_workflows
 
-        result = run_workflows(self.settings, records)
+        result = run_workflows(self.settings, records, refused)
         failed |= {participant(failure.scan_id) for failure in result.failures}
         for failure in result.failures:
             LOGGER.error("%s failed in %s: %s", failure.scan_id, failure.stage, failure.message)
@@ -182,12 +189,25 @@ class Run:
             LOGGER.info("%s", line)
         return result.exit_code or int(bool(failed))
 
-    def _records(self, failed: set[str]) -> tuple[ScanRecord, ...]:
-        """The scans of the participant level; () where only the output folder is used."""
-        needed = "preprocess" in self.settings.planned_stages
-        useful = "harmonize" in self.settings.planned_stages and self.settings.bids_dir.is_dir()
-        if not (needed or useful):
-            return ()
+    def _clean(self) -> None:
+        """Empty the work folder where that was asked for."""
+        if self.settings.clean_workdir and not self.settings.dry_run:
+            from .workflows.engine import clean_work_dir
+
+            found = clean_work_dir(self.settings.work_dir)
+            LOGGER.info("Removed from %s: %s.", self.settings.work_dir,
+                        ", ".join(found) or "nothing, it holds no work of earlier runs")
+
+    def _records(self, failed: set[str]) -> tuple[tuple[ScanRecord, ...], frozenset[str]]:
+        """The images selected in BIDS_DIR, and scan_ids of those that cannot be used; none where
+        only the output folder is used."""
+        from .dataset.labels import has_subjects
+
+        from_output = self.settings.reports_only or self.settings.boilerplate_only
+        needed = "preprocess" in self.settings.planned_stages and not from_output
+        if not needed and not has_subjects(self.settings.bids_dir):
+            self._log_use_of_output()
+            return (), frozenset()
         from .dataset.index import collect
 
         collection = collect(self.settings)
@@ -197,14 +217,29 @@ class Run:
         finally:
             self._report(findings)
         failed |= {participant(f.scan_id) for f in collection.findings if f.scan_id}
-        self._keep_failures(f for f in collection.findings if f.scan_id and f.fatal)
+        refused = [f for f in collection.findings if f.scan_id and f.fatal]
+        if not self.settings.dry_run:
+            self._keep_refusals(refused, collection.records)
         if not collection.records:
             raise InputError(
                 f"{self.settings.bids_dir}: none of its images can be used; the lines above say "
                 "why. Remedy one of them."
             )
         self._log_sites(collection.records)
-        return collection.records
+        return collection.records, frozenset(str(f.scan_id) for f in refused)
+
+    def _log_use_of_output(self) -> None:
+        """Say that OUTPUT_DIR takes the place of BIDS_DIR, and which flags are without effect."""
+        settings = self.settings
+        LOGGER.info("BIDS_DIR %s %s: scans, sites and covariates are those of OUTPUT_DIR %s.",
+                    settings.bids_dir, "holds no participant" if settings.bids_dir.is_dir()
+                    else "is not there", settings.output_dir)
+        ignored = [flag for flag, given in (
+            ("--site", settings.site), ("--site-from", settings.site_from != "auto"),
+            ("--site-column", settings.site_column != "site")) if given]
+        if ignored:
+            LOGGER.warning("%s: without effect, as sites are read from BIDS_DIR alone.",
+                           ", ".join(ignored))
 
     def _validate(self, collection: Collection) -> list[Finding]:
         """Warnings of the BIDS validator; its errors in files that are read stop the run."""
@@ -230,13 +265,16 @@ class Run:
             table = "".join("\t".join(" ".join(c.split()) for c in row) + "\n" for row in rows)
             write_text(self.file("findings", "tsv"), table)
 
-    def _keep_failures(self, findings: Iterable[Finding]) -> None:
-        """Scans refused at the door, where the reports look for failures."""
-        from .outputs.scanlog import ScanLog, write_log
+    def _keep_refusals(self, refused: Iterable[Finding], accepted: Iterable[ScanRecord]) -> None:
+        """Log images that cannot be used where the reports look for failures; remove the log of an
+        image that can be used now."""
+        from .outputs.scanlog import ScanLog, log_path, write_log
 
-        for finding in findings:
+        for finding in refused:
             write_log(self.settings.output_dir, ScanLog(
-                str(finding.scan_id), "preprocess", "failed", message=str(finding)))
+                str(finding.scan_id), "check", "failed", message=str(finding)))
+        for record in accepted:
+            log_path(self.settings.output_dir, record.scan_id, "check").unlink(missing_ok=True)
 
     def _log_sites(self, records: Sequence[ScanRecord]) -> None:
         for record in records:
@@ -275,14 +313,9 @@ class Run:
 
 
 def site_doubts(settings: Settings, modality: str, counts: Mapping[str, int]) -> Iterator[str]:
-    """What the fit will stumble over, said before the hours of preprocessing; only of a run that
-    looks at everybody."""
-    if "fit" not in settings.planned_stages or settings.participant_label or settings.session_label:
+    """Sites that a fit can learn little of, named before the hours of preprocessing."""
+    if "fit" not in settings.planned_stages or settings.include_existing:
         return
-    if len(counts) == 1 and settings.target_kind not in ("images", "card"):
-        yield (f"All {modality} scans are of one site, {next(iter(counts))!r}: unless "
-               f"{settings.output_dir} holds scans of others, there is nothing to harmonize. Check "
-               "--site-from and --site-column.")
     lone = [site for site, count in sorted(counts.items()) if count == 1]
     if lone and len(counts) > 1:
         yield (f"One {modality} scan alone at {', '.join(lone[:SHOWN_PARTICIPANTS])}: what is the "
@@ -362,6 +395,19 @@ def start_logging(verbose: int, path: Path) -> None:
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(logging.DEBUG)
     logging.captureWarnings(True)
+
+
+def log_environment(command: str) -> None:
+    """Log what a bug report needs first: the command line, versions, machine and scheduler job."""
+    from .stages.methods_text import software_versions
+
+    LOGGER.info("Command: %s", command)
+    versions = ", ".join(f"{name} {number}" for name, number in software_versions().items())
+    LOGGER.debug("Versions: Python %s, %s", platform.python_version(), versions)
+    LOGGER.debug("Machine: %s, %s", platform.node(), platform.platform())
+    job = [f"{name}={os.environ[name]}" for name in SCHEDULER_VARIABLES if os.environ.get(name)]
+    if job:
+        LOGGER.debug("Scheduler: %s", " ".join(job))
 
 
 def stop_logging() -> None:

@@ -8,22 +8,26 @@ stand for hyphens. Nothing heavy is imported: `--help` must answer at once.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from harmonizer import __version__
 from harmonizer.errors import UnavailableError, UsageError, did_you_mean
+from harmonizer.methods.registry import BUILT_IN
 
+from .flag_hints import unknown_flags_message
 from .settings import (
     CARD_SUFFIX,
     DETAIL,
+    EXPORT_NAMES,
+    EXPORTS,
     LEVELS,
     MODALITIES,
     MOVED_MAPS,
     PRECISION,
+    PRESETS,
     SCANNER_FREE,
     SITE_SOURCES,
     SKULL_STRIP,
@@ -41,8 +45,9 @@ Harmonize brain MRI across scanners: a BIDS dataset from many scanners goes in; 
 if scanned on one scanner, come out as BIDS derivatives, with the evidence for it."""
 EPILOG = """\
 Underscores may stand for hyphens in all flags (--participant_label, --n_cpus).
-stages: participant = preprocess, harmonize; group = fit, evaluate. Both levels together run
-preprocess, fit, harmonize, evaluate in that order.
+stages: participant = preprocess, and harmonize where a model is fitted already; group = fit,
+harmonize, evaluate. Both levels in one command run preprocess, fit, harmonize, evaluate. One
+participant command per subject, then one group command, does the same.
 exit codes: 0 all done; 1 some participants failed; 2 usage; 65 no usable input; 69 device or model
 not available; 70 our own fault; 74 results cannot be written; 130 interrupted; 143 terminated."""
 
@@ -65,7 +70,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(_about_unknown(unknown, list(self._option_string_actions)))
+            self.error(unknown_flags_message(unknown, list(self._option_string_actions)))
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -77,17 +82,11 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def _about_unknown(unknown: list[str], flags: list[str]) -> str:
-    flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-    near = difflib.get_close_matches(flag, flags, n=1)
-    guess = f". Did you mean {near[0]}?" if near else ""
-    return f"unrecognized arguments: {' '.join(unknown)}{guess}"
-
-
 def build_parser(prog: str = "run.py") -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = Parser(
         prog=prog,
+        usage=f"%(prog)s BIDS_DIR OUTPUT_DIR {_one_of(LEVELS)} [...] [FLAGS]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,18 +96,25 @@ def build_parser(prog: str = "run.py") -> argparse.ArgumentParser:
     parser.add_argument("bids_dir", metavar="BIDS_DIR", help="raw BIDS dataset; only read")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR",
                         help="derivative dataset; jobs of several participants may share it")
-    parser.add_argument("levels", metavar="LEVEL", nargs="+",
-                        help=f"analysis level, one or both: {', '.join(LEVELS)}")
+    parser.add_argument("levels", metavar=_one_of(LEVELS), nargs="+",
+                        help="analysis level, one or both")
     parser.add_argument("--version", action="version", version=f"harmonizer {__version__}",
                         help="print the version and exit")
-    for add in (_add_selection, _add_sites, _add_method, _add_evaluation, _add_images,
+    for add in (_add_selection, _add_sites, _add_method, _add_evaluation, _add_images, _add_export,
                 _add_resources, _add_run):
         add(parser)
     return parser
 
 
-def _adder(parser: argparse.ArgumentParser, title: str) -> Callable[..., Any]:
-    return parser.add_argument_group(title).add_argument
+def _adder(parser: argparse.ArgumentParser, title: str, example: str) -> Callable[..., Any]:
+    """What adds a flag to a section of `--help`; `example` is what follows BIDS_DIR OUTPUT_DIR."""
+    command = f"Example: {parser.prog} BIDS_DIR OUTPUT_DIR {example}"
+    return parser.add_argument_group(title, command).add_argument
+
+
+def _one_of(choices: Iterable[str]) -> str:
+    """Choices in braces; `Settings` checks them, so that a file is held to the same."""
+    return "{" + ",".join(choices) + "}"
 
 
 def _many(**more: Any) -> dict[str, Any]:
@@ -117,13 +123,14 @@ def _many(**more: Any) -> dict[str, Any]:
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "which images")
-    add("--participant-label", metavar="LABEL", **_many(),
+    add = _adder(parser, "which images",
+                 "participant --participant-label 01 02 --modalities T1w FLAIR")
+    add("--participant-label", "--participant-labels", metavar="LABEL", **_many(),
         help="participants to process, with or without 'sub-' (default: all)")
     add("--session-label", "--session-id", metavar="LABEL", **_many(),
         help="sessions to process, with or without 'ses-' (default: all)")
-    add("--modalities", metavar="SUFFIX", **_many(),
-        help=f"image types, each harmonized within itself: {', '.join(MODALITIES)} (default: T1w)")
+    add("--modalities", metavar=_one_of(MODALITIES), **_many(),
+        help="image types, each harmonized within itself (default: T1w)")
     add("--bids-filter-file", metavar="JSON",
         help='queries by modality, {"t1w": {"acquisition": "mprage", "session": null}}: null = the '
              'entity is absent, "*" = it is there')
@@ -131,93 +138,110 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="pybids index of the dataset, made if absent, else opened as it is")
     add("--skip-bids-validation", "--skip-bids-validator", action=Switch,
         help="do not run bids-validator-deno")
+    add("--include-existing", action=Switch,
+        help="also fit, harmonize and evaluate scans that are preprocessed in OUTPUT_DIR and whose "
+             "image is not in BIDS_DIR, such as those of a withdrawn participant (default: leave "
+             "them out and list them)")
     add("-d", "--derivatives", metavar="[NAME=]DIR", **_many(),
         help="folders of precomputed brain masks and preprocessed images (ours, fMRIPrep's, "
              "sMRIPrep's), used where they fit an image's entities and grid")
 
 
 def _add_sites(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "sites")
-    add("--site-from", metavar="SOURCE",
-        help=f"{', '.join(SITE_SOURCES)}; auto = sessions.tsv, else participants.tsv, else the "
-             "sidecar's scanner fields; 'ses' takes session labels as sites (default: auto)")
+    add = _adder(parser, "sites", "participant group --site-column scanner --target siteA")
+    add("--site-from", metavar=_one_of(SITE_SOURCES),
+        help="auto = sessions.tsv, else participants.tsv, else the sidecar's scanner fields; ses "
+             "takes session labels as sites (default: auto)")
     add("--site-column", metavar="NAME",
         help="column of sessions.tsv and participants.tsv that names the site (default: site)")
     add("--site", metavar="LABEL", help="one site for all images, whatever the dataset says")
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "harmonization")
-    add("--stages", metavar="STAGE", **_many(),
-        help=f"run only these stages of the levels: {', '.join(STAGES)}")
-    add("--backend", metavar="NAME", help="method (default: tissue_matching)")
+    add = _adder(parser, "harmonization",
+                 "participant group --backend histogram_matching --backend-option method=landmarks")
+    add("--stages", metavar=_one_of(STAGES), **_many(), help="run only these stages of the levels")
+    add("--backend", metavar=_one_of(BUILT_IN),
+        help="method, or the name of one that another package adds (default: tissue_matching)")
     add("--backend-option", metavar="NAME=VALUE", **_many(),
         help="options of the method, such as method=landmarks or band=0.02; they are fitted with "
              "the model and kept in it")
     add("--target", metavar="TARGET", **_many(),
         help=f"a site label, reference images (.nii, .nii.gz), a site card ({CARD_SUFFIX}), or "
-             f"'{SCANNER_FREE}' (default: the site with most scans)")
+             f"'{SCANNER_FREE}' (default: the target of the images in OUTPUT_DIR, else the site "
+             "with most scans)")
     add("--model", metavar="DIR", help="apply this fitted model instead of fitting one")
     add("--fit-participants", metavar="WHO", **_many(),
         help="fit on these only: labels, or column=value such as group=HC (default: everybody)")
+    add("--fit-doubtful-masks", action=Switch,
+        help="also fit on scans whose brain mask is doubtful (default: they are left out of the "
+             "fit, and harmonized as the others)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
-    add("--detail", metavar="HOW",
-        help=f"{', '.join(DETAIL)}: the method's result as it is, or its change of contrast as "
-             "smooth maps on the scan's own voxels, so that invented detail cannot pass "
-             "(default: direct)")
-    add("--device", metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:N; one that is asked for and missing is an error "
-             "(default: auto)")
-    add("--preset", metavar="SIZE",
-        help="size of a method with networks: tiny (tests), small (CPU), paper (GPU) "
-             "(default: small)")
+    add("--detail", metavar=_one_of(DETAIL),
+        help="the method's result as it is, or its change of contrast as smooth maps on the "
+             "scan's own voxels, so that invented detail cannot pass (default: direct)")
+    add("--device", metavar="{auto,cpu,cuda,cuda:N}",
+        help="one that is asked for and missing is an error (default: auto)")
+    add("--preset", metavar=_one_of(PRESETS),
+        help="size of a method with networks: for tests, a CPU, or a GPU (default: small)")
     add("--max-minutes", type=float, metavar="M",
         help="end a training after so long; the same command goes on with it (default: no limit)")
     add("--devices", type=int, metavar="N", help="devices of each node for a training (default: 1)")
     add("--num-nodes", type=int, metavar="K",
         help="nodes for a training, under srun with one task for each device (default: 1)")
-    add("--precision", metavar="HOW",
-        help=f"{', '.join(PRECISION)}: of training; auto = bf16 where the hardware multiplies it "
-             "(default: auto)")
+    add("--precision", metavar=_one_of(PRECISION),
+        help="of training; auto = bf16 where the hardware multiplies it (default: auto)")
     add("--random-seed", type=int, metavar="N",
         help="the one seed of ANTs, numpy and torch (default: 1)")
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "evaluation")
+    add = _adder(parser, "evaluation", "group --stages evaluate --covariates age sex group")
     add("--covariates", metavar="NAME", **_many(),
         help="age, sex and columns of participants.tsv whose effects must survive "
              "(default: age sex)")
     add("--reference-site", metavar="LABEL",
         help="site that the others are tested against (default: the target, else the largest)")
-    add("--traveling", "--travelling", metavar="HOW",
-        help=f"{', '.join(TRAVELING)}: take one label at several sites for one person, or for "
-             "several people (default: auto)")
+    add("--traveling", "--travelling", metavar=_one_of(TRAVELING),
+        help="take one label at several sites for one subject, or for several (default: auto)")
     add("--compare", action=Switch,
         help="judge all harmonized variants in OUTPUT_DIR side by side")
-    add("--moved-maps", metavar="WHICH",
-        help=f"{', '.join(MOVED_MAPS)}: write the map of where anatomy moved, of no image, of "
-             "those that the anatomy guard flags, or of every one (default: none)")
+    add("--moved-maps", metavar=_one_of(MOVED_MAPS),
+        help="write the map of where anatomy moved, of no image, of those that the anatomy guard "
+             "flags, or of every one (default: none)")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "preprocessing")
-    add("--skull-strip", metavar="HOW",
-        help=f"{', '.join(SKULL_STRIP)}: recognise brain-only images, always extract the brain, "
-             "take images as brain only, or as auto, but by the network instead of the template "
-             "(default: auto)")
+    add = _adder(parser, "preprocessing", "participant --stages preprocess --skull-strip network")
+    add("--skull-strip", metavar=_one_of(SKULL_STRIP),
+        help="recognize brain-only images, always extract the brain, take images as brain only, "
+             "or as auto, but by the network instead of the template (default: auto)")
     add("--sloppy", action=Switch, help="coarse and fast, for tests only: never for results")
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = _adder(parser, "export", "group --stages export --export raw")
+    add("--export", metavar=_one_of(EXPORTS),
+        help="at the end, also write the harmonized images as a raw-like BIDS dataset, which "
+             "fMRIPrep, FreeSurfer and CAT12 take as input")
+    add("--export-dir", metavar="DIR",
+        help="folder of that dataset (default: OUTPUT_DIR/derivatives/raw-DESC)")
+    add("--export-names", metavar=_one_of(EXPORT_NAMES),
+        help="names of its images: with the entity rec-DESC, or as in BIDS_DIR (default: rec)")
+
+
 def _add_resources(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "resources")
+    add = _adder(parser, "resources", "participant --nprocs 8 --mem 16G -w /scratch/work")
     add("--nprocs", "--nthreads", "--n-cpus", type=int, metavar="N",
         help="CPU threads over all processes (default: those available)")
     add("--omp-nthreads", type=int, metavar="N",
         help="CPU threads of one process (default: 1; people side by side are faster)")
-    add("--mem", "--mem-gb", dest="mem_gb", type=parse_memory, metavar="SIZE",
-        help="memory limit; suffix K, M, G or T, without one GB (default: 90 %% of the machine)")
+    add("--mem", dest="mem_gb", type=parse_memory, metavar="SIZE",
+        help="memory limit; suffix K, M, G or T, without one GB below 1000 and MB from there "
+             "(default: 90 %% of the machine)")
+    add("--mem-gb", dest="mem_gb", type=_gigabytes, metavar="SIZE",
+        help="the same, GB where no suffix is given")
     add("--mem-mb", dest="mem_gb", type=_megabytes, metavar="SIZE",
         help="the same, MB where no suffix is given")
     add("--use-plugin", "--nipype-plugin-file", metavar="YAML",
@@ -225,19 +249,32 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("-w", "--work-dir", metavar="DIR",
         help="intermediate results, not inside BIDS_DIR; with it a stopped run resumes "
              "(default: ./work)")
+    add("--clean-workdir", action=Switch,
+        help="first remove what earlier runs left in the work folder, trainings included; not "
+             "while another run uses it")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "run")
+    add = _adder(parser, "run", "participant group --dry-run")
     add("--config-file", metavar="TOML",
         help="options from a file, such as an earlier OUT/logs/settings_*.toml; the command line "
              "wins over it")
     add("--stop-on-first-crash", action=Switch,
         help="stop at the first failed step instead of finishing the others")
-    add("--dry-run", action=Switch, help="build the workflows and say what would be done")
+    add("--dry-run", action=Switch,
+        help="print the plan and do nothing: scans, sites, target, what is reused, hours, memory, "
+             "disk")
+    add("--reports-only", action=Switch,
+        help="write the HTML reports again from the results in OUTPUT_DIR, run nothing")
+    add("--boilerplate-only", action=Switch,
+        help="write the methods text (logs/CITATION.md) of the results in OUTPUT_DIR, run nothing")
     add("--write-graph", action=Switch, help="write the workflow's graph into OUT/logs")
     add("--notrack", action="store_true", help="accepted for habit's sake: nothing is ever sent")
     add("-v", "--verbose", action="count", help="say more; twice: say everything")
+
+
+def _gigabytes(text: str) -> float:
+    return parse_memory(text, default_unit="G")
 
 
 def _megabytes(text: str) -> float:
@@ -305,7 +342,9 @@ def check_world(settings: Settings) -> None:
 
 def _source(settings: Settings) -> Path:
     """Where the participants are: in the raw data, or, without them, in the output folder."""
-    raw = "preprocess" in settings.planned_stages or settings.bids_dir.is_dir()
+    from .dataset.labels import has_subjects
+
+    raw = "preprocess" in settings.planned_stages or has_subjects(settings.bids_dir)
     return settings.bids_dir if raw else settings.output_dir
 
 

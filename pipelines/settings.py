@@ -23,6 +23,7 @@ from harmonizer.errors import UsageError, did_you_mean
 __all__ = [
     "DETAIL",
     "LEVELS",
+    "LEVEL_STAGES",
     "MODALITIES",
     "SCANNER_FREE",
     "STAGES",
@@ -33,13 +34,12 @@ __all__ = [
     "parse_memory",
 ]
 
-STAGES = {  # stage -> the analysis level that it belongs to, in the order of execution
-    "preprocess": "participant",
-    "fit": "group",
-    "harmonize": "participant",
-    "evaluate": "group",
+STAGES = ("preprocess", "fit", "harmonize", "evaluate", "export")  # in the order of execution
+LEVEL_STAGES = {  # `group` after one `participant` job per subject has to finish the work
+    "participant": ("preprocess", "harmonize"),
+    "group": ("fit", "harmonize", "evaluate", "export"),  # export: only with --export
 }
-LEVELS = ("participant", "group")
+LEVELS = tuple(LEVEL_STAGES)
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
 SITE_SOURCES = ("auto", "participants", "sessions", "ses", "sidecar")
 SKULL_STRIP = ("auto", "force", "skip", "network")
@@ -47,7 +47,11 @@ TRAVELING = ("auto", "no")
 MOVED_MAPS = ("none", "flagged", "all")
 PRECISION = ("auto", "bf16", "fp32")
 DETAIL = ("direct", "guided")
+PRESETS = ("tiny", "small", "paper")
+EXPORTS = ("raw",)
+EXPORT_NAMES = ("rec", "original")
 SCANNER_FREE = "scanner-free"
+ASKED_ONCE = ("dry_run", "reports_only", "boilerplate_only", "clean_workdir")
 RESERVED_DESCS = ("preproc", "brain")
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 CARD_SUFFIX = ".safetensors"
@@ -86,6 +90,8 @@ class Settings:
     """Folder of a pybids index, made if absent and otherwise opened as it is."""
     skip_bids_validation: bool = False
     """Leave out the BIDS validator."""
+    include_existing: bool = False
+    """Also use scans that are preprocessed in OUTPUT_DIR and whose image is not in BIDS_DIR."""
     derivatives: dict[str, Path] = field(default_factory=dict, hash=False)
     """Named folders of precomputed masks and preprocessed images, searched in this order."""
 
@@ -108,6 +114,8 @@ class Settings:
     """Folder of a fitted model to apply instead of fitting one."""
     fit_participants: tuple[str, ...] = ()
     """Who is used to fit: labels without 'sub-', or column=value; empty means everybody."""
+    fit_doubtful_masks: bool = False
+    """Also fit on scans whose brain mask is doubtful; they are left out otherwise."""
     covariates: tuple[str, ...] = ()
     """Age, sex and columns of participants.tsv whose effects must survive; empty: age and sex."""
     reference_site: str | None = None
@@ -155,7 +163,19 @@ class Settings:
     stop_on_first_crash: bool = False
     """Stop at the first failed step instead of finishing the other scans."""
     dry_run: bool = False
-    """Build the workflows and say what would be done, run nothing."""
+    """Print the plan (scans, target, what is reused, estimated cost) and run nothing."""
+    export: str | None = None
+    """raw: write the harmonized images as a raw-like BIDS dataset; None: do not."""
+    export_dir: Path | None = None
+    """Folder of the exported dataset; None: OUTPUT_DIR/derivatives/raw-DESC."""
+    export_names: str = "rec"
+    """Names of the exported images: rec (with rec-DESC) or original (as in BIDS_DIR)."""
+    reports_only: bool = False
+    """Write the reports again from the files in the output folder, run nothing."""
+    boilerplate_only: bool = False
+    """Write the methods text of the files in the output folder, run nothing."""
+    clean_workdir: bool = False
+    """Empty the work folder of what earlier runs left there, before this run starts."""
     write_graph: bool = False
     """Write the workflow's graph under the output's logs folder."""
     notrack: bool = False
@@ -176,9 +196,16 @@ class Settings:
     @property
     def planned_stages(self) -> tuple[str, ...]:
         """The stages of this run in order of execution; a given model takes the place of fit."""
-        asked = self.stages or tuple(s for s, level in STAGES.items() if level in self.levels)
+        asked = self.stages or _stages_of(self.levels)
+        asked = tuple(stage for stage in asked if stage != "export" or self.export)
+        asked += ("export",) if self.export else ()
         skipped = {"fit"} if self.model else set()
         return tuple(stage for stage in STAGES if stage in asked and stage not in skipped)
+
+    @property
+    def export_folder(self) -> Path:
+        """Folder of the exported dataset: `export_dir`, else one for each desc in the output."""
+        return self.export_dir or self.output_dir / "derivatives" / f"raw-{self.desc}"
 
     @property
     def backend_options(self) -> dict[str, Any]:
@@ -212,10 +239,12 @@ class Settings:
         return cls(**values)
 
     def to_toml(self) -> str:
-        """The settings as TOML text that `--config-file` reads back."""
+        """The settings as TOML text that `--config-file` reads back, without what is asked for
+        once: a plan is saved to be carried out, and a repeated run keeps its work folder."""
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        values = self.to_dict()
+        return tomli_w.dumps({k: v for k, v in values.items() if k not in ASKED_ONCE})
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Settings:
@@ -248,19 +277,23 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 _UNITS_GB = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
 MEMORY_RANGE_GB = (0.5, 2000.0)  # outside it, the unit was meant to be another one
+MIN_BARE_MB = 1000.0  # no machine has 1000 GB by accident; fMRIPrep and QSIPrep count in MB
 
 
-def parse_memory(text: str, default_unit: str = "G") -> float:
-    """Gigabytes (1e9 bytes) from text such as '16', '16G', '16GB', '16000M'; decimal units.
+def parse_memory(text: str, default_unit: str = "") -> float:
+    """Return gigabytes (1e9 bytes) of text such as '16', '16G', '16GB', '16000M'; decimal units.
 
-    >>> parse_memory("16000M")
-    16.0
+    Without a unit and a `default_unit`, numbers below 1000 are GB and larger ones are MB.
+
+    >>> parse_memory("16000M"), parse_memory("16"), parse_memory("16000")
+    (16.0, 16.0, 16.0)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     if match is None:
         raise UsageError(f"memory {text!r}: expected a number and K, M, G or T, such as 16G.")
     number, unit = match.groups()
-    return float(number) * _UNITS_GB[unit.upper() or default_unit]
+    by_size = "M" if float(number) >= MIN_BARE_MB else "G"
+    return float(number) * _UNITS_GB[unit.upper() or default_unit or by_size]
 
 
 def _refuse_unknown(values: Mapping[str, Any], origin: str) -> None:
@@ -405,15 +438,22 @@ def _check_levels(settings: Settings) -> None:
 
 
 def _check_stages(settings: Settings) -> None:
-    _each_of("--stages", settings.stages, tuple(STAGES))
+    _each_of("--stages", settings.stages, STAGES)
     for stage in settings.stages:
-        if STAGES[stage] not in settings.levels:
+        if stage not in _stages_of(settings.levels):
+            level = next(name for name, stages in LEVEL_STAGES.items() if stage in stages)
             raise UsageError(
-                f"--stages {stage} belongs to the analysis level {STAGES[stage]!r}, and the level "
-                f"given is {' '.join(settings.levels)!r}. Add {STAGES[stage]!r} or drop the stage."
+                f"--stages {stage} belongs to the analysis level {level!r}, and the level "
+                f"given is {' '.join(settings.levels)!r}. Add {level!r} or drop the stage."
             )
     if settings.model and "fit" in settings.stages:
         raise UsageError("--model brings a fitted model, --stages fit makes one. Drop one of them.")
+
+
+def _stages_of(levels: Iterable[str]) -> tuple[str, ...]:
+    """Stages of these analysis levels, in the order of execution."""
+    asked = {stage for level in levels for stage in LEVEL_STAGES[level]}
+    return tuple(stage for stage in STAGES if stage in asked)
 
 
 def _check_choices(settings: Settings) -> None:
@@ -428,6 +468,38 @@ def _check_choices(settings: Settings) -> None:
         raise UsageError(f"--modalities: give one or more of {', '.join(MODALITIES)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         raise UsageError(f"--device {settings.device}: expected auto, cpu, cuda or cuda:N.")
+
+
+def _check_export(settings: Settings) -> None:
+    if settings.export is None:
+        if "export" in settings.stages:
+            raise UsageError("--stages export: expected --export raw as well, which says what is "
+                             "exported. Add it.")
+        if settings.export_dir or settings.export_names != "rec":
+            raise UsageError("--export-dir and --export-names have no effect without --export raw. "
+                             "Add it, or drop them.")
+        return
+    _each_of("--export", (settings.export,), EXPORTS)
+    _each_of("--export-names", (settings.export_names,), EXPORT_NAMES)
+    if "group" not in settings.levels:
+        raise UsageError(
+            f"--export {settings.export} belongs to the analysis level 'group', and the level "
+            f"given is {' '.join(settings.levels)!r}. Add 'group', or export in a run of its own: "
+            "group --stages export --export raw."
+        )
+
+
+def _check_only(settings: Settings) -> None:
+    """What a run does instead of its stages: one thing at a time."""
+    asked = [f"--{name.replace('_', '-')}" for name in ("dry_run", "reports_only",
+                                                        "boilerplate_only")
+             if getattr(settings, name)]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)}: each replaces the run. Give one of them.")
+    only = [flag for flag in asked if flag != "--dry-run"]
+    if only and (settings.export or settings.stages):
+        other = "--export" if settings.export else "--stages"
+        raise UsageError(f"{only[0]} runs no stage, and {other} asks for one. Drop one of them.")
 
 
 def _check_labels(settings: Settings) -> None:
@@ -489,7 +561,8 @@ def _check_numbers(settings: Settings) -> None:
     if settings.mem_gb is not None and not low <= settings.mem_gb <= high:
         raise UsageError(
             f"memory of {settings.mem_gb:g} GB: expected {low:g} to {high:g} GB. State the unit: "
-            "--mem 16G, --mem 16000M (without one, --mem and --mem-gb are GB, --mem-mb is MB)."
+            "--mem 16G, --mem 16000M (without one, --mem is GB below 1000 and MB from there, "
+            "--mem-gb is GB, --mem-mb is MB)."
         )
 
 
@@ -517,6 +590,22 @@ def _check_folders(settings: Settings) -> None:
         raise UsageError(f"input folder {bids} lies inside the output folder {out}. Give another.")
 
 
+def _check_export_folder(settings: Settings) -> None:
+    """The exported dataset is a folder of its own; in other datasets only below derivatives/."""
+    if settings.export is None:
+        return
+    folder, bids, out = (Path(os.path.realpath(path)) for path in (
+        settings.export_folder, settings.bids_dir, settings.output_dir))
+    advice = f"Give another, such as {out.with_name(out.name + '-raw')}, or drop --export-dir."
+    for name, dataset in (("input", bids), ("output", out)):
+        if folder == dataset or folder in dataset.parents:
+            raise UsageError(f"export folder {folder} is or holds the {name} folder. {advice}")
+        inside = dataset in folder.parents
+        if inside and folder.relative_to(dataset).parts[0] != "derivatives":
+            raise UsageError(f"export folder {folder} lies inside the {name} folder, and not in "
+                             f"its derivatives, where BIDS allows it. {advice}")
+
+
 _CHECKS = (
     _check_levels,
     _check_stages,
@@ -528,6 +617,9 @@ _CHECKS = (
     _check_fit_participants,
     _check_numbers,
     _check_folders,
+    _check_export,
+    _check_export_folder,
+    _check_only,
 )
 
 

@@ -1,4 +1,4 @@
-"""The release files agree with the package: version, licence, URL, and jobs that exist."""
+"""The release files agree with the package: version, license, URL, and jobs that exist."""
 from __future__ import annotations
 
 import json

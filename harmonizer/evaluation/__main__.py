@@ -111,7 +111,8 @@ def write_moved_maps(folder: Path, before: Cohort, variants: Mapping[str, Cohort
 
 def in_words(ruling: Ruling) -> list[str]:
     """The four answers of each method, and every scan whose anatomy is in doubt."""
-    lines = []
+    lines = [f"Warning: {row.note}" for row in ruling.statistics.select(name="site_confounding")
+             if row.note]
     for backend, verdicts in ruling.verdicts.items():
         lines.append(f"{backend}")
         for answer in answers(ruling.statistics, backend):

@@ -51,6 +51,10 @@ TESTS: dict[str, Measure] = {
     "distribution_distance": Measure(
         "Mean Wasserstein-1 distance between two sites' mean quantile functions over R; p by "
         "permutation of the site labels of people", "R", "lower", "0 to infinity"),
+    "site_confounding": Measure(
+        "How much of the variable that `reference` names goes with the site: eta squared of a "
+        "number, Cramer's V of a category; the note says what it means for the other numbers",
+        "1", "none", "0 to 1"),
     "site_f1_trained_on_raw": Measure(
         "Macro F1 of the original site, classifier trained on unharmonized images of other people "
         "and applied to harmonized ones", "1", "lower", "0 to 1", "CACD, Table 1"),

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cohort import Cohort, Scan
+from ..cohort import MAX_TRAVELING_YEARS, Cohort, Scan
 from ..errors import InputError, UsageError, did_you_mean
 from ..segmentation.segmentations import TISSUES, Segment, name_of
+from ..template import TEMPLATE, template_affine
+from ..volume import AFFINE_TOLERANCE_MM, load_nifti, same_grid
 from .cache import file_key, kept
 from .metrics.distribution import LEVELS, QuantileTable, intensity_range, moment_map
 from .metrics.scan_features import Job, Numbers, Progress, measure, spread
@@ -38,7 +40,7 @@ from .questions.traveling import (
     site_pairs,
 )
 from .statistics.combat import cross_fitted_combat
-from .statistics.confounding import check_confounding
+from .statistics.confounding import ConfoundingCheck, check_confounding
 from .statistics.design import Design
 from .statistics.distribution_tests import anderson_darling, distance_between_sites
 from .statistics.resampling import Statistics, Test, bootstrap_interval, corrected, not_possible
@@ -92,6 +94,7 @@ class Trial:
     target: str
     reference: str
     covariates: tuple[str, ...]
+    checked: tuple[str, ...]
     design: Design
     roams: bool
     seed: int
@@ -114,6 +117,7 @@ def referee(
     target: str,
     *,
     covariates: Sequence[str] = ("age", "sex"),
+    checked: Sequence[str] = (),
     reference_site: str | None = None,
     travelling: str = "auto",
     segment: Segment | None = None,
@@ -136,6 +140,8 @@ def referee(
         Numbers are compared on the scans that every method has.
     target : site harmonized to, or another name ("scanner-free").
     covariates : whose effects must survive: age, sex, columns of the cohort.
+    checked : further columns that are compared with the site, as age, sex and ``covariates`` are,
+        such as those by which the subjects of a fit were chosen.
     reference_site : for paired tests and slopes; default the target, else the largest site.
     travelling : "auto" takes one label at several sites for one person; "no" for several people.
     segment : volume -> labels or probabilities (`NetworkSegmenter`); without, no tissue ratios.
@@ -153,18 +159,23 @@ def referee(
 
     Raises
     ------
-    InputError for unreadable or misfitting images; UsageError for an unknown choice.
+    InputError for unreadable or misfitting images, images that are not on one grid, or, with
+    ``priors``, not on the template's; UsageError for an unknown choice.
     """
     if travelling not in TRAVELLING:
         raise UsageError(f"travelling is one of {', '.join(TRAVELLING)}, not {travelling!r}.")
     if not len(before):
         raise InputError("expected at least one scan to evaluate, got none. Run preprocess first.")
+    before.require_one_grid()
+    if priors is not None:
+        _require_template_grid(before, priors)
     cohort = before if travelling == "auto" else _apart(before)
     rulings = []
     with spread(workers, progress) as working:
         for modality in dict.fromkeys(scan.modality for scan in cohort):
             trial = _trial(cohort.of_modality(modality), variants, target, reference_site,
                            tuple(covariates), travelling, seed, permutations, segment, cache)
+            trial = replace(trial, checked=_named(trial, checked))
             trial = _opened(trial, priors, target_quantiles, combat, working)
             rulings.append(_judged(trial, dict(fitted_on or {}), working))
     return _joined(rulings)
@@ -173,6 +184,34 @@ def referee(
 def _apart(cohort: Cohort) -> Cohort:
     """The same label at two sites taken for two people."""
     return Cohort(tuple(replace(scan, subject=f"{scan.subject}@{scan.site}") for scan in cohort))
+
+
+def _named(trial: Trial, checked: Sequence[str]) -> tuple[str, ...]:
+    """Variables that are compared with the site beside age and sex, each once."""
+    names = [name for name in dict.fromkeys((*trial.covariates, *checked))
+             if name not in ("age", "sex", "site")]
+    for name in names:
+        trial.design.column(name)  # an unknown column is refused before any image is opened
+    return tuple(names)
+
+
+def _require_template_grid(before: Cohort, priors: Mapping[str, np.ndarray]) -> None:
+    """Tissue priors of the template are read voxel by voxel, so images must lie on its grid.
+
+    Raises
+    ------
+    InputError
+        If the priors have the shape of the template at 1 or 2 mm and the images have another grid.
+    """
+    shape = next(iter(priors.values())).shape
+    affine = template_affine(shape)
+    image = load_nifti(before.scans[0].image)
+    if affine is not None and not same_grid(image.shape[:3], image.affine, shape, affine):
+        raise InputError(
+            f"{before.scans[0].image}: expected an image on the grid of the {TEMPLATE} template, "
+            f"shape {shape}, to which the tissue priors belong, got shape {image.shape[:3]} or "
+            f"another affine (tolerance {AFFINE_TOLERANCE_MM} mm). Register the images to the "
+            "template, or evaluate without priors.")
 
 
 def _trial(before: Cohort, variants: Mapping[str, Cohort], target: str,
@@ -196,7 +235,7 @@ def _trial(before: Cohort, variants: Mapping[str, Cohort], target: str,
     design = Design.of(shared.scans)
     for name in covariates:
         design.column(name)  # an unknown covariate is refused before any image is opened
-    return Trial(shared, images, target, reference, covariates, design,
+    return Trial(shared, images, target, reference, covariates, (), design,
                  travelling == "auto" and design.kind != "nested", seed, permutations, segment,
                  cache)
 
@@ -276,7 +315,8 @@ def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]],
     pairs, pair_tests = _pairs(trial, working)
     tolerance, verdicts, anatomy_rows, anatomy_tests = _anatomy(trial, working)
     tests = [*_distributions(trial), *_guesses(trial), *_volumes(trial), *pair_tests,
-             *_agreement(trial), *_identity(trial), *_biology(trial), *anatomy_tests]
+             *_agreement(trial), *_identity(trial), *_biology(trial), *anatomy_tests,
+             *_confounding(trial)]
     if COMBAT not in trial.features:
         tests.append(not_possible(
             "combat", "ComBat needs two sites with two people each besides those it is judged on, "
@@ -372,8 +412,9 @@ def _pairs(trial: Trial, working: Working) -> tuple[Metrics, list[Test]]:
     """A: travelling people, image against image."""
     if not trial.roams:
         return Metrics(), [not_possible(
-            "travelling_pair", "nobody was scanned at two sites (or travelling=no), so no image "
-            "can be compared with the same brain elsewhere", question="person")]
+            "travelling_pair", f"nobody was scanned at two sites{_limit_words(trial)} (or "
+            "travelling=no), so no image can be compared with the same brain elsewhere",
+            question="person")]
     ranges = {trial.modality: _scale(trial)}
     goal = _goal(trial)
     table = partial(_pair_table, trial, goal, ranges, working)
@@ -383,6 +424,12 @@ def _pairs(trial: Trial, working: Working) -> tuple[Metrics, list[Test]]:
     tests = _safely("travelling_pair", "person",
                     lambda: compare_methods(tables, target=goal, seed=trial.seed))
     return sum(tables.values(), Metrics()), tests
+
+
+def _limit_words(trial: Trial) -> str:
+    """The limit of `Cohort.traveling`, where it leaves out scans."""
+    apart = not all(trial.design.concurrent)
+    return f" within {MAX_TRAVELING_YEARS:g} year" if apart else ""
 
 
 def _linear_maps(trial: Trial) -> dict[str, tuple[float, float]]:
@@ -408,7 +455,8 @@ def _pair_table(trial: Trial, goal: str, ranges: Mapping[str, float],
     """Rows of one method, kept between runs."""
     paths = [scan.image for scan in (*trial.before, *(after or ()))]
     key = file_key(paths, "pairs", backend, trial.target, goal, ranges, maps,
-                   [(scan.scan_id, scan.subject, scan.site) for scan in trial.before])
+                   [(scan.scan_id, scan.subject, scan.site) for scan in trial.before],
+                   [(p.first.scan_id, p.second.scan_id) for p in site_pairs(trial.before)])
     label = f"{trial.modality} pairs {backend or ('before' if maps is None else RESCALED)}"
     rows = kept(trial.cache, key, lambda: [vars(row) for row in pair_metrics(
         trial.before, after, trial.target, ranges, backend=backend, maps=maps, to=goal,
@@ -420,22 +468,25 @@ def _agreement(trial: Trial) -> Iterator[Test]:
     """A: does a person's number follow him from scanner to scanner."""
     if not trial.roams:
         return
+    rows = np.flatnonzero(trial.design.concurrent)
+    design = trial.design.take(rows)
     for backend, found in trial.features.items():
-        features = {**{f"{name} ratio": column for name, column in found.ratios.items()},
-                    **found.means}
+        features = {**{f"{name} ratio": column[rows] for name, column in found.ratios.items()},
+                    **{name: column[rows] for name, column in found.means.items()}}
         yield from _of(_safely("icc31", "person", lambda: agreement_tests(
-            features, trial.design.subjects, trial.design.sites, seed=trial.seed)), backend)
+            features, design.subjects, design.sites, seed=trial.seed)), backend)
 
 
 def _identity(trial: Trial) -> Iterator[Test]:
     """A: can a person be told from others, from site to site and after harmonization."""
     scans = trial.before.scans
+    now = [scan for scan, same_time in zip(scans, trial.design.concurrent) if same_time]
     prints = {name: {scan.scan_id: trial.numbers[scan.scan_id].prints[name] for scan in scans}
               for name in ("", *trial.variants)}
     for backend, found in prints.items():
         if trial.roams:
             yield from _of(_safely("identification", "person", lambda: travelling_identity(
-                found, scans, trial.seed)), backend)
+                found, now, trial.seed)), backend)
         if backend:
             yield from (replace(test, stage="change", backend=backend) for test in _safely(
                 "source_identification", "person", lambda: source_identity(
@@ -485,7 +536,8 @@ def _anatomy(trial: Trial, working: Working
 
 def _tolerance(trial: Trial, working: Working) -> Tolerance:
     paths = [scan.image for scan in trial.before]
-    key = file_key(paths, "tolerance", trial.seed, trial.segment and name_of(trial.segment),
+    key = file_key(paths, "tolerance of rescans", trial.seed,
+                   trial.segment and name_of(trial.segment),
                    [(p.first.scan_id, p.second.scan_id) for p in rescans(trial.before)])
     found = kept(trial.cache, key, lambda: vars(learn_tolerance(
         trial.before, trial.segment, seed=trial.seed,
@@ -558,16 +610,38 @@ def _signed(test: Test, trial: Trial, people: Mapping[str, tuple[str, ...]]) -> 
                    fitted_on=fitted, computed_on="evaluated", note=note)
 
 
+def _checks(trial: Trial) -> tuple[ConfoundingCheck, ...]:
+    """Age, sex and the named variables against site."""
+    design = trial.design
+    return check_confounding(
+        design.subjects, design.sites,
+        [None if math.isnan(age) else float(age) for age in design.ages], design.sexes, trial.seed,
+        {name: design.column(name).tolist() for name in trial.checked})
+
+
+def _confounding(trial: Trial) -> list[Test]:
+    """A row for each named variable, and for age or sex where they cannot be told from site."""
+    return [Test("site_confounding", check.people - check.missing, check.effect,
+                 p=min(check.tests.values(), default=None), reference=check.variable,
+                 question="biology", stage="before",
+                 method=f"{check.effect_name}; smallest p of {', '.join(check.tests) or 'no test'};"
+                 " one value per subject and site", note=check.warning)
+            for check in _checks(trial) if check.is_site or check.variable in trial.checked]
+
+
 def _with_warnings(tests: Iterable[Test], trial: Trial) -> Iterator[Test]:
     """The confounding said beside every number that it touches."""
-    design = trial.design
-    checks = check_confounding(design.subjects, design.sites,
-                               [None if math.isnan(age) else float(age) for age in design.ages],
-                               design.sexes, trial.seed)
-    words = "; ".join(
-        f"{check.variable} may differ between sites ({check.effect_name} {check.effect:.2f})"
-        if check.tests else f"it is not known whether {check.variable} differs between sites"
-        for check in checks if check.warning)
+    words = "; ".join(map(_confounding_words, (c for c in _checks(trial) if c.warning)))
     for test in tests:
-        touched = words and test.known and test.question in ("scanner", "biology")
+        touched = (words and test.known and test.question in ("scanner", "biology")
+                   and test.name != "site_confounding")
         yield replace(test, note="; ".join(filter(None, (test.note, words)))) if touched else test
+
+
+def _confounding_words(check: ConfoundingCheck) -> str:
+    if check.is_site:
+        return f"{check.variable} cannot be told from site"
+    if check.tests:
+        return (f"{check.variable} may differ between sites "
+                f"({check.effect_name} {check.effect:.2f})")
+    return f"it is not known whether {check.variable} differs between sites"

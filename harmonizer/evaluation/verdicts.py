@@ -166,6 +166,24 @@ def _falls(row: Test) -> bool:
 
 
 def _biology(table: Statistics, backend: str) -> Answer:
+    """What `_measured_biology` says, unless a covariate cannot be told from site.
+
+    Then a "yes" becomes "unknown": a covariate that is the site may be gone with the scanner.
+    """
+    answer = _measured_biology(table, backend)
+    rows = [row for row in table.select(question="biology") if "cannot be told from site" in
+            row.note and (row.name == "site_confounding" or not row.known)]
+    lost = dict.fromkeys(row.reference.split(" | ")[-1].split(": ")[0] for row in rows)
+    if not lost:
+        return answer
+    names = " and ".join(lost)
+    return Answer("biology", "unknown" if answer.verdict == "yes" else answer.verdict,
+                  f"{names[0].upper()}{names[1:]} cannot be told from site here, so these data "
+                  f"cannot show whether the effect of {names} survives. {answer.sentence}",
+                  answer.rests_on)
+
+
+def _measured_biology(table: Statistics, backend: str) -> Answer:
     """Age predicted across sites, not below what it was before; where neither images tell anything
     of age that way, the effects of covariates.
     """

@@ -26,9 +26,9 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..contrast.intensity_map import IntensityMap
 from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
-from ..volume import Volume
+from ..volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, same_grid
 from . import model_folder
-from .config import check_types
+from .config import check_types, is_texts, split_texts
 from .target import Target
 
 __all__ = ["Capabilities", "ScanContext", "HarmonizationResult", "Backend", "StatisticsBackend",
@@ -126,12 +126,18 @@ class Backend(ABC):
         One sentence for the methods text, in the past tense.
     capabilities : Capabilities
         What the method can do.
+    uses_location : bool
+        Whether a change depends on a voxel's location; False for maps of intensities alone.
     Config : type
         Frozen dataclass of settings; every field has a default.
     modality_ : str or None
         Modality of the fit.
     sites_ : dict of str to int
         Number of scans of each site of the fit.
+    left_out_sites_ : tuple of str
+        Sites with scans of which the selection of the fit took none; set it before `fit`.
+    left_out_scans_ : dict of str to str
+        Scan -> why it was not used; set it before `fit`, which notes it in the model.
     """
 
     name: ClassVar[str]
@@ -140,12 +146,15 @@ class Backend(ABC):
     summary: ClassVar[str]
     capabilities: ClassVar[Capabilities]
     Config: ClassVar[type]
+    uses_location: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
         self.modality_: str | None = None
         self.sites_: dict[str, int] = {}
         self.cohort_: dict[str, Any] = {}
+        self.left_out_sites_: tuple[str, ...] = ()
+        self.left_out_scans_: dict[str, str] = {}
 
     @property
     def region(self) -> str:
@@ -177,7 +186,8 @@ class Backend(ABC):
         Raises
         ------
         InputError
-            If the cohort is empty, holds several modalities, or a scan cannot be used.
+            If the cohort is empty, holds several modalities, its images are not on one grid (see
+            `Cohort.require_one_grid`), or a scan cannot be used.
         """
         modalities = sorted({scan.modality for scan in cohort})
         if len(modalities) != 1:
@@ -185,14 +195,20 @@ class Backend(ABC):
                 f"fit expects scans of one modality, got {', '.join(modalities) or 'no scans'}. "
                 "Harmonize each modality separately."
             )
+        cohort.require_one_grid()
         self._fit(cohort, seed, progress or (lambda done, total: None))
         self._record_cohort(cohort)
         return self
 
     def _record_cohort(self, cohort: Cohort) -> None:
-        """Store modality, sites and description of the cohort of the fit."""
+        """Store modality, sites and description of the cohort of the fit, and what was left out."""
         self.modality_, self.sites_ = cohort.scans[0].modality, cohort.sites
-        self.cohort_ = model_folder.describe_cohort(cohort)
+        self.cohort_ = {**model_folder.describe_cohort(cohort),
+                        **model_folder.describe_left_out(self), **self._fit_facts()}
+
+    def _fit_facts(self) -> dict[str, Any]:
+        """Return facts about the fit for cohort.json and the card; JSON types."""
+        return {}
 
     def harmonize(
         self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
@@ -242,6 +258,7 @@ class Backend(ABC):
         """
         self._check_ready(target)
         values = check_volume(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             return HarmonizationResult(volume)
         context = ScanContext(source, covariates or {}, tissues or {}, self.modality_)
@@ -285,7 +302,7 @@ class Backend(ABC):
         UsageError
             If the backend has no reference targets.
         InputError
-            If there are no scans, more than 20, or one of another modality.
+            If there are no scans, more than 20, one of another modality, or one on another grid.
         """
         scans = tuple(scans)
         if not self.capabilities.reference_target:
@@ -295,6 +312,8 @@ class Backend(ABC):
         self._check_fitted()
         for scan in scans:
             self._check_modality(scan.modality)
+            image = load_nifti(scan.image)
+            self._check_grid(image.shape[:3], image.affine)
         return Target("reference", label, len(scans), self.name, str(self.modality_),
                       self._enroll(scans))
 
@@ -358,6 +377,8 @@ class Backend(ABC):
         backend = cls(cls.config_from(facts["Config"]))
         backend.modality_, backend.cohort_ = facts["Modality"], facts["Cohort"]
         backend.sites_ = {label: site["Scans"] for label, site in facts["Cohort"]["Sites"].items()}
+        backend.left_out_sites_ = tuple(facts["Cohort"].get("SitesLeftOut", ()))
+        backend.left_out_scans_ = dict(facts["Cohort"].get("ScansLeftOut", {}))
         try:
             backend._set_state(arrays)
         except (KeyError, TypeError, ValueError) as error:
@@ -379,6 +400,8 @@ class Backend(ABC):
             if name not in names:
                 raise UsageError(f"{cls.name} has no option {name!r}. {did_you_mean(name, names)}")
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        given |= {name: split_texts(value) for name, value in given.items()
+                  if isinstance(value, str) and is_texts(cls.Config, name)}
         try:
             check_types(cls.Config, given)
             return cls.Config(**given)
@@ -435,6 +458,23 @@ class Backend(ABC):
         if modality != self.modality_:
             raise InputError(f"this model is of {self.modality_}, got {modality}. "
                              "Harmonize each modality separately.")
+
+    def _check_grid(self, shape: tuple[int, ...], affine: np.ndarray) -> None:
+        """Check that an image of the fit's shape has its affine too, if location matters.
+
+        Raises
+        ------
+        InputError
+            If a corner of the grid is more than 0.001 mm from that of the fit.
+        """
+        grid = self.cohort_.get("Grid")
+        if not self.uses_location or grid is None or tuple(grid["Shape"]) != tuple(shape):
+            return
+        if not same_grid(shape, affine, shape, np.array(grid["Affine"])):
+            raise InputError(
+                f"the image has the shape {tuple(shape)} of the images that {self.name} was fitted "
+                f"on, but another affine (tolerance {AFFINE_TOLERANCE_MM} mm), so it shows other "
+                "places. Register it to the template and resample it on its grid.")
 
     def _check_ready(self, target: Target) -> None:
         self._check_fitted()
@@ -516,6 +556,7 @@ class StatisticsBackend(Backend):
         """See `Backend.intensity_map`."""
         self._check_ready(target)
         values = check_volume(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
         return self._map_of(volume, target, ScanContext(source, covariates or {}, tissues or {},

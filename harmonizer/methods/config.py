@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Settings", "check_types", "setting"]
+__all__ = ["Settings", "check_types", "is_texts", "setting", "split_texts"]
 
 MAX_INTEGER = 10_000_000  # the longest training has 2.5 million steps
 MAX_ITEMS = 64  # of a tuple
@@ -93,6 +93,20 @@ def check_types(config: type, values: Mapping[str, Any]) -> None:
         if too_deep or not _fits(value, hints[name]):
             kind = getattr(hints[name], "__name__", None) if not get_args(hints[name]) else None
             raise ValueError(f"{name} is {_shortened(value)}, expected {kind or hints[name]}")
+
+
+def is_texts(config: type, name: str) -> bool:
+    """Return whether a field of a config is a tuple of texts."""
+    return get_type_hints(config).get(name) == tuple[str, ...]
+
+
+def split_texts(text: str) -> tuple[str, ...]:
+    """Split a list of texts as the command line gives it.
+
+    >>> split_texts("age, sex")
+    ('age', 'sex')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -23,12 +23,13 @@ from safetensors.numpy import load_file, save_file
 from ..cohort import Cohort
 from ..errors import InputError, UnavailableError
 from ..files import atomic_path, read_json, sha256_of, write_json, write_text
+from ..volume import load_nifti
 from .target import LABEL, check_arrays
 
 if TYPE_CHECKING:
     from .base import Backend
 
-__all__ = ["describe_cohort", "write", "read", "model_hash", "is_model"]
+__all__ = ["describe_cohort", "describe_left_out", "write", "read", "model_hash", "is_model"]
 
 FORMAT = 1
 MAX_WEIGHTS_BYTES = 8 << 30
@@ -49,7 +50,17 @@ def describe_cohort(cohort: Cohort) -> dict[str, Any]:
             "Female": sexes.count("F"),
             "Male": sexes.count("M"),
         }
-    return {"Sites": sites, "ScanIds": [scan.scan_id for scan in cohort]}
+    image = load_nifti(cohort.scans[0].image)
+    return {"Sites": sites, "ScanIds": [scan.scan_id for scan in cohort],
+            "Grid": {"Shape": [int(n) for n in image.shape[:3]],
+                     "Affine": np.asarray(image.affine, np.float64).tolist()}}
+
+
+def describe_left_out(backend: Backend) -> dict[str, Any]:
+    """Describe the sites and scans that the selection of a fit left out; empty without any."""
+    facts = {"SitesLeftOut": sorted(backend.left_out_sites_),
+             "ScansLeftOut": dict(sorted(backend.left_out_scans_.items()))}
+    return {name: value for name, value in facts.items() if value}
 
 
 def write(folder: Path, backend: Backend, arrays: dict[str, np.ndarray]) -> Path:
@@ -145,6 +156,30 @@ def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
     if not isinstance(sites, dict) or not all(map(_is_count_of_site, sites.items())):
         raise UnavailableError(f"{folder}: cohort.json does not list sites with their numbers of "
                                "scans. Fit again.")
+    if not _are_further_facts(facts["Cohort"]):
+        raise UnavailableError(f"{folder}: what cohort.json says of grid, covariates, or sites and "
+                               "scans that were left out cannot be read. Fit again.")
+
+
+def _are_further_facts(cohort: dict[str, Any]) -> bool:
+    """Return whether the optional facts of a cohort.json have the right types."""
+    sites, scans = cohort.get("SitesLeftOut", []), cohort.get("ScansLeftOut", {})
+    rows, grid = cohort.get("Covariates", []), cohort.get("Grid")
+    texts = isinstance(sites, list) and all(isinstance(site, str) for site in sites)
+    reasons = isinstance(scans, dict) and all(isinstance(why, str) for why in scans.values())
+    sentences = isinstance(rows, list) and all(
+        isinstance(row, dict) and isinstance(row.get("InWords"), str) for row in rows)
+    return texts and reasons and sentences and (grid is None or _is_grid(grid))
+
+
+def _is_grid(grid: Any) -> bool:
+    if not isinstance(grid, dict) or not isinstance(grid.get("Shape"), list):
+        return False
+    rows = grid.get("Affine")
+    square = (isinstance(rows, list) and len(rows) == 4
+              and all(isinstance(row, list) and len(row) == 4 for row in rows))
+    return (square and all(type(n) is int for n in grid["Shape"])
+            and all(type(x) in (int, float) and np.isfinite(x) for row in rows for x in row))
 
 
 def _is_count_of_site(entry: tuple[str, Any]) -> bool:
@@ -185,6 +220,21 @@ def _history(backend: Backend) -> str:
     return stream.getvalue()
 
 
+def _covariate_lines(cohort: dict[str, Any]) -> str:
+    """Return the section of the card on covariates."""
+    rows = cohort.get("Covariates", ())
+    lines = "\n".join(f"* {row['InWords']}" for row in rows)
+    return f"\n## Covariates\n{lines}\n" if rows else ""
+
+
+def _left_out_lines(backend: Backend) -> str:
+    """Return the section of the card on sites and scans that did not enter the fit."""
+    lines = [f"* site {site}: the selection of the fit took none of its scans"
+             for site in sorted(backend.left_out_sites_)]
+    lines += [f"* {scan}: {why}" for scan, why in sorted(backend.left_out_scans_.items())]
+    return "\n## Left out\n" + "\n".join(lines) + "\n" if lines else ""
+
+
 def _card(backend: Backend) -> str:
     """Return the model card: method, settings, cohort, training and limits."""
     sites = "\n".join(
@@ -198,7 +248,7 @@ def _card(backend: Backend) -> str:
         f"# {backend.name} (version {backend.version}), {backend.modality_}\n\n"
         f"{backend.summary}\n\nMethod: {backend.reference}\n\n## Settings\n{config}\n\n"
         f"## Fitted on\n| site | scans | subjects | age range |\n|---|---|---|---|\n{sites}\n"
-        f"{training}\n"
+        f"{_covariate_lines(backend.cohort_)}{_left_out_lines(backend)}{training}\n"
         "## Limits\nFitted on the scans above; results on other populations are unknown. It holds "
         "summary numbers and scan identifiers, but no image. Not a medical device.\n"
     )

@@ -1,7 +1,7 @@
-"""One image, one affine, one orientation inside; the way back is exact.
+"""Read an image, determine its affine and reorient it to RAS+; the inverse is exact.
 
-Everything after this room sees a 3D float32 volume whose axes run to the Right, Anterior and
-Superior. Reorientation only flips and permutes axes: no voxel value is touched.
+All later steps get a 3D float32 volume with RAS+ axes. Reorientation only flips and permutes axes
+and changes no voxel value.
 
 Which affine is used
 --------------------
@@ -117,10 +117,14 @@ def conform(path: str | os.PathLike[str]) -> Conformed:
 
 
 def check_image(path: str | os.PathLike[str], *, read_data: bool = True) -> None:
-    """The door check: raise the `InputError` that `conform` would raise, before any work starts.
+    """Check an image before any processing: raise the `InputError` that `conform` would raise.
 
-    With `read_data=False` only the header is looked at (milliseconds); otherwise the voxels are
-    read too (about 0.2 s for a 1 mm head).
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    read_data : bool
+        Read the voxels too (about 0.2 s for a 1 mm head); otherwise only the header.
     """
     image = _open(path)
     shape = _spatial_shape(image, path)
@@ -193,7 +197,7 @@ def _open(path: str | os.PathLike[str]) -> Any:
     if dtype.names is not None or dtype.kind not in "iuf":
         raise InputError(
             f"{path}: its voxels are {dtype}, not one real number each. "
-            "Export the magnitude image instead of colour or complex data."
+            "Export the magnitude image instead of color or complex data."
         )
     return image
 

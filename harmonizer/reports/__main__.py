@@ -47,8 +47,11 @@ def report_of(folder: Path) -> GroupReport:
     metrics = Metrics.from_tsv(folder / "metrics.tsv")
     statistics = Statistics.from_tsv(folder / "group_statistics.tsv")
     verdicts = verdicts_of(metrics, statistics)
-    scans = tuple(ScanRow(s.scan_id, s.subject, s.site, s.modality, s.age, s.sex)
+    scans = tuple(ScanRow(s.scan_id, s.subject, s.site, s.modality, s.age, s.sex,
+                          covariates=s.covariates)
                   for s in Cohort.from_tsv(folder / "cohort.tsv"))
+    named = tuple(name for name in statistics.select(name="site_confounding").distinct("reference")
+                  if name not in ("age", "sex"))
     links = {scan.subject: f"sub-{scan.subject}.html" for scan in scans
              if (folder / f"sub-{scan.subject}.html").is_file()}
     backend = next(iter(verdicts), "none")
@@ -57,7 +60,7 @@ def report_of(folder: Path) -> GroupReport:
     return GroupReport(
         scans, metrics, QuantileTable.from_tsv(folder / "metrics_quantiles.tsv"),
         backend=backend, targets=targets,
-        links=links, statistics=statistics, verdicts=verdicts)
+        links=links, named=named, statistics=statistics, verdicts=verdicts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

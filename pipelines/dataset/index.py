@@ -158,7 +158,7 @@ def _findings(
     yield from (item for item in made if isinstance(item, Finding))
     yield from finder.tables.findings
     yield from check_derivatives(settings.derivatives)
-    yield from same_content(records)
+    yield from same_content(records) if _reads_images(settings) else ()
     yield from site_warnings(records, finder)
     seen = {entities_of(path.name).get("sub") for _, path in images}
     for label in settings.participant_label:
@@ -174,7 +174,7 @@ def _records(
     """A record or a fatal finding for each image, and warnings in between."""
     twins = duplicate_names(path for _, path in images)
     for modality, path in images:
-        problem = twins.get(path) or check_header(path)
+        problem = twins.get(path) or (check_header(path) if _reads_images(settings) else None)
         if problem:
             yield _fatal(problem, path)
         else:
@@ -201,7 +201,8 @@ def _record(
         yield _fatal(Finding(path, finding, finder.remedy(subject, session)), path)
         return
     covariates, notes = finder.tables.covariates(subject, session, settings.site_column)
-    precomputed, problems = find_precomputed(path, stem, modality, settings.derivatives)
+    derivatives = settings.derivatives if _reads_images(settings) else {}
+    precomputed, problems = find_precomputed(path, stem, modality, derivatives)
     yield from notes + problems
     yield ScanRecord(
         scan_id=f"{stem}_{suffix}", stem=stem, subject=subject, session=session,
@@ -228,6 +229,11 @@ def _sessions_problem(
         return None
     broken = next(f for f in finder.tables.findings if f.path == table)
     return Finding(path, f"its sessions table {table} {broken.finding}", broken.remedy)
+
+
+def _reads_images(settings: Settings) -> bool:
+    """Whether the run opens raw images; without it their content may be gone, as in an annex."""
+    return "preprocess" in settings.planned_stages
 
 
 def _fatal(finding: Finding, path: Path) -> Finding:

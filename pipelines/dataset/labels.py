@@ -7,9 +7,14 @@ from pathlib import Path
 
 from harmonizer.errors import UsageError
 
-__all__ = ["require_labels", "session_labels", "subject_labels"]
+__all__ = ["has_subjects", "require_labels", "session_labels", "subject_labels"]
 
 SHOWN = 8
+
+
+def has_subjects(root: Path) -> bool:
+    """Whether a folder exists and holds at least one sub-* folder."""
+    return any(path.is_dir() for path in root.glob("sub-*"))
 
 
 def subject_labels(root: Path) -> tuple[str, ...]:

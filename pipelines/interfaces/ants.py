@@ -172,7 +172,7 @@ class CheckQuality(ExplainedInterface):
         check = check_quality(volume.with_mask(None), volume.mask,
                               read_itk_affine(self.inputs.transform), how.get("network_dice"))
         known = {key: value for key, value in asdict(check).items() if value is not None}
-        self._results["quality"] = {**how, **_plain(known), "doubtful": check.doubtful}
+        self._results["quality"] = {**how, **_plain(known), "doubtful": check.low_confidence}
         seconds = {step: getattr(self.inputs, step) for step in STEPS}
         self._results["seconds_of"] = {k: v for k, v in seconds.items() if isdefined(v)}
 

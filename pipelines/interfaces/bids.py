@@ -13,12 +13,13 @@ from harmonizer.evaluation.paired_metrics import label_tissues, tissue_values
 from harmonizer.files import sha256_of, write_json
 from harmonizer.preprocessing.conform import Conformed, conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
-from harmonizer.segmentation.predict import doubt
+from harmonizer.segmentation.predict import low_confidence_warning
+from harmonizer.tissues import TISSUES
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
-from ..outputs.names import TISSUES, ScanPaths, sidecar
+from ..outputs.names import ScanPaths, sidecar
 from ..outputs.tissues import shares_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
@@ -133,7 +134,8 @@ class SavePreprocessed(ExplainedInterface):
             if self.inputs.donor:
                 facts["TissuesFrom"] = self.inputs.donor
             else:
-                warnings += [text for text in (doubt(self.inputs.support),) if text]
+                warning = low_confidence_warning(self.inputs.support)
+                warnings += [warning] if warning else []
         scanlog.write_log(paths.out, scanlog.ScanLog(
             paths.scan_id, "preprocess", "done", self.inputs.record.site,
             warnings=tuple(warnings), seconds=dict(self.inputs.seconds_of),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import File, traits
 
-from harmonizer.contrast.contrast_transfer import guide, left_out
+from harmonizer.contrast.contrast_transfer import compute_residual, fit_contrast_transfer
 from harmonizer.contrast.intensity_map import IntensityMap
-from harmonizer.contrast.local_statistics import shares_of
+from harmonizer.contrast.local_statistics import stack_probabilities
 from harmonizer.errors import InputError
 from harmonizer.evaluation.metrics.image import gradient_agreement, ssim_structure
 from harmonizer.files import read_json, write_json
@@ -120,10 +120,10 @@ class Harmonize(ExplainedInterface):
                 tissues: Mapping[str, np.ndarray]) -> tuple[IntensityMap, dict[str, Any]]:
         """The method's change of contrast as local tissue maps, and a summary of the rest."""
         method = direct.apply(volume)
-        shares = (shares_of(tissues, volume) if tissues
+        shares = (stack_probabilities(tissues, volume) if tissues
                   else shares_with(DEFAULT_SEGMENTER, volume))
-        change = guide(volume, method, shares)
-        return change, left_out(method, change.apply(volume))[1]
+        change = fit_contrast_transfer(volume, method, shares)
+        return change, compute_residual(method, change.apply(volume))[1]
 
     def _save_spread(self, paths: ScanPaths, spread: Volume) -> None:
         """How far apart the images are whose mean this one is."""

@@ -9,13 +9,14 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.transforms import read_itk_affine, resample
-from harmonizer.segmentation.fallback_segmentation import ENOUGH, borrow
-from harmonizer.segmentation.predict import doubt, segment
-from harmonizer.segmentation.refine import contrast_between
+from harmonizer.segmentation.fallback_segmentation import MIN_CONTRAST_RATIO, transfer_segmentation
+from harmonizer.segmentation.predict import low_confidence_warning, segment
+from harmonizer.segmentation.refine import contrast_to_noise
 from harmonizer.template import load_template
+from harmonizer.tissues import TISSUES
 from harmonizer.volume import Volume, read_volume, write_volume
 
-from ..outputs.names import TISSUES, ScanPaths
+from ..outputs.names import ScanPaths
 from ..outputs.scanlog import read_log
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
@@ -52,13 +53,13 @@ class Segment(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
         found = segment(volume)
-        tissues, support, donor = found.tissues, float(found.support), ""
-        if doubt(support) and isdefined(self.inputs.donor):
-            others = self._borrowed(volume)
+        tissues, support, donor = found.tissues, float(found.contrast_to_noise), ""
+        if low_confidence_warning(support) and isdefined(self.inputs.donor):
+            others = self._fallback_segmentation(volume)
             if others is not None:
-                theirs = float(contrast_between(volume.in_mask(), np.stack(
+                theirs = float(contrast_to_noise(volume.in_mask(), np.stack(
                     [others[name][volume.mask] for name in TISSUES])))
-                if theirs > ENOUGH * support:
+                if theirs > MIN_CONTRAST_RATIO * support:
                     tissues, support, donor = others, theirs, f"{self.inputs.donor[2]}_T1w"
         grid = load_template(self.inputs.resolution)
         matrix = read_itk_affine(self.inputs.transform)
@@ -71,17 +72,17 @@ class Segment(ExplainedInterface):
         self._results["native"], self._results["template"] = native, template
         self._results["support"], self._results["donor"] = support, donor
 
-    def _borrowed(self, volume: Volume) -> Mapping[str, np.ndarray] | None:
+    def _fallback_segmentation(self, volume: Volume) -> Mapping[str, np.ndarray] | None:
         """The T1w image's shares on this image's grid; None where there is nothing to rely on."""
         out, folder, stem = self.inputs.donor
         paths = ScanPaths(Path(out), Path(folder), stem, "T1w", self.inputs.resolution)
         log = read_log(paths.out, paths.scan_id, "preprocess")
         support = log.facts.get("ContrastSupport") if log else None
-        if support is None or doubt(support) or not paths.shares_found():
+        if support is None or low_confidence_warning(support) or not paths.shares_found():
             return None
         donor = read_volume(paths.image("preproc"), paths.mask())
         shares = {name: read_volume(paths.share(name)).data for name in TISSUES}
         start = np.linalg.inv(read_itk_affine(self.inputs.transform)) @ read_itk_affine(
             paths.to_template)
-        found = borrow(volume, donor, shares, start, seed=self.inputs.seed)
-        return found.tissues if found.fits else None
+        found = transfer_segmentation(volume, donor, shares, start, seed=self.inputs.seed)
+        return found.tissues if found.is_reliable else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from harmonizer.template import TEMPLATE
 from .heads import mask_of
 from .names import ScanPaths, node_name, sidecar
 
-__all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
+__all__ = ["Preprocessed", "find_preprocessed", "preprocessed_paths", "cohort_of"]
 
 NAME = re.compile(
     rf"(?P<stem>sub-.+)_space-{TEMPLATE}_res-\d_desc-preproc_(?P<suffix>[A-Za-z0-9]+)\.json"
@@ -49,26 +49,34 @@ def find_preprocessed(
     subjects: Collection[str] = (),
     sessions: Collection[str] = (),
     region: str = "brain",
+    wanted: Callable[[ScanPaths], bool] | None = None,
 ) -> tuple[Preprocessed, ...]:
     """All finished scans in `out`, sorted by scan_id; empty `subjects` or `sessions` means all.
 
-    `region` says whose masks the scans have, ``brain`` or ``head``; tissues are the brain's.
+    `region` says whose masks the scans have, ``brain`` or ``head``; tissues are the brain's. Scans
+    for which `wanted` is false are not read.
 
     A scan is finished when the sidecar of its template-grid image is there, which is written last.
     """
     found = []
-    for path in sorted(out.glob(f"sub-*/**/anat/*_res-{resolution}_desc-preproc_*.json")):
-        match = NAME.fullmatch(path.name)
-        if match is None or match["suffix"] not in modalities:
-            continue
-        paths = ScanPaths(out, path.parent.relative_to(out), match["stem"], match["suffix"],
-                          resolution)
+    for paths in preprocessed_paths(out, resolution, modalities):
         if subjects and paths.subject not in subjects:
             continue
         if sessions and paths.session not in sessions:
             continue
-        found.append(_read(path, paths, region))
+        if wanted is None or wanted(paths):
+            found.append(_read(sidecar(paths.image("preproc", template=True)), paths, region))
     return tuple(sorted(found, key=lambda item: item.scan.scan_id))
+
+
+def preprocessed_paths(out: Path, resolution: int, modalities: Collection[str]
+                       ) -> Iterator[ScanPaths]:
+    """Yield the paths of every finished scan in `out`, from file names alone."""
+    for path in sorted(out.glob(f"sub-*/**/anat/*_res-{resolution}_desc-preproc_*.json")):
+        match = NAME.fullmatch(path.name)
+        if match is not None and match["suffix"] in modalities:
+            yield ScanPaths(out, path.parent.relative_to(out), match["stem"], match["suffix"],
+                            resolution)
 
 
 def cohort_of(found: Collection[Preprocessed]) -> Cohort:

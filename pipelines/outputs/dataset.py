@@ -15,7 +15,7 @@ from typing import Any
 from harmonizer import __version__
 from harmonizer.files import atomic_path, decode_text, read_json, write_json, write_text
 
-__all__ = ["NAME", "CODE_URL", "write_dataset_files"]
+__all__ = ["NAME", "CODE_URL", "dataset_link", "generated_by", "write_dataset_files"]
 
 NAME = "harmonizer"
 CODE_URL = "https://github.com/brain-harmonizer/harmonizer"
@@ -87,14 +87,15 @@ def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -
     path = out / "dataset_description.json"
     old = read_json(path) if path.is_file() else {}
     source = _source(raw)
-    links = {**old.get("DatasetLinks", {}), **{k: _link(out, v) for k, v in derivatives.items()}}
+    links = {**old.get("DatasetLinks", {}),
+             **{k: dataset_link(out, v) for k, v in derivatives.items()}}
     if raw is not None:
-        links["raw"] = _link(out, raw)
+        links["raw"] = dataset_link(out, raw)
     content = {
         "Name": "Harmonized MRI" + (f" of: {source['Name']}" if "Name" in source else ""),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [_generated_by()],
+        "GeneratedBy": [generated_by()],
         "HowToAcknowledge": "See logs/CITATION.md.",
     }
     if links:
@@ -115,14 +116,14 @@ def _source(raw: Path | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _link(out: Path, folder: Path) -> str:
-    """A relative path where the folders are neighbours, so that both can be moved together."""
+def dataset_link(out: Path, folder: Path) -> str:
+    """Return a relative path where the folders are neighbors, so that both can move together."""
     relative = os.path.relpath(folder, out)
     return relative if relative.count("..") <= 2 else folder.resolve().as_uri()
 
 
-def _generated_by() -> dict[str, Any]:
-    """This pipeline; container facts come from the environment that the image sets."""
+def generated_by() -> dict[str, Any]:
+    """Return the entry of this pipeline; container facts come from the image's environment."""
     entry: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
     kind, tag = os.environ.get("HARMONIZER_CONTAINER"), os.environ.get("HARMONIZER_CONTAINER_TAG")
     if kind and tag:

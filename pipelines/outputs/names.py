@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harmonizer.template import TEMPLATE
+from harmonizer.tissues import TISSUES
 
 __all__ = ["ScanPaths", "LOGS", "MODELS", "TISSUES", "node_name", "resolution_of"]
 
 LOGS = "logs"
 MODELS = "models"
-TISSUES = ("CSF", "GM", "WM")
-"""Labels of the tissue maps, in the order in which they are always listed."""
 
 
 def resolution_of(sloppy: bool) -> int:

@@ -23,7 +23,7 @@ from ..settings import Settings
 
 __all__ = ["methods_text", "software_versions"]
 
-PACKAGES = ("antspyx", "nipype", "nibabel", "numpy", "scipy", "pybids", "nilearn")
+PACKAGES = ("antspyx", "nipype", "nibabel", "numpy", "scipy", "pybids", "nilearn", "torch")
 U_NET = "a small 3D U-Net that was trained on synthesised images alone"
 TEMPLATE_WAY = ("found by registration of a brain-only template (rigid from many starts, then {}; "
                 "Avants 2008) to the image after a rough bias correction")

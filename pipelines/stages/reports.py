@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from harmonizer.files import read_json
 from harmonizer.preprocessing.brain import LIMITS
 from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
 
-from ..dataset.records import ScanRecord
-from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.collect import Preprocessed
 from ..outputs.figures import load_figures
-from ..outputs.names import resolution_of, sidecar
+from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, failed_logs, read_log
+from ..outputs.selection import Selection
 from ..settings import Settings
 from .methods_text import methods_text, software_versions
 
@@ -39,11 +39,12 @@ STRUCTURE_LIMIT = 0.9  # below it an image is flagged; DISARM reports 0.96 (eval
 GRADIENT_LIMIT = 0.9
 
 
-def write_subject_reports(settings: Settings, subjects: Collection[str]) -> tuple[Path, ...]:
-    """Write ``OUT/sub-X.html`` for each subject; existing ones are replaced."""
-    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
-                              settings.modalities, subjects)
-    failed = failed_logs(settings.output_dir, subjects)
+def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Path, ...]:
+    """Write ``OUT/sub-X.html`` for each selected subject; existing ones are replaced."""
+    found = selection.find()
+    subjects = {item.scan.subject for item in found} | {r.subject for r in selection.records}
+    failed = [log for log in failed_logs(settings.output_dir, subjects)
+              if selection.concerns(log.scan_id)]
     methods, software = methods_text(settings, found), software_versions()
     pages = []
     for subject in sorted(subjects):
@@ -57,15 +58,6 @@ def write_subject_reports(settings: Settings, subjects: Collection[str]) -> tupl
                 SubjectReport(subject, tuple(scans), methods, software,
                               group_report="group.html")))
     return tuple(pages)
-
-
-def subjects_of(settings: Settings, records: Collection[ScanRecord]) -> set[str]:
-    """Whose reports are to be written: those of the records, or all that are in the output."""
-    if records:
-        return {record.subject for record in records}
-    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
-                              settings.modalities, settings.participant_label)
-    return {item.scan.subject for item in found}
 
 
 def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:

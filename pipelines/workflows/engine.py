@@ -24,12 +24,13 @@ from ..settings import Settings
 if TYPE_CHECKING:
     from nipype import Workflow
 
-__all__ = ["Failure", "RunResult", "execute", "load_plugin"]
+__all__ = ["Failure", "RunResult", "clean_work_dir", "execute", "load_plugin"]
 
 LOGGER = logging.getLogger("pipelines")
 PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
 PROBE_BYTES = 1 << 20
 GPU_NODES = 1  # at once: all of a run share the one device that `device_of` chose
+WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "referee", "sampling", "training")
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
@@ -164,6 +165,17 @@ def _tidy(folder: Path, portion: Sequence[Any], monitor: Monitor) -> None:
     for job in portion:
         if job.scan_id not in monitor.failures:
             shutil.rmtree(folder / job.name, ignore_errors=True)
+
+
+def clean_work_dir(folder: Path) -> tuple[str, ...]:
+    """Remove what runs of this app leave in the work folder; returns the names of what was there.
+
+    Files of others stay: somebody may have given a folder that holds more.
+    """
+    found = tuple(name for name in WORK_FOLDERS if (folder / name).is_dir())
+    for name in found:
+        shutil.rmtree(folder / name)
+    return found
 
 
 def portions(jobs: Sequence[Any], settings: Settings) -> Iterator[Sequence[Any]]:

@@ -15,10 +15,11 @@ from harmonizer.files import read_json, sha256_of
 from harmonizer.methods import registry
 from harmonizer.methods.model_folder import model_hash
 
-from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.collect import Preprocessed
 from ..outputs.figures import figures_index
-from ..outputs.names import resolution_of, sidecar
+from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, write_log
+from ..outputs.selection import Selection
 from ..settings import Settings
 from ..stages.targets import Aim, model_folder_of, require_brains, resolve_target, target_bands
 from .engine import Failure, execute
@@ -34,8 +35,9 @@ MAPPING_GB = 1.0  # measured for histogram matching: 0.64 with a native grid of 
 SEGMENTING_GB = MEM_GB["segment"]  # `guided` segments the scan
 
 
-def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
-    """Harmonize the participants' scans of each modality; returns (failures, lines).
+def harmonize(settings: Settings, selection: Selection
+              ) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
+    """Harmonize the selected scans of each modality; returns (failures, lines).
 
     Without a model, a run that did not ask for this stage by name says what to run next.
 
@@ -56,7 +58,7 @@ def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]
         else:
             aims[modality] = resolve_target(settings, modality, model)
     for modality, aim in aims.items():
-        found = _scans(settings, modality)
+        found = selection.find((modality,))
         missed = _harmonize_modality(settings, modality, found, aim)
         failures += missed
         lines.append(f"Harmonized ({modality}): {len(found) - len(missed)} of {len(found)} scans "
@@ -64,15 +66,10 @@ def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]
     return failures, tuple(lines)
 
 
-def _scans(settings: Settings, modality: str) -> tuple[Preprocessed, ...]:
-    return find_preprocessed(settings.output_dir, resolution_of(settings.sloppy), (modality,),
-                             settings.participant_label, settings.session_label)
-
-
 def _without_model(settings: Settings, modality: str) -> str:
-    text = (f"no fitted {settings.backend} model for {modality} in {settings.output_dir}. Run "
-            "'group --stages fit' when all participants are preprocessed, then "
-            "'participant --stages harmonize'; or give one with --model.")
+    text = (f"no fitted {settings.backend} model for {modality} in {settings.output_dir}. Run the "
+            "group level when all participants are preprocessed: it fits, harmonizes and "
+            "evaluates. Or give a model with --model.")
     if "harmonize" in settings.stages:
         raise UnavailableError(text[0].upper() + text[1:])
     return f"Not harmonized yet: {text}"
@@ -123,7 +120,7 @@ def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str
             f"to {aim.label!r}. Keep both by giving this one a name with --desc, such as "
             f"--desc {settings.backend.replace('_', '')}; or use another output folder."
         )
-    now = {**key, "PreprocessedSHA256": item.sidecar["ImageSHA256"]}
+    now = {**key, "PreprocessedSHA256": item.sidecar["ImageSHA256"], "SourceSite": item.scan.site}
     drawn = figures_index(item.paths, f"harmonize-{settings.desc}").is_file()  # they come last
     return drawn and all(content.get(name) == value for name, value in now.items())
 

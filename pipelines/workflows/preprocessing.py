@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 from harmonizer import __version__
 from harmonizer.errors import HarmonizerError
-from harmonizer.files import read_json, sha256_of, write_json
+from harmonizer.files import read_json, sha256_of
 
 from ..dataset.records import ScanRecord
-from ..outputs import sidecars
 from ..outputs.figures import figures_index
 from ..outputs.names import TISSUES, ScanPaths, node_name, resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, log_path, read_log, write_log
@@ -151,7 +150,7 @@ def _donors(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, Sca
 
 def _warn_of_doubts(jobs: Sequence[Job], out: Path) -> None:
     """Say where a brain mask is in doubt, and where an image does not bear out its tissues."""
-    from harmonizer.segmentation.predict import doubt
+    from harmonizer.segmentation.predict import low_confidence_warning
 
     for job in jobs:
         log = read_log(out, job.scan_id, "preprocess")
@@ -162,7 +161,7 @@ def _warn_of_doubts(jobs: Sequence[Job], out: Path) -> None:
         if donor := facts.get("TissuesFrom"):
             LOGGER.info("%s: its tissues are those of %s, which shows them better.", job.scan_id,
                         donor)
-        elif support is not None and (text := doubt(support)):
+        elif support is not None and (text := low_confidence_warning(support)):
             LOGGER.warning("%s: %s", job.scan_id, text)
 
 
@@ -194,7 +193,7 @@ def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
 
 
 def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) -> bool:
-    """Whether the scan's results are all there; its site and covariates are brought up to date."""
+    """Whether the scan's results are all there, made from this image with these settings."""
     path = sidecar(paths.image("preproc", template=True))
     needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
               paths.image("preproc"), paths.mask(), paths.from_template,
@@ -209,10 +208,6 @@ def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) 
         LOGGER.info("%s: source, settings or version changed; it is preprocessed again.",
                     record.scan_id)
         return False
-    facts = sidecars.scan_facts(record)
-    if any(content.get(key) != value for key, value in facts.items()):
-        write_json(path, {**content, **facts})
-        LOGGER.info("%s: site or covariates changed; the sidecar was updated.", record.scan_id)
     return True
 
 

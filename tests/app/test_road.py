@@ -191,7 +191,8 @@ def test_another_method_needs_another_desc(road, copy):
               "--sloppy", "--nprocs", 1, "-w", road.work, "--target", "aspen")
     refused = run_app(*shared, "--backend", "moment_matching")
     assert refused.code == 2
-    assert "was made by histogram_matching to 'birch'" in refused.said and "--desc" in refused.said
+    assert "made by histogram_matching to 'birch'" in refused.said and "--desc" in refused.said
+    assert "Stage " not in refused.said  # before any work: the model is as it was
     allowed = run_app(*shared, "--backend", "tissue_matching", "--desc", "tissue", "--compare",
                       "--moved-maps", "all")
     assert allowed.code == 0, allowed.said

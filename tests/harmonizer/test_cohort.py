@@ -1,4 +1,4 @@
-"""A cohort is a table: it comes back as it was written, and no split divides a person."""
+"""Tests of the cohort table and of splits by subject."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def scan(subject: str, site: str, folder: Path, session: str | None = None) -> S
 @pytest.fixture
 def cohort(tmp_path):
     nested = [scan(f"{site}{i}", site, tmp_path) for site in "AB" for i in range(5)]
-    travelling = [scan("T", site, tmp_path, site) for site in "AB"]
-    return Cohort((*nested, *travelling))
+    traveling = [scan("T", site, tmp_path, site) for site in "AB"]
+    return Cohort((*nested, *traveling))
 
 
 def test_table_round_trip(cohort, tmp_path):
@@ -54,11 +54,11 @@ def test_sites_and_the_largest(cohort):
     assert cohort.sites == {"A": 6, "B": 6}
     assert cohort.largest_site == "A"
     assert len(cohort.of_site("B")) == 6
-    with pytest.raises(InputError, match="site 'C' is not known here. Known: A, B."):
+    with pytest.raises(InputError, match="unknown site 'C'. Known: A, B."):
         cohort.of_site("C")
 
 
-def test_split_never_divides_a_person_and_sees_every_site(cohort):
+def test_split_keeps_subjects_together_and_covers_every_site(cohort):
     rest, held = cohort.split(0.4, seed=1)
     assert not set(rest.subjects) & set(held.subjects)
     assert len(rest) + len(held) == len(cohort)

@@ -1,4 +1,4 @@
-"""Geometry is sacred: what is written comes back on the same grid, and bad files are named."""
+"""Tests of Volume, NIfTI reading and writing, and atomic files."""
 
 from __future__ import annotations
 

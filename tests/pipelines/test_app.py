@@ -6,6 +6,8 @@ import errno
 import logging
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import pytest
 from harmonizer.errors import InternalError, UnavailableError
 from pipelines import app
 from pipelines.settings import Settings
+from tests.pipelines.conftest import write_image
 
 TREE: dict[str, Any] = {
     "participants.tsv": "participant_id\tsite\nsub-01\tNYU\nsub-02\tKKI\n",
@@ -50,7 +53,7 @@ class Workflows:
     answer: Callable[[], Result] = Result
     calls: list[tuple[Settings, tuple]] = field(default_factory=list)
 
-    def run(self, settings: Settings, records: tuple) -> Result:
+    def run(self, settings: Settings, records: tuple, refused: frozenset[str]) -> Result:
         self.calls.append((settings, records))
         return self.answer()
 
@@ -101,6 +104,50 @@ def test_all_done(make_tree: Any, workflows: Workflows) -> None:
     assert logs(root, "crash") == logs(root, "findings") == []
 
 
+def test_the_log_holds_command_versions_and_job(
+    make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "17")
+    root = make_tree(TREE)
+    assert run(root, "--desc", "toNYU", "--site-column", "my site") == 65  # no such column
+    log = logs(root, "run")[0]
+    words = f"Command: .+ {root} .+ --desc toNYU --site-column 'my site'"
+    assert re.search(words, log)
+    python = platform.python_version()
+    assert re.search(rf"Versions: Python {python}, harmonizer \d.*nipype \d", log)
+    assert "Machine: " in log and "SLURM_ARRAY_TASK_ID=17" in log
+
+
+def test_clean_workdir_removes_our_folders_and_no_other(
+    make_tree: Any, workflows: Workflows
+) -> None:
+    root = make_tree(TREE)
+    work = root.parent / "work"
+    for name in ("preprocess_wf/scan_x", "sampling/a", "photos"):
+        (work / name).mkdir(parents=True)
+    assert run(root) == 0
+    assert {path.name for path in work.iterdir()} >= {"preprocess_wf", "sampling", "photos"}
+    assert run(root, "--clean-workdir") == 0
+    assert {path.name for path in work.iterdir()} == {"photos"}
+    assert "Removed from" in logs(root, "run")[-1] and "preprocess_wf" in logs(root, "run")[-1]
+    assert [setting.clean_workdir for setting, _ in workflows.calls] == [False, True]
+    assert not any("clean_workdir =" in text for text in logs(root, "settings"))
+
+
+@pytest.mark.parametrize("flag", ["--reports-only", "--boilerplate-only"])
+def test_what_is_written_from_the_output_needs_no_dataset(
+    make_tree: Any, workflows: Workflows, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree(TREE)
+    monkeypatch.setattr("pipelines.dataset.checks.require_valid", lambda root: 1 / 0)
+    gone = root.parent / "gone"
+    (root.parent / "out").mkdir()
+    assert app.main([str(gone), str(root.parent / "out"), "group", flag]) == 0
+    assert workflows.calls[0][1] == ()
+    assert app.main([str(root), str(root.parent / "out"), "participant", flag]) == 0
+    assert [record.scan_id for record in workflows.calls[1][1]] == ["sub-01_T1w", "sub-02_T1w"]
+
+
 def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:
     root = make_tree(TREE)
     workflows.answer = lambda: Result((Failure("sub-02_T1w"), Failure("sub-01_T1w")), 1)
@@ -122,6 +169,11 @@ def test_an_image_left_out_is_told_and_counted(make_tree: Any, workflows: Workfl
     header, row = logs(root, "findings")[0].splitlines()
     assert header.split("\t") == ["scan_id", "left_out", "path", "finding", "remedy"]
     assert row.split("\t")[:2] == ["sub-02_T1w", "yes"]
+    refusal = root.parent / "out/logs/scans/sub-02_T1w_check.json"
+    assert "is an empty file" in refusal.read_text()
+    write_image(root / "sub-02/anat/sub-02_T1w.nii.gz")
+    assert run(root) == 0
+    assert not refusal.exists()  # the reports name it no longer
 
 
 def test_no_usable_image_is_65(make_tree: Any, workflows: Workflows) -> None:
@@ -208,11 +260,19 @@ def test_the_group_level_needs_no_raw_data(make_tree: Any, workflows: Workflows)
     root = make_tree(TREE)
     (root.parent / "out").mkdir()
     gone = root.parent / "gone"
-    assert run(gone, levels="group") == 0
+    assert run(gone, "--site-column", "scanner", levels="group") == 0
+    assert "--site-column: without effect" in logs(root, "run")[-1]
     assert run(gone, "--stages", "harmonize") == 0
     assert [records for _, records in workflows.calls] == [(), ()]
     assert run(root, "--stages", "harmonize") == 0
     assert len(workflows.calls[-1][1]) == 2
+    assert run(root, levels="group") == 0  # sites and selection are those of the raw data again
+    assert len(workflows.calls[-1][1]) == 2
+    (root.parent / "empty").mkdir()
+    assert run(root.parent / "empty", levels="group") == 0
+    assert workflows.calls[-1][1] == ()
+    assert sum("holds no participant: scans, sites and covariates are those of" in log
+               for log in logs(root, "run")) == 1
 
 
 def test_two_runs_leave_two_logs(make_tree: Any, workflows: Workflows) -> None:

@@ -20,9 +20,10 @@ import torch
 from ...bounding_box import BoundingBox
 from ...cohort import Cohort, Scan
 from ...contrast.intensity import IntensityScale
-from ...contrast.local_statistics import TISSUES, shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...errors import InputError
 from ...files import atomic_path, read_json, write_json
+from ...tissues import TISSUES
 from ...volume import Volume, read_volume, same_grid
 from ..patches import patch_slices, random_corner
 
@@ -218,7 +219,7 @@ def _tissues(scan: Scan, volume: Volume, box: BoundingBox, segment: Segment | No
     """Return three cropped uint8 probabilities; an empty list where none are wanted."""
     if segment is None:
         return []
-    tissues = shares_of(scan.read_tissues() or segment(volume), volume) * volume.mask
+    tissues = stack_probabilities(scan.read_tissues() or segment(volume), volume) * volume.mask
     return [box.crop(np.rint(MAX_PROBABILITY * np.clip(p, 0, 1)).astype(np.uint8))
             for p in tissues]
 

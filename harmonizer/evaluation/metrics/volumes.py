@@ -203,7 +203,7 @@ def volume_tests(values: Mapping[str, Sequence[float]], design: Design, referenc
     against the reference site. Without: the site's partial eta squared.
     """
     tests: list[Test] = []
-    roaming = _travelling_rows(design)
+    roaming = design.traveling_rows
     for tissue, numbers in values.items():
         y = np.asarray(numbers, float)
         tests += _share_tests(y, design, roaming, tissue, seed)
@@ -211,13 +211,6 @@ def volume_tests(values: Mapping[str, Sequence[float]], design: Design, referenc
         tests += paired_t_tests({name: np.asarray(v, float)[roaming] for name, v in values.items()},
                                 design.take(np.flatnonzero(roaming)), reference)
     return tuple(tests)
-
-
-def _travelling_rows(design: Design) -> np.ndarray:
-    sites: dict[str, set[str]] = {}
-    for who, where in zip(design.subjects, design.sites):
-        sites.setdefault(who, set()).add(where)
-    return np.array([len(sites[who]) > 1 for who in design.subjects], dtype=bool)
 
 
 def _share_tests(y: np.ndarray, design: Design, roaming: np.ndarray, tissue: str, seed: int

@@ -15,14 +15,8 @@ import numpy as np
 from scipy import ndimage
 
 from ...errors import InputError
-from ...segmentation.segmentations import (
-    TISSUES,
-    Segment,
-    Segmentation,
-    as_labels,
-    summary,
-    tissue_ratios,
-)
+from ...segmentation.segmentations import Segment, Segmentation, as_labels, summary, tissue_ratios
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..metrics import image as near
 from ..metrics.distribution import intensity_range, quantile_function

@@ -2,8 +2,9 @@
 
 A harmonized image may differ from its source in contrast, and by no more in anatomy than two scans
 of one person on one scanner differ from each other. That is measured, on the cohort's own rescans;
-where there are none, on simulated ones: the scan moved by what registration repeats to, and apart
-from itself by the noise of two visits. An image that breaks a limit is flagged with the reason.
+where there are none, or where their limits would miss a shift of one voxel, on simulated ones: the
+scan moved by what registration repeats to, and apart from itself by the noise of two visits. An
+image that breaks a limit is flagged with the reason.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from .anatomy import GUARDED, compare_anatomy
 from .rescans import REGISTRATION_DEGREES, REGISTRATION_MM, simulated_rescan
 from .traveling import Pair, rescans
 
-__all__ = ["Tolerance", "Verdict", "tolerance_of", "chance_of_flags", "learn_tolerance", "judge"]
+__all__ = ["Tolerance", "Verdict", "tolerance_of", "chance_of_flags", "learn_tolerance",
+           "misses_a_voxel", "judge"]
 
 NOTHING = 1e-3  # difference from perfect, in any measure's unit, that rounding can make
 MISSED = 0.05  # share of faithful images that may be flagged
 MOST_PAIRS = 20
 FEWEST_PAIRS = 3  # real rescans, below which simulated ones are added
+SHIFTED_SCANS = 3  # scans shifted by one voxel, one along each axis, that limits must flag
 
 
 @dataclass(frozen=True)
@@ -93,23 +96,47 @@ def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int
                     most: int = MOST_PAIRS, mapper: Callable[..., Iterable] = map) -> Tolerance:
     """The cohort's own within-scanner noise, from unharmonized images.
 
-    From rescans (one person, one site, two scans), at most ``most`` pairs. With fewer than 3, from
-    simulated rescans of scans spread evenly over the cohort. Two volumes in memory; ``mapper``:
-    ``map``, or one with its signature that spreads pairs, or scans, over processes.
+    From rescans (see `rescans`), at most ``most`` pairs. With fewer than 3, or if the limits from
+    them miss a shift of one voxel, from simulated rescans of scans spread evenly over the cohort.
+    Two volumes in memory; ``mapper``: ``map``, or one with its signature that spreads pairs, or
+    scans, over processes.
     """
     real = rescans(cohort)
+    reason = f"the cohort has {len(real)} real ones"
     if len(real) >= FEWEST_PAIRS:
         chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
-        return tolerance_of(list(mapper(partial(_rescanned, segment=segment), chosen)),
-                            f"{len(chosen)} pairs of rescans of one person on one scanner")
+        found = tolerance_of(list(mapper(partial(_rescanned, segment=segment), chosen)),
+                             f"{len(chosen)} pairs of rescans of one person on one scanner")
+        if not misses_a_voxel(cohort, found, mapper):
+            return found
+        reason = (f"the limits from its {len(chosen)} real ones would let a shift of one voxel "
+                  "pass")
     scans = [cohort.scans[i] for i in
              np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
     jobs = [(scan, range(seed + number, seed + most, len(scans)))
             for number, scan in enumerate(scans)]
     pairs = [pair for found in mapper(partial(_simulated, segment=segment), jobs) for pair in found]
     return tolerance_of(pairs, f"{len(pairs)} simulated rescans ({REGISTRATION_MM} mm, "
-                        f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
-                        f"cohort has {len(real)} real ones")
+                        f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because "
+                        f"{reason}")
+
+
+def misses_a_voxel(cohort: Cohort, tolerance: Tolerance,
+                   mapper: Callable[..., Iterable] = map) -> bool:
+    """Whether the limits let pass a scan that is moved by one voxel and is otherwise the same.
+
+    Asked of scans spread evenly over the cohort, one along each axis; one that passes is enough.
+    """
+    chosen = np.linspace(0, len(cohort) - 1, SHIFTED_SCANS).astype(int)
+    jobs = [(cohort.scans[i], axis) for axis, i in enumerate(chosen)]
+    return any(judge(values, tolerance).ok for values in mapper(_shifted, jobs))
+
+
+def _shifted(job: tuple[Scan, int]) -> dict[str, float]:
+    """Anatomy measures of a scan against itself moved by one voxel along an axis."""
+    scan, axis = job
+    volume = scan.read()
+    return compare_anatomy(volume, volume.with_data(np.roll(volume.data, 1, axis)))
 
 
 def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:

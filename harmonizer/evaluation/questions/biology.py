@@ -248,7 +248,7 @@ def effect_tests(features: Mapping[str, Sequence[float]], design: Design,
 def _effect_test(y: np.ndarray, design: Design, covariate: str, name: str, seed: int) -> Test:
     reference = f"{name} | {covariate}"
     column = design.column(covariate)
-    reason = _no_effect(y, column, design)
+    reason = _told_from_nothing(design, covariate) or _no_effect(y, column, design)
     if reason:
         return not_possible("effect_size", reason, design.people, reference=reference,
                             question="biology")
@@ -267,6 +267,17 @@ def _effect_test(y: np.ndarray, design: Design, covariate: str, name: str, seed:
                 method="adjusted for site, age and sex; F test; bootstrap over people",
                 reference=reference, question="biology",
                 note="" if math.isfinite(p) else "no p: people have several scans")
+
+
+def _told_from_nothing(design: Design, covariate: str) -> str:
+    """Say that a covariate varies between sites alone, or is the same for all within them."""
+    column = np.asarray(design.column(covariate))
+    within = {site: set(column[np.asarray(design.sites) == site].tolist()) for site in design.sites}
+    varies = len(set().union(*within.values())) > 1
+    if not varies or any(len(values) > 1 for values in within.values()) or (
+            design.people <= len(within)):
+        return ""
+    return f"{covariate} cannot be told from site: all scans of a site have the same value"
 
 
 def _no_effect(y: np.ndarray, column: np.ndarray, design: Design) -> str:

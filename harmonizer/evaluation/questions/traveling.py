@@ -1,7 +1,8 @@
 """The same person on several scanners: is he or she nearer to himself than before?
 
-A travelling person was scanned at two or more sites; two scans of a person at *one* site are
-rescans, and tell what a scanner and the preprocessing do on their own. Every person is seen on
+A travelling person was scanned at two or more sites within a year (`Cohort.traveling`). Two scans
+of a session at *one* site that differ in run alone are rescans, and tell what a scanner and the
+preprocessing do on their own. Every person is seen on
 every ordered pair of sites, one scan per site. Harmonized, the first image of a pair is compared
 with the person's own unharmonized image at the target where the second site is the target, and with
 the second harmonized image where it is not.
@@ -10,6 +11,7 @@ the second harmonized image where it is not.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...cohort import Cohort, Scan
+from ...cohort import ACQUISITION_TIME, DAYS_PER_YEAR, Cohort, Scan, years_between
 from ...errors import InputError
 from ...volume import Volume
 from ..metrics import image as near
@@ -30,7 +32,7 @@ from ..statistics.resampling import (
 )
 from ..table import MEASURES, Metric, Metrics
 
-__all__ = ["Pair", "Icc", "travellers", "rescans", "site_pairs", "compare_images", "pair_metrics",
+__all__ = ["Pair", "Icc", "rescans", "site_pairs", "compare_images", "pair_metrics",
            "person_means", "compare_methods", "complete_table", "icc", "within_subject_cov",
            "agreement_tests",
            "PAIR_MEASURES"]
@@ -38,6 +40,7 @@ __all__ = ["Pair", "Icc", "travellers", "rescans", "site_pairs", "compare_images
 RESCALED = "rescaled"
 PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 FEWEST_PEOPLE = 3
+MAX_RESCAN_DAYS = 30  # two sessions at most this far apart can be rescans
 CONSTANT = 1e-6  # standard deviation over mean below which a feature is the same for all
 
 
@@ -54,26 +57,43 @@ class Pair:
         return self.first.subject
 
 
-def travellers(cohort: Cohort) -> Cohort:
-    """The scans of people who were scanned at two or more sites in one modality; may be empty."""
-    sites: dict[tuple[str, str], set[str]] = {}
-    for scan in cohort:
-        sites.setdefault((scan.subject, scan.modality), set()).add(scan.site)
-    return cohort.where(lambda scan: len(sites[scan.subject, scan.modality]) > 1)
-
-
 def rescans(cohort: Cohort) -> tuple[Pair, ...]:
-    """Pairs of scans of one person at one site in one modality, each scan with the next one."""
-    groups: dict[tuple[str, str, str], list[Scan]] = {}
+    """Return pairs of rescans: a subject scanned twice in the same way at one site.
+
+    Two scans are rescans if their names differ in ``run`` alone: same session and same acq, ce, rec
+    and any other entity. Scans of two sessions are rescans if they are otherwise named alike and
+    ``acq_time`` says that they were made at most `MAX_RESCAN_DAYS` apart. Each scan is paired with
+    the next one.
+    """
+    groups: dict[tuple[str, ...], list[Scan]] = {}
     for scan in cohort:
-        groups.setdefault((scan.subject, scan.site, scan.modality), []).append(scan)
-    return tuple(Pair(*two) for group in groups.values() for two in zip(group, group[1:]))
+        groups.setdefault((scan.subject, scan.site, scan.modality, _protocol(scan)),
+                          []).append(scan)
+    return tuple(Pair(*two) for group in groups.values() for two in zip(group, group[1:])
+                 if _is_rescan(*two))
+
+
+def _protocol(scan: Scan) -> str:
+    """Entities of a BIDS name without subject, session and run: how a scan was made.
+
+    A name that is not of BIDS says nothing, so scans of one session are then taken as made alike.
+    """
+    entities = re.sub(r"(^|_)(sub|ses|run)-[^_]+", "", scan.scan_id)
+    return entities if scan.scan_id.startswith("sub-") else ""
+
+
+def _is_rescan(one: Scan, two: Scan) -> bool:
+    if one.session == two.session:
+        return True
+    dated = all(ACQUISITION_TIME in scan.covariates for scan in (one, two))
+    years = years_between(one, two) if dated else None
+    return years is not None and years * DAYS_PER_YEAR <= MAX_RESCAN_DAYS + 0.5
 
 
 def site_pairs(cohort: Cohort) -> tuple[Pair, ...]:
     """Every person on every ordered pair of sites, the first scan (by name) of each site."""
     first: dict[tuple[str, str], dict[str, Scan]] = {}
-    for scan in travellers(cohort):
+    for scan in cohort.traveling():
         first.setdefault((scan.modality, scan.subject), {}).setdefault(scan.site, scan)
     return tuple(Pair(here[one], here[two]) for here in first.values()
                  for one in sorted(here) for two in sorted(here) if one != two)

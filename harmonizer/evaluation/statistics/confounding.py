@@ -1,4 +1,4 @@
-"""Is the site also the age, or the sex?
+"""Is the site also the age, the sex, or a covariate that the user names?
 
 Where people differ between sites, removing the site removes part of the people: every number that
 compares sites must then be read beside this check. One person counts once per site, however often
@@ -14,12 +14,14 @@ import numpy as np
 
 from ..metrics.distribution import eta_squared
 
-__all__ = ["ConfoundingCheck", "age_by_site", "sex_by_site", "check_confounding"]
+__all__ = ["ConfoundingCheck", "age_by_site", "sex_by_site", "number_by_site", "category_by_site",
+           "check_confounding"]
 
 SIGNIFICANT = 0.05
 LARGE_ETA_SQUARED = 0.14  # "large" in Cohen 1988, section 8.2, after chance is taken off
 LARGE_V_SQUARED = 0.25  # V = 0.5, "large" in Cohen 1988, section 7.2, after chance is taken off
 PERMUTATIONS = 9999
+MISSING = ("", "n/a", "nan", "none")
 FEWEST_PER_SITE = 2
 MOST_NAMED = 6  # sites named one by one in a warning
 
@@ -28,9 +30,11 @@ MOST_NAMED = 6  # sites named one by one in a warning
 class ConfoundingCheck:
     """One variable against site.
 
-    ``tests``: p value by test name. ``effect``: share of variance (age, eta squared) or Cramer's V
-    (sex), 0 to 1. ``by_site``: words such as "31 y (20-61), n=4". ``missing``: people without a
-    value. ``warning``: a plain sentence, empty where nothing speaks against comparing the sites.
+    ``tests``: p value by test name. ``effect``: share of variance (numbers, eta squared) or
+    Cramer's V (categories), 0 to 1. ``by_site``: words such as "31 y (20-61), n=4". ``missing``:
+    people without a value. ``warning``: a plain sentence, empty where nothing speaks against
+    comparing the sites. ``is_site``: the variable cannot be told from site, because all subjects of
+    a site have the same value and the sites differ.
     """
 
     variable: str
@@ -41,6 +45,7 @@ class ConfoundingCheck:
     people: int = 0
     missing: int = 0
     warning: str = ""
+    is_site: bool = False
 
 
 def check_confounding(
@@ -49,14 +54,35 @@ def check_confounding(
     ages: Sequence[float | None],
     sexes: Sequence[str | None],
     seed: int = 0,
-) -> tuple[ConfoundingCheck, ConfoundingCheck]:
-    """Age and sex against site, one value per scan in each sequence; one person counts once."""
+    others: Mapping[str, Sequence[object]] | None = None,
+) -> tuple[ConfoundingCheck, ...]:
+    """Check age, sex and ``others`` (name -> values) against site; one subject counts once a site.
+
+    All sequences hold one value per scan. A variable of ``others`` is a number if all its values
+    are numbers and there are more than two of them, else a category; None, NaN, "" and "n/a" are
+    missing values.
+    """
     first = {(who, where): index
              for index, (who, where) in reversed(list(enumerate(zip(subjects, sites))))}
     chosen = sorted(first.values())
     places = [sites[i] for i in chosen]
+    named = [_variable_by_site(name, [values[i] for i in chosen], places, seed)
+             for name, values in (others or {}).items() if name not in ("age", "sex")]
     return (age_by_site([ages[i] for i in chosen], places),
-            sex_by_site([sexes[i] for i in chosen], places, seed))
+            sex_by_site([sexes[i] for i in chosen], places, seed), *named)
+
+
+def _variable_by_site(name: str, values: Sequence[object], sites: Sequence[str], seed: int
+                      ) -> ConfoundingCheck:
+    texts = ["" if _unknown(value) else str(value).strip() for value in values]
+    known = [text if text.lower() not in MISSING else "" for text in texts]
+    try:
+        numbers = [float(text) if text else None for text in known]
+    except ValueError:
+        numbers = []
+    if len({number for number in numbers if number is not None}) > 2:
+        return number_by_site(name, numbers, sites)
+    return category_by_site(name, [text or None for text in known], sites, seed)
 
 
 def age_by_site(ages: Sequence[float | None], sites: Sequence[str]) -> ConfoundingCheck:
@@ -68,8 +94,92 @@ def age_by_site(ages: Sequence[float | None], sites: Sequence[str]) -> Confoundi
     effect = eta_squared(values, labels)
     tests = _age_tests([group for group in groups.values() if len(group) >= FEWEST_PER_SITE])
     by_site = {site: _age_words(groups.get(site, [])) for site in sorted(set(sites))}
-    check = ConfoundingCheck("age", "eta squared", effect, tests, by_site, len(ages), missing)
+    check = ConfoundingCheck("age", "eta squared", effect, tests, by_site, len(ages), missing,
+                             is_site=_is_site(groups))
     return _with_warning(check, _age_warning(check, groups))
+
+
+def number_by_site(variable: str, values: Sequence[float | None], sites: Sequence[str]
+                   ) -> ConfoundingCheck:
+    """Check a number against site: tests and effect as of :func:`age_by_site`."""
+    groups = _known(values, sites)
+    known = [value for group in groups.values() for value in group]
+    labels = [site for site, group in groups.items() for _ in group]
+    tests = _age_tests([group for group in groups.values() if len(group) >= FEWEST_PER_SITE])
+    by_site = {site: _number_words(groups.get(site, [])) for site in sorted(set(sites))}
+    check = ConfoundingCheck(variable, "eta squared", eta_squared(known, labels), tests, by_site,
+                             len(values), sum(map(_unknown, values)), is_site=_is_site(groups))
+    return _with_warning(check, _named_warning(check, check.effect, LARGE_ETA_SQUARED))
+
+
+def category_by_site(variable: str, values: Sequence[str | None], sites: Sequence[str],
+                     seed: int = 0) -> ConfoundingCheck:
+    """Check a category against site: tests and effect as of :func:`sex_by_site`."""
+    groups = _known(values, sites)
+    levels = sorted({value for group in groups.values() for value in group})
+    table = np.array([[group.count(level) for level in levels] for group in groups.values()],
+                     dtype=int).reshape(len(groups), -1)
+    by_site = {site: _level_words(groups.get(site, []), levels) for site in sorted(set(sites))}
+    enough = max(map(len, groups.values()), default=0) >= FEWEST_PER_SITE
+    check = ConfoundingCheck(variable, "Cramer's V", _cramer_v(table),
+                             _sex_tests(table, seed) if enough else {}, by_site, len(values),
+                             sum(map(_unknown, values)), is_site=_is_site(groups))
+    more_levels = max(len(levels) - len(groups), 0) / max(check.people - check.missing - 1, 1)
+    return _with_warning(check, _named_warning(check, check.effect**2 - more_levels,
+                                               LARGE_V_SQUARED))
+
+
+def _is_site(groups: Mapping[str, Sequence[object]]) -> bool:
+    """Whether all subjects of a site have one value and the sites differ.
+
+    With one subject a site that says nothing.
+    """
+    values = [set(group) for group in groups.values()]
+    return (max(map(len, groups.values()), default=0) > 1 and all(len(v) == 1 for v in values)
+            and len(set.union(*values)) > 1)
+
+
+def _cannot_be_told(check: ConfoundingCheck) -> str:
+    sites = _first_sites(check)
+    return (f"{check.variable[0].upper()}{check.variable[1:]} cannot be told from site: all "
+            f"subjects of a site have the same value ({sites}). Whatever removes the difference "
+            f"between the scanners also removes the effect of {check.variable}, and no test on "
+            f"these data can show whether it survives. Compare {check.variable} within sites "
+            "only, or add sites that hold several values of it.")
+
+
+def _first_sites(check: ConfoundingCheck) -> str:
+    """Values of the first sites in words."""
+    shown = [f"{site}: {words}" for site, words in check.by_site.items()][:MOST_NAMED]
+    more = len(check.by_site) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more sites" if more else "")
+
+
+def _named_warning(check: ConfoundingCheck, explained: float, large: float) -> str:
+    """Warn of a variable that the user named; ``explained``: its variance that site explains."""
+    if check.is_site:
+        return _cannot_be_told(check)
+    if not check.tests:
+        return _untested(check)
+    if not (_any_significant(check) or _beyond_chance(check, explained) >= large):
+        return ""
+    return (f"{check.variable[0].upper()}{check.variable[1:]} {_verb(check)} between sites "
+            f"({_p_words(check)}; {check.effect_name} {check.effect:.2f}; {_first_sites(check)}). "
+            f"Part of what looks like a scanner effect may be {check.variable}, and removing the "
+            "scanner may remove it too.")
+
+
+def _number_words(values: Sequence[float]) -> str:
+    if not values:
+        return "unknown"
+    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g}), n={len(values)}"
+
+
+def _level_words(values: Sequence[str], levels: Sequence[str]) -> str:
+    """Counts of the levels that a site has."""
+    counts = [f"{values.count(level)} {level}" for level in levels if level in values]
+    shown = counts[:MOST_NAMED]
+    return ", ".join(shown + ["..."] * (len(counts) > len(shown))) or "unknown"
 
 
 def sex_by_site(sexes: Sequence[str | None], sites: Sequence[str], seed: int = 0
@@ -85,7 +195,7 @@ def sex_by_site(sexes: Sequence[str | None], sites: Sequence[str], seed: int = 0
     effect = _cramer_v(table)
     by_site = {site: _sex_words(groups.get(site, [])) for site in sorted(set(sites))}
     check = ConfoundingCheck("sex", "Cramer's V", effect, _sex_tests(table, seed), by_site,
-                             len(sexes), missing)
+                             len(sexes), missing, is_site=_is_site(groups))
     return _with_warning(check, _sex_warning(check))
 
 
@@ -130,7 +240,7 @@ def _contingency(groups: Mapping[str, list[str]]) -> np.ndarray:
 
 
 def _testable(table: np.ndarray) -> bool:
-    return table.shape[0] >= 2 and bool((table.sum(axis=0) > 0).all())
+    return min(table.shape) >= 2 and bool((table.sum(axis=0) > 0).all())
 
 
 def _sex_tests(table: np.ndarray, seed: int) -> dict[str, float]:
@@ -139,7 +249,7 @@ def _sex_tests(table: np.ndarray, seed: int) -> dict[str, float]:
     if not _testable(table):
         return {}
     tests = {"chi-squared": float(stats.chi2_contingency(table, correction=False)[1])}
-    if table.shape[0] == 2:
+    if table.shape == (2, 2):
         tests["Fisher's exact"] = float(stats.fisher_exact(table)[1])
     elif stats.contingency.expected_freq(table).min() < 5:
         tests["permutation"] = _permutation_p(table, seed)
@@ -159,13 +269,13 @@ def _permutation_p(table: np.ndarray, seed: int) -> float:
 
 
 def _cramer_v(table: np.ndarray) -> float:
-    """sqrt(chi2 / n) for a table with two columns, 0 to 1; NaN where it is not defined."""
+    """sqrt(chi2 / (n (min(rows, columns) - 1))), 0 to 1; NaN where it is not defined."""
     from scipy import stats
 
     if not _testable(table):
         return float("nan")
     chi2 = stats.chi2_contingency(table, correction=False)[0]
-    return float(np.sqrt(chi2 / table.sum()))
+    return float(np.sqrt(chi2 / (table.sum() * (min(table.shape) - 1))))
 
 
 def _age_words(ages: Sequence[float]) -> str:
@@ -179,6 +289,8 @@ def _sex_words(sexes: Sequence[str]) -> str:
 
 
 def _age_warning(check: ConfoundingCheck, groups: Mapping[str, list[float]]) -> str:
+    if check.is_site:
+        return _cannot_be_told(check)
     if not check.tests:
         return _untested(check)
     if not (_any_significant(check) or _beyond_chance(check, check.effect) >= LARGE_ETA_SQUARED):
@@ -200,6 +312,8 @@ def _extremes(means: Mapping[str, float]) -> str:
 
 
 def _sex_warning(check: ConfoundingCheck) -> str:
+    if check.is_site:
+        return _cannot_be_told(check)
     if not check.tests:
         return _untested(check)
     if not (_any_significant(check)

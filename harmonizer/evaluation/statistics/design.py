@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...cohort import Scan
+from ...cohort import Cohort, Scan
 from ...errors import InputError, did_you_mean
 
 __all__ = ["Design", "dummies", "residual_squares", "partial_eta",
@@ -20,6 +20,8 @@ class Design:
     """One row per scan, n rows in every field.
 
     ``ages`` (n,) years, NaN where unknown; ``sexes`` "M", "F" or ""; ``covariates``: name -> texts.
+    ``concurrent``: False for the scans that `Cohort.scanned_years_apart` from those of the same
+    subject at another site; empty means True for all.
     """
 
     subjects: tuple[str, ...]
@@ -27,17 +29,20 @@ class Design:
     ages: np.ndarray
     sexes: tuple[str, ...]
     covariates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    concurrent: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, scans: Iterable[Scan]) -> Design:
         """The design of some scans, in their order."""
         scans = tuple(scans)
         names = sorted({name for scan in scans for name in scan.covariates})
+        apart = {scan.scan_id for scan in Cohort(scans).scanned_years_apart()}
         return cls(
             tuple(scan.subject for scan in scans), tuple(scan.site for scan in scans),
             np.array([math.nan if scan.age is None else scan.age for scan in scans], dtype=float),
             tuple((scan.sex or "").strip()[:1].upper() for scan in scans),
-            {name: tuple(str(scan.covariates.get(name, "")) for scan in scans) for name in names})
+            {name: tuple(str(scan.covariates.get(name, "")) for scan in scans) for name in names},
+            tuple(scan.scan_id not in apart for scan in scans))
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -53,17 +58,25 @@ class Design:
         return Design(tuple(self.subjects[i] for i in pick), tuple(self.sites[i] for i in pick),
                       self.ages[pick], tuple(self.sexes[i] for i in pick),
                       {name: tuple(column[i] for i in pick)
-                       for name, column in self.covariates.items()})
+                       for name, column in self.covariates.items()},
+                      tuple(self.concurrent[i] for i in pick) if self.concurrent else ())
+
+    @property
+    def traveling_rows(self) -> np.ndarray:
+        """(n,) bool: scans of subjects at two or more sites, see `Cohort.traveling`."""
+        now = self.concurrent or (True,) * len(self)
+        sites: dict[str, set[str]] = {}
+        for who, where, same_time in zip(self.subjects, self.sites, now):
+            sites.setdefault(who, set()).update({where} if same_time else ())
+        return np.array([same_time and len(sites[who]) > 1
+                         for who, same_time in zip(self.subjects, now)], dtype=bool)
 
     @property
     def kind(self) -> str:
         """travelling (everybody at two or more sites), nested (nobody is) or mixed."""
-        seen: dict[str, set[str]] = {}
-        for who, where in zip(self.subjects, self.sites):
-            seen.setdefault(who, set()).add(where)
-        roaming = sum(len(sites) > 1 for sites in seen.values())
-        return ("nested" if not roaming else
-                "travelling" if roaming == len(seen) else "mixed")
+        traveling = len(set(np.asarray(self.subjects)[self.traveling_rows].tolist()))
+        return ("nested" if not traveling else
+                "travelling" if traveling == self.people else "mixed")
 
     def column(self, name: str) -> np.ndarray:
         """A covariate (n,): float with NaN where unknown if every known value is a number, else

@@ -163,6 +163,9 @@ class LearnedBackend(Backend):
         own = [{k: v for k, v in s.items() if not k.startswith(PREFIX)} for s in summaries]
         return {**with_prefix(baseline), PERCENTILES: percentiles, **self.model_.pool(own)}
 
+    def _fit_facts(self) -> dict[str, Any]:
+        return self.baseline_._fit_facts() if self.baseline_ else {}
+
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         return {**self.styles_[label], **self.model_.site_style(label)}
 
@@ -214,6 +217,7 @@ class LearnedBackend(Backend):
         self.styles_ = persistence.styles_from(arrays, self.sites_)
         self.residual_weight_ = persistence.residual_weight_from(arrays)
         if self.baseline_:
+            self.baseline_.left_out_sites_ = self.left_out_sites_
             persistence.restore_baseline(self.baseline_, arrays, self.styles_, self.modality_,
                                          self.sites_)
         try:
@@ -294,6 +298,9 @@ def _fit_models(backends: Mapping[str, LearnedBackend], cohort: Cohort, seed: in
     """Fit baselines and networks, then what each model stores of its own modality."""
     first = next(iter(backends.values()))
     with working_folder(first.resources) as folder:
+        for backend in backends.values():
+            if backend.baseline_:
+                backend.baseline_.left_out_sites_ = backend.left_out_sites_
         parts = fit_baselines({modality: backend.baseline_ for modality, backend
                                in backends.items()}, cohort, folder, seed, progress)
         whole = Cohort(tuple(scan for part in parts.values() for scan in part))

@@ -23,13 +23,13 @@ import torch
 
 from ...bounding_box import BoundingBox
 from ...cohort import Cohort
-from ...contrast.local_statistics import TISSUES
 from ...deep.training.data import VolumeStore, scan_identity
 from ...deep.training.loop import CHECKPOINT, TrainingOutcome, train
 from ...deep.training.processes import DistributedContext, launch
 from ...deep.training.settings import Resources
 from ...errors import InternalError, Terminated, UnavailableError
 from ...progress import reporter
+from ...tissues import TISSUES
 from ...volume import write_volume
 from ..base import Progress, StatisticsBackend, read_scan
 from .baseline import baseline_of

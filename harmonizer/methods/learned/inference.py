@@ -13,7 +13,7 @@ import torch
 
 from ...bounding_box import BoundingBox
 from ...contrast.intensity import IntensityScale
-from ...contrast.local_statistics import shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...deep.processor import full_precision
 from ...errors import UnavailableError
 from ...volume import Volume
@@ -73,7 +73,7 @@ class Inference:
         image = np.where(volume.mask, np.clip(scale.to_unit(volume.data), -1, 1), np.float32(-1))
         tissues = None
         if self.uses_tissues and context.tissues:  # as in training
-            tissues = np.stack([box.crop(p) for p in shares_of(context.tissues, volume)])
+            tissues = np.stack([box.crop(p) for p in stack_probabilities(context.tissues, volume)])
         return NetworkInput(box.crop(image, -1.0), box.crop(volume.mask, False), box, scale,
                             tissues, context.source, context.modality)
 

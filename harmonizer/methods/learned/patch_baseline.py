@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...contrast.intensity import PROBABILITIES
-from ...contrast.tissue_map import STEEPEST
+from ...contrast.intensity import QUANTILE_LEVELS
+from ...contrast.tissue_map import clip_std_ratio
 
 __all__ = ["match_tissues", "match_histogram", "match_patch"]
 
@@ -57,7 +57,7 @@ def match_tissues(x: np.ndarray, x_tissues: np.ndarray, y: np.ndarray, y_tissues
             new = overall * x
         else:
             gain = after[0] / before[0]
-            ratio = np.clip(after[1] / before[1], gain / STEEPEST, gain * STEEPEST)
+            ratio = clip_std_ratio(after[1] / before[1], gain)
             new = after[0] + (x - before[0]) * ratio
         result = result + x_tissue / np.maximum(total, 1e-6) * new
     return np.maximum(result, 0).astype(np.float32)
@@ -76,5 +76,5 @@ def _moments(values: np.ndarray, probability: np.ndarray) -> tuple[float, float]
 
 def match_histogram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Map (n,) intensities to the quantiles of (m,) others; piecewise linear, float32."""
-    return np.interp(x, np.quantile(x, PROBABILITIES), np.quantile(y, PROBABILITIES)
+    return np.interp(x, np.quantile(x, QUANTILE_LEVELS), np.quantile(y, QUANTILE_LEVELS)
                      ).astype(np.float32)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...contrast.intensity import LANDMARKS, PROBABILITIES, quantile_function
+from ...contrast.intensity import LANDMARKS, QUANTILE_LEVELS, quantile_function
 from ...contrast.intensity_map import PointwiseMap
 from ...volume import Volume
 from ..base import MAX_INTENSITY, Capabilities, StatisticsBackend
@@ -47,12 +47,13 @@ class HistogramMatching(StatisticsBackend):
     reference = "Nyul, Udupa and Zhang 2000, IEEE Trans Med Imaging, doi:10.1109/42.836373"
     summary = ("In-mask intensities were mapped by the monotone curve that carries the scan's "
                "quantiles onto the mean quantiles of the target.")
+    uses_location = False
     capabilities = Capabilities(intensity_map=True)
     Config = HistogramMatchingConfig
 
     @property
     def _probabilities(self) -> np.ndarray:
-        return LANDMARKS if self.config.method == "landmarks" else PROBABILITIES
+        return LANDMARKS if self.config.method == "landmarks" else QUANTILE_LEVELS
 
     def _scale(self, q: np.ndarray) -> tuple[float, float]:
         """Return the (offset, unit) that make a scan's quantiles comparable."""

@@ -47,6 +47,7 @@ class MomentMatching(StatisticsBackend):
     reference = "Reinhold, Dewey, Carass and Prince 2019, doi:10.1117/12.2513089 (z-score)"
     summary = ("In-mask intensities were shifted and scaled to the mean and the standard deviation "
                "of the target.")
+    uses_location = False
     capabilities = Capabilities(intensity_map=True)
     Config = MomentMatchingConfig
 

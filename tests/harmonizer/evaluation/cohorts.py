@@ -46,12 +46,14 @@ def segment(volume: Volume) -> np.ndarray:
 
 
 def write(folder: Path, plan: list[tuple[int, str, str, float, str]]) -> Cohort:
-    """`plan`: (person, site, session, age, sex) per scan."""
+    """`plan`: (person, site, session, age, sex) per scan; session a2: run 2 of session a."""
     folder.mkdir(parents=True, exist_ok=True)
     write_mask(folder / "mask.nii.gz", MASK, AFFINE)
     scans = []
     for visit, (person, site, session, age, sex) in enumerate(plan):
-        name = f"sub-{person:02d}_ses-{session}_T1w"
+        run = f"_run-{session[1:]}" if session[1:] else ""
+        session = session[0]
+        name = f"sub-{person:02d}_ses-{session}{run}_T1w"
         path = write_volume(folder / f"{name}.nii.gz",
                             Volume(at_site(brain(person, age), site, visit), AFFINE))
         scans.append(Scan(name, f"{person:02d}", session, "T1w", site, "test", path,

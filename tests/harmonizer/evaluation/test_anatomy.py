@@ -24,6 +24,7 @@ from harmonizer.evaluation.questions.anatomy_limits import (
     chance_of_flags,
     judge,
     learn_tolerance,
+    misses_a_voxel,
     tolerance_of,
 )
 from harmonizer.evaluation.questions.rescans import noise_level, resampled_noise, simulated_rescan
@@ -65,10 +66,10 @@ def segment(volume: Volume) -> np.ndarray:
     return np.where(volume.mask, 1 + (volume.data > low) + (volume.data > high), 0)
 
 
-def scan(folder, volume: Volume, who: str, visit: str) -> Scan:
+def scan(folder, volume: Volume, who: str, run: str) -> Scan:
     write_mask(folder / "mask.nii.gz", MASK, AFFINE)
-    path = write_volume(folder / f"{who}{visit}.nii.gz", volume)
-    return Scan(f"sub-{who}_ses-{visit}_T1w", who, visit, "T1w", "A", "test", path,
+    path = write_volume(folder / f"{who}{run}.nii.gz", volume)
+    return Scan(f"sub-{who}_run-{run}_T1w", who, None, "T1w", "A", "test", path,
                 folder / "mask.nii.gz")
 
 
@@ -160,6 +161,22 @@ def test_without_rescans_the_cohort_simulates_them(tmp_path):
     assert verdict(source, 3 * source.data, found, segmented=False).ok
     lesion = brain(8, lesion=True)
     assert not verdict(source, lesion, found, segmented=False).ok
+
+
+def test_limits_that_would_miss_a_shift_of_one_voxel_are_refused(tmp_path, tolerance):
+    """Runs of which one moved by two voxels are no measure of what a scanner repeats to."""
+    scans = [scan(tmp_path, image, str(person), run) for person in range(4)
+             for run, image in (("1", brain(person, 1)), ("2", brain(person, 2).with_data(
+                 np.roll(brain(person, 2).data, 2, axis=person % 3))))]
+    cohort = Cohort(tuple(scans))
+    loose = tolerance_of([compare_anatomy(a.read(), b.read()) for a, b in zip(
+        scans[::2], scans[1::2])], "x")
+    assert misses_a_voxel(cohort, loose) and not misses_a_voxel(cohort, tolerance)
+    found = learn_tolerance(cohort, most=6)
+    assert found.origin.startswith("6 simulated rescans")
+    assert found.origin.endswith("because the limits from its 4 real ones would let a shift of one "
+                                 "voxel pass")
+    assert not misses_a_voxel(cohort, found)
 
 
 def test_the_noise_is_measured():

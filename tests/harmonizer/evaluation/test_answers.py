@@ -1,6 +1,8 @@
 """Four answers from rows made by hand: each verdict can be reached, and for the right reason."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
@@ -145,3 +147,17 @@ def test_no_more_flags_than_faithful_images_get_are_no_harm():
 
 def test_without_any_row_everything_is_unknown():
     assert [answer.verdict for answer in answers(Statistics(), "x")] == ["unknown"] * 4
+
+
+def test_a_covariate_that_is_the_site_is_said_first_and_allows_no_yes():
+    before = row("age_r2", "", 0.5, 0.4, 0.6, question="biology")
+    after = row("age_r2", "x", 0.6, 0.5, 0.7, question="biology")
+    alone = Test("site_confounding", 10, 1.0, reference="diagnosis", question="biology",
+                 note="Diagnosis cannot be told from site: all subjects of a site ...")
+    found, sentence = verdict("biology", before, after, alone)
+    assert found == "unknown"
+    assert sentence.startswith("Diagnosis cannot be told from site here, so these data cannot show "
+                               "whether the effect of diagnosis survives. Age learned at one site")
+    assert verdict("biology", before, replace(after, effect=0.3), alone)[0] == "no"
+    differs = replace(alone, note="Diagnosis differs between sites")
+    assert verdict("biology", before, after, differs)[0] == "yes"

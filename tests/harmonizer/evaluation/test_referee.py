@@ -12,6 +12,7 @@ from harmonizer.errors import InputError, UsageError
 from harmonizer.evaluation.run import COMBAT, referee
 from harmonizer.evaluation.statistics.resampling import Statistics, Test
 from harmonizer.evaluation.verdicts import answers
+from harmonizer.volume import Volume, write_mask, write_volume
 from tests.harmonizer.evaluation import cohorts
 
 
@@ -166,6 +167,41 @@ def test_every_number_is_in_the_dictionary(ruling, travelled, tmp_path):
             assert row.known or row.note, row
     path = ruling.statistics.to_tsv(tmp_path / "group_statistics.tsv")
     assert Statistics.from_tsv(path).people == ruling.statistics.people
+
+
+def test_a_diagnosis_that_is_the_site_is_said_beside_every_number(nested, ruling):
+    """Named as a covariate, or as the column by which the fit's subjects were chosen."""
+    before, variants, folder = nested
+    told = Cohort(tuple(replace(s, covariates={"group": "HC" if s.site == "A" else "MS"})
+                        for s in before))
+    for names in ({"covariates": ["age", "group"]}, {"checked": ["group"]}):
+        table = referee(told, variants, "A", segment=cohorts.segment, permutations=2,
+                        combat=False, cache=folder / "cache", **names).statistics
+        found = one(table, "site_confounding", reference="group")
+        assert found.effect == pytest.approx(1.0) and found.n == 24
+        assert found.note.startswith("Group cannot be told from site")
+        assert "group cannot be told from site" in one(table, "site_f1_retrained", "good").note
+        sentence = answers(table, "good")[2].sentence
+        assert sentence.startswith("Group cannot be told from site here")
+    assert one(ruling.statistics, "site_confounding", reference="dx").note == ""
+
+
+def test_images_must_lie_on_one_grid_and_with_priors_on_the_templates(nested, tmp_path):
+    before, _, _ = nested
+    first, second = before.scans[:2]
+    volume = first.read()
+    shifted = volume.affine.copy()
+    shifted[:3, 3] += 7
+    image = write_volume(tmp_path / "x.nii.gz", Volume(volume.data, shifted))
+    mask = write_mask(tmp_path / "m.nii.gz", volume.mask, shifted)
+    mixed = Cohort((replace(first, image=image, mask=mask), second))
+    with pytest.raises(InputError, match=r"expected images on one grid, got .*tolerance 0.001 mm"):
+        referee(mixed, {}, "A")
+    data = np.ones((99, 117, 95), np.float32)
+    image = write_volume(tmp_path / "t.nii.gz", Volume(data, np.diag([2.0, 2, 2, 1])))
+    priors = {name: data / 3 for name in ("GM", "WM", "CSF")}
+    with pytest.raises(InputError, match="on the grid of the MNI152NLin2009aSym template"):
+        referee(Cohort((replace(first, image=image),)), {}, "A", priors=priors)
 
 
 def test_another_covariate_opens_no_image(nested, ruling, monkeypatch):

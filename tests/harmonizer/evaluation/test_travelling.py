@@ -19,9 +19,9 @@ from harmonizer.evaluation.questions.traveling import (
     person_means,
     rescans,
     site_pairs,
-    travellers,
     within_subject_cov,
 )
+from harmonizer.evaluation.statistics.design import Design
 from harmonizer.evaluation.table import Metric, Metrics
 from harmonizer.volume import Volume, write_mask, write_volume
 
@@ -44,9 +44,45 @@ def people() -> Cohort:
 
 
 def test_who_travels(people):
-    assert travellers(people).subjects == ("1",)  # 4 was elsewhere with another modality only
-    assert [(p.first.session, p.second.session) for p in rescans(people)] == [
-        ("b1", "b2"), ("a1", "a2")]
+    assert people.traveling().subjects == ("1",)  # 4 was elsewhere with another modality only
+    assert not rescans(people)  # nobody says how far apart the sessions b1 and b2 are
+
+
+def test_longitudinal_scans_across_a_change_of_scanner_do_not_travel():
+    """Fourteen years apart, then a year whose scans at two sites show one brain."""
+    aged = [replace(scan("1", ses, site), age=age) for ses, site, age in (
+        ("2006", "A", 60.0), ("2020a", "A", 74.0), ("2020b", "B", 74.4), ("2021", "C", 75.1))]
+    old = Cohort((aged[0], aged[2]))
+    assert not old.traveling() and len(old.scanned_years_apart()) == 2 and not site_pairs(old)
+    mixed = Cohort(tuple(aged))
+    assert [s.session for s in mixed.traveling()] == ["2020a", "2020b"]
+    assert {p.first.session for p in site_pairs(mixed)} == {"2020a", "2020b"}
+    assert Design.of(mixed).kind == "travelling" and Design.of(old).kind == "nested"
+    assert Design.of(mixed).traveling_rows.tolist() == [False, True, True, False]
+    assert Cohort(tuple(replace(s, age=None) for s in old)).traveling().subjects == ("1",)
+    dated = [replace(s, age=60.0, covariates={"acq_time": date})
+             for s, date in zip(old, ("2019-03-01T10:00:00", "2021-03-01"))]
+    assert not Cohort(tuple(dated)).traveling()  # the dates know better than a repeated age
+
+
+def test_what_counts_as_a_rescan():
+    def one(name, session, time=""):
+        return Scan(f"sub-01_{name}_T1w", "01", session, "T1w", "A", "test", "x", "m",
+                    covariates={"acq_time": time} if time else {})
+
+    def pairs(*scans):
+        return [(p.first.scan_id[7:-4], p.second.scan_id[7:-4]) for p in rescans(Cohort(scans))]
+
+    assert pairs(one("ses-a_run-1", "a"), one("ses-a_run-2", "a")) == [("ses-a_run-1",
+                                                                       "ses-a_run-2")]
+    for other in ("ses-a_rec-norm", "ses-a_ce-gad", "ses-a_acq-x_run-2"):
+        assert pairs(one("ses-a", "a"), one(other, "a")) == []
+    assert pairs(one("ses-a", "a"), one("ses-b", "b")) == []
+    near, far = "2020-03-20T09:00:00", "2034-03-20T09:00:00"
+    assert pairs(one("ses-a", "a", "2020-03-01T10:00:00"), one("ses-b", "b", near)) == [
+        ("ses-a", "ses-b")]
+    assert pairs(one("ses-a", "a", "2020-03-01T10:00:00"), one("ses-b", "b", far)) == []
+    assert pairs(one("ses-a_rec-x", "a", near), one("ses-b", "b", near)) == []
 
 
 def test_every_ordered_pair_of_sites_once(people):

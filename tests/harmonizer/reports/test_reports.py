@@ -280,6 +280,22 @@ def test_group_report_tells_sites_confounding_distances_and_failures(group_page)
     assert "sub-0.html" in [attrs["href"] for attrs in group_page.all("a")]
 
 
+def test_what_cannot_be_told_comes_before_every_result(tmp_path):
+    metrics, quantiles, scans = tables()
+    told = tuple(replace(scan, covariates={"diagnosis": "HC" if scan.site == "A" else "MS"})
+                 for scan in scans)
+    page = read(render_group_report(tmp_path / "g.html", GroupReport(
+        told, metrics, quantiles, "x", {"T1w": "A"}, named=("diagnosis",),
+        failures=(Failure("sub-1", "read", "No."),), doubts=("Sixty years apart.",),
+        warnings=("Something less.",), fit=("T1w, covariate age: modelled (number).",))))
+    text = page.text
+    first = text.index("Diagnosis cannot be told from site")
+    assert first < text.index("Sixty years apart.") < text.index("1 not finished")
+    assert first < text.index("Something less.") < text.index("fell from 1.000 R")
+    assert "Does the site also tell age, sex or diagnosis?" in text
+    assert "covariate age: modelled (number)" in text and "was found to differ" not in text
+
+
 def test_group_report_before_harmonization_and_of_one_site(tmp_path):
     metrics, quantiles, scans = tables(after=False)
     page = read(render_group_report(tmp_path / "g.html", GroupReport(

@@ -9,7 +9,7 @@ import pytest
 
 from harmonizer.preprocessing.transforms import write_itk_affine
 from harmonizer.segmentation import predict
-from harmonizer.segmentation.fallback_segmentation import Borrowed
+from harmonizer.segmentation.fallback_segmentation import FallbackSegmentation
 from harmonizer.segmentation.predict import TissueMaps
 from harmonizer.segmentation.refine import REVISION
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
@@ -26,7 +26,7 @@ def halves(volume: Volume) -> TissueMaps:
     tissues = {"CSF": np.zeros(volume.shape, np.float32), "GM": right.astype(np.float32),
                "WM": left.astype(np.float32)}
     classes = np.where(left, 4, np.where(right, 3, 0)).astype(np.uint8)
-    return TissueMaps(tissues, classes, support=0.7)
+    return TissueMaps(tissues, classes, contrast_to_noise=0.7)
 
 
 def cube() -> Volume:
@@ -91,7 +91,8 @@ def test_tissues_in_doubt_are_taken_from_the_sessions_t1w(
               "WM": (volume.mask & ~first).astype(np.float32)}
     if worse:  # left and right are equally bright
         shares = dict(mine.tissues)
-    monkeypatch.setattr(module, "borrow", lambda *_, **__: Borrowed(shares, overlap))
+    monkeypatch.setattr(module, "transfer_segmentation",
+                        lambda *_, **__: FallbackSegmentation(shares, overlap))
     found = Segment(
         in_file=str(write_volume(tmp_path / "image.nii", volume)),
         in_mask=str(write_mask(tmp_path / "mask.nii", volume.mask, volume.affine)),

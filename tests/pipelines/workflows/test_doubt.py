@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harmonizer.segmentation.refine import LEAST_SUPPORT
+from harmonizer.segmentation.refine import MIN_CONTRAST_TO_NOISE
 from pipelines.dataset.records import ScanRecord
 from pipelines.outputs import sidecars
 from pipelines.outputs.scanlog import ScanLog, write_log
@@ -39,7 +39,8 @@ def test_a_run_names_the_scans_whose_tissues_or_brain_mask_are_in_doubt(
         assert preprocessing.preprocess(settings, records) == ((), 0)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
-    assert said[0].startswith("sub-02_T2w: ") and f"0.62, less than {LEAST_SUPPORT}" in said[0]
+    assert said[0].startswith("sub-02_T2w: ")
+    assert f"0.62, less than {MIN_CONTRAST_TO_NOISE}" in said[0]
     assert said[1] == f"sub-04_T1w: look at its brain mask: {reasons[0]}; {reasons[1]}."
 
 
@@ -75,7 +76,7 @@ def test_t1w_images_come_first_and_serve_their_session(tmp_path, monkeypatch, ca
         preprocessing.preprocess(settings, records)
     said = {r.getMessage().split(":")[0]: r.getMessage() for r in caplog.records}
     assert "are those of sub-01_run-1_T1w" in said["sub-01_FLAIR"]
-    assert "in doubt" in said["sub-02_T2w"]
+    assert "low confidence" in said["sub-02_T2w"]
 
 
 def test_the_maps_of_tissues_say_how_well_they_are_borne_out() -> None:
