@@ -102,8 +102,8 @@ class _Made:
     seed: int
     region: str = "brain"
     detail: str = "direct"
-    start: str = "none"
-    share: float = 1.0
+    baseline: str = "none"
+    residual_weight: float = 1.0
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> _Made:
@@ -112,16 +112,16 @@ class _Made:
             str(content["HarmonizationReference"]), str(content["Target"]),
             str(content["TargetKind"]), int(content["TargetScans"]), int(content["RandomSeed"]),
             content.get("Region", "brain"), content.get("Detail", "direct"),
-            content.get("StartedFrom", "none"), float(content.get("ShareOfNetworks", 1.0)))
+            content.get("Baseline", "none"), float(content.get("ResidualWeight", 1.0)))
 
     def in_words(self) -> str:
         """Sentences on the method, the target and what is particular."""
         words = [_summary(self.method), f"The method was {self.method}, version {self.version} "
                  f"({self.reference}); the target was {self._target()}."]
-        if self.start != "none":
-            words.append(f"Before that, images had been brought to the target by {self.start}, "
-                         f"and {self.share:.0%} of the change that the networks asked for was "
-                         "added, as much as held-out people showed it to be worth.")
+        if self.baseline != "none":
+            words.append(f"Images were first harmonized to the target by {self.baseline}; the "
+                         f"networks' residual was added with a weight of "
+                         f"{self.residual_weight:.2f}, its benefit on validation subjects.")
         if self.detail == "guided":
             words.append("Of the change, that of contrast was carried to each scan's own voxels by "
                          "smooth maps for each tissue, the rest was left out.")
