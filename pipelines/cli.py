@@ -32,6 +32,7 @@ from .settings import (
     SITE_SOURCES,
     SKULL_STRIP,
     STAGES,
+    TEXTURE,
     TRAVELING,
     Settings,
     load_toml,
@@ -178,6 +179,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
              "fit, and harmonized as the others)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
+    add("--texture", metavar=_one_of(TEXTURE),
+        help="bring noise and blur nearer to the target's, or leave them; methods with this option "
+             "only (default of tissue_matching: match)")
     add("--detail", metavar=_one_of(DETAIL),
         help="the method's result as it is, or its change of contrast as smooth maps on the "
              "scan's own voxels, so that invented detail cannot pass (default: direct)")

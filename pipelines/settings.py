@@ -22,6 +22,7 @@ from harmonizer.errors import UsageError, did_you_mean
 
 __all__ = [
     "DETAIL",
+    "TEXTURE",
     "LEVELS",
     "LEVEL_STAGES",
     "MODALITIES",
@@ -47,6 +48,7 @@ TRAVELING = ("auto", "no")
 MOVED_MAPS = ("none", "flagged", "all")
 PRECISION = ("auto", "bf16", "fp32")
 DETAIL = ("direct", "guided")
+TEXTURE = ("match", "keep")
 PRESETS = ("tiny", "small", "paper")
 EXPORTS = ("raw",)
 EXPORT_NAMES = ("rec", "original")
@@ -131,6 +133,8 @@ class Settings:
     as auto, but the brain of a whole head is what the network finds."""
     desc: str = "harmonized"
     """Value of the desc entity in the names of the harmonized images."""
+    texture: str | None = None
+    """What is done about noise and blur, match or keep; None: as the method's own options say."""
     detail: str = "direct"
     """direct: the method's own voxels or map; guided: its change of contrast on the scan's own."""
     device: str = "auto"
@@ -209,9 +213,10 @@ class Settings:
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """`preset` and `backend_option` by name; a value is JSON where it can be, else text."""
-        preset = {} if self.preset is None else {"preset": self.preset}
-        return {**preset, **dict(map(named_value, self.backend_option))}
+        """Flags and `backend_option` by name; a value is JSON where it can be, else text."""
+        flags = {"preset": self.preset, "texture": self.texture}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return {**given, **dict(map(named_value, self.backend_option))}
 
     @property
     def target_kind(self) -> str:
@@ -464,6 +469,8 @@ def _check_choices(settings: Settings) -> None:
     _each_of("--moved-maps", (settings.moved_maps,), MOVED_MAPS)
     _each_of("--precision", (settings.precision,), PRECISION)
     _each_of("--detail", (settings.detail,), DETAIL)
+    if settings.texture is not None:
+        _each_of("--texture", (settings.texture,), TEXTURE)
     if not settings.modalities:
         raise UsageError(f"--modalities: give one or more of {', '.join(MODALITIES)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):

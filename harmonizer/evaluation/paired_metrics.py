@@ -22,12 +22,13 @@ from .metrics import image as near
 from .metrics.distribution import QuantileRow, QuantileTable
 from .table import MEASURES, Metric, Metrics
 
-__all__ = ["Evaluation", "evaluate_cohort", "label_tissues", "tissue_values", "scan_features"]
+__all__ = ["Evaluation", "evaluate_cohort", "eta_rows", "label_tissues", "tissue_values",
+           "scan_features"]
 
 TISSUE_CODES = {"CSF": 1, "GM": 2, "WM": 3}
 CERTAIN = 0.5  # least prior probability of a voxel that speaks for its tissue
 FEATURES = ("mean", "sd", "median", "p05", "p95", "mean_csf", "mean_gm", "mean_wm",
-            "gm_wm_ratio", "csf_wm_ratio")
+            "gm_wm_ratio", "csf_wm_ratio", "noise_gm", "noise_wm", "blur_x", "blur_y", "blur_z")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _evaluate_modality(
     modality = before.scans[0].modality
     rows.append(Metric("intensity_range", scale, "intensity", modality=modality))
     rows += _contrast_rows(quantiles, scale) + _between_rows(quantiles, ruler, scale, target)
-    rows += _eta_rows(rows, modality)
+    rows += eta_rows(rows, modality)
     missing = tuple(scan.scan_id for scan in before if scan.scan_id not in harmonized)
     return Evaluation(Metrics(tuple(rows)), quantiles, missing)
 
@@ -289,7 +290,7 @@ def _distance_rows(part: QuantileTable, scale: float, goal: np.ndarray | None, t
                    for site, mean in dist.site_means(matrix, sites).items()]
 
 
-def _eta_rows(rows: list[Metric], modality: str) -> list[Metric]:
+def eta_rows(rows: list[Metric], modality: str) -> list[Metric]:
     """Site eta squared of every feature, before and after; ``reference`` names the feature."""
     found: dict[tuple[str, str], list[Metric]] = {}
     for row in rows:

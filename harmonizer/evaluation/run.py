@@ -23,9 +23,9 @@ from ..template import TEMPLATE, template_affine
 from ..volume import AFFINE_TOLERANCE_MM, load_nifti, same_grid
 from .cache import file_key, kept
 from .metrics.distribution import LEVELS, QuantileTable, intensity_range, moment_map
-from .metrics.scan_features import Job, Numbers, Progress, measure, spread
+from .metrics.scan_features import Job, Numbers, Progress, measure, spread, texture_rows
 from .metrics.volumes import volume_tests
-from .paired_metrics import Evaluation, evaluate_cohort, label_tissues
+from .paired_metrics import Evaluation, eta_rows, evaluate_cohort, label_tissues
 from .questions.anatomy import GUARDED
 from .questions.anatomy_limits import Tolerance, Verdict, chance_of_flags, judge, learn_tolerance
 from .questions.biology import age_by_scanner, age_tests, effect_tests
@@ -323,7 +323,7 @@ def _judged(trial: Trial, fitted_on: Mapping[str, Sequence[str]],
             "and covariates that do not stand for the site", trial.design.people,
             question="scanner", backend=COMBAT, stage="after"))
     metrics = sum((one.metrics for one in trial.evaluations.values()), Metrics())
-    extra = Metrics(tuple(_ratio_rows(trial) + anatomy_rows))
+    extra = Metrics((*_ratio_rows(trial), *_texture_rows(trial), *anatomy_rows))
     people = {"evaluated": tuple(sorted(set(trial.design.subjects))),
               **{f"fit of {name}": tuple(who) for name, who in fitted_on.items()}}
     tests = [_signed(test, trial, people) for test in tests]
@@ -581,6 +581,17 @@ def _guard_tests(trial: Trial, found: Mapping[str, Verdict], tolerance: Toleranc
 def _mean_of_known(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else math.nan
+
+
+def _texture_rows(trial: Trial) -> Iterator[Metric]:
+    """Noise, blur and band energies of every scan and method, and what the site explains of them.
+    """
+    for backend in ("", *trial.variants):
+        rows = [row for scan in trial.before for row in texture_rows(
+            scan, trial.numbers[scan.scan_id].texture[backend], backend, trial.target)]
+        yield from rows
+        yield from (replace(row, backend=backend, target=trial.target if backend else "")
+                    for row in eta_rows(rows, trial.modality))
 
 
 def _ratio_rows(trial: Trial) -> list[Metric]:

@@ -117,6 +117,20 @@ MEASURES = {
     "mean_gm": Measure("Mean intensity where grey matter is likely", "intensity", "none", "any"),
     "mean_wm": Measure("Mean intensity where white matter is likely", "intensity", "none", "any"),
     "gm_wm_ratio": Measure("mean_gm / mean_wm; a gain does not move it", "1", "none", "any"),
+    **{f"noise_{tissue}": Measure(
+        f"Standard deviation of noise in {name}, over the 1 to 99 % range of the brain: second "
+        "differences along all axes in pure tissue, as of white noise", "1", "none",
+        "0 to infinity", "after Immerkaer 1996, doi:10.1006/cviu.1996.0060")
+        for tissue, name in (("csf", "CSF"), ("gm", "gray matter"), ("wm", "white matter"))},
+    **{f"blur_{axis}": Measure(
+        f"Full width at half maximum of the blur of edges along the template's {axis} axis; folds "
+        "of the cortex enlarge it, alike for all scanners", "mm", "none", "0 to 20")
+        for axis in "xyz"},
+    "band_std": Measure(
+        "Standard deviation of a band of the image, over the 1 to 99 % range of the brain: of a "
+        "tissue, in its pure voxels; of the brain, what it has beyond the quietest tissue; "
+        "`reference` is the band, between Gaussians of these standard deviations", "1", "none",
+        "0 to infinity"),
     "csf_wm_ratio": Measure("mean_csf / mean_wm; a gain does not move it", "1", "none", "any"),
 }
 

@@ -25,6 +25,8 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..contrast.intensity_map import IntensityMap
+from ..contrast.local_statistics import stack_probabilities
+from ..contrast.texture import ScanTexture, measure_texture, pool_textures
 from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
 from ..volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, same_grid
 from . import model_folder
@@ -37,6 +39,7 @@ __all__ = ["Capabilities", "ScanContext", "HarmonizationResult", "Backend", "Sta
 SCANNER_FREE = "scanner-free"
 MAX_INTENSITY = 1e30  # beyond it, float32 arithmetic would overflow
 MAX_SITE_CARD_SCANS = 20
+SITE_TEXTURE = "texture:"  # prefix of the texture numbers of sites in a model
 
 Progress = Callable[[int, int], None]
 Self = TypeVar("Self", bound="Backend")
@@ -155,6 +158,7 @@ class Backend(ABC):
         self.cohort_: dict[str, Any] = {}
         self.left_out_sites_: tuple[str, ...] = ()
         self.left_out_scans_: dict[str, str] = {}
+        self.textures_: dict[str, dict[str, np.ndarray]] = {}
 
     @property
     def region(self) -> str:
@@ -201,14 +205,26 @@ class Backend(ABC):
         return self
 
     def _record_cohort(self, cohort: Cohort) -> None:
-        """Store modality, sites and description of the cohort of the fit, and what was left out."""
+        """Store modality, sites, texture and description of the cohort, and what was left out."""
         self.modality_, self.sites_ = cohort.scans[0].modality, cohort.sites
+        self.textures_ = {site: found for site in cohort.sites
+                          if (found := self._texture_of(cohort.of_site(site).scans))}
         self.cohort_ = {**model_folder.describe_cohort(cohort),
                         **model_folder.describe_left_out(self), **self._fit_facts()}
 
     def _fit_facts(self) -> dict[str, Any]:
         """Return facts about the fit for cohort.json and the card; JSON types."""
         return {}
+
+    def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
+        """Arrays of a site card: noise, blur and band energies of scans with tissue maps."""
+        known = []
+        for scan in scans:
+            if scan.tissues:
+                volume = scan.read()
+                maps = stack_probabilities(scan.read_tissues(), volume)
+                known.append(measure_texture(volume, maps))
+        return pool_textures(known).arrays() if known else {}
 
     def harmonize(
         self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
@@ -315,7 +331,7 @@ class Backend(ABC):
             image = load_nifti(scan.image)
             self._check_grid(image.shape[:3], image.affine)
         return Target("reference", label, len(scans), self.name, str(self.modality_),
-                      self._enroll(scans))
+                      {**self._texture_of(scans), **self._enroll(scans)})
 
     def target(self, label: str) -> Target:
         """Return the target of a site of the fit, or ``scanner-free`` where the backend has it.
@@ -336,7 +352,7 @@ class Backend(ABC):
             raise UsageError(f"site {label!r} was not seen at fit time. "
                              f"{did_you_mean(label, self.sites_)} Or give reference images.")
         return Target("site", label, self.sites_[label], self.name, str(self.modality_),
-                      self._site_style(label))
+                      {**self.textures_.get(label, {}), **self._site_style(label)})
 
     def describe_model(self) -> dict[str, Any]:
         """Return facts about the fitted model for sidecars, besides its name and hash."""
@@ -357,7 +373,9 @@ class Backend(ABC):
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model folder (config, cohort, weights, history, card)."""
         self._check_fitted()
-        return model_folder.write(Path(folder), self, self._state())
+        textures = {f"{SITE_TEXTURE}{site}/{name}": array
+                    for site, found in self.textures_.items() for name, array in found.items()}
+        return model_folder.write(Path(folder), self, {**self._state(), **textures})
 
     @classmethod
     def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
@@ -380,11 +398,23 @@ class Backend(ABC):
         backend.left_out_sites_ = tuple(facts["Cohort"].get("SitesLeftOut", ()))
         backend.left_out_scans_ = dict(facts["Cohort"].get("ScansLeftOut", {}))
         try:
-            backend._set_state(arrays)
+            backend._set_textures({name: array for name, array in arrays.items()
+                                   if name.startswith(SITE_TEXTURE)})
+            backend._set_state({name: array for name, array in arrays.items()
+                                if not name.startswith(SITE_TEXTURE)})
         except (KeyError, TypeError, ValueError) as error:
             raise UnavailableError(f"{folder}: its weights do not fit its config ({error}). "
                                    "Fit again.") from error
         return backend
+
+    def _set_textures(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Texture numbers of sites; ValueError or KeyError if they are none."""
+        self.textures_ = {}
+        for key, array in arrays.items():
+            site, _, name = key.removeprefix(SITE_TEXTURE).rpartition("/")
+            self.textures_.setdefault(site, {})[name] = array
+        for found in self.textures_.values():
+            ScanTexture.from_arrays(found)
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> Any:

@@ -102,6 +102,7 @@ class _Made:
     seed: int
     region: str = "brain"
     detail: str = "direct"
+    texture: str = "keep"
     baseline: str = "none"
     residual_weight: float = 1.0
 
@@ -112,6 +113,7 @@ class _Made:
             str(content["HarmonizationReference"]), str(content["Target"]),
             str(content["TargetKind"]), int(content["TargetScans"]), int(content["RandomSeed"]),
             content.get("Region", "brain"), content.get("Detail", "direct"),
+            content.get("Texture", "keep"),
             content.get("Baseline", "none"), float(content.get("ResidualWeight", 1.0)))
 
     def in_words(self) -> str:
@@ -122,6 +124,10 @@ class _Made:
             words.append(f"Images were first harmonized to the target by {self.baseline}; the "
                          f"networks' residual was added with a weight of "
                          f"{self.residual_weight:.2f}, its benefit on validation subjects.")
+        if self.texture == "match" and self.detail == "direct":
+            words.append("Noise above the level of the target was removed, and part of the "
+                         "difference in blur was corrected, in bands of spatial frequency; "
+                         "images of the target site kept their texture.")
         if self.detail == "guided":
             words.append("Of the change, that of contrast was carried to each scan's own voxels by "
                          "smooth maps for each tissue, the rest was left out.")

@@ -95,6 +95,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
     ("--detail guided", "detail", "guided"),
+    ("--texture keep", "texture", "keep"),
     ("--backend cacd --preset tiny", "preset", "tiny"),
     ("--backend cacd --max-minutes 2.5", "max_minutes", 2.5),
     ("--backend cacd --devices 2", "devices", 2),

@@ -28,7 +28,7 @@ EVERYTHING: dict[str, Any] = {
     "fit_participants": ["group=HC", "02"], "fit_doubtful_masks": True,
     "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
-    "traveling": "no", "compare": True, "detail": "guided",
+    "traveling": "no", "compare": True, "detail": "guided", "texture": "keep",
     "moved_maps": "flagged",
     "preset": "tiny", "max_minutes": 30.0, "devices": 2, "num_nodes": 3, "precision": "fp32",
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
@@ -262,5 +262,9 @@ def test_backend_options_are_names_and_values() -> None:
     assert made.backend_options == {"band": 0.02, "method": "landmarks"}
     sized = Settings("/bids", "/out", ["group"], preset="tiny", backend_option=["steps=5"])
     assert sized.backend_options == {"preset": "tiny", "steps": 5}
+    assert Settings("/bids", "/out", ["group"], texture="keep").backend_options == {
+        "texture": "keep"}
+    with pytest.raises(UsageError, match="--texture"):
+        Settings("/bids", "/out", ["group"], texture="smooth")
     with pytest.raises(UsageError, match="expected name=value"):
         Settings("/bids", "/out", ["group"], backend_option=["band"])

@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 
 from ...cohort import Scan
+from ...contrast.local_statistics import stack_probabilities
+from ...contrast.texture import BAND_SIGMAS_MM, measure_texture
 from ...errors import InputError
 from ...files import atomic_path, read_json, write_json
 from ...segmentation.segmentations import Segment, Summary, name_of, summary_of
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..cache import array_key, file_key, with_nan, without_nan
 from ..questions.anatomy import compare_anatomy
 from ..questions.scanner import texture_features
 from ..questions.subject import fingerprint
+from ..table import MEASURES, Metric
 
-__all__ = ["Job", "Numbers", "Progress", "measure", "spread"]
+__all__ = ["Job", "Numbers", "Progress", "measure", "spread", "texture_rows"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
@@ -64,8 +68,9 @@ class Job:
 def measure(job: Job) -> Numbers:
     """All numbers of a scan; InputError for an image that cannot be used, naming the scan."""
     images = [job.scan.image, job.scan.mask,
-              *(path for scan in job.variants.values() for path in (scan.image, scan.mask))]
-    key = file_key(images, "scan", sorted(job.variants), job.grey_range,
+              *(path for scan in job.variants.values() for path in (scan.image, scan.mask)),
+              *job.scan.tissues.values()]
+    key = file_key(images, "scan with noise", sorted(job.variants), job.grey_range,
                    array_key(job.labels), job.segment and name_of(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
@@ -114,9 +119,40 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
 
 def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: Volume,
          found: Summary | None, job: Job) -> None:
-    numbers["texture"][backend] = texture_features(volume, job.labels, job.grey_range)
+    numbers["texture"][backend] = {**texture_features(volume, job.labels, job.grey_range),
+                                   **_noise_and_blur(volume, job)}
     if found is not None:
         numbers["ratios"][backend] = found.ratios
+
+
+def _noise_and_blur(volume: Volume, job: Job) -> dict[str, float]:
+    """Texture numbers by the tissues of the unharmonized scan, else by those of the template."""
+    maps = job.scan.read_tissues()
+    if not maps and job.labels is not None:
+        maps = {name: (job.labels == code) * volume.mask
+                for code, name in enumerate(TISSUES, start=1)}
+    if not maps or not any(one[volume.mask].any() for one in maps.values()):
+        return {}
+    return measure_texture(volume, stack_probabilities(maps, volume)).numbers()
+
+
+def texture_rows(scan: Scan, numbers: Mapping[str, float], backend: str, target: str
+                 ) -> list[Metric]:
+    """Rows of the noise, blur and band energies among a scan's texture numbers by one method."""
+    rows = []
+    for name, value in numbers.items():
+        measure, tissue, reference = name, "brain", ""
+        if name.startswith("band"):
+            band, _, tissue = name.partition("_")
+            low, high = (0.0, *BAND_SIGMAS_MM)[int(band[4:]) - 1:][:2]
+            measure, reference = "band_std", f"{low:g} to {high:g} mm"
+        if measure in MEASURES and (measure == "band_std" or measure.startswith(("noise", "blur"))):
+            rows.append(Metric(
+                measure, value, MEASURES[measure].unit, "after" if backend else "before",
+                scan.subject, scan.session or "", scan.scan_id, scan.modality, scan.site,
+                tissue.upper() if tissue not in ("", "brain") else "brain", reference=reference,
+                backend=backend, target=target if backend else ""))
+    return rows
 
 
 @contextmanager

@@ -35,6 +35,10 @@ none, all its scans are of subjects unlike those of the fit. Matching one of the
 would remove what the selection was to protect. Such a scan is taken to have the regional pattern of
 the average site of the fit, and each tissue is multiplied by what brings its overall mean to the
 target, unless ``left_out_sites`` asks for more.
+
+**Texture.** After the change of contrast, noise and blur are brought nearer to the target's, band
+by band (`harmonizer.contrast.texture_transfer`); `texture="keep"` leaves them as they are. A scan
+of the target site itself keeps its texture.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ from typing import Any
 import numpy as np
 
 from ...cohort import Cohort, Scan
+from ...contrast.intensity_map import IntensityMap
 from ...contrast.local_statistics import (
     Lattice,
     LocalStatistics,
@@ -55,6 +60,8 @@ from ...contrast.local_statistics import (
     stack_probabilities,
     world_points,
 )
+from ...contrast.texture import ScanTexture, measure_texture, pool_textures
+from ...contrast.texture_transfer import TexturedMap, TextureGains
 from ...contrast.tissue_map import TissueMap, TissueProbabilities, std_ratio
 from ...errors import InputError
 from ...segmentation.atropos import AtroposSegmenter
@@ -90,6 +97,7 @@ SEEN = "seen_"  # prefix of a site's maps with each scan's own shares, where the
 MAX_OUTSIDE_FRACTION = 0.1  # of a brain mask, outside the lattice of the fit
 STRANGE = 2.0  # times the usual distance of a person from the site's maps
 FEW = 8.0  # a usual distance known from f degrees of freedom is held 1 + FEW / f times as large
+TEXTURES = ("match", "keep")  # what may be done about noise and blur
 LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is modelled
 
 
@@ -100,7 +108,8 @@ class TissueMatchingConfig:
     `sigma_mm`: of the Gaussian, 4 to 30; `step_mm` of the lattice, 2 to 12; `segmenter`: a name in
     `SEGMENTERS`; `scan_share`: q, the share of the differences within a site that is no person's,
     0 to 1; `covariates`: age, sex and columns whose effects are kept; `left_out_sites`: how scans
-    of a site that the selection of a fit left out are matched, ``contrast`` or ``regional``.
+    of a site that the selection of a fit left out are matched, ``contrast`` or ``regional``;
+    `texture`: ``match`` brings noise and blur nearer to the target's, ``keep`` leaves them.
     """
 
     sigma_mm: float = 8.0
@@ -109,6 +118,7 @@ class TissueMatchingConfig:
     scan_share: float = 0.0
     covariates: tuple[str, ...] = ("age", "sex")
     left_out_sites: str = "contrast"
+    texture: str = "match"
 
     def __post_init__(self) -> None:
         for name, low, high in (("sigma_mm", 4, 30), ("step_mm", 2, 12), ("scan_share", 0, 1)):
@@ -121,6 +131,8 @@ class TissueMatchingConfig:
         if self.left_out_sites not in ("contrast", "regional"):
             raise ValueError("left_out_sites must be contrast or regional, "
                              f"got {self.left_out_sites!r}.")
+        if self.texture not in TEXTURES:
+            raise ValueError(f"texture must be one of {TEXTURES}, got {self.texture!r}.")
 
 
 def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
@@ -137,7 +149,7 @@ class TissueMatching(StatisticsBackend):
     """Corrects contrast, bias field and regional differences at once; keeps what is finer."""
 
     name = "tissue_matching"
-    version = "2"
+    version = "3"
     reference = "local tissue matching, this project (docs/benchmarks.md)"
     summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
                "to those of the target by smooth maps, applied to the scan's own voxels.")
@@ -162,14 +174,15 @@ class TissueMatching(StatisticsBackend):
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
         self.lattice_, self.effects_, self.centres_, self._references = None, {}, {}, {}
         self.covariates_ = code_covariates(cohort.scans, self.config.covariates)
-        alone, common = self._both_ways(cohort, progress)
+        alone, common, textures = self._both_ways(cohort, progress)
         self._learn_effects(cohort.scans, common)
         self.styles_, self._usual_of, self.regional_ = {}, {}, Regional()
         for site in cohort.sites:
             here = [n for n, scan in enumerate(cohort) if scan.site == site]
             scans = [cohort.scans[n] for n in here]
             self.styles_[site] = self._style(scans, [common[n] for n in here],
-                                             [alone[n] for n in here], _shared_people(cohort, site))
+                                             [alone[n] for n in here], [textures[n] for n in here],
+                                             _shared_people(cohort, site))
         freedom = len(cohort) - len(cohort.sites)
         squares = sum(self._distance(one, scan.site, covariates_of(scan))
                       for one, scan in zip(alone, cohort))
@@ -197,9 +210,10 @@ class TissueMatching(StatisticsBackend):
         return self._usual_of[kind]
 
     def _both_ways(self, cohort: Cohort, progress: Progress
-                   ) -> tuple[list[LocalStatistics], list[LocalStatistics]]:
-        """Of each scan: its statistics with its own shares, and with those of its person."""
-        alone, common = {}, {}
+                   ) -> tuple[list[LocalStatistics], list[LocalStatistics], list[ScanTexture]]:
+        """Of each scan: its statistics with its own shares, with those of its person, its texture.
+        """
+        alone, common, textures = {}, {}, {}
         traveling = {scan.scan_id for scan in cohort.traveling()}
         for subject in cohort.subjects:
             shared, together = _Shared(), []
@@ -207,6 +221,7 @@ class TissueMatching(StatisticsBackend):
                 progress(len(alone), len(cohort))
                 volume = read_scan(scan)
                 alone[scan.scan_id], shares = self._measured(volume, scan.read_tissues())
+                textures[scan.scan_id] = measure_texture(volume, shares)
                 if scan.scan_id in traveling:
                     shared.add(volume, shares)
                     together.append(scan)
@@ -216,7 +231,11 @@ class TissueMatching(StatisticsBackend):
                     common[scan.scan_id] = self._measure(volume, shared.inside(volume))
         progress(len(cohort), len(cohort))
         each = [alone[scan.scan_id] for scan in cohort]
-        return each, [common.get(scan.scan_id, one) for scan, one in zip(cohort, each)]
+        return (each, [common.get(scan.scan_id, one) for scan, one in zip(cohort, each)],
+                [textures[scan.scan_id] for scan in cohort])
+
+    def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
+        return {}  # part of the style, measured with the tissues that the maps are made of
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
         return _arrays(self._measured(read_scan(scan), scan.read_tissues())[0])
@@ -299,7 +318,8 @@ class TissueMatching(StatisticsBackend):
         return float(apart.sum() / len(TISSUES))
 
     def _style(self, scans: list[Scan], found: list[LocalStatistics],
-               seen: list[LocalStatistics], shared: float = 0.0) -> dict[str, np.ndarray]:
+               seen: list[LocalStatistics], textures: list[ScanTexture], shared: float = 0.0
+               ) -> dict[str, np.ndarray]:
         """A site's maps, as of the average person; `seen` with each scan's own shares.
 
         `shared` of its people are at the other sites, too.
@@ -310,11 +330,17 @@ class TissueMatching(StatisticsBackend):
         people = len({scan.subject for scan in scans})
         return {**_arrays(maps[0]), **_arrays(maps[1], SEEN), "affine": self.lattice_.affine,
                 "people": np.array([people], np.float64),
-                "noise": np.array([(1 - shared) / people])}
+                "noise": np.array([(1 - shared) / people]),
+                **pool_textures(textures).arrays()}
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
-        found = [_statistics(self._summary_of(scan)) for scan in scans]
-        return self._style(list(scans), found, found)
+        found, textures = [], []
+        for scan in scans:
+            volume = self._read(scan)
+            one, shares = self._measured(volume, scan.read_tissues())
+            found.append(one)
+            textures.append(measure_texture(volume, shares))
+        return self._style(list(scans), found, found, textures)
 
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return _arrays(pool([_statistics(one) for one in summaries])[0])
@@ -329,15 +355,29 @@ class TissueMatching(StatisticsBackend):
                 raise ValueError(f"expected {name} maps of {shape}, {low:g} to {MAX_INTENSITY:g}")
         _number_of(style, "people", 1.0)
         _number_of(style, "noise", 0.0)
+        ScanTexture.from_arrays(style)
 
     # Harmonize ------------------------------------------------------------------------------
 
-    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> TissueMap:
-        return self._tissue_map(volume, style, ScanContext(), False)
+    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> IntensityMap:
+        change = self._tissue_map(volume, style, ScanContext(), False)
+        return self._textured(volume, change, style)
 
-    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> TissueMap:
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> IntensityMap:
         same = target.kind == "site" and target.label == context.source
-        return self._tissue_map(volume, target.style, context, same)
+        change = self._tissue_map(volume, target.style, context, same)
+        return change if same else self._textured(volume, change, target.style)
+
+    def _textured(self, volume: Volume, contrast: TissueMap, style: Mapping[str, np.ndarray]
+                  ) -> IntensityMap:
+        """Return the change of contrast followed by that of texture, where one is asked for."""
+        target = ScanTexture.from_arrays(style)
+        if self.config.texture == "keep" or target is None:
+            return contrast
+        probabilities = np.zeros((len(TISSUES), *volume.shape), np.float32)
+        probabilities[:, volume.mask] = contrast.probabilities.sample(volume.affine, volume.mask)
+        source = measure_texture(contrast.apply(volume), probabilities)
+        return TexturedMap(contrast, TextureGains.between(source, target), contrast.probabilities)
 
     def _tissue_map(self, volume: Volume, style: Mapping[str, np.ndarray], context: ScanContext,
                     same: bool) -> TissueMap:
@@ -413,6 +453,10 @@ class TissueMatching(StatisticsBackend):
         distance = self._distance(own, source, covariates)
         return max(1 - usual / distance, 0.0) if usual and distance else 0.0
 
+    def describe_model(self) -> dict[str, Any]:
+        """Whether noise and blur are brought nearer to the target's."""
+        return {"Texture": self.config.texture}
+
     def statistics_of(self, style: Mapping[str, np.ndarray]) -> tuple[Lattice, LocalStatistics]:
         """What a target's or a site's style says of the tissues, and where its maps lie."""
         self._check_fitted()
@@ -430,7 +474,8 @@ class TissueMatching(StatisticsBackend):
                              for style, gain in zip(styles, gains)])[0] for kind in ("", SEEN)}
         return {**_arrays(found[""]), **_arrays(found[SEEN], SEEN), "affine": styles[0]["affine"],
                 "people": np.sum([style["people"] for style in styles], axis=0),
-                "noise": np.mean([style["noise"] for style in styles], axis=0) / len(styles)}
+                "noise": np.mean([style["noise"] for style in styles], axis=0) / len(styles),
+                **_mixed_texture(styles)}
 
     def _shared_state(self) -> dict[str, np.ndarray]:
         assert self.lattice_ is not None
@@ -463,6 +508,13 @@ class TissueMatching(StatisticsBackend):
                 raise ValueError(f"expected effects of {column.name} of {shape}, below {LARGE:g}")
             if column.level and column.name not in self._references:
                 raise ValueError(f"the reference level of {column.name} is not there")
+
+
+def _mixed_texture(styles: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The mean of sites' texture numbers; a gain does not move them."""
+    found = [ScanTexture.from_arrays(style) for style in styles]
+    known = [one for one in found if one is not None]
+    return pool_textures(known).arrays() if len(known) == len(found) else {}
 
 
 def _number_of(arrays: Mapping[str, np.ndarray], name: str, low: float) -> float:

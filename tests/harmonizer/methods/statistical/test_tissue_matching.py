@@ -10,12 +10,14 @@ from scipy import ndimage
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.contrast.local_statistics import TISSUES
+from harmonizer.contrast.texture import measure_texture
 from harmonizer.errors import InputError, UsageError
 from harmonizer.methods import registry
 from harmonizer.methods.statistical import tissue_matching
 from harmonizer.methods.statistical.covariates import Column, code_covariates, within_sites
 from harmonizer.methods.statistical.regional import Regional, mean_square
 from harmonizer.methods.statistical.tissue_matching import TissueMatching, TissueMatchingConfig
+from harmonizer.methods.target import Target
 from harmonizer.volume import Volume, write_mask, write_volume
 
 SHAPE = (24, 26, 22)
@@ -462,3 +464,90 @@ def test_a_pattern_is_what_an_offset_and_a_gain_are_not(cohort):
     left = variances.freed(bent, one, 1.0)
     assert mean_square(left, one) == pytest.approx(4 / 9 * mean_square(bent, one), rel=1e-3)
     assert variances.freed(bent, one, 0.0) is bent
+
+
+FINE = np.diag([1.5, 1.5, 1.5, 1.0])
+
+
+def grainy(number: int, site: str, noise: float) -> Volume:
+    """Like `scan_image` on voxels of 1.5 mm, with white noise of this fraction of each level."""
+    volume = scan_image(number, site)
+    blurred = ndimage.gaussian_filter(
+        np.einsum("c,cijk->ijk", np.array(CONTRAST[site]), TISSUE), 0.6)
+    grain = np.random.default_rng(2000 + number).normal(0, noise * 100, SHAPE)
+    return Volume(np.where(MASK, blurred + grain, 0).astype(np.float32), FINE, volume.mask)
+
+
+@pytest.fixture
+def noisy_and_quiet(tmp_path) -> Cohort:
+    """Four people at noisy A, four others at quiet B."""
+    scans = []
+    for number in range(8):
+        site, name = ("A", 0.06) if number < 4 else ("B", 0.02)
+        volume = grainy(number, site, name)
+        image = write_volume(tmp_path / f"{number}.nii.gz", volume)
+        mask = write_mask(tmp_path / f"{number}_mask.nii.gz", MASK, FINE)
+        scans.append(Scan(f"sub-{number}_T1w", str(number), None, "T1w", site, "test", image, mask))
+    return Cohort(tuple(scans))
+
+
+def noise_in_white(volume: Volume) -> float:
+    return float(measure_texture(volume, TISSUE).noise[2])
+
+
+def test_texture_falls_to_the_targets_noise_and_keep_leaves_it(noisy_and_quiet):
+    backend = TissueMatching().fit(noisy_and_quiet)
+    keep = TissueMatching(TissueMatchingConfig(texture="keep")).fit(noisy_and_quiet)
+    source, target = grainy(20, "A", 0.06), backend.target("B")
+    matched, kept_one = (one.harmonize(source, target, source="A") for one in (backend, keep))
+    level = float(target.style["texture_noise"][2])
+    assert level < noise_in_white(matched) < 0.7 * noise_in_white(kept_one)
+    assert "Texture" in backend.intensity_map(source, target, source="A").describe()
+    assert "Texture" not in keep.intensity_map(source, target, source="A").describe()
+    assert backend.describe_model() == {"Texture": "match"}
+
+
+def test_quiet_scan_gets_no_noise_and_the_targets_own_scan_keeps_its_texture(noisy_and_quiet):
+    backend = TissueMatching().fit(noisy_and_quiet)
+    keep = TissueMatching(TissueMatchingConfig(texture="keep")).fit(noisy_and_quiet)
+    noisy, again = grainy(20, "A", 0.06), grainy(21, "A", 0.06)
+    own = backend.harmonize(noisy, backend.target("A"), source="A")
+    np.testing.assert_array_equal(
+        own.data, keep.harmonize(noisy, keep.target("A"), source="A").data)
+    stranger = backend.harmonize(noisy, backend.target("A"))  # of the same scanner, not named
+    plain, rescan = (keep.harmonize(one, keep.target("A")) for one in (noisy, again))
+
+    def rms(one: Volume, other: Volume) -> float:
+        return float(np.sqrt(np.mean((one.in_mask() - other.in_mask()) ** 2)))
+
+    assert rms(stranger, plain) < 0.25 * rms(rescan, plain)
+
+
+def test_texture_numbers_of_a_card_are_checked(noisy_and_quiet):
+    backend = TissueMatching().fit(noisy_and_quiet)
+    target = backend.target("B")
+    spoiled = dataclasses.replace(target, style={**target.style, "texture_noise": -np.ones(3)})
+    with pytest.raises(InputError, match="texture_noise"):
+        backend.harmonize(grainy(20, "A", 0.06), spoiled)
+    with pytest.raises(UsageError, match="texture must be one of"):
+        TissueMatching.config_from({"texture": "smooth"})
+
+
+def test_site_cards_of_every_method_hold_texture_numbers_where_tissues_are_known(
+        noisy_and_quiet, tmp_path):
+    maps = {name: write_volume(tmp_path / f"{name}.nii.gz", Volume(one, FINE, None))
+            for name, one in zip(("CSF", "GM", "WM"), TISSUE)}
+    cohort = Cohort(tuple(dataclasses.replace(scan, tissues=maps) for scan in noisy_and_quiet))
+    kind = registry.get("histogram_matching")
+    backend = kind().fit(cohort)
+    noise = {site: float(backend.target(site).style["texture_noise"][2]) for site in "AB"}
+    assert noise["A"] > 2 * noise["B"] > 0
+    again = kind.load(backend.save(tmp_path / "model"))
+    np.testing.assert_array_equal(again.target("A").style["texture_noise"],
+                                  backend.target("A").style["texture_noise"])
+    card = backend.enroll(cohort.of_site("B").scans, "B2")
+    loaded = Target.load(card.save(tmp_path / "B2.safetensors"))
+    assert loaded.style["texture_noise"][2] == pytest.approx(noise["B"])
+    result = again.harmonize(grainy(20, "A", 0.06), loaded)
+    assert np.isfinite(result.data).all()
+    assert "texture_noise" not in kind().fit(noisy_and_quiet).target("A").style
