@@ -69,8 +69,8 @@ def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
     people = Cohort.from_tsv(given.fit / "cohort.tsv")
     null = registry.get("histogram_matching")().fit(people)
     return [("unharmonized", None), ("histogram_matching", null),
-            (f"{model.config.start} (its start)", shared(model, 0.0)),
-            (f"{name}, {model.share_:.0%} of its change", model)]
+            (f"{model.config.baseline} (its baseline)", shared(model, 0.0)),
+            (f"{name}, {model.residual_weight_:.0%} of its change", model)]
 
 
 def _result(method: Any, case: Case) -> Volume:

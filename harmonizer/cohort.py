@@ -301,17 +301,17 @@ def years_between(one: Scan, two: Scan) -> float | None:
 
     From the column ``acq_time`` of both, else from both ages.
     """
-    times = _times([one, two])
-    return None if times is None else abs(times[1] - times[0])
+    years = _years([one, two])
+    return None if years is None else abs(years[1] - years[0])
 
 
-def _times(scans: Iterable[Scan]) -> list[float] | None:
+def _years(scans: Iterable[Scan]) -> list[float] | None:
     """Times of the scans of one subject in years on one scale, or None if one is not known."""
     scans = list(scans)
     for known in (_acquired, lambda scan: scan.age):
-        times = [known(scan) for scan in scans]
-        if None not in times:
-            return [time for time in times if time is not None]
+        years = [known(scan) for scan in scans]
+        if None not in years:
+            return [time for time in years if time is not None]
     return None
 
 
@@ -329,12 +329,12 @@ def _count_sites(scans: Iterable[Scan]) -> int:
 
 
 def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
-    """Scans within `MAX_TRAVELING_YEARS` that cover most sites; all where times are not known."""
-    times = _times(scans)
-    if times is None:
+    """Scans within `MAX_TRAVELING_YEARS` that cover most sites; all where years are not known."""
+    years = _years(scans)
+    if years is None:
         return scans
-    visits = [[scan for scan, time in zip(scans, times)
-               if start <= time <= start + MAX_TRAVELING_YEARS] for start in times]
+    visits = [[scan for scan, time in zip(scans, years)
+               if start <= time <= start + MAX_TRAVELING_YEARS] for start in years]
     return max(visits, key=lambda visit: (_count_sites(visit), len(visit)))
 
 

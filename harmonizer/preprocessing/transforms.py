@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ..bounding_box import Canvas
+from ..bounding_box import BoundingBox
 from ..errors import InputError
 from ..files import write_text
 from ..volume import Volume
@@ -211,8 +211,8 @@ def _resample_array(
     shift = np.rint(to_source[:3, 3])
     beside = np.abs(to_source[:3] - np.column_stack([np.eye(3), shift])) @ [*shape, 1]
     if beside.max() < GRID_TOLERANCE_VOXELS:
-        canvas = Canvas(tuple(int(step) for step in shift), tuple(shape))
-        return canvas.take(data).astype(np.float32, copy=False)
+        box = BoundingBox(tuple(int(step) for step in shift), tuple(shape))
+        return box.crop(data).astype(np.float32, copy=False)
     return ndimage.affine_transform(
         np.asarray(data, np.float32),
         to_source[:3, :3],

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..deep.networks.blocks import fold
+from ..deep.networks.blocks import pixel_unshuffle
 from ..deep.networks.convolution import Conv3d, conv3d
 
 __all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK"]
@@ -71,7 +71,7 @@ class SegmenterNet(nn.Module):
         -------
         (N, widths[0], I/2, J/2, K/2) Tensor
         """
-        x = fold(image, BLOCK).to(memory_format=torch.channels_last_3d)
+        x = pixel_unshuffle(image, BLOCK).to(memory_format=torch.channels_last_3d)
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else functional.max_pool3d(x, 2))
@@ -92,7 +92,7 @@ class SegmenterNet(nn.Module):
         Returns
         -------
         (N, classes, 8, I/2, J/2, K/2) Tensor
-            Logits; the third axis holds the voxels of a block in the order of `fold`.
+            Logits; the third axis holds the voxels of a block in the order of `pixel_unshuffle`.
 
         Raises
         ------

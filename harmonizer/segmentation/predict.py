@@ -297,7 +297,7 @@ def _predict(network: Any, data: np.ndarray, indices: np.ndarray, threads: int) 
     import torch
     from torch.nn import functional
 
-    from ..deep.networks.blocks import fold
+    from ..deep.networks.blocks import pixel_unshuffle
     from ..deep.processor import torch_threads
     from .network import BLOCK
     from .synthesis import normalise
@@ -307,7 +307,7 @@ def _predict(network: Any, data: np.ndarray, indices: np.ndarray, threads: int) 
     with torch_threads(threads), torch.inference_mode():
         image = functional.pad(normalise(torch.tensor(data.copy())), padding)
         padded = functional.pad(torch.from_numpy(indices.copy()), padding, value=-1)
-        of_block = fold(padded[None, None], BLOCK)[0]
+        of_block = pixel_unshuffle(padded[None, None], BLOCK)[0]
         needed = (of_block >= 0).any(dim=0)
         columns = network.features(image[None, None])[0].movedim(0, -1)[needed].T
         logits = network.head(columns[None, :, :, None, None])

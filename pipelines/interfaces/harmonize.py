@@ -18,7 +18,7 @@ from harmonizer.evaluation.metrics.image import gradient_agreement, ssim_structu
 from harmonizer.files import read_json, write_json
 from harmonizer.methods import registry
 from harmonizer.methods.model_folder import model_hash
-from harmonizer.methods.native_grid import apply_with_head, change_of
+from harmonizer.methods.native_grid import apply_with_head, change_with_uncertainty
 from harmonizer.methods.statistical.tissue_matching import DEFAULT_SEGMENTER, shares_with
 from harmonizer.methods.target import Target
 from harmonizer.preprocessing.conform import conform, write_on_original_grid
@@ -74,7 +74,6 @@ class Harmonize(ExplainedInterface):
                           inputs.resolution)
         figures_index(paths, f"harmonize-{inputs.desc}").unlink(missing_ok=True)
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
-        backend.scratch = Path(inputs.scratch)
         self._require_head(paths, backend.region)
         target = Target.load(inputs.card)
         brain = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
@@ -84,8 +83,10 @@ class Harmonize(ExplainedInterface):
                                  mask_of(paths, backend.region, template=True))
         tissues, own = shares_of_scan(paths)
         tissues = tissues if own and volume is brain else {}
-        change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,
-                           covariates=inputs.covariates, tissues=tissues)
+        change, uncertainty = change_with_uncertainty(
+            backend, volume, target, source=inputs.site, seed=inputs.seed,
+            covariates=inputs.covariates, tissues=tissues,
+            checkpoint_folder=Path(inputs.scratch))
         facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
         if inputs.detail == "guided":
             guided, summary = self._guided(paths, change, volume, tissues)
@@ -97,8 +98,8 @@ class Harmonize(ExplainedInterface):
             facts["Region"] = backend.region
         run = {**self._provenance(target, volume), **backend.describe_model(),
                **backend.describe_target(target), **facts}
-        if backend.spread_ is not None:
-            self._save_spread(paths, volume.with_data(backend.spread_))
+        if uncertainty is not None:
+            self._save_spread(paths, volume.with_data(uncertainty))
         self._save_native(paths, change, run, backend.region)
         template_file = paths.image(inputs.desc, template=True)
         write_volume(template_file, after, code=4)

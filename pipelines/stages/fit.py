@@ -73,7 +73,7 @@ def fit(settings: Settings, selection: Selection) -> tuple[str, ...]:
     for modalities in _together(settings, backend_class):
         together = {modality: selections[modality] for modality in modalities}
         for modality, backend in _fitted(settings, backend_class, together).items():
-            if not backend.writes:  # one of the processes that a scheduler started, not the first
+            if not backend.saves_model:  # not the first of a scheduler's processes
                 continue
             cohort = selections[modality].cohort
             _log_covariates(modality, backend)
@@ -119,7 +119,7 @@ def _fitted(settings: Settings, backend_class: type[Backend], selections: dict[s
 
 
 def _fit_together(backends: Any, cohorts: dict[str, Cohort], seed: int, report: Progress) -> None:
-    from harmonizer.methods.learned.fit import fit_together
+    from harmonizer.methods.learned.base import fit_together
 
     scans = tuple(scan for cohort in cohorts.values() for scan in cohort)
     fit_together(backends, Cohort(scans), seed=seed, progress=report)

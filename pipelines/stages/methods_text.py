@@ -103,8 +103,8 @@ class _Made:
     region: str = "brain"
     detail: str = "direct"
     texture: str = "keep"
-    start: str = "none"
-    share: float = 1.0
+    baseline: str = "none"
+    residual_weight: float = 1.0
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> _Made:
@@ -114,19 +114,19 @@ class _Made:
             str(content["TargetKind"]), int(content["TargetScans"]), int(content["RandomSeed"]),
             content.get("Region", "brain"), content.get("Detail", "direct"),
             content.get("Texture", "keep"),
-            content.get("StartedFrom", "none"), float(content.get("ShareOfNetworks", 1.0)))
+            content.get("Baseline", "none"), float(content.get("ResidualWeight", 1.0)))
 
     def in_words(self) -> str:
         """Sentences on the method, the target and what is particular."""
         words = [_summary(self.method), f"The method was {self.method}, version {self.version} "
                  f"({self.reference}); the target was {self._target()}."]
-        if self.start != "none":
-            words.append(f"Before that, images had been brought to the target by {self.start}, "
-                         f"and {self.share:.0%} of the change that the networks asked for was "
-                         "added, as much as held-out people showed it to be worth.")
+        if self.baseline != "none":
+            words.append(f"Images were first harmonized to the target by {self.baseline}; the "
+                         f"networks' residual was added with a weight of "
+                         f"{self.residual_weight:.2f}, its benefit on validation subjects.")
         if self.texture == "match" and self.detail == "direct":
-            words.append("Noise beyond that of the target was taken away, and part of the "
-                         "difference in blur was made up for, in bands of spatial frequency; "
+            words.append("Noise above the level of the target was removed, and part of the "
+                         "difference in blur was corrected, in bands of spatial frequency; "
                          "images of the target site kept their texture.")
         if self.detail == "guided":
             words.append("Of the change, that of contrast was carried to each scan's own voxels by "

@@ -113,7 +113,7 @@ def check_request(settings: Settings, selection: Selection) -> None:
     if "fit" in settings.planned_stages:
         to_fit = backend(config)
         require_brains(settings, to_fit.region)
-        to_fit.check_given()
+        to_fit.check_settings_files()
     can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")

@@ -33,7 +33,7 @@ def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tup
     item : one of the scans; the sidecar of its harmonized image names the target's card
     """
     kind = registry.get(settings.backend)
-    if not hasattr(kind, "statistics_of"):
+    if not kind.capabilities.tissue_statistics:
         return ()
     modality = item.scan.modality
     made = read_json(sidecar(item.paths.image(settings.desc, template=True)))

@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[np.ndarray | bytes, str]] = {
     "4D": (noise((*SHAPE, 3)), "expected one 3D image, got 4D"),
     "5D": (noise((*SHAPE, 1, 2)), "expected one 3D image, got 5D"),
     "complex": (noise().astype(np.complex64), "not one real number each"),
-    "claims a terabyte": (claiming((10000, 10000, 10000)), "claims 1e+12 voxels"),
+    "claims a terabyte": (claiming((10000, 10000, 10000)), "at most 1000 mm along an axis"),
     "claims more than it has": (claiming((100, 100, 100)), "cannot be read"),
 }
 

@@ -115,7 +115,8 @@ def test_a_method_gets_its_own_options_and_its_minutes(leaderboard, tmp_path, mo
     for name in ("cacd", "disarm"):
         leaderboard.fitted(name, Cohort(()), tmp_path / name / "fold-0", given)
     (cacd, resources), (disarm, _) = seen
-    assert (cacd.preset, cacd.pace().validate_every) == ("tiny", 7) and disarm.preset != "tiny"
+    assert (cacd.preset, cacd.training_schedule().validate_every) == ("tiny", 7)
+    assert disarm.preset != "tiny"
     assert (resources.folder, resources.max_minutes) == (tmp_path / "cacd" / "fold-0", 3.0)
     assert "--set cacd.preset=tiny cacd.validate_every=7 --minutes 3" in leaderboard._command(given)
 

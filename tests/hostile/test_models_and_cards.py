@@ -305,13 +305,13 @@ def test_weights_that_do_not_fit(folder: Path, arrays: dict[str, np.ndarray]) ->
     ((17, 15, 11), "is no multiple of"), ((2048, 2048, 2048), "with sides"),
     ((-16, 16, 16), "with sides"),
 ])
-def test_a_canvas_that_networks_cannot_take(
+def test_a_box_that_networks_cannot_take(
     models: dict[str, Backend], tmp_path: Path, shape: tuple[int, ...], message: str
 ) -> None:
     models["patch_diffusion"].save(tmp_path)
     arrays = models["patch_diffusion"]._state()
-    start, _, grid = arrays["canvas"]
-    save_file({**arrays, "canvas": np.array([start, shape, grid])},
+    start, _, grid = arrays["box"]
+    save_file({**arrays, "box": np.array([start, shape, grid])},
               tmp_path / "weights.safetensors")
     rehash(tmp_path)
     with pytest.raises(UnavailableError, match=message):

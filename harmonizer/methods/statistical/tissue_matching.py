@@ -69,7 +69,7 @@ from ...segmentation.coarse import CoarseSegmenter
 from ...segmentation.segmentations import Segment
 from ...tissues import TISSUES
 from ...volume import Volume
-from ..base import BRIGHTEST, Capabilities, Known, Progress, StatisticsBackend
+from ..base import MAX_INTENSITY, Capabilities, Progress, ScanContext, StatisticsBackend, read_scan
 from ..target import Target
 from .covariates import Column, Covariate, code_covariates, covariates_of, within_sites
 from .regional import Regional, mean_square, place_weights, without_pattern
@@ -153,7 +153,7 @@ class TissueMatching(StatisticsBackend):
     reference = "local tissue matching, this project (docs/benchmarks.md)"
     summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
                "to those of the target by smooth maps, applied to the scan's own voxels.")
-    capabilities = Capabilities(intensity_map=True)
+    capabilities = Capabilities(intensity_map=True, tissue_statistics=True)
     by_tissue = True
     Config = TissueMatchingConfig
 
@@ -219,7 +219,7 @@ class TissueMatching(StatisticsBackend):
             shared, together = _Shared(), []
             for scan in cohort.of_subjects([subject]):
                 progress(len(alone), len(cohort))
-                volume = self._read(scan)
+                volume = read_scan(scan)
                 alone[scan.scan_id], shares = self._measured(volume, scan.read_tissues())
                 textures[scan.scan_id] = measure_texture(volume, shares)
                 if scan.scan_id in traveling:
@@ -227,7 +227,7 @@ class TissueMatching(StatisticsBackend):
                     together.append(scan)
             if together and shared.one_grid:
                 for scan in together:
-                    volume = self._read(scan)
+                    volume = read_scan(scan)
                     common[scan.scan_id] = self._measure(volume, shared.inside(volume))
         progress(len(cohort), len(cohort))
         each = [alone[scan.scan_id] for scan in cohort]
@@ -238,7 +238,7 @@ class TissueMatching(StatisticsBackend):
         return {}  # part of the style, measured with the tissues that the maps are made of
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
-        return _arrays(self._measured(self._read(scan), scan.read_tissues())[0])
+        return _arrays(self._measured(read_scan(scan), scan.read_tissues())[0])
 
     def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
         return _arrays(self._measured(volume, {})[0])
@@ -350,8 +350,9 @@ class TissueMatching(StatisticsBackend):
         for name in (kind + part for kind in ("", SEEN) for part in ("mean", "spread", "mass")):
             maps = style[name]
             low = 0.0 if name.endswith("mass") else np.finfo(np.float32).tiny
-            if maps.shape != shape or not low <= float(maps.min()) <= float(maps.max()) < BRIGHTEST:
-                raise ValueError(f"expected {name} maps of {shape}, {low:g} to {BRIGHTEST:g}")
+            if maps.shape != shape or not (
+                    low <= float(maps.min()) <= float(maps.max()) < MAX_INTENSITY):
+                raise ValueError(f"expected {name} maps of {shape}, {low:g} to {MAX_INTENSITY:g}")
         _number_of(style, "people", 1.0)
         _number_of(style, "noise", 0.0)
         ScanTexture.from_arrays(style)
@@ -359,32 +360,33 @@ class TissueMatching(StatisticsBackend):
     # Harmonize ------------------------------------------------------------------------------
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> IntensityMap:
-        return self._textured(volume, self._tissue_map(volume, style, Known(), False), style)
+        change = self._tissue_map(volume, style, ScanContext(), False)
+        return self._textured(volume, change, style)
 
-    def _map_of(self, volume: Volume, target: Target, known: Known) -> IntensityMap:
-        same = target.kind == "site" and target.label == known.source
-        change = self._tissue_map(volume, target.style, known, same)
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> IntensityMap:
+        same = target.kind == "site" and target.label == context.source
+        change = self._tissue_map(volume, target.style, context, same)
         return change if same else self._textured(volume, change, target.style)
 
     def _textured(self, volume: Volume, contrast: TissueMap, style: Mapping[str, np.ndarray]
                   ) -> IntensityMap:
-        """The change of contrast followed by that of texture, where one is asked for."""
+        """Return the change of contrast followed by that of texture, where one is asked for."""
         target = ScanTexture.from_arrays(style)
         if self.config.texture == "keep" or target is None:
             return contrast
-        shares = np.zeros((len(TISSUES), *volume.shape), np.float32)
-        shares[:, volume.mask] = contrast.probabilities.sample(volume.affine, volume.mask)
-        source = measure_texture(contrast.apply(volume), shares)
+        probabilities = np.zeros((len(TISSUES), *volume.shape), np.float32)
+        probabilities[:, volume.mask] = contrast.probabilities.sample(volume.affine, volume.mask)
+        source = measure_texture(contrast.apply(volume), probabilities)
         return TexturedMap(contrast, TextureGains.between(source, target), contrast.probabilities)
 
-    def _tissue_map(self, volume: Volume, style: Mapping[str, np.ndarray], known: Known,
+    def _tissue_map(self, volume: Volume, style: Mapping[str, np.ndarray], context: ScanContext,
                     same: bool) -> TissueMap:
         assert self.lattice_ is not None
-        source, covariates = known.source, known.covariates
+        source, covariates = context.source, context.covariates
         self._check_place(volume)
-        own, shares = self._measured(volume, known.tissues)
+        own, shares = self._measured(volume, context.tissues)
         usual = self._expected(covariates)
-        given = bool(known.tissues) and self.config.segmenter == GIVEN
+        given = bool(context.tissues) and self.config.segmenter == GIVEN
         people, weight, before = 0, 1.0, own
         if source in self.styles_:
             people, noise = (int(self.styles_[source]["people"][0]),
@@ -463,11 +465,11 @@ class TissueMatching(StatisticsBackend):
 
     # State ----------------------------------------------------------------------------------
 
-    def _tissues_in(self, volume: Volume) -> Mapping[str, np.ndarray]:
+    def segment(self, volume: Volume) -> Mapping[str, np.ndarray]:
         return dict(zip(TISSUES, shares_with(self.config.segmenter, volume)))
 
-    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
-               ) -> dict[str, np.ndarray]:
+    def _mean_style(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
+                    ) -> dict[str, np.ndarray]:
         found = {kind: pool([_statistics(style, kind).scaled(float(gain))
                              for style, gain in zip(styles, gains)])[0] for kind in ("", SEEN)}
         return {**_arrays(found[""]), **_arrays(found[SEEN], SEEN), "affine": styles[0]["affine"],

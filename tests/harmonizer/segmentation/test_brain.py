@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harmonizer.deep.networks.blocks import fold
+from harmonizer.deep.networks.blocks import pixel_unshuffle
 from harmonizer.deep.processor import torch_threads
 from harmonizer.errors import InputError
 from harmonizer.phantom import image_of, make_person, scanner_named
@@ -35,7 +35,7 @@ class Bright(torch.nn.Module):
     multiple = 16
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return fold(image, 2)
+        return pixel_unshuffle(image, 2)
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat([0.5 - features, features - 0.5], dim=1) * 40

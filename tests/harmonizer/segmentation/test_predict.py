@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harmonizer.deep.networks.blocks import fold
+from harmonizer.deep.networks.blocks import pixel_unshuffle
 from harmonizer.errors import InputError
 from harmonizer.segmentation.predict import NetworkSegmenter, low_confidence_warning, segment
 from harmonizer.segmentation.refine import MIN_CONTRAST_TO_NOISE, NETWORK_PRIOR
@@ -23,7 +23,7 @@ class ByBrightness(torch.nn.Module):
     multiple = 16
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return fold(image, 2)
+        return pixel_unshuffle(image, 2)
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         logits = torch.full((1, 9, *features.shape[1:]), -30.0)
@@ -37,7 +37,7 @@ class Slabs(ByBrightness):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         slabs = torch.linspace(0, 1, image.shape[3])[:, None].expand_as(image[0])[None]
-        return fold(slabs.contiguous(), 2)
+        return pixel_unshuffle(slabs.contiguous(), 2)
 
 
 def middle(image: torch.Tensor) -> float:
@@ -51,14 +51,14 @@ class KnowsBrightCores(ByBrightness):
     def features(self, image: torch.Tensor) -> torch.Tensor:
         if middle(image) < 0.7:
             image = torch.linspace(0, 1, image.shape[2])[:, None, None].expand_as(image[0])[None]
-        return fold(image.contiguous(), 2)
+        return pixel_unshuffle(image.contiguous(), 2)
 
 
 class Lopsided(ByBrightness):
     """As `ByBrightness`, but what is seen seems brighter towards one side."""
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return fold(image * torch.linspace(0.8, 1.2, image.shape[2])[:, None, None], 2)
+        return pixel_unshuffle(image * torch.linspace(0.8, 1.2, image.shape[2])[:, None, None], 2)
 
 
 def ball(shape: tuple[int, ...], affine: np.ndarray, center=(3.0, -2.0, 5.0)) -> Volume:
@@ -145,7 +145,7 @@ class EitherWay(ByBrightness):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         seen = image * 1.3
-        return fold(seen if middle(image) > 0.5 else 1 - seen, 2)
+        return pixel_unshuffle(seen if middle(image) > 0.5 else 1 - seen, 2)
 
 
 def test_an_image_and_its_negative_have_one_segmentation(monkeypatch) -> None:

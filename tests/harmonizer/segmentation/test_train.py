@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harmonizer.deep import processor
-from harmonizer.deep.networks.blocks import fold
+from harmonizer.deep.networks.blocks import pixel_unshuffle
 from harmonizer.errors import InputError, UsageError
 from harmonizer.files import sha256_of
 from harmonizer.segmentation.__main__ import _settings, main
@@ -149,7 +149,7 @@ def test_validation_of_a_perfect_network_would_be_one(monkeypatch) -> None:
     from harmonizer.segmentation import train as module
 
     image, target = module.synthesise([ball_map()], 9, 0, SMALL)
-    truth = fold(target[None, None], 2).long()
+    truth = pixel_unshuffle(target[None, None], 2).long()
     answer = torch.nn.functional.one_hot(truth, 9).permute(0, 5, 1, 2, 3, 4)
 
     class Perfect(torch.nn.Module):

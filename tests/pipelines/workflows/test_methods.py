@@ -53,8 +53,8 @@ def test_what_lies_in_the_folder_is_told_and_not_what_the_flags_say(tmp_path) ->
     found = [scan(tmp_path, "01", "syn", Device="cpu"),
              scan(tmp_path, "02", "syn", TargetKind="site"),
              scan(tmp_path, "01", "syn", "FLAIR", Target="refs", TargetKind="reference",
-                  HarmonizationMethod="disarm", StartedFrom="tissue_matching",
-                  ShareOfNetworks=0.82),
+                  HarmonizationMethod="disarm", Baseline="tissue_matching",
+                  ResidualWeight=0.82),
              scan(tmp_path, "03", "syn", "FLAIR", HarmonizationMethod="a guest",
                   TargetKind="scanner-free", Detail="guided", Region="head")]
     text = methods_text(settings(tmp_path, backend="spectrum_swap", target=("aspen",)), found)
@@ -62,7 +62,10 @@ def test_what_lies_in_the_folder_is_told_and_not_what_the_flags_say(tmp_path) ->
     assert text.count("T1w images: In-mask intensities were mapped") == 1
     assert "histogram_matching, version 1 (somebody); the target was site birch (7 scans)" in text
     assert "the target was 7 reference image(s), refs." in text
-    assert "to the target by tissue_matching, and 82% of the change" in text
+    assert (
+        "to the target by tissue_matching; the networks' residual was added with a weight of 0.82"
+        in text
+    )
     assert "FLAIR images: The method was a guest" in text and "belongs to no scanner" in text
     assert "smooth maps for each tissue" in text and "the whole head was harmonized" in text
     assert text.count("Random seed: 3.") == 3

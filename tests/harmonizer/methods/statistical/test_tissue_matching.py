@@ -434,7 +434,9 @@ def test_model_with_covariates_comes_back_from_its_folder(tmp_path):
 def test_target_of_another_lattice_is_refused(cohort):
     fine = TissueMatching().fit(cohort)
     coarse = TissueMatching(TissueMatchingConfig(step_mm=8)).fit(cohort)
-    with pytest.raises(InputError, match="its numbers are none of tissue_matching .*mean maps"):
+    with pytest.raises(
+        InputError, match="its numbers do not belong to tissue_matching .*mean maps"
+    ):
         fine.harmonize(scan_image(20, "B"), coarse.target("A"))
 
 

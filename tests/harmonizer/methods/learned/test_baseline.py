@@ -10,7 +10,7 @@ import pytest
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import UnavailableError
 from harmonizer.methods import registry
-from harmonizer.methods.base import Known
+from harmonizer.methods.base import ScanContext
 from harmonizer.methods.statistical.tissue_matching import TissueMatching
 from harmonizer.volume import write_volume
 from tests.contract.brains import at_site_b, brain_of, scan_of, three_levels
@@ -23,15 +23,15 @@ def with_tissues(folder, person: int, site: str) -> Scan:
     """A scan whose tissues are known, as preprocessing leaves them."""
     scan, paths = scan_of(folder, person, site), {}
     volume = scan.read()
-    for name, share in three_levels(volume).items():
+    for name, probability in three_levels(volume).items():
         paths[name] = folder / f"{scan.scan_id}_{name}.nii.gz"
-        write_volume(paths[name], volume.with_data(share))
+        write_volume(paths[name], volume.with_data(probability))
     return replace(scan, tissues=paths, age=AGES[person])
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Cohort:
-    folder = tmp_path_factory.mktemp("start")
+    folder = tmp_path_factory.mktemp("baseline")
     return Cohort(tuple(with_tissues(folder, p, "A" if p < 4 else "B") for p in range(7)))
 
 
@@ -43,7 +43,7 @@ def matching(cohort) -> TissueMatching:
 def blank(name: str, cohort: Cohort, **options):
     """A method whose networks have learned nothing yet."""
     kind = registry.get(name)
-    config = kind.config_from({"preset": "tiny", "start": "tissue_matching", "steps": 1,
+    config = kind.config_from({"preset": "tiny", "baseline": "tissue_matching", "steps": 1,
                                "learning_rate": 0.0, "validation_cases": 0, **options})
     return kind(config).fit(cohort, seed=1)
 
@@ -82,19 +82,19 @@ def test_references_are_matched_as_tissue_matching_would(cohort, matching, stran
 def test_scanner_free_lies_between_the_sites(cohort, stranger):
     volume, tissues = stranger
     backend = blank("disarm", cohort)
-    known = Known("B", tissues=tissues)
-    means = [backend._first_guess(volume, backend.target(label), known).in_mask().std()
-             / backend._first_guess(volume, backend.target(label), known).in_mask().mean()
+    context = ScanContext("B", tissues=tissues)
+    means = [backend.baseline_only(volume, backend.target(label), context).in_mask().std()
+             / backend.baseline_only(volume, backend.target(label), context).in_mask().mean()
              for label in ("A", "scanner-free", "B")]
     assert min(means[0], means[2]) < means[1] < max(means[0], means[2])
 
 
 def test_held_out_people_decide_how_much_is_used(cohort, tmp_path):
-    backend = blank("ihf", cohort, validation_cases=1, held_out=0.3)
-    assert backend.share_ == 0.0, "a network that changes nothing is worth nothing"
-    assert backend.training_["Error"] == backend.training_["Null"] > 0
+    backend = blank("ihf", cohort, validation_cases=1, validation_fraction=0.3)
+    assert backend.residual_weight_ == 0.0, "a network that changes nothing is worth nothing"
+    assert backend.training_.error == backend.training_.baseline_error > 0
     card = (backend.save(tmp_path) / "card.md").read_text()
-    assert "tissue_matching alone" in card and "0% of the networks' change is used" in card
+    assert "tissue_matching alone" in card and "Residual weight: 0.00" in card
 
 
 def test_tissues_are_looked_for_once(cohort, matching, monkeypatch, tmp_path):
@@ -110,21 +110,30 @@ def test_tissues_are_looked_for_once(cohort, matching, monkeypatch, tmp_path):
 
     monkeypatch.setitem(tissue_matching.SEGMENTERS, "coarse", lambda: found)
     unknown = Cohort(tuple(replace(scan, tissues={}) for scan in cohort))
-    config = registry.get("ihf").config_from({"preset": "tiny", "start": "tissue_matching",
-                                              "steps": 2, "validation_cases": 1, "held_out": 0.3})
+    config = registry.get("ihf").config_from(
+        {
+            "preset": "tiny",
+            "baseline": "tissue_matching",
+            "steps": 2,
+            "validation_cases": 1,
+            "validation_fraction": 0.3,
+        }
+    )
     for _ in range(2):
         backend = registry.get("ihf")(config)
         backend.resources = Resources(folder=tmp_path)
         backend.fit(unknown, seed=1)
         assert len(asked) == len(cohort)
-    theirs, ours = matching._state(), backend._null._state()
+    theirs, ours = matching._state(), backend.baseline_._state()
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, np.nan])
-def test_a_share_that_is_none_is_refused(cohort, tmp_path, share):
+@pytest.mark.parametrize("weight", [-0.1, 1.1, np.nan])
+def test_a_weight_out_of_range_is_refused(cohort, tmp_path, weight):
     backend = blank("ihf", cohort)
-    backend.share_ = share
-    with pytest.raises(UnavailableError, match="share is not one number from 0 to 1|NaN|finite"):
+    backend.residual_weight_ = weight
+    with pytest.raises(
+        UnavailableError, match="residual_weight is not one number from 0 to 1|NaN|finite"
+    ):
         registry.get("ihf").load(backend.save(tmp_path))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from harmonizer.deep.networks.coupling import (
-    ArtefactAwareNorm,
+from harmonizer.deep.networks.hierarchy_flow import (
+    ArtifactAwareNorm,
     FlowNetwork,
     HierarchyFlow,
     Stage,
-    mean_and_spread,
+    mean_and_std,
     moments,
 )
 
@@ -55,7 +55,7 @@ def test_exact_fusion_inverts_for_random_weights_depths_and_alphas(stages, insta
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_the_papers_way_back_leaves_a_residual_in_closed_form(splits):
-    """methods 4.3: x_hat = x - sum over k < n of (1 - alpha)^k a_k."""
+    """x_hat = x - sum over k < n of (1 - alpha)^k a_k."""
     flow = loud(HierarchyFlow(3, splits, 8, fusion="paper"))
     x = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
@@ -96,35 +96,35 @@ def test_an_untrained_network_is_the_identity(fusion):
 
 
 def test_anchored_aan_is_the_identity_for_its_own_statistics_and_not_for_others():
-    norm = loud(ArtefactAwareNorm(6, 5, 4), aan=True)
+    norm = loud(ArtifactAwareNorm(6, 5, 4), aan=True)
     z, own, other = torch.randn(2, 6, 4, 4), torch.randn(2, 5), torch.randn(2, 5)
-    stats = mean_and_spread(moments(z, torch.ones(2, 1, 4, 4)))
+    stats = mean_and_std(moments(z, torch.ones(2, 1, 4, 4)))
     torch.testing.assert_close(norm(z, stats, own, own), z, atol=0, rtol=0)
     assert (norm(z, stats, other, own) - z).abs().max() > 0.01
 
 
-def test_aan_sets_mean_and_spread_as_it_says():
-    """Eq. 2: what comes out has the predicted mean and spread, channel by channel."""
-    norm = loud(ArtefactAwareNorm(6, 5, 4, anchored=False), aan=True)
+def test_aan_sets_mean_and_std_as_it_says():
+    """Eq. 2: what comes out has the predicted mean and std, channel by channel."""
+    norm = loud(ArtifactAwareNorm(6, 5, 4, anchored=False), aan=True)
     z, z_s, mask = torch.randn(2, 6, 9, 9) * 3 + 1, torch.randn(2, 5), torch.ones(2, 1, 9, 9)
-    mean, spread = mean_and_spread(moments(z, mask))
-    log_factor, shift = norm._said((mean, spread), z_s).chunk(2, dim=1)
-    after = mean_and_spread(moments(norm(z, (mean, spread), z_s, z_s), mask))
-    torch.testing.assert_close(after[0], mean + shift * spread, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(after[1], spread * torch.exp(2 * torch.tanh(log_factor / 2)),
+    mean, std = mean_and_std(moments(z, mask))
+    log_factor, shift = norm._parameters_for((mean, std), z_s).chunk(2, dim=1)
+    after = mean_and_std(moments(norm(z, (mean, std), z_s, z_s), mask))
+    torch.testing.assert_close(after[0], mean + shift * std, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(after[1], std * torch.exp(2 * torch.tanh(log_factor / 2)),
                                atol=1e-4, rtol=1e-3)
 
 
 def test_moments_of_slices_add_up_to_those_of_the_volume_and_see_the_brain_alone():
     x, mask = torch.randn(4, 3, 8, 8), (torch.rand(4, 1, 8, 8) > 0.4).float()
-    mean, spread = mean_and_spread(moments(x, mask).sum(0, keepdim=True))
+    mean, std = mean_and_std(moments(x, mask).sum(0, keepdim=True))
     inside = x.movedim(1, -1)[mask[:, 0] > 0]
     torch.testing.assert_close(mean[0], inside.mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(spread[0], inside.std(0, unbiased=False), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(std[0], inside.std(0, unbiased=False), atol=1e-5, rtol=1e-4)
     spoiled = torch.where(mask > 0, x, torch.full_like(x, 99.0))
     torch.testing.assert_close(moments(spoiled, mask), moments(x, mask))
 
 
 def test_an_unknown_fusion_is_refused():
-    with pytest.raises(ValueError, match="fusion must be one of .*exact.*paper.*, got 'half'"):
+    with pytest.raises(ValueError, match="fusion: expected one of .*exact.*paper.*, got 'half'"):
         HierarchyFlow(3, 2, 4, fusion="half")
