@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from harmonizer.contrast.texture import (
     ScanTexture,
@@ -57,6 +58,13 @@ def test_axes_are_those_of_the_world_on_permuted_flipped_and_turned_grids():
     variance = plain.fwhm_mm ** 2
     np.testing.assert_allclose(turned.fwhm_mm ** 2, [variance[:2].mean()] * 2 + [variance[2]],
                                rtol=0.01)
+
+
+def test_blur_finer_than_the_voxels_is_the_voxel():
+    volume, probabilities = scan(0.0, (0.3, 0.3, 0.3), (2.0, 2.0, 2.0), (30, 32, 28))
+    crisp = volume.data + 3 * (volume.data - ndimage.gaussian_filter(volume.data, 1.0))
+    found = measure_texture(volume.with_data(crisp), probabilities).fwhm_mm
+    np.testing.assert_allclose(found, 2.0, atol=1e-6)
 
 
 def test_bands_add_up_to_the_image_and_know_what_a_grid_resolves():
