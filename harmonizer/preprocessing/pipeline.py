@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
@@ -52,7 +53,8 @@ class PreprocessedImage:
 
     def to_nifti(self, array: np.ndarray) -> Any:
         """Return a nibabel image of an array on the native grid, with the input's own affine."""
-        return original_image(array, self.conformed)
+        image = original_image(array, self.conformed)
+        return nib.Nifti1Image(image.dataobj, self.conformed.original_affine, header=image.header)
 
 
 def preprocess_image(
