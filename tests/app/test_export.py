@@ -171,7 +171,7 @@ def test_reports_are_written_again(road: Road, copy: Path, level: str) -> None:
         assert page.stat().st_size > 0.9 * (road.out / page.name).stat().st_size
     if level == "group":
         again = (copy / "group.html").read_text()
-        for words in ("Is the scanner gone?", "birch", "sub-01_ses-aspen_T1w"):
+        for words in ("Is the site effect removed?", "birch", "sub-01_ses-aspen_T1w"):
             assert (words in again) == (words in (road.out / "group.html").read_text())
 
 
