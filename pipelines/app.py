@@ -66,7 +66,7 @@ OUR_LOGGERS = ("harmonizer", "pipelines")
 HANDLER = "harmonizer-run"
 INTERRUPTED = 130
 TERMINATED = 143
-SHOWN_PARTICIPANTS = 20
+MAX_LISTED_PARTICIPANTS = 20
 SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "PBS_JOBID",
                        "JOB_ID", "LSB_JOBID")
 
@@ -318,7 +318,7 @@ def site_doubts(settings: Settings, modality: str, counts: Mapping[str, int]) ->
         return
     lone = [site for site, count in sorted(counts.items()) if count == 1]
     if lone and len(counts) > 1:
-        yield (f"One {modality} scan alone at {', '.join(lone[:SHOWN_PARTICIPANTS])}: what is the "
+        yield (f"One {modality} scan alone at {', '.join(lone[:MAX_LISTED_PARTICIPANTS])}: what is the "
                "scanner's and what is the person's cannot be told apart there.")
 
 
@@ -366,8 +366,8 @@ def last_line(code: int, failed: Iterable[str]) -> str:
         74: "results cannot be written", 130: "interrupted", 143: "terminated",
     }
     names = sorted(failed)
-    shown = ", ".join(names[:SHOWN_PARTICIPANTS])
-    more = f" and {len(names) - SHOWN_PARTICIPANTS} more" if len(names) > SHOWN_PARTICIPANTS else ""
+    shown = ", ".join(names[:MAX_LISTED_PARTICIPANTS])
+    more = f" and {len(names) - MAX_LISTED_PARTICIPANTS} more" if len(names) > MAX_LISTED_PARTICIPANTS else ""
     who = f"; failed: {shown}{more}" if names else ""
     return f"Exit code {code}: {meanings.get(code, 'failed')}{who}."
 

@@ -36,7 +36,7 @@ __all__ = [
 
 VALIDATOR = "bids-validator-deno"
 VALIDATOR_TIMEOUT_S = 3600
-SHOWN_MESSAGES = 5
+MAX_LISTED_MESSAGES = 5
 HANDLED = {  # validator errors that the app meets by itself, with a message of its own
     "EMPTY_FILE", "NIFTI_HEADER_UNREADABLE", "T1W_FILE_WITH_TOO_MANY_DIMENSIONS", "JSON_INVALID",
     "DUPLICATE_FILES", "SIDECAR_KEY_REQUIRED", "PARTICIPANT_ID_MISMATCH", "INVALID_FILE_ENCODING",
@@ -258,6 +258,6 @@ def require_valid(
 
 def _listed(texts: list[str], separator: str = "\n  ") -> str:
     texts = list(dict.fromkeys(texts))
-    more = len(texts) - SHOWN_MESSAGES
+    more = len(texts) - MAX_LISTED_MESSAGES
     rest = [f"and {more} more"] if more > 0 else []
-    return separator.join(texts[:SHOWN_MESSAGES] + rest)
+    return separator.join(texts[:MAX_LISTED_MESSAGES] + rest)

@@ -24,7 +24,7 @@ from .records import Finding, entities_of
 __all__ = ["choose_images"]
 
 Image = tuple[str, Path]
-SHOWN = 5
+MAX_LISTED = 5
 WORDS = {"ce": "the session has an image without contrast agent",
          "part": "the session has the same image without this entity",
          "echo": "the session has an image without this entity, or an earlier echo"}
@@ -133,5 +133,5 @@ def _query(entity: str, images: list[Image]) -> str:
 
 
 def _some(paths: list[Path]) -> str:
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(path.name for path in paths[:SHOWN]) + more
+    more = f" and {len(paths) - MAX_LISTED} more" if len(paths) > MAX_LISTED else ""
+    return ", ".join(path.name for path in paths[:MAX_LISTED]) + more

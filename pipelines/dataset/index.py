@@ -46,7 +46,7 @@ DATABASE_FILE = "layout_index.sqlite"
 DATABASE_NOTE = "harmonizer_index.json"
 NOT_SUBJECTS = re.compile(r"^/(?!sub-)")
 NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-|anat(?:/|$))[^/]+")
-SHOWN = 5
+MAX_LISTED = 5
 UNIT1_REMEDY = (
     "Their background is noise and their contrast another one: remove the background (for example "
     "with 3dMPRAGEise of AFNI, or the scanner's denoised reconstruction) and add the result to the "
@@ -117,8 +117,8 @@ def _ignored(paths: list[Path], settings: Settings) -> list[Finding]:
     """A warning about images that .bidsignore takes out."""
     if not paths:
         return []
-    shown = ", ".join(path.name for path in paths[:SHOWN])
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    shown = ", ".join(path.name for path in paths[:MAX_LISTED])
+    more = f" and {len(paths) - MAX_LISTED} more" if len(paths) > MAX_LISTED else ""
     return [Finding(settings.bids_dir / ".bidsignore", f"{len(paths)} images are not used, because "
                     f"they are listed here: {shown}{more}", "Remove their lines to use them.")]
 
@@ -137,7 +137,7 @@ def _without_images(
     if not paths:
         return []
     labels = sorted({entities_of(path.name).get("sub", "?") for path in paths})
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
     return [Finding(root, f"{len(labels)} participants have MP2RAGE images (UNIT1), which are not "
                     f"supported, and no T1w that is used: "
                     f"{', '.join(f'sub-{label}' for label in labels[:SHOWN])}{more}", UNIT1_REMEDY)]

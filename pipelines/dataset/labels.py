@@ -9,7 +9,7 @@ from harmonizer.errors import UsageError
 
 __all__ = ["has_subjects", "require_labels", "session_labels", "subject_labels"]
 
-SHOWN = 8
+MAX_LISTED = 8
 
 
 def has_subjects(root: Path) -> bool:
@@ -49,5 +49,5 @@ def require_labels(
 
 
 def _overview(known: tuple[str, ...]) -> str:
-    rest = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"It has {', '.join(known[:SHOWN]) or 'none'}{rest}."
+    rest = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"It has {', '.join(known[:MAX_LISTED]) or 'none'}{rest}."

@@ -12,7 +12,7 @@ from .tables import Tables
 
 __all__ = ["check_participants"]
 
-SHOWN = 8
+MAX_LISTED = 8
 
 
 def check_participants(
@@ -77,5 +77,5 @@ def _mismatch(tables: Tables, rows: set[str], folders: Collection[str]) -> tuple
 
 
 def _labels(labels: Collection[str]) -> str:
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return ", ".join(f"sub-{label}" for label in sorted(labels)[:SHOWN]) + more
+    more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
+    return ", ".join(f"sub-{label}" for label in sorted(labels)[:MAX_LISTED]) + more

@@ -29,7 +29,7 @@ from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
 from ..outputs.heads import mask_of
 from ..outputs.names import ScanPaths, sidecar
-from ..outputs.tissues import shares_of_scan
+from ..outputs.tissues import probabilities_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -81,7 +81,7 @@ class Harmonize(ExplainedInterface):
         if backend.region != "brain":
             volume = read_volume(paths.image("preproc", template=True),
                                  mask_of(paths, backend.region, template=True))
-        tissues, own = shares_of_scan(paths)
+        tissues, own = probabilities_of_scan(paths)
         tissues = tissues if own and volume is brain else {}
         change, uncertainty = change_with_uncertainty(
             backend, volume, target, source=inputs.site, seed=inputs.seed,
@@ -127,7 +127,7 @@ class Harmonize(ExplainedInterface):
 
     def _save_spread(self, paths: ScanPaths, spread: Volume) -> None:
         """How far apart the images are whose mean this one is."""
-        goal = paths.spread(self.inputs.desc)
+        goal = paths.uncertainty_map(self.inputs.desc)
         write_volume(goal, spread, code=4)
         write_json(sidecar(goal), {
             "Description": "standard deviation over the noise volumes that the method drew, of the "
@@ -150,7 +150,7 @@ class Harmonize(ExplainedInterface):
         source = read_json(sidecar(before))
         content = sidecars.harmonized(
             [paths.uri(before)], bool(source["SkullStripped"]), template, paths.resolution, run)
-        write_json(sidecar(image), {**sidecars.kept(source), **content})
+        write_json(sidecar(image), {**sidecars.acquisition_metadata(source), **content})
 
     def _provenance(self, target: Target, volume: Volume) -> dict[str, Any]:
         """What was done, in words that a sidecar keeps."""

@@ -167,9 +167,9 @@ def _write_rows(path: Path, key: str, columns: list[str], rows: Sequence[Row]) -
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _copy(source: Path, goal: Path) -> None:
+def _copy(source: Path, destination: Path) -> None:
     if source.is_file():
-        with atomic_path(goal) as temporary:
+        with atomic_path(destination) as temporary:
             shutil.copyfile(source, temporary)
 
 

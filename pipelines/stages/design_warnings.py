@@ -19,21 +19,21 @@ from ..dataset.records import ScanRecord
 from ..settings import Settings
 from .fit_selection import sites_left_out
 
-__all__ = ["checked_columns", "modelled_covariates", "confounding_of", "design_warnings",
+__all__ = ["checked_columns", "modeled_covariates", "confounding_of", "design_warnings",
            "warn_before_work"]
 
 LOGGER = logging.getLogger("pipelines")
-SHOWN = 5  # subjects or sites named in one warning
+MAX_LISTED = 5  # subjects or sites named in one warning
 
 
 def checked_columns(settings: Settings) -> tuple[str, ...]:
     """Columns that are compared with the site: all that a flag names, beside age, sex and site."""
     selection = tuple(text.split("=", 1)[0] for text in settings.fit_participants if "=" in text)
-    names = (*settings.covariates, *selection, *modelled_covariates(settings))
+    names = (*settings.covariates, *selection, *modeled_covariates(settings))
     return tuple(name for name in dict.fromkeys(names) if name not in ("age", "sex", "site"))
 
 
-def modelled_covariates(settings: Settings) -> tuple[str, ...]:
+def modeled_covariates(settings: Settings) -> tuple[str, ...]:
     """Covariates that the method is asked to keep; () where it has no such option."""
     config: Any = registry.get(settings.backend).config_from(settings.backend_options)
     return tuple(getattr(config, "covariates", ()))
@@ -56,7 +56,7 @@ def design_warnings(settings: Settings, cohort: Cohort) -> tuple[str, ...]:
     others = [check.warning for check in checks
               if check.warning and not check.is_site and check.variable in named]
     return (*grave, *_selection_warning(settings, cohort), *others,
-            *_years_apart(settings, cohort), *_not_modelled(settings))
+            *_years_apart(settings, cohort), *_unmodeled_covariates(settings))
 
 
 def _selection_warning(settings: Settings, cohort: Cohort) -> Iterable[str]:
@@ -92,19 +92,19 @@ def _years_apart(settings: Settings, cohort: Cohort) -> Iterable[str]:
                "the brain changes with the years.")
 
 
-def _not_modelled(settings: Settings) -> Iterable[str]:
+def _unmodeled_covariates(settings: Settings) -> Iterable[str]:
     """Covariates whose effects shall survive and that the method could be told to keep."""
-    modelled = modelled_covariates(settings)
-    missing = [name for name in settings.covariates if name not in modelled]
-    if modelled and missing and "fit" in settings.planned_stages:
-        option = ",".join((*modelled, *missing))
+    modeled = modeled_covariates(settings)
+    missing = [name for name in settings.covariates if name not in modeled]
+    if modeled and missing and "fit" in settings.planned_stages:
+        option = ",".join((*modeled, *missing))
         yield (f"{', '.join(missing)}: named with --covariates and judged, but not kept by the "
                f"fit. Add --backend-option covariates={option} to have it modelled.")
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
@@ -120,7 +120,7 @@ def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
         return
     cohort = Cohort(tuple(map(_scan, records)))
     known = {"age", "sex", *(name for scan in cohort for name in scan.covariates)}
-    for name in (*modelled_covariates(settings), *settings.covariates):
+    for name in (*modeled_covariates(settings), *settings.covariates):
         if name not in known:
             raise UsageError(f"covariate {name!r}: no scan has a value of it. "
                              f"{did_you_mean(name, known)}")

@@ -49,7 +49,7 @@ from .site_effect_maps import explained_figures
 __all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
-SHOWN = 10  # flagged images named in the summary
+MAX_LISTED = 10  # flagged images named in the summary
 DRAWN = 4  # flagged images whose map of where it moved is in the report
 SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
@@ -278,7 +278,7 @@ def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...
     lines = []
     for modality, variant in own.items():
         facts = _model_cohort(settings, variant, modality)
-        lines += [f"{modality}, covariate {row['InWords']}." for row in facts.get("Covariates", ())]
+        lines += [f"{modality}, covariate {row['Summary']}." for row in facts.get("Covariates", ())]
         lines += [f"{modality}: the fit took no scan of {site}."
                   for site in facts.get("SitesLeftOut", ())]
         lines += [f"{modality}: {scan} was left out of the fit: {why}."
@@ -330,9 +330,9 @@ def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) 
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
                 moved = moved_map(before.data, after.data, before.mask, tuple(before.spacing))
-                goal = item.paths.moved(variant.desc)
-                write_volume(goal, before.with_data(moved), code=4)
-                write_json(sidecar(goal), {
+                destination = item.paths.anatomy_change(variant.desc)
+                write_volume(destination, before.with_data(moved), code=4)
+                write_json(sidecar(destination), {
                     "Description": "what a change of contrast or a bias field does not explain of "
                                    "the harmonized image, averaged over 2.5 mm",
                     "Units": "shares of the harmonized image's 0.5 to 99.5 % range",
@@ -344,9 +344,9 @@ def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) 
 def _guard_line(flagged: Sequence[str], total: int) -> str:
     if not flagged:
         return f"Anatomy guard: none of {total} harmonized images is flagged."
-    more = f"; and {len(flagged) - SHOWN} more" if len(flagged) > SHOWN else ""
+    more = f"; and {len(flagged) - MAX_LISTED} more" if len(flagged) > MAX_LISTED else ""
     return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, look at them "
-            f"before use: {'; '.join(flagged[:SHOWN])}{more}.")
+            f"before use: {'; '.join(flagged[:MAX_LISTED])}{more}.")
 
 
 def _group_report(

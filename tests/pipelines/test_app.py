@@ -33,7 +33,7 @@ TREE: dict[str, Any] = {
 
 
 @dataclass
-class Failure:
+class ScanFailure:
     scan_id: str
     stage: str = "preprocess"
     message: str = "it did not work"
@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass
 class Result:
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     exit_code: int = 0
     summary_lines: tuple[str, ...] = ("report: group.html",)
 
@@ -150,14 +150,14 @@ def test_what_is_written_from_the_output_needs_no_dataset(
 
 def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:
     root = make_tree(TREE)
-    workflows.answer = lambda: Result((Failure("sub-02_T1w"), Failure("sub-01_T1w")), 1)
+    workflows.answer = lambda: Result((ScanFailure("sub-02_T1w"), ScanFailure("sub-01_T1w")), 1)
     assert run(root) == 1
     assert last_line(root).endswith("some participants failed; failed: sub-01, sub-02.")
     assert "sub-02_T1w failed in preprocess: it did not work" in logs(root, "run")[0]
 
 
 def test_a_failure_is_never_a_success(make_tree: Any, workflows: Workflows) -> None:
-    workflows.answer = lambda: Result((Failure("sub-02_T1w"),), 0)
+    workflows.answer = lambda: Result((ScanFailure("sub-02_T1w"),), 0)
     assert run(make_tree(TREE)) == 1
 
 

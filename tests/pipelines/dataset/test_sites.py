@@ -131,8 +131,8 @@ def test_distinct_labels_stay_distinct_and_clean_ones_stay_as_they_are() -> None
 
 
 def test_single_jobs_agree_on_labels(make_tree: Any) -> None:
-    people = "participant_id\tsite\nsub-01\tSite A\nsub-02\tSite/A\n"
-    root = make_tree({"participants.tsv": people, "sub-01/x": "", "sub-02/x": ""})
+    subjects = "participant_id\tsite\nsub-01\tSite A\nsub-02\tSite/A\n"
+    root = make_tree({"participants.tsv": subjects, "sub-01/x": "", "sub-02/x": ""})
     together = SiteFinder(Tables(root))
     both = [together.find(subject, None, {}) for subject in ("01", "02")]
     alone = [SiteFinder(Tables(root)).find(subject, None, {}) for subject in ("01", "02")]

@@ -146,20 +146,20 @@ def test_a_given_model_of_another_modality_is_not_taken(tmp_path):
 
 
 @dataclass(frozen=True)
-class Job:
+class ScanJob:
     name: str
 
 
 @pytest.mark.parametrize("nprocs, sizes", [(1, [1] * 5), (2, [5])])
 def test_few_scans_are_on_the_way_at_once(nprocs, sizes):
-    jobs = [Job(str(i)) for i in range(5)]
+    jobs = [ScanJob(str(i)) for i in range(5)]
     made = list(portions(jobs, settings(nprocs=nprocs)))
     assert [len(p) for p in made] == sizes
     assert [job for p in made for job in p] == jobs
 
 
 def test_eight_scans_a_process_are_a_portion():
-    jobs = [Job(str(i)) for i in range(40)]
+    jobs = [ScanJob(str(i)) for i in range(40)]
     assert [len(p) for p in portions(jobs, settings(nprocs=2))] == [16, 16, 8]
 
 

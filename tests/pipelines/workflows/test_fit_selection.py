@@ -86,7 +86,7 @@ def records(**columns) -> tuple[ScanRecord, ...]:
         for n in range(6))
 
 
-def said(caplog, one: Settings, given) -> list[str]:
+def messages(caplog, one: Settings, given) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="pipelines"):
         warn_before_work(one, given)
@@ -99,11 +99,11 @@ def test_a_diagnosis_that_is_the_site_is_said_before_work(tmp_path, caplog):
                   {"fit_participants": ("diagnosis=HC", "diagnosis=MS")[:1]},
                   {"backend": "tissue_matching",
                    "backend_option": ("covariates=age,sex,diagnosis",)}):
-        first = said(caplog, settings(tmp_path, **flags), given)[0]
+        first = messages(caplog, settings(tmp_path, **flags), given)[0]
         assert first.startswith("Diagnosis cannot be told from site: all subjects of a site have "
                                 "the same value (A: 3 HC; B: 3 MS).")
-    assert said(caplog, settings(tmp_path), given) == []
-    assert said(caplog, settings(tmp_path, covariates=("diagnosis",),
+    assert messages(caplog, settings(tmp_path), given) == []
+    assert messages(caplog, settings(tmp_path, covariates=("diagnosis",),
                                  participant_label=("0",)), given) == []
 
 
@@ -115,9 +115,9 @@ def test_a_site_without_controls_is_said_before_work(tmp_path, caplog):
                          ({}, "as those of an unseen scanner")):
         one = settings(tmp_path, fit_participants=("group=control",), **flags)
         assert any(text.startswith("--fit-participants group=control takes no T1w scan of B (3 sc")
-                   and words in text for text in said(caplog, one, given))
+                   and words in text for text in messages(caplog, one, given))
     both = records(group=["control", "patient", "patient"] * 2)
-    assert said(caplog, settings(tmp_path, fit_participants=("group=control",)), both) == []
+    assert messages(caplog, settings(tmp_path, fit_participants=("group=control",)), both) == []
 
 
 def test_a_covariate_that_nobody_has_is_refused_before_work(tmp_path):
@@ -128,7 +128,7 @@ def test_a_covariate_that_nobody_has_is_refused_before_work(tmp_path):
 
 def test_a_judged_covariate_that_the_fit_does_not_keep_is_said(tmp_path, caplog):
     one = settings(tmp_path, backend="tissue_matching", covariates=("age", "group"))
-    found = said(caplog, one, records(group=["a", "b", "a"] * 2))
+    found = messages(caplog, one, records(group=["a", "b", "a"] * 2))
     assert found == ["group: named with --covariates and judged, but not kept by the fit. Add "
                      "--backend-option covariates=age,sex,group to have it modelled."]
 
