@@ -48,7 +48,7 @@ from harmonizer.errors import (
 )
 from harmonizer.files import write_text
 
-from .cli import check_world, parse
+from .cli import check_environment, parse
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = parse(argv, prog)
         prepare_environment(settings)  # first: the checks may import numpy or torch
-        check_world(settings)
+        check_environment(settings)
         run = Run.start(settings, shlex.join([prog, *argv]))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)

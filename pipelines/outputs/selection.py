@@ -106,18 +106,18 @@ class Selection:
         return tuple(item.scan_id for item in self.find()
                      if item.scan_id not in self.selected_ids)
 
-    def left_out(self) -> tuple[ScanPaths, ...]:
+    def unselected(self) -> tuple[ScanPaths, ...]:
         """Return the scans in OUTPUT_DIR of the run's modalities that it does not use."""
         settings = self.settings
         return tuple(paths for paths in preprocessed_paths(
             settings.output_dir, resolution_of(settings.sloppy), settings.modalities)
             if not self.uses(paths) and paths.scan_id not in self.refused)
 
-    def left_out_lines(self) -> tuple[str, ...]:
+    def unselected_lines(self) -> tuple[str, ...]:
         """Say which scans of OUTPUT_DIR are left out, and what can be done about them."""
-        left_out = self.left_out()
-        present = [paths for paths in left_out if self._is_in_bids_dir(paths)]
-        absent = [paths for paths in left_out if not self._is_in_bids_dir(paths)]
+        unselected = self.unselected()
+        present = [paths for paths in unselected if self._is_in_bids_dir(paths)]
+        absent = [paths for paths in unselected if not self._is_in_bids_dir(paths)]
         lines = []
         if absent:
             some = _listed([paths.scan_id for paths in absent])
@@ -132,9 +132,9 @@ class Selection:
                 f"select, left out: {some}. To use them, change the labels or the filter.")
         return tuple(lines)
 
-    def _files_of(self, left_out: Sequence[ScanPaths]) -> str:
+    def _files_of(self, unselected: Sequence[ScanPaths]) -> str:
         """The folders of participants who left the dataset; other scans share a folder."""
-        gone = sorted({f"sub-{paths.subject}" for paths in left_out
+        gone = sorted({f"sub-{paths.subject}" for paths in unselected
                        if not (self.settings.bids_dir / f"sub-{paths.subject}").is_dir()})
         return _listed([f"{name}, {name}.html and logs/scans/{name}_*" for name in gone]) \
             or "their files"

@@ -119,8 +119,8 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     ruling.statistics.to_tsv(out / "group_statistics.tsv")
     everything = [v for variants, _ in rulings.values() for v in variants]
     flagged = _write_verdicts(everything, ruling)
-    if settings.moved_maps != "none":
-        _write_moved_maps(everything, ruling, settings.moved_maps == "all")
+    if settings.anatomy_change_maps != "none":
+        _write_moved_maps(everything, ruling, settings.anatomy_change_maps == "all")
     write_subject_reports(settings, selection)
     judged = {modality: variants for modality, (variants, _) in rulings.items()}
     path = render_group_report(out / "group.html", _group_report(
@@ -360,8 +360,8 @@ def _group_report(
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in judged)
     warnings += _moved_sites(judged)
-    if left_out := len(selection.left_out()):  # not by name: a participant may have withdrawn
-        warnings += (f"{left_out} other preprocessed scans are in the output folder and not in "
+    if unselected := len(selection.unselected()):  # not by name: a participant may have withdrawn
+        warnings += (f"{unselected} other preprocessed scans are in the output folder and not in "
                      "this report. The run's log names them.",)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)

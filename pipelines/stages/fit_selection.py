@@ -47,7 +47,7 @@ def select_fit_scans(settings: Settings, found: Sequence[Preprocessed]) -> FitSe
     """
     everything = cohort_of(found)
     cohort = chosen(everything, settings.fit_participants)
-    doubts = {} if settings.fit_doubtful_masks else mask_doubts(found)
+    doubts = {} if settings.fit_low_confidence_masks else low_confidence_masks(found)
     doubts = {scan.scan_id: doubts[scan.scan_id] for scan in cohort if scan.scan_id in doubts}
     trusted = cohort.where(lambda scan: scan.scan_id not in doubts)
     if len(cohort) and not len(trusted):
@@ -65,7 +65,7 @@ def select_fit_scans(settings: Settings, found: Sequence[Preprocessed]) -> FitSe
     return FitSelection(trusted, sites, doubts)
 
 
-def mask_doubts(found: Sequence[Preprocessed]) -> dict[str, str]:
+def low_confidence_masks(found: Sequence[Preprocessed]) -> dict[str, str]:
     """Scan_id -> why its brain mask is doubtful, from the quality check beside the mask."""
     doubts = {}
     for item in found:

@@ -50,7 +50,7 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     selection = Selection.of(settings, records, refused)
     if settings.reports_only or settings.boilerplate_only:
         return RunResult(summary_lines=_from_output(settings, selection))
-    for line in selection.left_out_lines() if _needs_cohort(settings) else ():
+    for line in selection.unselected_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
     warn_before_work(settings, records)

@@ -194,7 +194,7 @@ def test_another_method_needs_another_desc(full_run, copy):
     assert "made by histogram_matching to 'birch'" in refused.output and "--desc" in refused.output
     assert "Stage " not in refused.output  # before any work: the model is as it was
     allowed = run_app(*shared, "--backend", "tissue_matching", "--desc", "tissue", "--compare",
-                      "--moved-maps", "all")
+                      "--anatomy-change-maps", "all")
     assert allowed.code == 0, allowed.output
     for table in ("metrics.tsv", "group_statistics.tsv"):
         with open(copy / table, newline="") as stream:
@@ -202,8 +202,8 @@ def test_another_method_needs_another_desc(full_run, copy):
         assert {"tissue_matching", "histogram_matching"} <= judged
     assert len(list(copy.rglob("*desc-tissue_T1w.nii.gz"))) == 8
     assert len(list(copy.rglob("*desc-harmonized_T1w.nii.gz"))) == 8
-    maps = sorted(copy.rglob("*_moved.nii.gz"))
-    assert [m.name.split("_desc-")[1] for m in maps].count("tissue_moved.nii.gz") == 4
+    maps = sorted(copy.rglob("*_anatomychange.nii.gz"))
+    assert [m.name.split("_desc-")[1] for m in maps].count("tissue_anatomychange.nii.gz") == 4
     notes = [Path(str(m).replace(".nii.gz", ".json")).read_text() for m in maps]
     assert len(notes) == 8 and all("shares of" in note for note in notes)
     assert 0 < np.abs(nib.load(maps[0]).get_fdata()).max() < 1

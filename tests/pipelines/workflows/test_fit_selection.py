@@ -62,7 +62,7 @@ def test_a_doubtful_mask_does_not_enter_a_fit_unless_asked(out, caplog):
     assert found.cohort.subjects == ("a1", "b1") and list(found.scans) == ["sub-a2_T1w"]
     assert f"sub-a2_T1w is left out of the fit: its brain mask is doubtful ({REASON})" \
         in caplog.text
-    asked = chosen(out, fit_doubtful_masks=True)
+    asked = chosen(out, fit_low_confidence_masks=True)
     assert asked.cohort.subjects == ("a1", "a2", "b1") and not asked.scans
     with pytest.raises(InputError, match=r"all 1 scans to fit on .* --fit-doubtful-masks"):
         chosen(out, fit_participants=("a2",))
