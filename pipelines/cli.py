@@ -212,7 +212,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--compare", action=Switch,
         help="evaluate all harmonized variants in OUTPUT_DIR")
     add("--anatomy-change-maps", metavar=_one_of(ANATOMY_CHANGE_MAPS),
-        help="write maps of anatomy changes: for no image, for images that the anatomy check "
+        help="write maps of anatomy changes: for no image, for images that the anatomy guard "
              "flags, or for all (default: none)")
 
 

@@ -110,7 +110,7 @@ def test_the_study_that_the_others_differ_from(study: Study) -> None:
 @pytest.mark.parametrize(("flags", "levels", "code", "message"), [
     ("--participant-label 01 4", "participant", 2, r"sub-4 not in the dataset"),
     ("--session-label A", "participant", 2, "ses-A not in the dataset"),
-    ("--modalities T2w", "participant", 65, "no image fits T2w images"),
+    ("--modalities T2w", "participant", 65, "no image matches T2w images"),
     ("--modalities bold", "participant", 2, "--modalities: 'bold' is not known"),
     ("--target nyu", "participant group", 2, "no T1w scan is of that site. Did you mean 'NYU'"),
     ("--target scanner-free", "participant group", 2, "has no scanner-free target"),
@@ -153,13 +153,13 @@ def test_no_dataset(study: Study, tmp_path: Path) -> None:
 def test_an_empty_folder(study: Study, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, output = study.run(root=tmp_path / "empty")
-    assert code == 65 and "no image fits" in output and "Expected files such as sub-01/" in output
+    assert code == 65 and "no image matches" in output and "Expected files such as sub-01/" in output
 
 
 def test_a_folder_of_images_that_is_not_bids(study: Study, tmp_path: Path) -> None:
     save(tmp_path / "scans/patient7.nii.gz", noise())
     code, output = study.run(root=tmp_path / "scans")
-    assert code == 65 and "no image fits" in output
+    assert code == 65 and "no image matches" in output
 
 
 def test_the_validator_is_heard(study: Study) -> None:

@@ -39,14 +39,14 @@ def fuzz(few: int) -> Callable[[Any], Any]:
 
 
 def result_or_error(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call's result, or its explained error; anything else than these fails the test."""
+    """The call's result, or its expected error; any other exception fails the test."""
     try:
         return call(*arguments)
     except InternalError as error:
-        raise AssertionError(f"called a fault of ours: {error}") from error
+        raise AssertionError(f"raised an internal error: {error}") from error
     except HarmonizerError as error:
         message = str(error)
-        assert message and len(message) < 5000, "a message for people"
+        assert message and len(message) < 5000, "a message for users"
         message.encode("utf-8", "surrogateescape")
         return error
 

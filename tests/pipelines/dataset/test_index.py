@@ -274,7 +274,7 @@ def test_bidsignore_takes_images_out_and_says_so(make_tree: Any) -> None:
     texts = [str(f) for f in collect(settings(root)).findings]
     assert sum("3 images are not used, because they are listed here" in t for t in texts) == 1
     assert not any("no row" in text or "no folder" in text for text in texts)
-    with pytest.raises(InputError, match="no image fits.* 1 images are not used, because they"):
+    with pytest.raises(InputError, match="no image matches.* 1 images are not used, because they"):
         collect(settings(root, participant_label=["02"]))
 
 
@@ -356,7 +356,7 @@ def test_two_vocabularies_are_pointed_out(make_tree: Any) -> None:
 
 @pytest.mark.parametrize("changes", [{"modalities": ["PDw"]}, {"session_label": ["Z"]}])
 def test_nothing_fits(make_tree: Any, changes: dict) -> None:
-    with pytest.raises(InputError, match="no image fits"):
+    with pytest.raises(InputError, match="no image matches"):
         collect(settings(make_tree(TREE), **changes))
 
 

@@ -86,4 +86,4 @@ def test_the_verdict_counts_the_second_opinion(
                                 extraction=given).run().outputs.quality
     assert quality.get("network_dice") == messages
     doubts = [reason for reason in quality["reasons"] if "network" in reason]
-    assert len(doubts) == (messages == 0.5) and quality["doubtful"]  # the block is no brain
+    assert len(doubts) == (messages == 0.5) and quality["low_confidence"]  # the block is no brain

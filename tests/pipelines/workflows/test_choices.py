@@ -39,7 +39,7 @@ def test_who_is_fitted_on(cohort, wanted, left):
 @pytest.mark.parametrize("wanted, message", [
     (("04",), "no selected participant '04'. .*Known: 01, 02, 03"),
     (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
-    (("group=AD",), "nobody fits"),
+    (("group=AD",), "no scan matches"),
 ])
 def test_nobody_and_nothing_are_explained(cohort, wanted, message):
     with pytest.raises(UsageError, match=message):
@@ -87,7 +87,7 @@ def test_a_target_where_nobody_is_fitted_on_is_refused_before_the_fit():
     check_target(settings(target=["NYU"], **asked), records)
     with pytest.raises(UsageError, match="no T1w scan of --fit-participants is of that site"):
         check_target(settings(target=["KKI"], **asked), records)
-    with pytest.raises(UsageError, match="--fit-participants group=contrl: nobody fits"):
+    with pytest.raises(UsageError, match="--fit-participants group=contrl: no scan matches"):
         check_target(settings(fit_participants=["group=contrl"]), records)
 
 
