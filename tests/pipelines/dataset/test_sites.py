@@ -53,7 +53,7 @@ def test_precedence(
 @pytest.mark.parametrize(
     ("options", "subject", "session", "metadata", "remedy"),
     [
-        ({}, "02", "B", {}, "--site-from ses if each session was another scanner"),
+        ({}, "02", "B", {}, "--site-from ses if each session is from another scanner"),
         ({}, "02", None, {}, "Fill the column 'site' of participants.tsv"),
         ({"site_from": "participants"}, "02", "A", SIDECAR, "participants.tsv"),
         ({"site_from": "sessions"}, "01", "B", SIDECAR, "sub-01_sessions.tsv"),
