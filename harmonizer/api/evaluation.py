@@ -63,7 +63,7 @@ def evaluate(before: Sequence[Image], after: Sequence[Image], sites: Sequence[st
     InputError
         If the lists differ in length, or images are not on one grid.
     """
-    from ..evaluation.run import referee
+    from ..evaluation.run import evaluate as evaluate_cohorts
     from ..segmentation.predict import NetworkSegmenter
 
     count = len(before)
@@ -92,7 +92,7 @@ def evaluate(before: Sequence[Image], after: Sequence[Image], sites: Sequence[st
                 {key: str(value) for key, value in row.items()}))
         others = tuple(Scan(**{**_fields(scan), "image": image})
                        for scan, image in zip(scans, cohorts[1]))
-        return referee(Cohort(tuple(scans)), {method: Cohort(others)}, target,
+        return evaluate_cohorts(Cohort(tuple(scans)), {method: Cohort(others)}, target,
                        segment=NetworkSegmenter(quick=True) if segment else None,
                        permutations=permutations, seed=seed, workers=workers)
 

@@ -23,7 +23,7 @@ from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
 from ..outputs.heads import mask_of
 from ..outputs.names import ScanPaths, sidecar
-from ..outputs.tissues import shares_of_scan
+from ..outputs.tissues import probabilities_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -77,7 +77,7 @@ class Harmonize(ExplainedInterface):
             if whole else brain
         conformed = conform(paths.image("preproc"))
         native_mask = conform(mask_of(paths, backend.region)).volume.data > 0.5
-        tissues, own = shares_of_scan(paths)
+        tissues, own = probabilities_of_scan(paths)
         done = harmonize_scan(
             backend, target, template, conformed.volume.with_mask(native_mask),
             read_itk_affine(paths.to_template), source=inputs.site, seed=inputs.seed,
@@ -100,7 +100,7 @@ class Harmonize(ExplainedInterface):
 
     def _save_uncertainty(self, paths: ScanPaths, uncertainty: Volume) -> None:
         """Write the standard deviation over the samples of which the image is the mean."""
-        path = paths.spread(self.inputs.desc)
+        path = paths.uncertainty_map(self.inputs.desc)
         write_volume(path, uncertainty, code=4)
         write_json(sidecar(path), {
             "Description": "standard deviation over the noise volumes that the method drew, of the "
@@ -112,7 +112,7 @@ class Harmonize(ExplainedInterface):
         source = read_json(sidecar(before))
         content = sidecars.harmonized(
             [paths.uri(before)], bool(source["SkullStripped"]), template, paths.resolution, run)
-        write_json(sidecar(image), {**sidecars.kept(source), **content})
+        write_json(sidecar(image), {**sidecars.acquisition_metadata(source), **content})
 
     def _provenance(self, target: Target, volume: Volume) -> dict[str, Any]:
         """What was done, in words that a sidecar keeps."""

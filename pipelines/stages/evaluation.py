@@ -50,7 +50,7 @@ from .site_effect_maps import explained_figures
 __all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
-SHOWN = 10  # flagged images named in the summary
+MAX_LISTED = 10  # flagged images named in the summary
 DRAWN = 4  # flagged images whose map of where it moved is in the report
 SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
@@ -120,8 +120,8 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     ruling.statistics.to_tsv(out / "group_statistics.tsv")
     everything = [v for variants, _ in rulings.values() for v in variants]
     flagged = _write_verdicts(everything, ruling)
-    if settings.moved_maps != "none":
-        _write_moved_maps(everything, ruling, settings.moved_maps == "all")
+    if settings.anatomy_change_maps != "none":
+        _write_moved_maps(everything, ruling, settings.anatomy_change_maps == "all")
     write_subject_reports(settings, selection)
     judged = {modality: variants for modality, (variants, _) in rulings.items()}
     path = render_group_report(out / "group.html", _group_report(
@@ -279,7 +279,7 @@ def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...
     lines = []
     for modality, variant in own.items():
         facts = _model_cohort(settings, variant, modality)
-        lines += [f"{modality}, covariate {row['InWords']}." for row in facts.get("Covariates", ())]
+        lines += [f"{modality}, covariate {row['Summary']}." for row in facts.get("Covariates", ())]
         lines += [f"{modality}: the fit took no scan of {site}."
                   for site in facts.get("SitesLeftOut", ())]
         lines += [f"{modality}: {scan} was left out of the fit: {why}."
@@ -317,11 +317,11 @@ def _write_moved_maps(variants: Sequence[Variant], ruling: EvaluationResult, eve
                 continue
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
-                moved = anatomy_change_map(before.data, after.data, before.mask,
-                                           tuple(before.spacing))
-                goal = item.paths.moved(variant.desc)
-                write_volume(goal, before.with_data(moved), code=4)
-                write_json(sidecar(goal), {
+                change_map = anatomy_change_map(before.data, after.data, before.mask,
+                                                tuple(before.spacing))
+                destination = item.paths.anatomy_change(variant.desc)
+                write_volume(destination, before.with_data(change_map), code=4)
+                write_json(sidecar(destination), {
                     "Description": "what a change of contrast or a bias field does not explain of "
                                    "the harmonized image, averaged over 2.5 mm",
                     "Units": "shares of the harmonized image's 0.5 to 99.5 % range",
@@ -333,9 +333,9 @@ def _write_moved_maps(variants: Sequence[Variant], ruling: EvaluationResult, eve
 def _guard_line(flagged: Sequence[str], total: int) -> str:
     if not flagged:
         return f"Anatomy guard: none of {total} harmonized images is flagged."
-    more = f"; and {len(flagged) - SHOWN} more" if len(flagged) > SHOWN else ""
+    more = f"; and {len(flagged) - MAX_LISTED} more" if len(flagged) > MAX_LISTED else ""
     return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, look at them "
-            f"before use: {'; '.join(flagged[:SHOWN])}{more}.")
+            f"before use: {'; '.join(flagged[:MAX_LISTED])}{more}.")
 
 
 def _group_report(
@@ -349,8 +349,8 @@ def _group_report(
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in judged)
     warnings += _moved_sites(judged)
-    if left_out := len(selection.left_out()):  # not by name: a participant may have withdrawn
-        warnings += (f"{left_out} other preprocessed scans are in the output folder and not in "
+    if unselected := len(selection.unselected()):  # not by name: a participant may have withdrawn
+        warnings += (f"{unselected} other preprocessed scans are in the output folder and not in "
                      "this report. The run's log names them.",)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)

@@ -93,8 +93,8 @@ def _together(settings: Settings, backend_class: type[Backend]) -> list[tuple[st
 def _log_covariates(modality: str, backend: Backend) -> None:
     """Say what was modelled, and what was not and why."""
     for row in backend.cohort_.get("Covariates", ()):
-        LOGGER.log(logging.INFO if row["Modelled"] else logging.WARNING, "Covariate of %s: %s.",
-                   modality, row["InWords"])
+        LOGGER.log(logging.INFO if row["Modeled"] else logging.WARNING, "Covariate of %s: %s.",
+                   modality, row["Summary"])
 
 
 def _fitted(settings: Settings, backend_class: type[Backend], selections: dict[str, FitSelection]

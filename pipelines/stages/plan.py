@@ -25,7 +25,7 @@ from .fit_selection import chosen
 from .targets import existing_target, model_folder_of, planned_target
 
 if TYPE_CHECKING:
-    from ..workflows.preprocessing import Job
+    from ..workflows.preprocessing import ScanJob
 
 __all__ = ["describe_plan", "Estimate", "estimate"]
 
@@ -70,7 +70,7 @@ def describe_plan(settings: Settings, selection: Selection) -> tuple[str, ...]:
     lines = [f"Dry run, nothing is done. Stages: {', '.join(stages)}."]
     for modality in settings.modalities:
         lines += _scans_lines(settings, selection, modality)
-    jobs: Sequence[Job] = ()
+    jobs: Sequence[ScanJob] = ()
     if "preprocess" in stages:
         preprocess_lines, jobs = _preprocess_lines(settings, selection)
         lines += preprocess_lines
@@ -121,7 +121,7 @@ def _target_words(settings: Settings, selection: Selection, modality: str) -> st
     return f"target {kind} {label!r} ({why})"
 
 
-def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[str], list[Job]]:
+def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[str], list[ScanJob]]:
     """What is to be preprocessed and what is reused; also the jobs."""
     from ..workflows.preprocessing import init_preprocessing_wf, plan, write_graph
 
@@ -157,7 +157,7 @@ def _harmonized(settings: Settings, selection: Selection) -> list[Path]:
     return [image for image in images if image.is_file() and sidecar(image).is_file()]
 
 
-def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> Estimate:
+def estimate(settings: Settings, selection: Selection, jobs: Sequence[ScanJob]) -> Estimate:
     """Estimate time, memory and disk of a run.
 
     Parameters
@@ -196,14 +196,14 @@ def _measured_seconds(settings: Settings, selection: Selection) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
-def _voxels(job: Job) -> int:
+def _voxels(job: ScanJob) -> int:
     """Voxels of the raw image of a job."""
     from harmonizer.volume import load_nifti
 
     return math.prod(load_nifti(job.record.path).shape[:3])
 
 
-def _memory_gb(settings: Settings, jobs: Sequence[Job], total: int) -> float:
+def _memory_gb(settings: Settings, jobs: Sequence[ScanJob], total: int) -> float:
     """Peak over all processes; `--mem` bounds how many of them run at once."""
     from ..workflows.preprocessing import MEM_GB, memory_of
 
@@ -219,7 +219,7 @@ def _memory_gb(settings: Settings, jobs: Sequence[Job], total: int) -> float:
                                                     min(peak, settings.mem_gb))
 
 
-def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> list[str]:
+def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[ScanJob]) -> list[str]:
     """Hours, memory and disk, and what there is of disk."""
     cost = estimate(settings, selection, jobs)
     source = "preprocessing as in OUTPUT_DIR so far, the rest" if cost.measured else "times"

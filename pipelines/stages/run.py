@@ -19,14 +19,14 @@ from ..outputs.dataset import write_dataset_files
 from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection, update_scan_facts
 from ..settings import Settings
-from ..workflows.engine import Failure, RunResult
+from ..workflows.engine import RunResult, ScanFailure
 from .design_warnings import warn_before_work
 from .fit import check_fit
 from .methods_text import methods_text
 from .plan import describe_plan
 from .targets import model_folder_of, planned_target, reference_records, require_brains
 
-__all__ = ["check_request", "run", "Failure", "RunResult"]
+__all__ = ["check_request", "run", "RunResult"]
 
 LOGGER = logging.getLogger("pipelines")
 MAX_LISTED_SITES = 10
@@ -50,7 +50,7 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     selection = Selection.of(settings, records, refused)
     if settings.reports_only or settings.boilerplate_only:
         return RunResult(summary_lines=_from_output(settings, selection))
-    for line in selection.left_out_lines() if _needs_cohort(settings) else ():
+    for line in selection.unselected_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
     warn_before_work(settings, records)
@@ -154,14 +154,14 @@ def _update_facts(settings: Settings, selection: Selection) -> None:
             f"; and {more} more" if more > 0 else "")
 
 
-def _unfinished(settings: Settings, selection: Selection) -> list[Failure]:
+def _unfinished(settings: Settings, selection: Selection) -> list[ScanFailure]:
     """The selected scans that failed in the preprocess stage of an earlier command.
 
     Scans that were never preprocessed are named in a warning.
     """
     if "preprocess" in settings.planned_stages or not _needs_cohort(settings):
         return []
-    failed = [Failure(log.scan_id, log.stage, log.message)
+    failed = [ScanFailure(log.scan_id, log.stage, log.message)
               for log in failed_logs(settings.output_dir)
               if log.stage == "preprocess" and log.scan_id in selection.selected_ids]
     there = {item.scan_id for item in selection.find()} | {failure.scan_id for failure in failed}

@@ -249,20 +249,18 @@ def site_label(text: str, sites: Collection[str]) -> str:
 
 
 def _check_options(settings: Settings, backend: Backend, model: Path) -> None:
-    """Options belong to the fit: a model that was fitted with others is refused.
+    """Refuse a model that was fitted with other options than those of the run.
 
     Raises
     ------
     UsageError
-        If ``--backend-option`` says something else than the model.
+        If ``--backend-option`` differs from the model.
     """
-    wanted = backend.config_from(settings.backend_options)
-    for name in settings.backend_options:
-        if getattr(wanted, name) != getattr(backend.config, name):
-            raise UsageError(
-                f"--backend-option {name}={getattr(wanted, name)}: the model {model} was fitted "
-                f"with {name}={getattr(backend.config, name)}. Run the fit stage with this option."
-            )
+    for name, (requested, fitted) in backend.differing_options(settings.backend_options).items():
+        raise UsageError(
+            f"--backend-option {name}={requested}: the model {model} was fitted with "
+            f"{name}={fitted}. Run the fit stage with this option."
+        )
 
 
 def reference_records(settings: Settings) -> tuple[ScanRecord, ...]:

@@ -22,7 +22,7 @@ from ..outputs.scanlog import ScanLog, write_log
 from ..outputs.selection import Selection
 from ..settings import Settings
 from ..stages.targets import Aim, model_folder_of, require_brains, resolve_target, target_bands
-from .engine import Failure, execute
+from .engine import ScanFailure, execute
 from .preprocessing import MEM_GB, write_graph
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SEGMENTING_GB = MEM_GB["segment"]  # `guided` segments the scan
 
 
 def harmonize(settings: Settings, selection: Selection
-              ) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
+              ) -> tuple[tuple[ScanFailure, ...], tuple[str, ...]]:
     """Harmonize the selected scans of each modality; returns (failures, lines).
 
     Without a model, a run that did not ask for this stage by name says what to run next.
@@ -48,7 +48,7 @@ def harmonize(settings: Settings, selection: Selection
     InputError
         If nothing is preprocessed.
     """
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     lines: list[str] = []
     aims = {}
     for modality in settings.modalities:  # what is wrong with one is said before any work
@@ -77,7 +77,7 @@ def _without_model(settings: Settings, modality: str) -> str:
 
 def _harmonize_modality(
     settings: Settings, modality: str, found: Sequence[Preprocessed], aim: Aim
-) -> tuple[Failure, ...]:
+) -> tuple[ScanFailure, ...]:
     if not found:
         raise InputError(f"{settings.output_dir}: no preprocessed {modality} scan of these "
                          "participants. Run the preprocess stage first.")

@@ -169,6 +169,16 @@ class TissueMatching(StatisticsBackend):
         self.regional_ = Regional()
         self._usual_of: dict[str, LocalStatistics] = {}  # of the sites, by kind; made when needed
 
+    @property
+    def modeled_covariates(self) -> tuple[str, ...]:
+        """Covariates whose effects the fit preserves."""
+        return tuple(self.config.covariates)
+
+    @property
+    def left_out_site_matching(self) -> str | None:
+        """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``."""
+        return str(self.config.left_out_sites)
+
     # Fit ------------------------------------------------------------------------------------
 
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:

@@ -39,7 +39,7 @@ def test_who_is_fitted_on(cohort, wanted, left):
 @pytest.mark.parametrize("wanted, message", [
     (("04",), "no selected participant '04'. .*Known: 01, 02, 03"),
     (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
-    (("group=AD",), "nobody fits"),
+    (("group=AD",), "no scan matches"),
 ])
 def test_nobody_and_nothing_are_explained(cohort, wanted, message):
     with pytest.raises(UsageError, match=message):
@@ -87,7 +87,7 @@ def test_a_target_where_nobody_is_fitted_on_is_refused_before_the_fit():
     check_target(settings(target=["NYU"], **asked), records)
     with pytest.raises(UsageError, match="no T1w scan of --fit-participants is of that site"):
         check_target(settings(target=["KKI"], **asked), records)
-    with pytest.raises(UsageError, match="--fit-participants group=contrl: nobody fits"):
+    with pytest.raises(UsageError, match="--fit-participants group=contrl: no scan matches"):
         check_target(settings(fit_participants=["group=contrl"]), records)
 
 
@@ -146,20 +146,20 @@ def test_a_given_model_of_another_modality_is_not_taken(tmp_path):
 
 
 @dataclass(frozen=True)
-class Job:
+class ScanJob:
     name: str
 
 
 @pytest.mark.parametrize("nprocs, sizes", [(1, [1] * 5), (2, [5])])
 def test_few_scans_are_on_the_way_at_once(nprocs, sizes):
-    jobs = [Job(str(i)) for i in range(5)]
+    jobs = [ScanJob(str(i)) for i in range(5)]
     made = list(portions(jobs, settings(nprocs=nprocs)))
     assert [len(p) for p in made] == sizes
     assert [job for p in made for job in p] == jobs
 
 
 def test_eight_scans_a_process_are_a_portion():
-    jobs = [Job(str(i)) for i in range(40)]
+    jobs = [ScanJob(str(i)) for i in range(40)]
     assert [len(p) for p in portions(jobs, settings(nprocs=2))] == [16, 16, 8]
 
 
