@@ -223,7 +223,7 @@ def _history(backend: Backend) -> str:
 def _covariate_lines(cohort: dict[str, Any]) -> str:
     """Return the section of the card on covariates."""
     rows = cohort.get("Covariates", ())
-    lines = "\n".join(f"* {row["Summary"]}" for row in rows)
+    lines = "\n".join(f"* {row['Summary']}" for row in rows)
     return f"\n## Covariates\n{lines}\n" if rows else ""
 
 

@@ -27,7 +27,15 @@ from pipelines.dataset.records import ScanRecord
 from pipelines.outputs.sidecars import kept, scan_facts
 from pipelines.settings import Settings, load_toml
 from pipelines.workflows.engine import load_plugin
-from tests.hostile.strategies import DEPTH, JSON, TEXT, changed, changed_bytes, result_or_error, fuzz
+from tests.hostile.strategies import (
+    DEPTH,
+    JSON,
+    TEXT,
+    changed,
+    changed_bytes,
+    fuzz,
+    result_or_error,
+)
 
 SIDECAR = {"Manufacturer": "Siemens", "ManufacturersModelName": "Trio", "MagneticFieldStrength": 3,
            "InstitutionName": "Hôpital", "DeviceSerialNumber": "1", "EchoTime": 0.003}
@@ -162,7 +170,8 @@ def test_configurations(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.toml"
         path.write_bytes(content)
-        settings = result_or_error(parse, ["/bids", "/out", "participant", "--config-file", str(path)])
+        settings = result_or_error(
+            parse, ["/bids", "/out", "participant", "--config-file", str(path)])
         if isinstance(settings, Settings):
             again = load_toml(result_or_error(_saved, settings, Path(folder)))
             assert Settings.from_dict(again) == settings

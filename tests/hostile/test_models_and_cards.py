@@ -26,7 +26,14 @@ from harmonizer.methods.target import CARD_FORMAT, Target
 from pipelines.settings import Settings
 from pipelines.stages.targets import card_path
 from tests.contract.brains import brain_of, scan_of, three_levels
-from tests.hostile.strategies import DEPTH, changed, changed_arrays, changed_bytes, result_or_error, fuzz
+from tests.hostile.strategies import (
+    DEPTH,
+    changed,
+    changed_arrays,
+    changed_bytes,
+    fuzz,
+    result_or_error,
+)
 
 BACKENDS = ("histogram_matching", "moment_matching", "spectrum_swap", "tissue_matching")
 LEARNED = ("cacd", "disarm", "ihf", "patch_diffusion")
