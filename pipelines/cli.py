@@ -77,9 +77,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if "required" in message:
             message += (
-                ". Give BIDS_DIR OUTPUT_DIR and the level first, then the flags: a flag with several "
-                "values takes all words that follow it"
-            )
+    ". Give BIDS_DIR OUTPUT_DIR and the level first, then the flags: a flag with several "
+    "values takes all words that follow it" )
         super().error(message)
 
 
@@ -271,7 +270,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--boilerplate-only", action=Switch,
         help="write the methods text (logs/CITATION.md) of OUTPUT_DIR, run nothing")
     add("--write-graph", action=Switch, help="write the graph of the workflow into OUTPUT_DIR/logs")
-    add("--notrack", action="store_true", help="accepted for compatibility with fMRIPrep; no data are ever sent")
+    add("--notrack", action="store_true",
+        help="accepted for compatibility with fMRIPrep; no data are ever sent")
     add("-v", "--verbose", action="count", help="log details; twice: also details of all libraries")
 
 

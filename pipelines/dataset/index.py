@@ -138,9 +138,13 @@ def _without_images(
         return []
     labels = sorted({entities_of(path.name).get("sub", "?") for path in paths})
     more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
-    return [Finding(root, f"{len(labels)} participants have MP2RAGE images (UNIT1), which are not "
-                    f"supported, and no T1w that is used: "
-                    f"{', '.join(f'sub-{label}' for label in labels[:MAX_LISTED])}{more}", UNIT1_REMEDY)]
+    return [
+    Finding(
+        root,
+        f"{len(labels)} participants have MP2RAGE images (UNIT1), which are not "
+        f"supported, and no T1w that is used: "
+        f"{', '.join(f'sub-{label}' for label in labels[:MAX_LISTED])}{more}",
+         UNIT1_REMEDY)]
 
 
 def _sentence(finding: Finding) -> str:

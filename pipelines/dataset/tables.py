@@ -163,8 +163,11 @@ class Tables:
         """Return rows of participants.tsv by participant and session; a missing session is ''."""
         path, found = self.participants_path, {}
         remedy = "BIDS has a sub-X_sessions.tsv for what differs between sessions."
-        self.findings.append(Finding(path, "has a row for each session, and is read session by session",
-                                     remedy))
+        self.findings.append(
+    Finding(
+        path,
+        "has a row for each session, and is read session by session",
+         remedy))
         for label, rows in self._grouped_rows.items():
             sessions = [_session_of(row) for row in rows]
             for session, row in zip(sessions, rows):

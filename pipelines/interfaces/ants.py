@@ -25,7 +25,13 @@ from .base import ExplainedInterface, InputSpec, OutputSpec
 
 class _ExtractBrainInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="conformed image")
-    mode = traits.Enum("auto", "force", "skip", "network", usedefault=True, desc="brain extraction method")
+    mode = traits.Enum(
+    "auto",
+    "force",
+    "skip",
+    "network",
+    usedefault=True,
+     desc="brain extraction method")
     seed = traits.Int(mandatory=True, desc="random seed")
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
     weights = traits.Str(desc="name of the network's weights; absent: do not use it")

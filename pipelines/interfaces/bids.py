@@ -36,8 +36,9 @@ class _SavePreprocessedInputSpec(InputSpec):
     transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
     template_file = File(exists=True, mandatory=True, desc="image on the template grid")
     template_mask = File(exists=True, mandatory=True, desc="mask on the template grid")
-    native_probabilities = traits.List(File, desc="probabilities of CSF, GM, WM, RAS+; absent without "
-                                       "segmentation")
+    native_probabilities = traits.List(
+    File, desc="probabilities of CSF, GM, WM, RAS+; absent without "
+    "segmentation")
     template_probabilities = traits.List(File, desc="the same on the template grid")
     contrast_to_noise = traits.Float(desc="contrast-to-noise ratio between the tissues")
     fallback = traits.Str(desc="scan of the session that was segmented; empty: this image")
@@ -105,7 +106,8 @@ class SavePreprocessed(ExplainedInterface):
                               "Fingerprint": self.inputs.fingerprint})
 
     def _save_probabilities(self, paths: ScanPaths, conformed: Conformed) -> None:
-        kinds = ((False, self.inputs.native_probabilities), (True, self.inputs.template_probabilities))
+        kinds = ((False, self.inputs.native_probabilities),
+                 (True, self.inputs.template_probabilities))
         for template, files in kinds:
             source = [paths.uri(paths.image("preproc", template=template))]
             for tissue, file in zip(TISSUES, files):

@@ -1,4 +1,4 @@
-"""`--export raw`: the harmonized images as a raw-like BIDS dataset for other pipelines.
+"""The stage `export`: harmonized images as a raw-like BIDS dataset for other pipelines.
 
 fMRIPrep, sMRIPrep, FreeSurfer and CAT12 take raw images. Each exported image is a copy of the
 native harmonized image, byte for byte, with the sidecar of the raw image and the provenance of the
@@ -44,7 +44,7 @@ MAX_LISTED = 5  # scans or messages named in a summary line
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One image to be exported: its scan and its file name, relative to the exported dataset."""
+    """An image to be exported: its scan and its file name, relative to the exported dataset."""
 
     item: Preprocessed
     file: Path
@@ -52,14 +52,14 @@ class ExportJob:
 
 def export(settings: Settings, selection: Selection
            ) -> tuple[tuple[ScanFailure, ...], list[str]]:
-    """Export the selected harmonized images; returns (scans that have none, lines for the user).
+    """Export the selected harmonized images; return scans without one, and lines for the user.
 
     Raises
     ------
     InputError
         If no scan is harmonized, or the images come from several models.
     UsageError
-        If the export folder holds something else.
+        If the export folder holds other files.
     """
     folder = settings.export_folder
     found = selection.find()
@@ -84,11 +84,11 @@ def export(settings: Settings, selection: Selection
     _write_list(settings, jobs, failures)
     lines = [f"Exported: {len(jobs)} of {len(jobs) + len(failures)} scans as a raw BIDS dataset "
              f"({reused} reused): {folder}"]
-    return failures, [*lines, *_doubts(settings, jobs, folder)]
+    return failures, [*lines, *_export_warnings(settings, jobs, folder)]
 
 
 def _harmonized(settings: Settings, found: Sequence[Preprocessed]) -> list[Preprocessed]:
-    """The scans that have a native harmonized image, all of one modality by one model."""
+    """Return the scans with a native harmonized image, all of one modality from one model."""
     items: list[Preprocessed] = []
     for modality in settings.modalities:
         scans = [item for item in found if item.scan.modality == modality]
@@ -106,20 +106,24 @@ def _native(settings: Settings, item: Preprocessed) -> Path:
 
 def _not_harmonized(settings: Settings, selection: Selection,
                     found: Sequence[Preprocessed], done: set[str]) -> tuple[ScanFailure, ...]:
-    """Selected scans without a harmonized image, each with the reason."""
+    """Return selected scans without a harmonized image, with the reason."""
     preprocessed = {item.scan_id for item in found}
     failures = []
     for scan_id in sorted(selection.selected_ids | preprocessed):
         if scan_id not in done:
             lacks = (f"has no image desc-{settings.desc}" if scan_id in preprocessed
                      else "is not preprocessed")
-            failures.append(ScanFailure(scan_id, "export", f"{lacks}, so it is not exported. Run the "
-                                    "participant level for it, then export again."))
+            failures.append(
+    ScanFailure(
+        scan_id,
+        "export",
+        f"{lacks}, so it is not exported. Run the "
+        "participant level for it, then export again."))
     return tuple(failures)
 
 
 def _export_image(settings: Settings, job: ExportJob, metadata: Mapping[str, Any] | None) -> bool:
-    """Copy one image and write its sidecar, last; returns whether both were there already."""
+    """Copy an image, then write its sidecar; return whether both existed already."""
     source, destination = _native(settings, job.item), settings.export_folder / job.file
     harmonized = read_json(sidecar(source))
     raw = _raw_sources(job.item)
@@ -139,14 +143,14 @@ def _export_image(settings: Settings, job: ExportJob, metadata: Mapping[str, Any
 
 
 def _raw_sources(item: Preprocessed) -> list[str]:
-    """BIDS URIs of the raw image, as the sidecar of the native preprocessed one has them."""
+    """Return the BIDS URIs of the raw image from the sidecar of the native preprocessed image."""
     path = sidecar(item.paths.image("preproc"))
     sources = read_json(path).get("Sources", []) if path.is_file() else []
     return [uri for uri in sources if uri.startswith("bids:raw:")]
 
 
 def _write_dataset(settings: Settings, jobs: Sequence[ExportJob], raw: Path | None) -> None:
-    """The tables, then the description."""
+    """Write the tables, then the dataset description."""
     folder = settings.export_folder
     sessions: dict[str, set[str]] = {}
     for job in jobs:
@@ -163,22 +167,25 @@ def _write_dataset(settings: Settings, jobs: Sequence[ExportJob], raw: Path | No
     write_description(folder, settings.output_dir, raw)
 
 
-def _write_list(settings: Settings, jobs: Sequence[ExportJob], failures: Sequence[ScanFailure]) -> None:
-    """``logs/export-<desc>.tsv``: every scan, the file that it became, or why there is none."""
+def _write_list(
+    settings: Settings,
+    jobs: Sequence[ExportJob],
+     failures: Sequence[ScanFailure]) -> None:
+    """Write ``logs/export-<desc>.tsv``: the exported file of each scan, or why there is none."""
     rows = [(job.item.scan_id, job.file.as_posix(), "n/a") for job in jobs]
     rows += [(failure.scan_id, "n/a", failure.message) for failure in failures]
     lines = ["\t".join(row) for row in [("scan_id", "file", "reason"), *sorted(rows)]]
     write_text(settings.output_dir / LOGS / f"export-{settings.desc}.tsv", "\n".join(lines) + "\n")
 
 
-def _doubts(settings: Settings, jobs: Sequence[ExportJob], folder: Path) -> list[str]:
-    """What the user should know of the exported dataset: flagged images, validator errors."""
+def _export_warnings(settings: Settings, jobs: Sequence[ExportJob], folder: Path) -> list[str]:
+    """Return warnings about the exported dataset; log errors of the BIDS validator."""
     lines = []
     flagged = [job.item.scan_id for job in jobs if not read_json(
         sidecar(folder / job.file)).get("AnatomyGuard", {}).get("AnatomyHeld", True)]
     if flagged:
         more = ", ..." if len(flagged) > MAX_LISTED else ""
-        lines.append(f"The anatomy guard flags {len(flagged)} of the exported images, look at them "
+        lines.append(f"The anatomy guard flags {len(flagged)} of the exported images, check them "
                      f"before use: {', '.join(flagged[:MAX_LISTED])}{more}.")
     if settings.skip_bids_validation:
         return lines

@@ -117,7 +117,11 @@ def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
     checks = [_held(name, float(quality[key]), unit, *LIMITS[key])
               for key, (name, unit) in QUALITY.items() if key in quality]
     if quality.get("low_confidence"):
-        checks.append(Check("brain mask with low confidence (see the warnings)", None, flagged=True))
+        checks.append(
+    Check(
+        "brain mask with low confidence (see the warnings)",
+        None,
+         flagged=True))
     return checks
 
 

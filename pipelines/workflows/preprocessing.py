@@ -151,8 +151,8 @@ def preprocess(
     if jobs and not settings.dry_run:
         if settings.write_graph:
             write_graph(init_preprocessing_wf(settings, jobs), out, "preprocess")
-        for portion in _in_order(jobs):
-            failures += execute(partial(init_preprocessing_wf, settings), portion, settings,
+        for batch in _in_order(jobs):
+            failures += execute(partial(init_preprocessing_wf, settings), batch, settings,
                                 "preprocess")
     by_id = {record.scan_id: record for record in records}
     if not settings.dry_run:
@@ -165,8 +165,8 @@ def preprocess(
 
 def _in_order(jobs: Sequence[ScanJob]) -> list[list[ScanJob]]:
     """Return the scans without a fallback, then those whose fallback is among the first."""
-    portions = [[job for job in jobs if (job.fallback is None) == first] for first in (True, False)]
-    return [portion for portion in portions if portion]
+    batches = [[job for job in jobs if (job.fallback is None) == first] for first in (True, False)]
+    return [batch for batch in batches if batch]
 
 
 def _fallbacks(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, ScanRecord]:
@@ -239,7 +239,8 @@ def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) 
               log_path(paths.out, paths.scan_id, "preprocess"),
               figures_index(paths, "preprocess"))  # drawn last
     if not sloppy:
-        needed += tuple(paths.probability(t, template=space) for t in TISSUES for space in (False, True))
+        needed += tuple(paths.probability(t, template=space)
+                        for t in TISSUES for space in (False, True))
     if not path.is_file() or not all(p.is_file() for p in needed):
         return False
     content = read_json(path)

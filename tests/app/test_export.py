@@ -47,8 +47,17 @@ def validator_errors(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("choice", ["rec", "original"])
 def test_the_dataset_is_whole_and_valid(full_run: FullRun, copy: Path, choice: str) -> None:
-    answer = run_app(full_run.raw, copy, "group", "--sloppy", "--stages", "export", "--export", "raw",
-                     "--export-names", choice)
+    answer = run_app(
+    full_run.raw,
+    copy,
+    "group",
+    "--sloppy",
+    "--stages",
+    "export",
+    "--export",
+    "raw",
+    "--export-names",
+     choice)
     assert answer.code == 0, answer.output
     assert "Exported: 4 of 4 scans" in answer.output
     folder = copy / "derivatives" / "raw-harmonized"
@@ -101,12 +110,21 @@ def test_again_copies_only_what_is_missing(full_run: FullRun, copy: Path) -> Non
     assert not [path for path in made.export_folder.rglob(".tmp*")]
 
 
-def test_a_scan_without_a_result_is_named_and_the_others_go_on(full_run: FullRun, copy: Path) -> None:
+def test_a_scan_without_a_result_is_named_and_the_others_go_on(
+    full_run: FullRun, copy: Path) -> None:
     for path in copy.glob("sub-02/ses-birch/anat/*desc-harmonized_T1w.*"):
         path.unlink()
     for path in copy.glob("sub-02/ses-aspen/anat/*_res-2_desc-preproc_T1w.json"):
         path.unlink()
-    answer = run_app(full_run.raw, copy, "group", "--sloppy", "--stages", "export", "--export", "raw")
+    answer = run_app(
+    full_run.raw,
+    copy,
+    "group",
+    "--sloppy",
+    "--stages",
+    "export",
+    "--export",
+     "raw")
     assert answer.code == 1
     made = settings(full_run, copy)
     assert names(made.export_folder) == {
@@ -131,7 +149,8 @@ def test_only_what_is_selected_is_exported(full_run: FullRun, copy: Path, tmp_pa
     assert [row.split("\t")[0] for row in rows] == ["session_id", "ses-aspen"]
 
 
-def test_without_the_raw_data_the_output_is_enough(full_run: FullRun, copy: Path, tmp_path: Path) -> None:
+def test_without_the_raw_data_the_output_is_enough(
+    full_run: FullRun, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "deep" / "down" / "out"
     out.parent.mkdir(parents=True)
     copy.rename(out)

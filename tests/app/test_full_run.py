@@ -57,13 +57,15 @@ def test_every_file_and_no_other(full_run):
             ("T1w", "MNI152NLin2009aSym"), ("MNI152NLin2009aSym", "T1w"))}
     found = {name for name in results(full_run.out) if "/figures/" not in name}
     assert found == expected
-    assert {p.name for p in full_run.out.glob("*.html")} == {"group.html", "sub-01.html", "sub-02.html"}
+    assert {p.name for p in full_run.out.glob(
+        "*.html")} == {"group.html", "sub-01.html", "sub-02.html"}
     assert not [p for p in full_run.out.rglob("*") if p.name.startswith(".tmp")]
 
 
 def test_the_validator_finds_no_error(full_run):
     validator = Path(sys.executable).with_name("bids-validator-deno")
-    done = subprocess.run([str(validator), "--json", str(full_run.out)], capture_output=True, text=True)
+    done = subprocess.run([str(validator), "--json", str(full_run.out)],
+                          capture_output=True, text=True)
     issues = json.loads(done.stdout)["issues"]["issues"]
     errors = [issue for issue in issues if issue["severity"] == "error"]
     assert errors == [] and done.returncode == 0
@@ -150,8 +152,18 @@ def test_input_is_never_touched(full_run, study):
 
 def test_second_run_reuses_everything(full_run, copy):
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.nii.gz")}
-    again = run_app(full_run.raw, copy, "participant", "--sloppy", "--nprocs", 1, "-w", full_run.work,
-                    "--target", "birch", "--skip-bids-validation")
+    again = run_app(
+    full_run.raw,
+    copy,
+    "participant",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+    "birch",
+     "--skip-bids-validation")
     assert again.code == 0, again.output
     assert "4 of 4 scans are preprocessed already" in again.output
     assert "4 of 4 scans are harmonized already" in again.output
@@ -187,8 +199,22 @@ def test_jobs_side_by_side_give_the_same_bits_as_one_run(full_run, study, tmp_pa
 
 
 def test_another_method_needs_another_desc(full_run, copy):
-    shared = (full_run.raw, copy, "participant", "group", "--stages", "fit", "harmonize", "evaluate",
-              "--sloppy", "--nprocs", 1, "-w", full_run.work, "--target", "aspen")
+    shared = (
+    full_run.raw,
+    copy,
+    "participant",
+    "group",
+    "--stages",
+    "fit",
+    "harmonize",
+    "evaluate",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+     "aspen")
     refused = run_app(*shared, "--backend", "moment_matching")
     assert refused.code == 2
     assert "made by histogram_matching to 'birch'" in refused.output and "--desc" in refused.output
@@ -214,9 +240,27 @@ def test_another_method_needs_another_desc(full_run, copy):
 @pytest.mark.slow
 def test_reference_image_as_target(full_run, copy):
     reference = raw_image(full_run.raw, SCANS[1])
-    answer = run_app(full_run.raw, copy, "participant", "group", "--stages", "preprocess", "fit",
-                     "harmonize", "--sloppy", "--nprocs", 1, "-w", full_run.work, "--target", reference,
-                     "--desc", "toRef", "--participant-label", "01", "--skip-bids-validation")
+    answer = run_app(
+    full_run.raw,
+    copy,
+    "participant",
+    "group",
+    "--stages",
+    "preprocess",
+    "fit",
+    "harmonize",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+    reference,
+    "--desc",
+    "toRef",
+    "--participant-label",
+    "01",
+     "--skip-bids-validation")
     assert answer.code == 0, answer.output
     path = anat(copy, SCANS[0]) / f"{SCANS[0]}_{SPACE}_desc-toRef_T1w"
     assert json.loads(path.with_suffix(".json").read_text())["TargetKind"] == "reference"
@@ -230,8 +274,21 @@ def test_reference_image_as_target(full_run, copy):
                                np.quantile(wanted, [0.1, 0.5, 0.9]), rtol=0.02)
     cards = list((copy / "models/histogram_matching/T1w/targets").glob("reference-*"))
     assert len(cards) == 1
-    again = run_app(full_run.raw, copy, "participant", "--sloppy", "--nprocs", 1, "-w", full_run.work,
-                    "--target", cards[0], "--desc", "toRef", "--stages", "harmonize")
+    again = run_app(
+    full_run.raw,
+    copy,
+    "participant",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+    cards[0],
+    "--desc",
+    "toRef",
+    "--stages",
+     "harmonize")
     assert again.code == 0 and "4 of 4 scans to" in again.output, again.output
 
 

@@ -27,7 +27,9 @@ def ways() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def by_participant(full_run: FullRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def by_participant(full_run: FullRun,
+    tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
+     list[str]]:
     """Output folder and logs of the second way, participants side by side."""
     folder = tmp_path_factory.mktemp("participants")
     flags = ("--sloppy", "--nprocs", 1, "--target", "birch")

@@ -170,7 +170,8 @@ def test_configurations(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.toml"
         path.write_bytes(content)
-        settings = result_or_error(parse, ["/bids", "/out", "participant", "--config-file", str(path)])
+        settings = result_or_error(
+            parse, ["/bids", "/out", "participant", "--config-file", str(path)])
         if isinstance(settings, Settings):
             again = load_toml(result_or_error(_saved, settings, Path(folder)))
             assert Settings.from_dict(again) == settings

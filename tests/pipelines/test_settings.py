@@ -55,7 +55,8 @@ def test_toml_brings_back_the_same_settings(tmp_path: Path, changes: dict[str, A
     path = tmp_path / "settings.toml"
     path.write_text(before.to_toml(), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
-    assert not [name for name in ONE_TIME_OPTIONS if name in text]  # a plan is saved to be carried out
+    # a plan is saved to be carried out
+    assert not [name for name in ONE_TIME_OPTIONS if name in text]
     assert Settings.from_toml(path) == replace(before, **dict.fromkeys(ONE_TIME_OPTIONS, False))
 
 

@@ -82,8 +82,10 @@ def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_s
     paths, inputs = prepared(tmp_path, drawn)
     Harmonize(**inputs).run(cwd=str(tmp_path / "node"))
     uncertainty_map = read_volume(paths.uncertainty_map("harmonized"), paths.mask(template=True))
-    assert uncertainty_map.in_mask().mean() > 0 and not uncertainty_map.data[~uncertainty_map.mask].any()
-    assert "standard deviation" in read_json(sidecar(paths.uncertainty_map("harmonized")))["Description"]
+    assert uncertainty_map.in_mask().mean(
+    ) > 0 and not uncertainty_map.data[~uncertainty_map.mask].any()
+    assert "standard deviation" in read_json(
+        sidecar(paths.uncertainty_map("harmonized")))["Description"]
     assert not (tmp_path / "sampling").exists()
 
 

@@ -79,7 +79,11 @@ def test_tissues_in_doubt_are_taken_from_the_sessions_t1w(
     paths = ScanPaths(tmp_path / "out", Path("sub-01/anat"), "sub-01", "T1w", 2)
     for template in (False, True):
         for tissue, probability in mine.tissues.items():
-            write_volume(paths.probability(tissue, template=template), volume.with_data(probability))
+            write_volume(
+    paths.probability(
+        tissue,
+        template=template),
+         volume.with_data(probability))
     write_volume(paths.image("preproc"), volume)
     write_mask(paths.mask(), volume.mask, volume.affine)
     write_itk_affine(paths.to_template, np.eye(4))
@@ -102,7 +106,8 @@ def test_tissues_in_doubt_are_taken_from_the_sessions_t1w(
     assert found.fallback == expected
     wanted = probabilities if expected else mine.tissues
     np.testing.assert_array_equal(read_volume(found.native[2]).data, wanted["WM"])
-    assert found.contrast_to_noise > own if expected else found.contrast_to_noise == pytest.approx(own)
+    assert found.contrast_to_noise > own if expected else found.contrast_to_noise == pytest.approx(
+        own)
 
 
 def test_the_shipped_weights_name_themselves() -> None:

@@ -112,7 +112,12 @@ def test_every_desc_of_a_name_is_described(tmp_path, modality):
     lines = (tmp_path / "descriptions.tsv").read_text(encoding="utf-8").splitlines()
     described = {line.split("\t")[0] for line in lines}
     scan = paths(tmp_path, modality=modality)
-    for file in (scan.image("preproc"), scan.mask(), scan.mask(region="head"), scan.probability("GM")):
+    for file in (
+    scan.image("preproc"),
+    scan.mask(),
+    scan.mask(
+        region="head"),
+         scan.probability("GM")):
         assert {part for part in file.name.split("_") if part.startswith("desc-")} <= described
 
 

@@ -25,7 +25,12 @@ BOX = np.zeros((6, 6, 6), bool)
 BOX[1:5, 1:5, 1:5] = True
 
 
-def preprocessed(out: Path, subject: str, site: str, low_confidence: bool = False, **covariates) -> None:
+def preprocessed(
+    out: Path,
+    subject: str,
+    site: str,
+    low_confidence: bool = False,
+     **covariates) -> None:
     """What the preprocess stage leaves of one scan, on a tiny grid."""
     paths = ScanPaths(out, Path(f"sub-{subject}/anat"), f"sub-{subject}", "T1w", 2)
     data = np.random.default_rng(len(subject)).uniform(1, 9, BOX.shape) * BOX

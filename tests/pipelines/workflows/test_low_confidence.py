@@ -83,5 +83,12 @@ def test_sidecars_of_probability_maps_give_the_contrast_to_noise_ratio() -> None
     content = sidecars.probability(["bids::x.nii.gz"], "GM", True, 1, "network-0-4", 0.61972)
     assert content["ContrastToNoise"] == pytest.approx(0.62, abs=1e-9)
     assert "FallbackSegmentation" not in content
-    transferred = sidecars.probability(["bids::x.nii.gz"], "GM", True, 1, "network-0-4", 0.9, "sub-01_T1w")
+    transferred = sidecars.probability(
+    ["bids::x.nii.gz"],
+    "GM",
+    True,
+    1,
+    "network-0-4",
+    0.9,
+     "sub-01_T1w")
     assert transferred["FallbackSegmentation"] == "sub-01_T1w"
