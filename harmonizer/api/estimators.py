@@ -182,15 +182,15 @@ class Harmonizer:
             If the estimator is not fitted or the target is unknown.
         """
         backend = self._fitted()
-        goal = self._target(target)
+        resolved = self._target(target)
         done = self._prepared(image, mask)
         result = harmonize_scan(
-            backend, goal, done.template, done.native, done.to_template, source=site,
+            backend, resolved, done.template, done.native, done.to_template, source=site,
             seed=self.seed, covariates=covariates, tissues=done.tissues, detail=detail,
             brain_only=done.brain_only)
         plain = done.to_nifti(result.native.data)
         image = HarmonizedImage(plain.dataobj, plain.affine, header=plain.header)
-        image.report = {"HarmonizationMethod": backend.name, "Target": goal.label, **result.facts}
+        image.report = {"HarmonizationMethod": backend.name, "Target": resolved.label, **result.facts}
         image.template = nib.Nifti1Image(result.template.data, result.template.affine)
         image.uncertainty = None if result.uncertainty is None else nib.Nifti1Image(
             result.uncertainty, result.template.affine)
