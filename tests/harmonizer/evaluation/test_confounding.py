@@ -70,7 +70,7 @@ def test_sex_tests_on_two_sites_are_scipys():
 
 
 def test_permutation_p_is_the_exact_one_of_a_small_table():
-    """Sites of 2, 2 and 2, the women all at one site or spread: probabilities counted by hand.
+    """Sites of 2, 2 and 2, the women all at one site or one at each: probabilities counted by hand.
 
     Two women among six subjects: both at one site in 3 of 15 ways, which is the largest statistic.
     """
