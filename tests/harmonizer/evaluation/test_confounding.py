@@ -49,8 +49,8 @@ def test_unknown_ages_are_said():
     check = age_by_site([None, float("nan"), 30.0, 40.0], ["A", "A", "B", "B"])
     assert check.missing == 2
     assert check.by_site["A"] == "unknown"
-    assert check.warning.startswith("It cannot be told whether age differs between sites: it is "
-                                    "unknown for 2 of 4 subjects")
+    assert check.warning.startswith("It is unknown whether age differs between sites: the value is "
+                                    "missing for 2 of 4 subjects")
 
 
 def test_one_site_needs_no_warning():
