@@ -123,4 +123,4 @@ def test_named_columns_are_numbers_or_categories():
     assert checks[3].effect_name == "Cramer's V" and checks[3].missing == 1
     assert checks[3].warning == ""
     unknown = number_by_site("iq", [None, None, 3.0], ["A", "A", "B"])
-    assert unknown.warning.startswith("It cannot be told whether iq differs between sites")
+    assert unknown.warning.startswith("It is unknown whether iq differs between sites")
