@@ -48,8 +48,8 @@ from .statistics.resampling import Test, bootstrap_interval, corrected, not_poss
 from .table import MEASURES, Metric, Metrics
 
 __all__ = ["AnatomyResult", "anatomy_tests", "biology_tests", "combat_missing",
-           "identity_tests", "pair_tests", "ratio_rows", "scanner_tests", "subject_agreement_tests", "tests_or_reason",
-           "texture_metrics"]
+           "identity_tests", "pair_tests", "ratio_rows", "scanner_tests",
+           "subject_agreement_tests", "tests_or_reason", "texture_metrics"]
 
 AnatomyResult = tuple[Tolerance, dict[str, dict[str, AnatomyCheck]], list[Metric], list[Test]]
 

@@ -14,7 +14,7 @@ from ..tissues import TISSUES
 from .inputs import EvaluationInput, Features
 from .metrics.distribution import LEVELS
 from .metrics.scan_features import ScanJob, measure_scan
-from .paired_metrics import label_tissues, measure_cohort
+from .paired_metrics import PairedMetrics, label_tissues, measure_cohort
 from .statistics.combat import cross_fitted_combat
 
 __all__ = ["COMBAT", "PoolMap", "measure_images"]
@@ -76,7 +76,8 @@ def measure_images(
 
 def _paired_metrics(inputs: EvaluationInput, pool: PoolMap,
                     priors: Mapping[str, np.ndarray] | None,
-                    target_quantiles: Mapping[str, np.ndarray] | None) -> dict:
+                    target_quantiles: Mapping[str, np.ndarray] | None
+                    ) -> dict[str, PairedMetrics]:
     """Return the paired metrics by method; without methods, those of the images before."""
     label = f"{inputs.modality} intensities"
     if not inputs.variants:

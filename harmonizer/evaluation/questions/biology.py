@@ -35,7 +35,8 @@ def predict_age(train: np.ndarray, test: np.ndarray, design: Design, target: str
     """Predict the age of scans outside the target site by ridge regression.
 
     Features are standardized. The regression is fitted on the target's rows of `train` and applied
-    to `test`. The scans of a subject are never predicted by a fit that contains the subject (folds by subject).
+    to `test`. The scans of a subject are never predicted by a fit that contains the subject (folds
+    by subject).
 
     Parameters
     ----------

@@ -128,7 +128,8 @@ def macro_f1(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str
     """
     from sklearn.metrics import f1_score
 
-    return float(f1_score(true, predicted, labels=list(labels), average="macro", zero_division=np.nan))
+    return float(f1_score(true, predicted, labels=list(labels), average="macro",
+                          zero_division=np.nan))
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ def _f1_tests(train: np.ndarray, test: np.ndarray, sites: Sequence[str], subject
     n_sites = len(set(sites))
     low, high = bootstrap_interval(_f1_of_rows(np.array(sites), np.array(result.predicted)),
                                    subjects, seed=seed)
-    method = (f"support vector machine, folds grouped by person ({n_sites} sites, "
+    method = (f"support vector machine, folds grouped by subject ({n_sites} sites, "
               f"{len(sites)} scans); bootstrap over subjects")
     n = len(set(subjects))
     if not permutations:

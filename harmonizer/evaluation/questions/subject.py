@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -195,10 +196,14 @@ def _tests(pairs: Sequence[tuple[list[str], list[str], list[str]]],
               "bootstrap over subjects")
     return tuple(
         Test(name, len(subjects), float(column.mean()),
-             *bootstrap_interval(lambda rows, who: float(column[rows].mean()), subjects, seed=seed),
+             *bootstrap_interval(partial(_mean_of_rows, column), subjects, seed=seed),
              method=method if i == 0 else method.replace(f"; chance {np.mean(chance):.2g}", ""),
              question="subject")
         for i, (name, column) in enumerate(zip(names, means.T)))
+
+
+def _mean_of_rows(values: np.ndarray, rows: np.ndarray, who: np.ndarray) -> float:
+    return float(values[rows].mean())
 
 
 def _not_possible(names: Sequence[str], why: str, n: int) -> tuple[Test, ...]:

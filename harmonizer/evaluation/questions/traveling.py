@@ -481,11 +481,11 @@ def complete_table(
     for value, who, where in zip(values, subjects, sites):
         if value is not None and math.isfinite(value):
             cells.setdefault((who, where), []).append(float(value))
-    people_of = {where: {who for who, site in cells if site == where} for _, where in cells}
-    order = sorted(people_of, key=lambda site: (-len(people_of[site]), site))
+    subjects_at = {where: {who for who, site in cells if site == where} for _, where in cells}
+    order = sorted(subjects_at, key=lambda site: (-len(subjects_at[site]), site))
     best: tuple[list[str], list[str]] = ([], [])
     for count in range(2, len(order) + 1):
-        shared = sorted(set.intersection(*(people_of[site] for site in order[:count])))
+        shared = sorted(set.intersection(*(subjects_at[site] for site in order[:count])))
         if shared and (len(shared) - 1) * (count - 1) > _freedom(*best):
             best = (shared, sorted(order[:count]))
     rows, columns = best

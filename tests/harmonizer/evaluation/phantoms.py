@@ -38,8 +38,8 @@ class Study:
 
 def study(folder: Path, subjects: int = 10, sites=(TARGET, "cedar"), ill: tuple[str, ...] = (),
           twice: tuple[str, ...] = ()) -> Study:
-    """``subjects`` at each site, aged 20 to 80; scans of ``ill`` subjects show a lesion, and those of
-    ``twice`` are there two times."""
+    """``subjects`` at each site, aged 20 to 80; scans of ``ill`` subjects show a lesion, and those
+    of ``twice`` are there two times."""
     machines = tuple(scanner_named(name) for name in sites)
     scans, truth = [], {}
     for who in plan_participants(subjects, machines, 0, "nested"):
@@ -48,11 +48,13 @@ def study(folder: Path, subjects: int = 10, sites=(TARGET, "cedar"), ill: tuple[
         rendered = {seen.name: render(subject, seen) for seen in (scanner, machines[0])}
         for run in range(1 + (who.label in twice)):
             name = f"sub-{who.label}_run-{run + 1}_T1w"
-            source, truth_image = (aligned_image(subject, scanner, rescan=run, resolution_mm=RESOLUTION_MM,
-                                          seen_by=seen, rendered=rendered[seen.name])
-                            for seen in (scanner, machines[0]))
+            source, truth_image = (
+                aligned_image(subject, scanner, rescan=run, resolution_mm=RESOLUTION_MM,
+                              seen_by=seen, rendered=rendered[seen.name])
+                for seen in (scanner, machines[0]))
             if who.label in ill:
-                source, truth_image = (v.with_data(with_lesion(v.data, v.mask)) for v in (source, truth_image))
+                source, truth_image = (v.with_data(with_lesion(v.data, v.mask))
+                                       for v in (source, truth_image))
             truth[name] = truth_image.data
             image = write_volume(folder / "before" / f"{name}.nii.gz", source)
             mask = write_mask(folder / "masks" / f"{name}_mask.nii.gz", source.mask, source.affine)

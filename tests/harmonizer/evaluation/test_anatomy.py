@@ -264,9 +264,10 @@ def folded(subject: int) -> tuple[Volume, Volume, np.ndarray]:
 
 
 @pytest.mark.parametrize("moved", [0, 2])
-def test_tissues_are_asked_of_the_source_too(moved):
-    """f(source) of a folded contrast holds two tissues. Who sees past it in the source itself is
-    heard; of an image that moved it says so."""
+def test_tissues_of_the_source_are_segmented_twice(moved):
+    """f(source) of a folded contrast has two tissues; the source itself is segmented correctly.
+
+    The more similar segmentation counts, and a shifted image is flagged."""
     source, result, labels = folded(7)
     result = result.with_data(np.where(MASK, np.roll(result.data, moved, axis=0), 0))
 
@@ -328,8 +329,9 @@ def test_six_limits_together_err_as_often_as_one_should():
         return {name: 1 - far if higher else far
                 for (name, (_, higher)), far in zip(GUARDED.items(), away)}
 
-    fractions = [np.mean([not check_anatomy(pair(), tolerance).ok for _ in range(20)]) for tolerance in
-              (tolerance_from_pairs([pair() for _ in range(20)], "x") for _ in range(150))]
+    fractions = [np.mean([not check_anatomy(pair(), tolerance).ok for _ in range(20)])
+                 for tolerance in
+                 (tolerance_from_pairs([pair() for _ in range(20)], "x") for _ in range(150))]
     assert np.mean(fractions) == pytest.approx(1 / 21, abs=0.02)  # 0.048; limits of 1/21 each: 0.15
 
 

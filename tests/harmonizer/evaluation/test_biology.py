@@ -67,8 +67,8 @@ def test_too_few_ages_are_said():
     design = make_design(12)
     tests = age_tests(brains(design), brains(design), design, "A")
     assert not tests[0].known
-    assert tests[0].note == ("6 subjects with an age at the target 'A' and 6 elsewhere; 8 and 5 are "
-                             "needed")
+    assert tests[0].note == ("6 subjects with an age at the target 'A' and 6 elsewhere; 8 and 5 "
+                             "are needed")
 
 
 def test_one_age_for_all_gives_no_number():

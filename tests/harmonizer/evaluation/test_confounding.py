@@ -49,8 +49,8 @@ def test_unknown_ages_are_said():
     check = age_by_site([None, float("nan"), 30.0, 40.0], ["A", "A", "B", "B"])
     assert check.missing == 2
     assert check.by_site["A"] == "unknown"
-    assert check.warning.startswith("It cannot be told whether age differs between sites: it is "
-                                    "unknown for 2 of 4 subjects")
+    assert check.warning.startswith("It is unknown whether age differs between sites: the value is "
+                                    "missing for 2 of 4 subjects")
 
 
 def test_one_site_needs_no_warning():
@@ -70,7 +70,7 @@ def test_sex_tests_on_two_sites_are_scipys():
 
 
 def test_permutation_p_is_the_exact_one_of_a_small_table():
-    """Sites of 2, 2 and 2, the women all at one site or spread: probabilities counted by hand.
+    """Sites of 2, 2 and 2, the women all at one site or one at each: probabilities counted by hand.
 
     Two women among six subjects: both at one site in 3 of 15 ways, which is the largest statistic.
     """
@@ -123,4 +123,4 @@ def test_named_columns_are_numbers_or_categories():
     assert checks[3].effect_name == "Cramer's V" and checks[3].missing == 1
     assert checks[3].warning == ""
     unknown = number_by_site("iq", [None, None, 3.0], ["A", "A", "B"])
-    assert unknown.warning.startswith("It cannot be told whether iq differs between sites")
+    assert unknown.warning.startswith("It is unknown whether iq differs between sites")

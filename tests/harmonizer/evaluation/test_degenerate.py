@@ -1,4 +1,4 @@
-"""Designs that cannot answer: the evaluation says so, and gives no number without meaning."""
+"""Designs that cannot answer: the evaluation states the reason and gives no number."""
 from __future__ import annotations
 
 import math
@@ -113,7 +113,7 @@ def test_images_without_contrast(scans, tmp_path):
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_one_image_without_contrast_among_few(scans, tmp_path):
-    """Some resampled cohorts hold nobody else: they have no mean, and numpy need not say so."""
+    """Some resampled cohorts hold nobody else: they have no mean and cause no warning."""
     chosen = Cohort(tuple(scans.of_site(site).scans[-1] for site in "ABC"))
     flat = chosen.scans[0].scan_id
     found = evaluate_change(chosen, tmp_path, lambda data, scan: np.where(

@@ -1,4 +1,4 @@
-"""The evaluation on cohorts whose truth is known: every question answered rightly for every method."""
+"""The evaluation of cohorts whose truth is known: every question, for every method."""
 from __future__ import annotations
 
 import time
@@ -57,7 +57,8 @@ def traveled(roaming):
 
 def test_it_says_how_far_it_is(traveled, roaming):
     """Every phase counts from 0 to its end, the scans are counted, and pairs have their turn."""
-    phases = {label: [call[1:] for call in PROGRESS if call[0] == label] for label, _, _ in PROGRESS}
+    phases = {label: [call[1:] for call in PROGRESS if call[0] == label]
+              for label, _, _ in PROGRESS}
     for steps in phases.values():
         assert steps == [(done, steps[0][1]) for done in range(steps[0][1] + 1)]
     assert phases["T1w tissues, anatomy"][-1] == (len(roaming[0]),) * 2

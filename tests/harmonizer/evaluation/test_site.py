@@ -109,7 +109,8 @@ def test_trained_on_raw_is_fooled_where_a_retrained_classifier_is_not():
     moved = raw + 4.0 * offset * np.array([1, -1, 0, 0, 0])
     marked = moved + np.array([{"A": 0, "B": 2, "C": -2}[s] for s in SITES])[:, None] * np.array(
         [0, 0, 1, 1, 1])
-    found = {t.name: t for t in site_tests(raw, {"x": marked}, SITES, SUBJECTS, "A", permutations=30)
+    found = {t.name: t for t in site_tests(raw, {"x": marked}, SITES, SUBJECTS, "A",
+                                           permutations=30)
              if t.backend == "x"}
     assert found["target_fidelity"].effect > 0.6
     assert found["site_f1_trained_on_raw"].effect < 0.4
@@ -120,7 +121,7 @@ def test_too_few_subjects_are_said_and_nothing_is_computed():
     assert reason_not_classifiable(["A"] * 5, SUBJECTS[:5]) == "there is one site only"
     reason = reason_not_classifiable(SITES[:7], SUBJECTS[:7])
     assert reason.endswith("too few at B (2), C (2)")
-    assert reason_not_classifiable(list("ABABAB"), ["1", "1", "1", "1", "1", "1"]).endswith("at A (1), B (1)")
+    assert reason_not_classifiable(list("ABABAB"), ["1"] * 6).endswith("at A (1), B (1)")
     tests = site_tests(features(1.0)[:7], {"x": features(1.0)[:7]}, SITES[:7], SUBJECTS[:7], "A")
     assert [t.known for t in tests] == [False] * 4
     with pytest.raises(InputError, match="sites cannot be classified: a classifier needs"):
@@ -138,6 +139,7 @@ def test_traveling_subjects_and_gaps():
 
 
 def test_a_target_that_is_no_site_has_no_fidelity():
-    tests = site_tests(features(2.0), {"x": features(0.0)}, SITES, SUBJECTS, "free", permutations=10)
+    tests = site_tests(features(2.0), {"x": features(0.0)}, SITES, SUBJECTS, "free",
+                       permutations=10)
     fidelity = next(t for t in tests if t.name == "target_fidelity")
     assert not fidelity.known and "'free' is not a site" in fidelity.note

@@ -1,4 +1,4 @@
-"""Traveling subjects: who they are, and their measures against a textbook table and closed forms."""
+"""Traveling subjects: selection, and measures against a textbook table and closed forms."""
 from __future__ import annotations
 
 import math
@@ -114,7 +114,7 @@ def test_offsets_of_sites_lower_agreement_and_not_consistency():
 
 
 def test_cov_by_hand():
-    """9, 10, 11: sd 1, mean 10 -> 10 %; 18, 20, 22: 10 % too; a subject without spread: 0."""
+    """9, 10, 11: sd 1, mean 10 -> 10 %; 18, 20, 22: 10 % too; a constant subject: 0."""
     assert within_subject_cov([[9, 10, 11], [18, 20, 22]]) == pytest.approx(10.0)
     assert within_subject_cov([[9, 10, 11], [5, 5, 5]]) == pytest.approx(10 / math.sqrt(2))
     assert math.isnan(within_subject_cov([[-1, 1], [1, 2]]))
@@ -146,7 +146,7 @@ def test_agreement_of_features_and_its_absence():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[Cohort, Cohort]:
-    """Four subjects at A and B, B with an offset of 20 of a range of 100; after: the offset gone."""
+    """Four subjects at A and B, B with an offset of 20 of a range of 100; after: no offset."""
     folder = tmp_path_factory.mktemp("traveling subjects")
     mask = np.zeros(SHAPE, bool)
     mask[1:-1, 1:-1, 1:-1] = True

@@ -1,5 +1,4 @@
-"""End to end on phantom subjects whose truth is known: what is there is found, what is gone is gone.
-"""
+"""The whole evaluation of phantom subjects whose truth is known."""
 from __future__ import annotations
 
 import numpy as np

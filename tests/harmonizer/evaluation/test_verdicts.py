@@ -141,7 +141,8 @@ def test_anatomy_by_the_fraction_of_flagged_scans(fraction, expected):
 
 def test_no_more_flags_than_faithful_images_get_are_no_harm():
     for fraction, p, expected in ((0.05, 0.4, "yes"), (0.3, 0.01, "partly"), (0.6, 0.4, "no")):
-        found, sentence = verdict("anatomy", row("anatomy_flagged", "x", fraction, 0, fraction, p=p))
+        found, sentence = verdict("anatomy",
+                                  row("anatomy_flagged", "x", fraction, 0, fraction, p=p))
         assert found == expected
         assert ("no more than expected of faithful images" in sentence) == (expected == "yes")
 

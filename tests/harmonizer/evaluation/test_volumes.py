@@ -45,7 +45,8 @@ def nested(n: int, shift: float, seed: int = 0) -> tuple[np.ndarray, Design]:
 
 def test_the_hand_worked_example():
     components = balanced_variance_components(HAND)
-    assert (components.site, components.subject, components.residual) == pytest.approx((2.7, 5.0, 0.5))
+    assert (components.site, components.subject, components.residual) == pytest.approx(
+        (2.7, 5.0, 0.5))
     assert components.marginal_r2 == pytest.approx(2.7 / 8.2)
     assert components.conditional_r2 == pytest.approx(7.7 / 8.2)
 
@@ -170,7 +171,8 @@ def test_designs_are_recognized_and_columns_typed():
                  ("2", "A", None, "male", "n/a", "")])]
     design = Design.of(scans)
     assert design.kind == "mixed"
-    assert design.select_rows([0, 1]).kind == "traveling" and design.select_rows([1, 2]).kind == "nested"
+    assert design.select_rows([0, 1]).kind == "traveling"
+    assert design.select_rows([1, 2]).kind == "nested"
     assert design.known("age").tolist() == [True, True, False]
     assert design.column("sex").tolist() == ["F", "F", "M"]
     assert design.column("iq")[:2].tolist() == [100.0, 101.0] and np.isnan(design.column("iq")[2])

@@ -1,0 +1,48 @@
+"""Statistics that cannot be estimated are reported as rows; faults propagate."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import InputError, NotEstimableError
+from harmonizer.evaluation import group_tests
+from harmonizer.evaluation.inputs import EvaluationInput, Features
+from harmonizer.evaluation.statistics.design import Design
+
+
+@pytest.fixture
+def inputs() -> EvaluationInput:
+    """Six scans without images, at two sites."""
+    before = Cohort(tuple(Scan(f"s{i}", str(i), None, "T1w", "AB"[i % 2], "t", "i", "m", 30.0 + i)
+                          for i in range(6)))
+    features = Features(np.arange(12.0).reshape(6, 2) ** 2, {}, {})
+    return EvaluationInput(before, {}, "A", "A", ("age",), (), Design.of(before.scans), False, 0, 2,
+                           features={"": features})
+
+
+def fail_with(error: Exception):
+    def compute(*args, **kwargs):
+        raise error
+    return compute
+
+
+def test_a_statistic_that_cannot_be_estimated_is_a_row(inputs, monkeypatch):
+    monkeypatch.setattr(group_tests, "age_tests", fail_with(NotEstimableError("one site only")))
+    row = next(iter(group_tests.biology_tests(inputs)))
+    assert (row.name, row.question, row.stage) == ("age_r2", "biology", "before")
+    assert not row.known and row.note == "not possible with these data: one site only"
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong shape"), InputError("no such file"),
+                                   np.linalg.LinAlgError("singular"), ZeroDivisionError()])
+def test_a_fault_in_a_statistic_propagates(inputs, monkeypatch, error):
+    monkeypatch.setattr(group_tests, "age_tests", fail_with(error))
+    with pytest.raises(type(error)):
+        list(group_tests.biology_tests(inputs))
+
+
+def test_the_rows_of_computed_statistics_are_returned():
+    row = group_tests.not_possible("a", "b")
+    assert group_tests.tests_or_reason("x", "scanner", lambda: row) == [row]
+    assert group_tests.tests_or_reason("x", "scanner", lambda: (row, row)) == [row, row]
