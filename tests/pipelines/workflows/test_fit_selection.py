@@ -117,7 +117,7 @@ def test_a_site_without_controls_is_said_before_work(tmp_path, caplog):
     given = records(group=["control"] * 3 + ["patient"] * 3)
     for flags, words in (({"backend": "tissue_matching"}, "left_out_sites=regional"),
                          ({"backend": "tissue_matching",
-                           "backend_option": ("left_out_sites=regional",)}, "to the target regionally"),
+                           "backend_option": ("left_out_sites=regional",)}, "target regionally"),
                          ({}, "as those of an unseen scanner")):
         one = settings(tmp_path, fit_participants=("group=control",), **flags)
         assert any(text.startswith("--fit-participants group=control excludes all T1w scans of B")
