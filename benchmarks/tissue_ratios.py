@@ -29,7 +29,7 @@ from sections import put_section  # noqa: E402
 from trained import Case, cases_of, parser_for_a_model  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.metrics.volumes import variance_shares  # noqa: E402
+from harmonizer.evaluation.metrics.volumes import variance_components  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.model_folder import read  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
@@ -81,9 +81,9 @@ def _result(method: Any, case: Case) -> Volume:
 
 def _cell(cases: Sequence[Case], found: Sequence[dict[str, float]], tissue: str) -> str:
     ratios = np.array([one[tissue] for one in found])
-    shares = variance_shares(ratios, [case.source for case in cases],
+    shares = variance_components(ratios, [case.source for case in cases],
                              [case.person for case in cases])
-    return f"{shares.marginal:.3f} / {shares.conditional:.3f}"
+    return f"{shares.marginal_r2:.3f} / {shares.conditional_r2:.3f}"
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class Backend(ABC):
 
     @property
     def modeled_covariates(self) -> tuple[str, ...]:
-        """Covariates whose effects the fit is told to preserve; empty if the method has none."""
+        """Covariates whose effects the fit preserves; empty if the method has none."""
         return ()
 
     @property

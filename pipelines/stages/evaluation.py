@@ -19,8 +19,9 @@ import numpy as np
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.evaluation.metrics.distribution import QuantileTable
-from harmonizer.evaluation.questions.anatomy import moved_map
-from harmonizer.evaluation.run import Ruling, referee
+from harmonizer.evaluation.questions.anatomy import anatomy_change_map
+from harmonizer.evaluation.run import EvaluationResult
+from harmonizer.evaluation.run import evaluate as evaluate_methods
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
@@ -116,7 +117,7 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     warnings = _design_warnings(settings, found)
     for text in warnings:
         LOGGER.warning("%s", text)
-    ruling = _joined([ruling for _, ruling in rulings.values()])
+    ruling = EvaluationResult.join(ruling for _, ruling in rulings.values())
     ruling.metrics.to_tsv(out / "metrics.tsv")
     ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
     ruling.statistics.to_tsv(out / "group_statistics.tsv")
@@ -146,7 +147,7 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
     metrics = Metrics.from_tsv(out / "metrics.tsv")
     statistics = Statistics.from_tsv(out / "group_statistics.tsv")
     quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
-    ruling = Ruling(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
+    ruling = EvaluationResult(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
     judged = {}
     for modality in settings.modalities:
         variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
@@ -217,18 +218,18 @@ def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
 
 
 def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
-          ) -> Ruling:
+          ) -> EvaluationResult:
     """The referee over one modality."""
     before = cohort_of(scans)
     covariates = settings.covariates or tuple(
         name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
     LOGGER.info("Evaluating %d scans: %s.", len(before), ", ".join(v.name for v in variants))
     with phases("evaluate") as progress:
-        return referee(
+        return evaluate_methods(
             before, {v.name: v.cohort for v in variants}, variants[0].target,
             covariates=covariates, reference_site=settings.reference_site,
             checked=_known_columns(settings, before),
-            travelling=settings.traveling,
+            traveling=settings.traveling,
             segment=None if settings.sloppy else NetworkSegmenter(quick=True),
             priors=tissue_priors(resolution_of(settings.sloppy)),
             fitted_on=_fitted_on(settings, variants, before),
@@ -294,24 +295,11 @@ def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...
     return tuple(lines)
 
 
-def _joined(rulings: Sequence[Ruling]) -> Ruling:
-    """One ruling of several modalities; scan identifiers hold the modality."""
-    verdicts: dict[str, dict[str, Any]] = {}
-    for ruling in rulings:
-        for name, found in ruling.verdicts.items():
-            verdicts.setdefault(name, {}).update(found)
-    return Ruling(
-        sum((r.metrics for r in rulings), Metrics()),
-        sum((r.statistics for r in rulings), Statistics()),
-        QuantileTable(tuple(row for r in rulings for row in r.quantiles.rows)), verdicts,
-        {modality: limit for r in rulings for modality, limit in r.tolerances.items()})
-
-
-def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
+def _write_verdicts(variants: Sequence[Variant], ruling: EvaluationResult) -> list[str]:
     """Write the verdict of each image to its sidecars; return the flagged images."""
     flagged = []
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
         for item in variant.items:
             verdict = verdicts.get(item.scan_id)
             if verdict is None:
@@ -324,22 +312,24 @@ def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
     return flagged
 
 
-def _write_anatomy_change_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) -> None:
+def _write_anatomy_change_maps(variants: Sequence[Variant], ruling: EvaluationResult,
+                               every: bool) -> None:
     """Write the anatomy change map of each flagged image, or of every image.
 
     A constant image has no map.
     """
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
         for item, scan in zip(variant.items, variant.cohort):
             verdict = verdicts.get(item.scan_id)
             if verdict is None or (verdict.ok and not every):
                 continue
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
-                moved = moved_map(before.data, after.data, before.mask, tuple(before.spacing))
+                change_map = anatomy_change_map(before.data, after.data, before.mask,
+                                                tuple(before.spacing))
                 destination = item.paths.anatomy_change(variant.desc)
-                write_volume(destination, before.with_data(moved), code=4)
+                write_volume(destination, before.with_data(change_map), code=4)
                 write_json(sidecar(destination), {
                     "Description": "Difference that a change of contrast or a bias field does not "
                                    "explain, averaged over 2.5 mm",
@@ -359,7 +349,7 @@ def _guard_line(flagged: Sequence[str], total: int) -> str:
 
 def _group_report(
     settings: Settings, selection: Selection, found: Sequence[Preprocessed],
-    judged: Mapping[str, Sequence[Variant]], ruling: Ruling, doubts: Sequence[str] = (),
+    judged: Mapping[str, Sequence[Variant]], ruling: EvaluationResult, doubts: Sequence[str] = (),
 ) -> GroupReport:
     """`judged`: what there is of each modality, the run's own first; `doubts` about the cohort."""
     out = settings.output_dir
@@ -386,7 +376,7 @@ def _group_report(
         warnings=warnings, doubts=tuple(doubts), named=named, fit=_fit_lines(settings, own),
         links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, judged),
-        statistics=ruling.statistics, verdicts=ruling.verdicts,
+        statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
         moved=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
         explained=_explained(settings, own))
 
@@ -414,9 +404,9 @@ def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, 
             variant.items[0]))
 
 
-def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
+def _moved(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
     """Maps of where it moved, of the flagged images that moved most."""
-    verdicts = ruling.verdicts.get(variant.name, {})
+    verdicts = ruling.anatomy_checks.get(variant.name, {})
     flagged = [item for item in variant.items
                if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
     flagged.sort(key=lambda item: -verdicts[item.scan_id].values.get("largest_change", 0.0))

@@ -91,6 +91,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--traveling no", "traveling", "no"),
     ("--compare", "compare", True),
     ("--anatomy-change-maps all", "anatomy_change_maps", "all"),
+    ("--fit-low-confidence-masks", "fit_low_confidence_masks", True),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
     ("--detail guided", "detail", "guided"),

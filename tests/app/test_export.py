@@ -190,7 +190,7 @@ def test_reports_are_written_again(full_run: FullRun, copy: Path, level: str) ->
         assert page.stat().st_size > 0.9 * (full_run.out / page.name).stat().st_size
     if level == "group":
         again = (copy / "group.html").read_text()
-        for words in ("Is the scanner gone?", "birch", "sub-01_ses-aspen_T1w"):
+        for words in ("Is the site effect removed?", "birch", "sub-01_ses-aspen_T1w"):
             assert (words in again) == (words in (full_run.out / "group.html").read_text())
 
 
