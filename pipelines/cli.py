@@ -139,8 +139,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--skip-bids-validation", "--skip-bids-validator", action=Switch,
         help="do not run bids-validator-deno")
     add("--include-existing", action=Switch,
-        help="also fit, harmonize and evaluate preprocessed scans of OUTPUT_DIR whose image is not in "
-             "BIDS_DIR (default: exclude and list them)")
+        help="also fit, harmonize and evaluate preprocessed scans of OUTPUT_DIR whose image is not "
+             "in BIDS_DIR (default: exclude and list them)")
     add("-d", "--derivatives", metavar="[NAME=]DIR", **_many(),
         help="derivatives with brain masks and preprocessed images (of this app, fMRIPrep or "
              "sMRIPrep); used if entities and voxel grid match the image")
@@ -314,7 +314,7 @@ def named_folders(entries: Sequence[str]) -> dict[str, str]:
     folders: dict[str, str] = {}
     for entry in entries:
         match = re.fullmatch(r"([0-9A-Za-z][\w.-]*)=(.+)", entry)
-        name, folder = match.groups() if match else (Path(entry).absolute().name, entry)
+        name, folder = match.groups() if match else (Path.cwd().joinpath(entry).name, entry)
         if name in folders:
             raise UsageError(
                 f"--derivatives: {folders[name]} and {folder} are both named {name!r}. "
@@ -332,14 +332,14 @@ def check_environment(settings: Settings) -> None:
     UsageError
         A folder, file, participant, session or backend that was named is not there.
     UnavailableError
-        The model folder or the device that was asked for is not there.
+        The model folder or the requested device does not exist.
     """
     for check in (_check_data, _check_labels, _check_files, _check_backend, _check_device):
         check(settings)
 
 
 def _source(settings: Settings) -> Path:
-    """Return the folder that lists the participants: raw data, or the output folder without them."""
+    """Return the folder that lists the participants: the raw data, else the output folder."""
     from .dataset.labels import has_subjects
 
     raw = "preprocess" in settings.planned_stages or has_subjects(settings.bids_dir)

@@ -256,7 +256,7 @@ def require_valid(
             "Repair the dataset, or continue with --skip-bids-validation."
         )
     warnings = (("elsewhere", "in files that this run does not read", "They do not stop the run."),
-                ("handled", "that do not stop the run", "Other messages state how they are handled."))
+                ("handled", "that do not stop the run", "Other messages state what is done."))
     return [Finding(root, f"{len(by_kind[kind])} BIDS errors {where}: "
                     + _listed([f"{i.code} ({i.location})" for i in by_kind[kind]], "; "), remedy)
             for kind, where, remedy in warnings if by_kind[kind]]

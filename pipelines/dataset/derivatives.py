@@ -5,7 +5,7 @@ run, ...) and no space entity (or `space-orig`), and if it lies on the image's o
 fMRIPrep averages several T1w images of a subject and drops run and session from the name; such a
 file is not a scan of that session and is not used.
 
-    <stem>_desc-brain_mask.nii.gz          -> 'mask' (of this app for other modalities: desc-brainFLAIR)
+    <stem>_desc-brain_mask.nii.gz          -> 'mask' (this app, other modalities: desc-brainFLAIR)
     <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'
 
 fMRIPrep also reorients to RAS. Axes that are only flipped or permuted are the same voxels, so such
@@ -40,7 +40,7 @@ def find_precomputed(
     """
     found: dict[str, Path] = {}
     findings: list[Finding] = []
-    for name, root in folders.items():
+    for root in folders.values():
         for kind, tail in _tails(modality).items():
             path = None if kind in found else _existing(root, stem, tail)
             if path is None or not _is_of(path, kind, modality):

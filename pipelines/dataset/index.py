@@ -1,6 +1,6 @@
 """Find the images of a dataset and make their records: `collect`.
 
-pybids lists the files; only ``sub-*/[ses-*/]anat`` is indexed. Without a database only the requested
+pybids lists the files; only ``sub-*/[ses-*/]anat`` is indexed. Without a database only requested
 participants are indexed; a database holds all, so that many jobs can share it. It is built in a
 temporary folder and renamed, opened without reset, and stores the pybids version that wrote it
 (other versions cannot read it, see nipreps/fmriprep#2525).

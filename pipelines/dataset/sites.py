@@ -14,7 +14,7 @@ traveling subjects with one session for each scanner can use that flag or, bette
 
 'n/a' is a missing value. A scan whose site is unknown is excluded with a `Finding`. Labels from
 tables stay distinct even if they differ only by characters that a file name cannot hold. Scanners
-spell sidecar fields in different ways, so there vendor names are unified and punctuation is dropped.
+spell sidecar fields in different ways, so vendor names are unified and punctuation is dropped.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ class SiteFinder:
         return Site(self._distinct(value), f"{table}: {self.column} = {value}")
 
     def _distinct(self, value: str) -> str:
-        """The clean label, with a mark from its bytes where another value has the same.
+        """Return the clean label, with a hash if another value has the same clean label.
 
-        All tables of the dataset are looked at, so the jobs of single participants agree.
+        All tables of the dataset are read, so that jobs of single participants agree.
         """
         if clean_label(value) == value:
             return value

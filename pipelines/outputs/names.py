@@ -74,7 +74,7 @@ class ScanPaths:
         return self.folder.parts[1].removeprefix("ses-") if len(self.folder.parts) == 3 else None
 
     def image(self, desc: str, *, template: bool = False) -> Path:
-        """Return the image of a desc (``preproc``, ``harmonized``), native or on the template grid."""
+        """Return the image of a desc (``preproc``, ``harmonized``), native or in template space."""
         return self._anat(f"{self._space(template)}_desc-{desc}_{self.modality}.nii.gz")
 
     def uncertainty_map(self, desc: str) -> Path:
@@ -100,7 +100,7 @@ class ScanPaths:
         return self._anat(f"{self._space(template)}_label-{tissue}{desc}_probseg.nii.gz")
 
     def probabilities_found(self) -> dict[str, Path]:
-        """Return tissue -> existing probability map on the template grid; empty if one is missing."""
+        """Return tissue -> probability map on the template grid; empty if a file is missing."""
         files = {tissue: self.probability(tissue, template=True) for tissue in TISSUES}
         return files if all(path.is_file() for path in files.values()) else {}
 

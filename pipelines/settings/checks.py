@@ -102,8 +102,7 @@ def _check_site(settings: Settings) -> None:
 
 
 def _check_target(settings: Settings) -> None:
-    settings.target_kind
-    settings.backend_options
+    _ = settings.target_kind, settings.backend_options  # both raise UsageError if invalid
 
 
 def _check_fit_participants(settings: Settings) -> None:
@@ -157,7 +156,7 @@ def _check_folders(settings: Settings) -> None:
 
 
 def _check_export_folder(settings: Settings) -> None:
-    """The exported dataset is a folder of its own; in other datasets only below derivatives/."""
+    """Refuse an export folder that is another dataset, or in one outside derivatives/."""
     if settings.export is None:
         return
     folder, bids, out = (Path(os.path.realpath(path)) for path in (

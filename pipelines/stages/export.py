@@ -132,9 +132,9 @@ def _export_image(settings: Settings, job: ExportJob, metadata: Mapping[str, Any
         metadata = sidecars.acquisition_metadata(harmonized)
     digest = sha256_of(source)
     content = exported_sidecar(metadata, harmonized, uris, digest)
-    if destination.is_file() and sidecar(destination).is_file() and read_json(sidecar(destination)) == content:
-        if sha256_of(destination) == digest:
-            return True
+    exists = destination.is_file() and sidecar(destination).is_file()
+    if exists and read_json(sidecar(destination)) == content and sha256_of(destination) == digest:
+        return True
     sidecar(destination).unlink(missing_ok=True)
     with atomic_path(destination) as temporary:
         shutil.copyfile(source, temporary)

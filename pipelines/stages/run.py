@@ -1,6 +1,6 @@
 """A run: the planned stages in order; each reads what earlier stages wrote.
 
-    preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort) [-> export]
+preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort) [-> export]
 """
 
 from __future__ import annotations

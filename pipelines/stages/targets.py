@@ -103,8 +103,8 @@ def existing_target(settings: Settings, modality: str) -> ExistingTarget | None:
         kinds = "; ".join(f"{count} by {made}" for made, count in found.most_common())
         raise UsageError(
             f"the {modality} images desc-{settings.desc} in {settings.output_dir} were made by "
-            f"several methods or to several targets: {kinds}. Delete the unwanted ones, or give the "
-            "new ones another name with --desc.")
+            f"several methods or to several targets: {kinds}. Delete the unwanted ones, or give "
+            "the new ones another name with --desc.")
     return next(iter(found), None)
 
 
@@ -134,8 +134,8 @@ def planned_target(settings: Settings, modality: str, sites: Mapping[str, int]
         raise UsageError(
             f"{settings.output_dir}: its {modality} images desc-{settings.desc} were made by "
             f"{made}; this run is {settings.backend} to {label!r}. To keep both, give this "
-            f"one another name with --desc, such as --desc {settings.backend.replace('_', '')}; or use "
-            "another output folder.")
+            f"one another name with --desc, such as --desc {settings.backend.replace('_', '')}; or "
+            "use another output folder.")
     return kind, label
 
 

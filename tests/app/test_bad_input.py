@@ -1,7 +1,7 @@
 """The battery of bad input: each case with its exit code, and what is said.
 
 Everything runs in this process up to the first heavy step (`execute`, which would start ANTs), for
-all that can be refused is refused before it. A few whole runs on bad images are in test_full_run.py.
+all that can be refused is refused before it. Whole runs on bad images are in test_full_run.py.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Study:
 @pytest.fixture
 def study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
           ) -> Iterator[Study]:
-    """Three people at two sites; the process is put back as it was."""
+    """Three subjects at two sites; the process is put back as it was."""
     from pipelines.workflows import preprocessing
 
     root = tmp_path / "Ünïcode and spaces" / "bids"
@@ -153,7 +153,8 @@ def test_no_dataset(study: Study, tmp_path: Path) -> None:
 def test_an_empty_folder(study: Study, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, output = study.run(root=tmp_path / "empty")
-    assert code == 65 and "no image matches" in output and "Expected files such as sub-01/" in output
+    assert code == 65 and "no image matches" in output
+    assert "Expected files such as sub-01/" in output
 
 
 def test_a_folder_of_images_that_is_not_bids(study: Study, tmp_path: Path) -> None:
@@ -316,7 +317,7 @@ def test_color(study: Study) -> None:
     color = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     save(t1w(study.root, "02"), color)
     code, output = study.run()
-    assert code == 1 and "is a colour image" in output
+    assert code == 1 and "is a color image" in output
 
 
 def test_two_files_of_one_name(study: Study) -> None:

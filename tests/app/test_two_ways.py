@@ -27,14 +27,14 @@ def ways() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def by_participant(full_run: FullRun,
-    tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
-     list[str]]:
+def by_participant(
+    full_run: FullRun, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
     """Output folder and logs of the second way, participants side by side."""
     folder = tmp_path_factory.mktemp("participants")
     flags = ("--sloppy", "--nprocs", 1, "--target", "birch")
 
-    def start(line: str, number: int) -> subprocess.Popen[str]:
+    def launch(line: str, number: int) -> subprocess.Popen[str]:
         words = command(full_run.raw, folder / "out", *shlex.split(line), *flags, "-w",
                         folder / f"work{number}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -45,9 +45,9 @@ def by_participant(full_run: FullRun,
         return output
 
     *participants, group = ways()[1]
-    jobs = [start(line, number) for number, line in enumerate(participants)]
+    jobs = [launch(line, number) for number, line in enumerate(participants)]
     logs = [finish(job) for job in jobs]
-    return folder / "out", [*logs, finish(start(group, len(jobs)))]
+    return folder / "out", [*logs, finish(launch(group, len(jobs)))]
 
 
 def test_the_readme_shows_two_ways() -> None:

@@ -51,7 +51,7 @@ def write_image(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One person with one image; the tests write what lies beside it."""
+    """One subject with one image; the tests write the other files."""
     root = tmp_path_factory.mktemp("bids")
     (root / STEM).parent.mkdir(parents=True)
     write_image(root / f"{STEM}.nii.gz")
@@ -126,7 +126,7 @@ def test_sidecars(root: Path, content: str | bytes, source: str) -> None:
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Any:
-    """A real index of the person's folder."""
+    """A real index of the subject's folder."""
     return index._index(root)
 
 

@@ -1,4 +1,4 @@
-"""The BIDS validator as a door, and how its answer is told."""
+"""Errors of the BIDS validator: which stop a run, and how they are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ages, sexes and tables as people really write them."""
+"""Ages, sexes and tables as they are written in practice."""
 
 from __future__ import annotations
 

@@ -65,10 +65,10 @@ def test_both_grids_hold_the_tissues(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("own, theirs, overlap, worse, expected", [
     (0.3, 1.2, 0.95, False, "sub-01_T1w"),  # the usual case
-    (0.3, 0.8, 0.95, False, ""),  # the T1w image is in doubt itself
+    (0.3, 0.8, 0.95, False, ""),  # the T1w image has low confidence itself
     (0.3, 1.2, 0.50, False, ""),  # the two do not show one brain in one place
     (1.1, 1.2, 0.95, False, ""),  # nothing is amiss with its own
-    (0.3, 1.2, 0.95, True, ""),  # its own are borne out much better
+    (0.3, 1.2, 0.95, True, ""),  # its own has a much higher contrast-to-noise ratio
     (0.3, None, 0.95, False, ""),  # the T1w image was not preprocessed
 ])
 def test_tissues_in_doubt_are_taken_from_the_sessions_t1w(

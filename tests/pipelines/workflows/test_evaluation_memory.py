@@ -1,4 +1,4 @@
-"""How many processes the referee gets: as many as are allowed, and as memory holds."""
+"""The evaluation uses as many processes as are allowed and fit into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When nothing can be written any more, the run says so; no image is blamed for it."""
+"""When nothing can be written any more, the run reports the folder and no scan fails."""
 
 from __future__ import annotations
 
