@@ -83,7 +83,7 @@ def _command(given: argparse.Namespace) -> str:
 def references_in(folder: Path, count: int) -> Cohort:
     """Other people's scans at the new scanner, made once."""
     if not (folder / "cohort.tsv").is_file():
-        write_aligned(folder, [UNSEEN], people=count, design="nested", seed=SEED)
+        write_aligned(folder, [UNSEEN], subjects=count, design="nested", seed=SEED)
     return Cohort.from_tsv(folder / "cohort.tsv")
 
 

@@ -109,7 +109,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
 
     raw = folder / "raw"
     if not raw.exists():
-        write_dataset(raw, people=1, scanners=2, voxel_mm=4, seed=3)
+        write_dataset(raw, subjects=1, scanners=2, voxel_mm=4, seed=3)
     flags = ("--sloppy", "--skip-bids-validation", "--nprocs", str(arguments.nprocs),
              "--target", "birch")
     bench = Bench(folder, raw, flags, {}, 0.0)
@@ -312,7 +312,7 @@ def jobs(bench: Bench, arguments: argparse.Namespace) -> bool:
 
     raw = bench.folder / "many"
     if not raw.exists():
-        write_dataset(raw, people=(arguments.jobs + 1) // 2, scanners=2, voxel_mm=4, seed=4,
+        write_dataset(raw, subjects=(arguments.jobs + 1) // 2, scanners=2, voxel_mm=4, seed=4,
                       design="nested")
     labels = sorted(p.name.removeprefix("sub-") for p in raw.glob("sub-*"))[:arguments.jobs]
     together, alone = bench.out("together"), bench.out("alone")

@@ -39,7 +39,7 @@ from harmonizer.evaluation.questions.anatomy_limits import (  # noqa: E402
     learn_tolerance,
     tolerance_of,
 )
-from harmonizer.phantom import SCANNERS, make_person, render  # noqa: E402
+from harmonizer.phantom import SCANNERS, make_subject, render  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image  # noqa: E402
 from harmonizer.phantom.dataset import Participant, plan_participants  # noqa: E402
 from harmonizer.preprocessing.transforms import isotropic_grid, resample  # noqa: E402
@@ -83,11 +83,11 @@ def made(work: Path, people: int) -> Iterator[Scan]:
 
 
 def _make(work: Path, who: Participant, name: str) -> None:
-    person, scanner = make_person(who.seed, who.age, who.sex, float(RESOLUTION)), who.scanners[0]
+    person, scanner = make_subject(who.seed, who.age, who.sex, float(RESOLUTION)), who.scanners[0]
     shown = {seen.name: render(person, seen) for seen in (scanner, TARGET)}
     for folder, seen, visit in (("before", scanner, 0), ("rescan", scanner, 1),
                                 ("truth", TARGET, 0)):
-        volume = aligned_image(person, scanner, rescan=visit, seen_by=seen,
+        volume = aligned_image(person, scanner, rescan=visit, as_scanner=seen,
                                rendered=shown[seen.name])
         write_volume(work / folder / f"{name}.nii.gz", volume)
     write_mask(work / "mask" / f"{name}.nii.gz", volume.mask, volume.affine)

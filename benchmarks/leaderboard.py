@@ -142,7 +142,7 @@ def _cohorts(given: argparse.Namespace) -> Iterator[tuple[str, Cohort]]:
     if given.phantom is not None:
         folder = given.work / "phantom" if str(given.phantom) == "made" else given.phantom
         if not (folder / "cohort.tsv").is_file():
-            write_aligned(folder, SCANNERS, people=PEOPLE, design="mixed", travellers=TRAVELLERS)
+            write_aligned(folder, SCANNERS, subjects=PEOPLE, design="mixed", traveling_subjects=TRAVELLERS)
         yield "Phantom", Cohort.from_tsv(folder / "cohort.tsv")
     for title, folder in (("Travelling people", given.travelling), ("Sites", given.sites)):
         if folder is not None:

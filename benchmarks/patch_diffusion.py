@@ -79,7 +79,7 @@ def _text(given: argparse.Namespace, model: PatchDiffusion,
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_for_a_model(__doc__, people=2)
+    parser = parser_for_a_model(__doc__, subjects=2)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["inversion", "noise"])
     parser.add_argument("--share", type=float, help="of the change, 0 to 1")
     return parser

@@ -87,8 +87,8 @@ def cohort_of(work: Path, count: int, most: int) -> Path:
     """A folder with ``count`` of ``most`` scans of a phantom study, and their harmonized images."""
     study = work / f"phantom-{FINE}mm-{most}"
     if not (study / "cohort.tsv").is_file():
-        write_aligned(study, SCANNERS, people=most // 4 - TRAVELLERS, design="mixed",
-                      travellers=TRAVELLERS, resolution_mm=FINE)
+        write_aligned(study, SCANNERS, subjects=most // 4 - TRAVELLERS, design="mixed",
+                      traveling_subjects=TRAVELLERS, resolution_mm=FINE)
     scans = in_order(Cohort.from_tsv(study / "cohort.tsv"))[:count]
     return _harmonized(Cohort(scans), work / f"run-{FINE}mm-{count}")
 
@@ -112,7 +112,7 @@ def tiny_cohort(work: Path, count: int) -> Path:
     """As many scans at 8 mm, each a phantom person with folds and age of his or her own."""
     few = work / f"phantom-{TINY}mm"
     if not (few / "cohort.tsv").is_file():
-        write_aligned(few, SCANNERS, people=4, design="nested", resolution_mm=TINY)
+        write_aligned(few, SCANNERS, subjects=4, design="nested", resolution_mm=TINY)
     base = Cohort.from_tsv(few / "cohort.tsv").scans
     folder = work / f"tiny-{count}"
     scans = []

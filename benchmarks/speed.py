@@ -104,7 +104,7 @@ def cohort_in(work: Path, resolution: int) -> Any:
 
     folder = work / f"{resolution}mm"
     if not (folder / "cohort.tsv").is_file():
-        write_aligned(folder, SCANNERS[:2], people=1, design="nested", resolution_mm=resolution)
+        write_aligned(folder, SCANNERS[:2], subjects=1, design="nested", resolution_mm=resolution)
     return Cohort.from_tsv(folder / "cohort.tsv")
 
 

@@ -42,7 +42,7 @@ from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.base import Backend  # noqa: E402
 from harmonizer.phantom import SCANNERS, UNSEEN  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image, write_aligned  # noqa: E402
-from harmonizer.phantom.anatomy import make_person  # noqa: E402
+from harmonizer.phantom.anatomy import make_subject  # noqa: E402
 from harmonizer.phantom.dataset import plan_participants  # noqa: E402
 from harmonizer.phantom.scanner import render  # noqa: E402
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume  # noqa: E402
@@ -128,7 +128,7 @@ def _command(given: argparse.Namespace) -> str:
 def cohort_of(folder: Path, people: int) -> Cohort:
     """The people to fit on, so many of each scanner, made once."""
     if not (folder / "cohort.tsv").is_file():
-        write_aligned(folder, SCANNERS, people=people, design="nested", seed=FIT_SEED)
+        write_aligned(folder, SCANNERS, subjects=people, design="nested", seed=FIT_SEED)
     known = Cohort.from_tsv(folder / "cohort.tsv")
     home = known.where(lambda scan: scan.session is None)
     return Cohort(tuple(scan for site in home.sites for scan in home.of_site(site).scans[:people]))
@@ -159,7 +159,7 @@ def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[Case]:
                 stem = f"{who.label}_{source.name}_{target.name}"
                 paths = [folder / f"{stem}_{what}.nii.gz" for what in ("scan", "truth", "mask")]
                 if not paths[2].is_file():
-                    person = person or make_person(who.seed, who.age, who.sex, 2.0)
+                    person = person or make_subject(who.seed, who.age, who.sex, 2.0)
                     _make(paths, person, source, target, shown)
                 yield Case(who.label, source.name, target.name, read_volume(paths[0], paths[2]),
                            read_volume(paths[1], paths[2]))
@@ -174,7 +174,7 @@ def _make(paths: list[Path], person: Any, source: Any, target: Any,
             shown[scanner.name] = render(person, scanner, "T1w")
     scan = truth = aligned_image(person, source, rendered=shown[source.name])
     if source is not target:
-        truth = aligned_image(person, source, seen_by=target, rendered=shown[target.name])
+        truth = aligned_image(person, source, as_scanner=target, rendered=shown[target.name])
     write_volume(paths[0], scan)
     write_volume(paths[1], truth)
     write_mask(paths[2], scan.mask, scan.affine)
