@@ -210,7 +210,8 @@ def _subject_columns(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
 def _unknown_subjects(report: GroupReport) -> dict[str, int]:
     """Count the subjects without a value of each variable that is compared between sites."""
     known = {"age": {scan.subject for scan in report.scans if scan.age is not None},
-             "sex": {scan.subject for scan in report.scans if (scan.sex or "").strip()[:1].upper() in ("M", "F")}}
+             "sex": {scan.subject for scan in report.scans
+                     if (scan.sex or "").strip()[:1].upper() in ("M", "F")}}
     known |= {name: {scan.subject for scan in report.scans
                      if scan.covariates.get(name) not in (None, "", "n/a")}
               for name in report.covariates}

@@ -36,7 +36,8 @@ def test_the_figure_goes_through_the_lesion_and_says_where(before):
     from PIL import Image
 
     source = before.scans[0].read()
-    figure = anatomy_change_figure("sub-00", source, source.with_data(painted(source.data)), "too much")
+    after = source.with_data(painted(source.data))
+    figure = anatomy_change_figure("sub-00", source, after, "too much")
     assert "(52, 72, 36) mm" in figure.caption and "too much" in figure.caption
     first, second = (np.asarray(Image.open(io.BytesIO(f)).convert("RGB")).astype(int)
                      for f in figure.frames)

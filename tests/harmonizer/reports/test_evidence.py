@@ -8,8 +8,9 @@ import pytest
 
 from harmonizer.evaluation.questions.anatomy_limits import Verdict
 from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
-from harmonizer.reports.evidence import COMBAT, evidence_of
+from harmonizer.reports.evidence import evidence_of
 from harmonizer.reports.intervals import Band, Mark, Strip, interval_chart, strip_chart
+from harmonizer.reports.results import COMBAT
 
 EVIL = "<script>alert('x')</script>"
 LIMITS = {"ssim_structure": 0.9, "edge_displacement": 0.5}
