@@ -29,7 +29,7 @@ from sections import put_section  # noqa: E402
 from trained import TruthCase, cases_of, parser_for_a_model  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.metrics.volumes import variance_shares  # noqa: E402
+from harmonizer.evaluation.metrics.volumes import variance_components  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.model_folder import read  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
@@ -82,9 +82,9 @@ def _result(method: Any, case: TruthCase) -> Volume:
 
 def _cell(cases: Sequence[TruthCase], found: Sequence[dict[str, float]], tissue: str) -> str:
     ratios = np.array([one[tissue] for one in found])
-    fractions = variance_shares(ratios, [case.source for case in cases],
+    fractions = variance_components(ratios, [case.source for case in cases],
                              [case.subject for case in cases])
-    return f"{fractions.marginal:.3f} / {fractions.conditional:.3f}"
+    return f"{fractions.marginal_r2:.3f} / {fractions.conditional_r2:.3f}"
 
 
 if __name__ == "__main__":

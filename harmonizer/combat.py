@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError, UsageError, did_you_mean
+from .errors import InputError, NotEstimableError, UsageError, did_you_mean
 from .files import read_json, write_json
 
 __all__ = ["ComBat"]
@@ -119,8 +119,10 @@ class ComBat:
         Raises
         ------
         InputError
-            If a value is missing, there are fewer than two sites or fewer than two scans of a
-            site, or site and covariates cannot be told apart.
+            If a value is missing.
+        NotEstimableError
+            If there are fewer than two sites or fewer than two scans of a site, or site and
+            covariates cannot be told apart.
         """
         values, names = _features(X)
         labels, batch = _batch(sites, len(values), self.reference)
@@ -128,9 +130,9 @@ class ComBat:
         coding = _Coding.fit(columns)
         design = np.hstack([batch, coding.transform(columns, len(values))])
         if np.linalg.matrix_rank(design) < design.shape[1]:
-            raise InputError("the covariates cannot be told apart from the site or from each "
-                             "other: expected covariates that vary within sites. Leave out a "
-                             "covariate or a site.")
+            raise NotEstimableError("the covariates cannot be told apart from the site or from "
+                                    "each other: expected covariates that vary within sites. "
+                                    "Leave out a covariate or a site.")
         effects = np.linalg.lstsq(design, values, rcond=None)[0]
         row = labels.index(self.reference) if self.reference is not None else None
         used = np.ones(len(batch), bool) if row is None else batch[:, row] > 0
@@ -405,9 +407,9 @@ def _batch(sites: Sequence[str], rows: int, reference: str | None
     batch = np.array([[site == label for label in labels] for site in given], dtype=np.float64)
     single = [label for label, count in zip(labels, batch.sum(axis=0)) if count < 2]
     if len(labels) < 2 or single:
-        raise InputError("ComBat needs two sites, and two scans of each; "
-                         + (f"there is one scan of {', '.join(single)}." if single else
-                            f"there is {', '.join(labels) or 'none'}."))
+        raise NotEstimableError("ComBat needs two sites, and two scans of each; "
+                                + (f"there is one scan of {', '.join(single)}." if single else
+                                   f"there is {', '.join(labels) or 'none'}."))
     if reference is not None and reference not in labels:
         raise InputError(f"reference site {reference!r} has no scans. "
                          f"{did_you_mean(reference, labels)}")

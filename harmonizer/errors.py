@@ -13,6 +13,7 @@ __all__ = [
     "HarmonizerError",
     "UsageError",
     "InputError",
+    "NotEstimableError",
     "UnavailableError",
     "OutputError",
     "InternalError",
@@ -37,6 +38,14 @@ class InputError(HarmonizerError):
     """An input image, table or folder cannot be used (EX_DATAERR)."""
 
     exit_code = 65
+
+
+class NotEstimableError(InputError):
+    """A statistic cannot be estimated from these data, such as a site effect from one site.
+
+    The evaluation reports it as a row without a value and with the message as the reason. Every
+    other exception in a statistic is a fault and is not caught.
+    """
 
 
 class UnavailableError(HarmonizerError):

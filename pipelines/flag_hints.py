@@ -1,4 +1,4 @@
-"""What to give instead of flags that other BIDS Apps have and this one does not.
+"""Replacements for flags of other BIDS Apps that this app does not have.
 
 Users of fMRIPrep, sMRIPrep, MRIQC, QSIPrep and of ComBat tools type these from habit. Each entry is
 the second half of the sentence "--flag is not a flag of this app: ...".
@@ -17,10 +17,10 @@ _EACH_IMAGE = "each image is processed by itself, runs and sessions are never av
 _FILTER = "images are selected by their entities with --bids-filter-file"
 _SPACES = ("results are written on the scan's own grid and on the grid of MNI152NLin2009aSym. "
            "Drop it")
-_RERUN = "the same command again does what is missing and reuses the rest. Drop it"
-_NOTHING_SENT = "nothing is sent to anybody. Drop it"
+_RERUN = "the same command resumes and reuses finished results. Drop it"
+_NOTHING_SENT = "no data are sent. Drop it"
 _SKULL = "give --skull-strip"
-_TARGET = "the scanner to aim at is given with --target"
+_TARGET = "the target is given with --target"
 
 HINTS = {
     "--output-layout": "the output folder always is a BIDS derivative dataset. Drop it",
@@ -30,6 +30,7 @@ HINTS = {
     "--resource-monitor": "memory and time of each step are listed in docs/benchmarks.md, and "
                           "benchmarks/memory.py measures them; on SLURM ask seff or sacct. --mem "
                           "sets a limit",
+    "--mem-mb": "give --mem 16000M",
     "--low-mem": "--mem sets a limit, and --nprocs 1 takes the least memory",
     "--md-only-boilerplate": "the methods text is Markdown only: --boilerplate-only",
     "--output-spaces": _SPACES,
@@ -46,7 +47,7 @@ HINTS = {
     "--subject-anatomical-reference": _EACH_IMAGE,
     "--skull-strip-t1w": _SKULL,
     "--skull-strip-mode": _SKULL,
-    "--skull-strip-fixed-seed": "one seed serves everything: --random-seed",
+    "--skull-strip-fixed-seed": "there is one seed for everything: --random-seed",
     "--seed": "give --random-seed",
     "--ignore": _FILTER,
     "--task-id": _FILTER,
@@ -96,8 +97,10 @@ def unknown_flags_message(unknown: Sequence[str], known: Collection[str]) -> str
 
     Parameters
     ----------
-    unknown : arguments that were not recognized, values included
-    known : all flags of the parser
+    unknown : sequence of str
+        Arguments that were not recognized, values included.
+    known : collection of str
+        All flags of the parser.
     """
     flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     suggestions = [text for flag in flags or unknown[:1] if (text := _suggestion(flag, known))]

@@ -54,7 +54,7 @@ ARROWS = {
     "harmonizer/phantom": ("harmonizer.methods", "harmonizer.deep.training",
                            "harmonizer.evaluation", "harmonizer.reports", "torch"),
     "pipelines": ("run",),
-    "pipelines/settings.py": ("pipelines", "nipype", "bids", "torch", "ants"),
+    "pipelines/settings": ("pipelines", "nipype", "bids", "torch", "ants"),
     "pipelines/dataset": ("nipype", "torch", "ants", "pipelines.app", "pipelines.cli",
                           "pipelines.stages", "pipelines.workflows", "pipelines.interfaces"),
     "pipelines/interfaces": ("pipelines.app", "pipelines.cli", "pipelines.stages",
@@ -282,7 +282,7 @@ BROKEN = {
         ("harmonizer/reports/figures.py", "def f():\n    import torch.nn"),
         ("pipelines/dataset/index.py", "from nipype.pipeline import engine"),
         ("pipelines/interfaces/ants.py", "from ..workflows.base import run"),
-        ("pipelines/settings.py", "from . import app"),
+        ("pipelines/settings/model.py", "from .. import app"),
     ],
     "heavy_at_import": [
         ("pipelines/app.py", "import nipype"),

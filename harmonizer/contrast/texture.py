@@ -10,8 +10,9 @@ Lengths are in millimeters, whatever the voxel size.
   compare scans on grids of one kind only.
 * **Sharpness** along an axis: full width at half maximum of the blur of edges. A step under a
   Gaussian blur of standard deviation b has, after a Gaussian derivative of scale s along the axis,
-  the energy A / sqrt(b^2 + s^2). Two scales give b^2. Edges that run askew to the axis and folds
-  that are no single steps enlarge it, alike for all scanners.
+  the energy A / sqrt(b^2 + s^2). Two scales give b^2; a blur below a voxel is given as the voxel.
+  Edges that run askew to the axis and folds that are no single steps enlarge it, alike for all
+  scanners.
 * **Bands** are differences of Gaussians of 0, 0.6, 1.2 and 2.4 mm, normalized convolutions inside
   the mask (Knutsson and Westin 1993, doi:10.1109/CVPR.1993.341081).
 """
@@ -291,9 +292,10 @@ def _blur_widths(image: np.ndarray, volume: Volume, core: np.ndarray, pure: Sequ
                     for scale in scales]
         if not min(energies) > 0:
             return np.zeros(3)
-        variances[axis] = _blur_of_ratio(energies[0] / energies[1], scales) ** 2
+        blur = _blur_of_ratio(energies[0] / energies[1], scales)
+        variances[axis] = max(blur, float(size) / FWHM_PER_SIGMA) ** 2
     turn = volume.affine[:3, :3] / volume.spacing
-    return FWHM_PER_SIGMA * np.sqrt(np.maximum((turn ** 2) @ variances, 1e-4))
+    return FWHM_PER_SIGMA * np.sqrt((turn ** 2) @ variances)
 
 
 def _blur_of_ratio(ratio: float, scales: np.ndarray) -> float:

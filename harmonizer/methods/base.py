@@ -165,6 +165,41 @@ class Backend(ABC):
         """Which masks the method needs, in the fit and later: ``brain`` or ``head``."""
         return "brain"
 
+    @property
+    def modeled_covariates(self) -> tuple[str, ...]:
+        """Covariates whose effects the fit is told to preserve; empty if the method has none."""
+        return ()
+
+    @property
+    def left_out_site_matching(self) -> str | None:
+        """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``.
+
+        None if the method treats them as scans of an unseen scanner.
+        """
+        return None
+
+    def differing_options(self, options: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Compare options with those of this model.
+
+        Parameters
+        ----------
+        options : mapping of str to object
+            Options as in `config_from`.
+
+        Returns
+        -------
+        dict of str to tuple
+            Name -> (requested, fitted) of options that differ.
+
+        Raises
+        ------
+        UsageError
+            If a name is unknown or a value is invalid.
+        """
+        requested = self.config_from(options)
+        pairs = {name: (getattr(requested, name), getattr(self.config, name)) for name in options}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
     def check_settings_files(self) -> None:
         """Check files that the config names before a long fit; `InputError` if one is unusable."""
 

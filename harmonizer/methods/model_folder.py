@@ -168,7 +168,7 @@ def _are_further_facts(cohort: dict[str, Any]) -> bool:
     texts = isinstance(sites, list) and all(isinstance(site, str) for site in sites)
     reasons = isinstance(scans, dict) and all(isinstance(why, str) for why in scans.values())
     sentences = isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get("InWords"), str) for row in rows)
+        isinstance(row, dict) and isinstance(row.get("Summary"), str) for row in rows)
     return texts and reasons and sentences and (grid is None or _is_grid(grid))
 
 
@@ -223,7 +223,7 @@ def _history(backend: Backend) -> str:
 def _covariate_lines(cohort: dict[str, Any]) -> str:
     """Return the section of the card on covariates."""
     rows = cohort.get("Covariates", ())
-    lines = "\n".join(f"* {row['InWords']}" for row in rows)
+    lines = "\n".join(f"* {row['Summary']}" for row in rows)
     return f"\n## Covariates\n{lines}\n" if rows else ""
 
 

@@ -58,7 +58,7 @@ class Scanner:
     protocol : mapping from str to Sequence
         Sequence of each modality.
     psf_mm : float
-        Full width at half maximum of the point-spread function (PSF) before voxel averaging.
+        Full width at half maximum of the PSF before voxel averaging.
     voxel_mm : tuple of float
         Voxel size right-left, back-front, foot-head.
     noise : float

@@ -89,8 +89,17 @@ class Conformed:
         return "".join(nib.orientations.ornt2axcodes(self.orientation))
 
 
-def conform(path: str | os.PathLike[str]) -> Conformed:
+def conform(source: str | os.PathLike[str] | nib.spatialimages.SpatialImage) -> Conformed:
     """Read an image, settle its geometry (truth table above) and turn its axes to RAS+.
+
+    Parameters
+    ----------
+    source : path or nibabel image
+        One 3D NIfTI image.
+
+    Returns
+    -------
+    Conformed
 
     Raises
     ------
@@ -98,7 +107,7 @@ def conform(path: str | os.PathLike[str]) -> Conformed:
         If the file cannot be opened, is not NIfTI, is not one 3D image of real numbers, is empty,
         constant, or holds NaN or infinity. The message names file, finding and remedy.
     """
-    image = _open(path)
+    image, path = _open(source), _name_of(source)
     repairs: list[str] = []
     shape = _spatial_shape(image, path)
     if len(image.shape) > 3:
@@ -186,8 +195,16 @@ def _clean_header(source: Any, data: np.ndarray) -> nib.Nifti1Header:
     return header
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
-    image = load_nifti(path)
+def _name_of(source: Any) -> Path:
+    """The file of an image, for messages; "image" if it is in memory only."""
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return Path(source.get_filename() or "image")
+    return Path(source)
+
+
+def _open(source: str | os.PathLike[str] | nib.spatialimages.SpatialImage) -> Any:
+    path = _name_of(source)
+    image = source if isinstance(source, nib.spatialimages.SpatialImage) else load_nifti(path)
     if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
         raise InputError(
             f"{path}: expected NIfTI, got {type(image).__name__}. "

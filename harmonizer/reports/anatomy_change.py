@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..evaluation.questions.anatomy import moved_map
+from ..evaluation.questions.anatomy import anatomy_change_map
 from ..volume import Volume
 from .draw import ColorScale, draw_mosaic
 from .figures import Figure
@@ -41,7 +41,7 @@ def anatomy_change_figure(name: str, before: Volume, after: Volume, reasons: str
     InputError
         If the harmonized image is constant.
     """
-    change = 100 * moved_map(before.data, after.data, before.mask, tuple(before.spacing))
+    change = 100 * anatomy_change_map(before.data, after.data, before.mask, tuple(before.spacing))
     peak = np.unravel_index(np.abs(change).argmax(), change.shape)
     place = before.affine[:3, :3] @ peak + before.affine[:3, 3]
     limit = max(MIN_COLOR_LIMIT_PERCENT, float(np.abs(change).max()))

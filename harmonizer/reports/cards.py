@@ -9,7 +9,7 @@ from typing import Any
 
 from ..evaluation.questions.anatomy import GUARDED
 from ..evaluation.statistics.resampling import Test
-from ..evaluation.verdicts import QUESTIONS, Answer
+from ..evaluation.verdicts import QUESTIONS, Verdict
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
 from .results import (
@@ -32,7 +32,7 @@ NUMBER_CAPTIONS = {  # test -> text beside the large number of a card
     "distribution_distance": "distance between the sites' intensity distributions",
     "identification": "of the subjects are identified at another site",
     "source_identification": "of the images are most similar to their own source",
-    "travelling_wilcoxon": "change of PSNR between scanners against unharmonized images",
+    "traveling_wilcoxon": "change of PSNR between scanners against unharmonized images",
     "age_r2": "of the variance of age is predicted across sites (R²)",
     "anatomy_flagged": "of the images are flagged by the anatomy guard",
 }
@@ -71,17 +71,17 @@ class Card:
     caption: str = ""
 
 
-def verdict_card(results: ModalityResults, answer: Answer) -> Card:
-    """Make the card of one answer."""
-    row = answer.rests_on
+def verdict_card(results: ModalityResults, answer: Verdict) -> Card:
+    """Make the card of one verdict."""
+    row = answer.basis
     own = row is not None and row.backend == results.methods[0]
-    if own and row.name == "travelling_wilcoxon":
+    if own and row.name == "traveling_wilcoxon":
         # Linear rescaling is the baseline.
         row = results.known(row.name, row.backend, reference="psnr | rescaled") or row
     number, words = _number(row) if own else ("", "")
-    chart, caption = _CHARTS[answer.question](results, answer.rests_on)
-    return Card(answer.question, QUESTIONS[answer.question], answer.verdict,
-                VERDICT_WORDS[answer.verdict], number, words, answer.sentence, chart, caption)
+    chart, caption = _CHARTS[answer.question](results, answer.basis)
+    return Card(answer.question, QUESTIONS[answer.question], answer.answer,
+                VERDICT_WORDS[answer.answer], number, words, answer.sentence, chart, caption)
 
 
 def _number(row: Test) -> tuple[str, str]:
@@ -90,7 +90,7 @@ def _number(row: Test) -> tuple[str, str]:
         return "", ""
     if row.name in PERCENT_TESTS:
         return f"{100 * row.effect:.0f} %", NUMBER_CAPTIONS[row.name]
-    if row.name == "travelling_wilcoxon":
+    if row.name == "traveling_wilcoxon":
         measure, other = row.reference.split(" | ")
         unit = f" {row.unit}" if row.unit not in ("1", "") else ""
         return (f"{row.effect:+.2g}{unit}",
@@ -116,9 +116,9 @@ def _marks(results: ModalityResults, name: str, combat: bool = True, **more: str
     return marks
 
 
-def _scanner_chart(results: ModalityResults, rests_on: Test | None) -> tuple[Any, str]:
+def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     own = results.methods[0]
-    levels = rests_on is not None and rests_on.name == "distribution_distance"
+    levels = basis is not None and basis.name == "distribution_distance"
     if results.known("site_f1_retrained", own) and not levels:
         chance = results.known("site_chance", own)
         band = None if chance is None else Band(chance.low, chance.high, "chance")
@@ -133,7 +133,7 @@ def _scanner_chart(results: ModalityResults, rests_on: Test | None) -> tuple[Any
             "Distance between the sites' intensity distributions in units of the range R.")
 
 
-def _subject_chart(results: ModalityResults, rests_on: Test | None) -> tuple[Any, str]:
+def _subject_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     marks = [Mark(words, row.effect, row.low, row.high, look)
              for words, look, row in pair_rows(results, "psnr") if row is not None and row.known]
     if marks:
@@ -163,9 +163,9 @@ def _axis_without_first(marks: Sequence[Mark]) -> tuple[float, float] | None:
     return min(bounds) - 1, max(bounds) + 1
 
 
-def _biology_chart(results: ModalityResults, rests_on: Test | None) -> tuple[Any, str]:
+def _biology_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     marks = _marks(results, "age_r2")
-    if len(marks) > 1 and (rests_on is None or rests_on.name == "age_r2"):
+    if len(marks) > 1 and (basis is None or basis.name == "age_r2"):
         lowest = min(0.0, *(mark.value for mark in marks))
         return (interval_chart(marks, "R2 of age predicted across sites", zero=True,
                                ends=(max(lowest, -1.0) - 0.05, 1.0)),
@@ -189,7 +189,7 @@ def _feature(reference: str) -> str:
     return f"{feature.replace(' ratio', '')}, {covariate}"
 
 
-def _anatomy_chart(results: ModalityResults, rests_on: Test | None) -> tuple[Any, str]:
+def _anatomy_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     found = results.verdicts.get(results.methods[0], {})
     strips = []
     for name, (words, higher) in GUARDED.items():
@@ -207,5 +207,5 @@ def _anatomy_chart(results: ModalityResults, rests_on: Test | None) -> tuple[Any
 
 
 _CHARTS: dict[str, Callable[[ModalityResults, Test | None], tuple[Any, str]]] = {
-    "scanner": _scanner_chart, "person": _subject_chart, "biology": _biology_chart,
+    "scanner": _scanner_chart, "subject": _subject_chart, "biology": _biology_chart,
     "anatomy": _anatomy_chart}

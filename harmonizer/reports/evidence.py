@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import Statistics
-from ..evaluation.verdicts import answers
+from ..evaluation.verdicts import compute_verdicts
 from .cards import Card, verdict_card
 from .results import ModalityResults
 from .tables import Table, compare_methods, question_tables
@@ -38,7 +38,7 @@ class Evidence:
 
 
 def evidence_of(statistics: Statistics, modality: str, methods: Sequence[str],
-                verdicts: Mapping[str, Mapping[str, Verdict]]) -> Evidence:
+                verdicts: Mapping[str, Mapping[str, AnatomyCheck]]) -> Evidence:
     """Collect cards and tables from the tests on the images of one modality.
 
     Parameters
@@ -54,7 +54,7 @@ def evidence_of(statistics: Statistics, modality: str, methods: Sequence[str],
     """
     results = ModalityResults(statistics.select(modality=modality), tuple(methods), verdicts,
                               modality)
-    found = {name: answers(statistics, name, modality) for name in methods}
+    found = {name: compute_verdicts(statistics, name, modality) for name in methods}
     cards = tuple(verdict_card(results, answer) for answer in found[methods[0]]) if methods else ()
     flagged = tuple((scan, method, "; ".join(verdict.reasons)) for method in methods
                     for scan, verdict in sorted(verdicts.get(method, {}).items())

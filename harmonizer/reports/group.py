@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluation.metrics.distribution import QuantileTable, match_moments
-from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.confounding import ConfoundingCheck, check_confounding
 from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
@@ -111,7 +111,7 @@ class GroupReport:
     software: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
-    verdicts: Mapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
+    verdicts: Mapping[str, Mapping[str, AnatomyCheck]] = field(default_factory=dict)
     anatomy_changes: tuple[Figure, ...] = ()
     site_effects: tuple[Figure, ...] = ()
     critical_warnings: tuple[str, ...] = ()

@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import Statistics, Test
-from ..evaluation.verdicts import WORST
+from ..evaluation.verdicts import MIN_SHOWN_R2
 from .html import number_words
 
 __all__ = ["COMBAT", "EFFECT_NAMES", "EFFECT_SYMBOLS", "ModalityResults", "effect_row",
            "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
 
 COMBAT = "combat_features"
-EFFECT_NAMES = {"cohens_d": "Cohen's d", "standardised_beta": "standardized slope",
+EFFECT_NAMES = {"cohens_d": "Cohen's d", "standardized_beta": "standardized slope",
                 "partial_eta_squared": "fraction of variance"}
-EFFECT_SYMBOLS = {"cohens_d": "d", "standardised_beta": "β", "partial_eta_squared": "η²"}
+EFFECT_SYMBOLS = {"cohens_d": "d", "standardized_beta": "β", "partial_eta_squared": "η²"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModalityResults:
 
     table: Statistics
     methods: tuple[str, ...]
-    verdicts: Mapping[str, Mapping[str, Verdict]]
+    verdicts: Mapping[str, Mapping[str, AnatomyCheck]]
     modality: str
 
     @property
@@ -69,19 +69,19 @@ def method_words(name: str) -> str:
 
 def value_words(row: Test, digits: int = 3) -> str:
     """Format the number of a test; very low R² of age is shown as a bound only."""
-    if row.name == "age_r2" and row.effect < WORST:
-        return f"< {WORST:.0f}"
+    if row.name == "age_r2" and row.effect < MIN_SHOWN_R2:
+        return f"< {MIN_SHOWN_R2:.0f}"
     return number_words(row.effect, digits)
 
 
 def pair_rows(results: ModalityResults, measure: str) -> list[tuple[str, str, Test | None]]:
     """Return (label, style, row) of a measure of traveling pairs: before, rescaled, each method."""
-    rows = [("before", "before", results.row("travelling_pair", "", reference=measure,
+    rows = [("before", "before", results.row("traveling_pair", "", reference=measure,
                                             stage="before")),
-            ("rescaled", "other", results.row("travelling_pair", "", reference=measure,
+            ("rescaled", "other", results.row("traveling_pair", "", reference=measure,
                                              stage="rescaled"))]
     return rows + [(name, "after" if name == results.methods[0] else "other",
-                    results.row("travelling_pair", name, reference=measure))
+                    results.row("traveling_pair", name, reference=measure))
                    for name in results.methods]
 
 
@@ -99,7 +99,7 @@ def strongest_effects(results: ModalityResults) -> list[str]:
     return [row.reference for row in rows]
 
 
-def limit_fraction(verdict: Verdict, name: str, higher: bool) -> tuple[float, bool]:
+def limit_fraction(verdict: AnatomyCheck, name: str, higher: bool) -> tuple[float, bool]:
     """Return a measure as a fraction of its limit, and whether it exceeds the limit.
 
     The fraction is 0 without a change and 1 at the limit.

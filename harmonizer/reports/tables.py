@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..evaluation.questions.anatomy import GUARDED
 from ..evaluation.statistics.resampling import Test
-from ..evaluation.verdicts import Answer
+from ..evaluation.verdicts import Verdict
 from .html import number_words
 from .results import (
     COMBAT,
@@ -178,7 +178,7 @@ def _paired(results: ModalityResults) -> Table:
         "Tissue volumes of traveling subjects by site",
         "Paired t tests against the reference site; p corrected by Benjamini-Hochberg.",
         ("Images", "Tissue", "Site", "Reference", "Mean difference (95 %)", "p corrected",
-         "Subjects"), rows, results.row("paired_t") or results.row("travelling_pair"))
+         "Subjects"), rows, results.row("paired_t") or results.row("traveling_pair"))
 
 
 def _pairs(results: ModalityResults) -> Table:
@@ -186,7 +186,7 @@ def _pairs(results: ModalityResults) -> Table:
     for measure in PAIR_MEASURES:
         for words, _, row in pair_rows(results, measure):
             name = row.backend if row is not None else ""
-            against = [results.row("travelling_wilcoxon", name, reference=f"{measure} | {other}")
+            against = [results.row("traveling_wilcoxon", name, reference=f"{measure} | {other}")
                        if name else None for other in ("unharmonized", "rescaled")]
             rows.append((Cell(measure.upper().replace("_", "-")), Cell(words), _cell(row),
                          *(c for test in against for c in
@@ -198,7 +198,7 @@ def _pairs(results: ModalityResults) -> Table:
         "scan). Differences: median over subjects, Wilcoxon signed-rank test, p corrected by "
         "Holm.",
         ("Measure", "Images", "Mean (95 %)", "Against unharmonized", "p", "Against rescaled", "p"),
-        rows, results.row("travelling_pair"))
+        rows, results.row("traveling_pair"))
 
 
 def _agreement(results: ModalityResults) -> Table:
@@ -213,7 +213,7 @@ def _agreement(results: ModalityResults) -> Table:
         "offsets between sites, ICC(2,1) includes them. Coefficient of variation within a subject "
         "in percent, lower is better.",
         ("Feature", "Images", "ICC(3,1) (95 %)", "ICC(2,1) (95 %)", "Within subject, % (95 %)"),
-        rows, results.row("icc31") or results.row("travelling_pair"))
+        rows, results.row("icc31") or results.row("traveling_pair"))
 
 
 def _identity(results: ModalityResults) -> Table:
@@ -287,11 +287,11 @@ def _guard(results: ModalityResults) -> Table:
         results.row("anatomy_flagged", results.methods[0] if results.methods else ""))
 
 
-def compare_methods(results: ModalityResults, found: Mapping[str, Sequence[Answer]]) -> Table:
+def compare_methods(results: ModalityResults, found: Mapping[str, Sequence[Verdict]]) -> Table:
     """Make the table that compares all methods, unharmonized images and ComBat."""
     rows = []
     for method in results.images():
-        verdicts = [Cell(VERDICT_WORDS[a.verdict]) for a in found.get(method, ())] or [Cell("")] * 4
+        verdicts = [Cell(VERDICT_WORDS[a.answer]) for a in found.get(method, ())] or [Cell("")] * 4
         psnr = next(row for words, _, row in pair_rows(results, "psnr") if words == (
             method or "before")) if method != COMBAT else None
         rows.append((Cell(method_words(method)), *verdicts,
@@ -313,7 +313,7 @@ def question_tables(results: ModalityResults) -> dict[str, tuple[Table, ...]]:
     return {
         "scanner": (_site_table(results), _intensity_table(results), _volumes(results),
                     _paired(results)),
-        "person": (_pairs(results), _agreement(results), _identity(results)),
+        "subject": (_pairs(results), _agreement(results), _identity(results)),
         "biology": (_age(results), _effects(results)),
         "anatomy": (_guard(results),),
     }

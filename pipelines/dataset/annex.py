@@ -12,10 +12,10 @@ MAX_POINTER_BYTES = 2048
 
 
 def is_unfetched(path: Path) -> bool:
-    """Whether a file stands for content that is elsewhere: a broken link or a pointer file.
+    """Return whether the content of a file was not fetched: a broken link or a pointer file.
 
-    git-annex keeps locked files as links into ``.git/annex/objects`` and unlocked files, until they
-    are fetched, as a line of text; Git LFS does the latter.
+    git-annex stores locked files as links into ``.git/annex/objects``, and unlocked files as a line
+    of text until they are fetched; Git LFS does the latter.
     """
     if not path.is_file():
         return path.is_symlink() and not path.exists()

@@ -1,15 +1,15 @@
-"""Which of several images of one session are used: those that fMRIPrep would call its T1w.
+"""Choice among several images of one session.
 
 A session may hold the same anatomy several times: with and without contrast agent (`ce`), as
-magnitude and without a word (`part`), at several echo times (`echo`). As scans of their own they
-would count a subject several times, at contrasts that no other subject has. So of each session
+magnitude and without that entity (`part`), at several echo times (`echo`). Using all would count a
+subject several times, at contrasts that other subjects do not have. In each session
 
-* images without `ce` are preferred; where all have one, all are used, with a warning;
+* images without `ce` are preferred; if all have it, all are used, with a warning;
 * an image without `part` is preferred to the same image with `part-mag`;
-* images without `echo` are preferred; where all have one, the first echo of each is used.
+* images without `echo` are preferred; if all have it, the first echo of each is used.
 
 Runs, acquisitions and reconstructions are all used. A filter file that names one of the three
-entities decides about it alone.
+entities overrides the rule for that entity.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .records import Finding, entities_of
 __all__ = ["choose_images"]
 
 Image = tuple[str, Path]
-SHOWN = 5
-WORDS = {"ce": "the session has an image without contrast agent",
+MAX_LISTED = 5
+REASONS = {"ce": "the session has an image without contrast agent",
          "part": "the session has the same image without this entity",
          "echo": "the session has an image without this entity, or an earlier echo"}
 PYBIDS_NAMES = {"ce": "ceagent", "part": "part", "echo": "echo"}
@@ -34,13 +34,16 @@ PYBIDS_NAMES = {"ce": "ceagent", "part": "part", "echo": "echo"}
 def choose_images(
     images: Iterable[Image], filters: Mapping[str, Collection[str]], root: Path
 ) -> tuple[list[Image], list[Finding]]:
-    """Choose the images of each session; returns them in their order, and warnings.
+    """Choose the images of each session; return them in their order, and warnings.
 
     Parameters
     ----------
-    images : (modality, path)
-    filters : lower-case modality -> entities that the filter file names, as pybids names them
-    root : of the dataset, for the warnings
+    images : iterable of (str, Path)
+        Modality and path.
+    filters : mapping of str to collection of str
+        Lower-case modality -> entities of the filter file, with pybids' names.
+    root : Path
+        Root of the dataset, for the warnings.
     """
     images = list(images)
     sessions = defaultdict(list)
@@ -66,7 +69,7 @@ def choose_images(
 
 
 def _without(entity: str, group: list[Image]) -> list[Image]:
-    """Images that lack the entity; all, where none lacks it."""
+    """Return the images without an entity; all images if each has it."""
     return [image for image in group if entity not in entities_of(image[1].name)] or group
 
 
@@ -87,11 +90,11 @@ def _first_echo(group: list[Image]) -> list[Image]:
 
 def _echo(image: Image) -> tuple[int, str]:
     text = entities_of(image[1].name)["echo"].lstrip("0")
-    return len(text), text  # the order of numbers, also of texts that are none
+    return len(text), text  # numeric order, also of labels that are no numbers
 
 
 def _alike(group: list[Image], entity: str) -> list[list[Image]]:
-    """Images whose names differ in one entity alone."""
+    """Group images whose names differ only in one entity."""
     groups = defaultdict(list)
     for image in group:
         others = {k: v for k, v in entities_of(image[1].name).items() if k != entity}
@@ -109,7 +112,7 @@ def _warnings(
 ) -> list[Finding]:
     findings = [
         Finding(root, f"{len(paths)} images with the entity {entity!r} are not used, because "
-                f"{WORDS[entity]}: {_some(paths)}",
+                f"{REASONS[entity]}: {_some(paths)}",
                 f"To use them as well give --bids-filter-file with {_query(entity, images)}.")
         for entity, paths in left.items() if paths]
     if only_enhanced:
@@ -121,7 +124,7 @@ def _warnings(
 
 
 def _query(entity: str, images: list[Image]) -> str:
-    """A filter that takes all images, with and without the entity."""
+    """Return a filter that selects all images, with and without the entity."""
     values: dict[str, set[str]] = defaultdict(set)
     for modality, path in images:
         if value := entities_of(path.name).get(entity):
@@ -133,5 +136,5 @@ def _query(entity: str, images: list[Image]) -> str:
 
 
 def _some(paths: list[Path]) -> str:
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(path.name for path in paths[:SHOWN]) + more
+    more = f" and {len(paths) - MAX_LISTED} more" if len(paths) > MAX_LISTED else ""
+    return ", ".join(path.name for path in paths[:MAX_LISTED]) + more

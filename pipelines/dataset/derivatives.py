@@ -1,15 +1,15 @@
-"""Precomputed brain masks and preprocessed images: ours, fMRIPrep's or sMRIPrep's.
+"""Precomputed brain masks and preprocessed images of this app, fMRIPrep or sMRIPrep.
 
-A file counts for an image only if its name has all the image's own entities (sub, ses, acq, rec,
+A file is used for an image only if its name has all the image's own entities (sub, ses, acq, rec,
 run, ...) and no space entity (or `space-orig`), and if it lies on the image's own voxel grid.
-fMRIPrep averages several T1w images of a person and then drops run and session from the name; such
-a file is no scan of that session and is not taken.
+fMRIPrep averages several T1w images of a subject and drops run and session from the name; such a
+file is not a scan of that session and is not used.
 
-    <stem>_desc-brain_mask.nii.gz          -> 'mask' (ours of another modality: desc-brainFLAIR)
+    <stem>_desc-brain_mask.nii.gz          -> 'mask' (of this app for other modalities: desc-brainFLAIR)
     <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'
 
 fMRIPrep also reorients to RAS. Axes that are only flipped or permuted are the same voxels, so such
-files are taken; whoever reads them must bring both to one orientation.
+files are used; the reader must reorient both.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ EXTENSIONS = (".nii.gz", ".nii")
 def find_precomputed(
     image: Path, stem: str, modality: str, folders: Mapping[str, Path]
 ) -> tuple[dict[str, Path], list[Finding]]:
-    """Usable files for one raw image: {'mask': path, 'preproc': path} as far as they exist.
+    """Find usable files for a raw image: {'mask': path, 'preproc': path}, and warnings.
 
-    The first folder that has a usable file wins. Files that fit by name but lie on another grid
-    are findings (warnings), not errors: the step that they would have replaced is done.
+    The first folder with a usable file is used. A file with matching name on another grid is
+    reported as a warning, and its step is computed.
     """
     found: dict[str, Path] = {}
     findings: list[Finding] = []
@@ -53,7 +53,7 @@ def find_precomputed(
 
 
 def check_derivatives(folders: Mapping[str, Path]) -> list[Finding]:
-    """Warnings about folders given with `--derivatives` that do not say that they are one."""
+    """Warn of folders given with ``--derivatives`` that are not derivative datasets."""
     findings = []
     for root in folders.values():
         path = root / "dataset_description.json"
@@ -69,7 +69,7 @@ def check_derivatives(folders: Mapping[str, Path]) -> list[Finding]:
 
 
 def same_voxels(image: Any, other: Any) -> bool:
-    """Whether two nibabel images have the same voxels, axes flipped or permuted allowed."""
+    """Return whether two nibabel images have the same voxels, up to flipped or permuted axes."""
     from nibabel import as_closest_canonical
 
     if len(image.shape) < 3 or len(other.shape) < 3:
@@ -96,10 +96,10 @@ def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
 
 
 def _is_of(path: Path, kind: str, modality: str) -> bool:
-    """Whether a file is of this modality. A mask's name seldom says; its Sources may.
+    """Return whether a file is of this modality, from its name or the Sources of its sidecar.
 
-    Without Sources a mask is of the T1w, as in fMRIPrep; an equal grid proves nothing, because
-    people move between a T1w and a T2w.
+    A mask without Sources belongs to the T1w image, as in fMRIPrep. An equal grid is no evidence,
+    because subjects move between a T1w and a T2w image.
     """
     if kind != "mask" or f"desc-brain{modality}_" in path.name:
         return True

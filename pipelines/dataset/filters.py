@@ -1,4 +1,4 @@
-"""BIDS filter files: which images, by their entities."""
+"""BIDS filter files, which select images by their entities."""
 
 from __future__ import annotations
 
@@ -80,12 +80,14 @@ def load_queries(path: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def fits_query(query: dict[str, Any], stem: str) -> bool:
-    """Whether the entities of a BIDS name fit a query of `load_queries`.
+    """Return whether the entities of a BIDS name match a query of `load_queries`.
 
     Parameters
     ----------
-    query : entity -> text, number, list of them, None (absent) or "*" (present)
-    stem : BIDS name without suffix, such as 'sub-01_acq-mprage_run-1'
+    query : dict
+        Entity -> text, number, list of them, None (absent) or "*" (present).
+    stem : str
+        BIDS name without suffix, such as 'sub-01_acq-mprage_run-1'.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""The patterns of .bidsignore: files that are in a dataset folder and not part of the dataset.
+"""Patterns of .bidsignore: files that are not part of the dataset.
 
-The syntax is that of .gitignore, as in the BIDS validator: the last pattern that fits decides, `!`
-takes a file back, a trailing slash means folders, a slash elsewhere anchors at the root, and what
-lies in an ignored folder is ignored.
+The syntax is that of .gitignore, as in the BIDS validator: the last matching pattern decides, ``!``
+includes a file again, a trailing slash matches folders, a slash elsewhere anchors the pattern at
+the root, and files in an ignored folder are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ TOKEN = re.compile(
 
 
 class BidsIgnore:
-    """The .bidsignore file of one dataset; without one nothing is ignored."""
+    """The .bidsignore file of a dataset; without it nothing is ignored.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -28,7 +34,7 @@ class BidsIgnore:
         self._rules = [rule for line in text.splitlines() if (rule := _rule(line))]
 
     def ignores(self, path: Path) -> bool:
-        """Whether a file of the dataset, or a folder that it lies in, is ignored."""
+        """Return whether a file of the dataset, or a folder that contains it, is ignored."""
         if not self._rules or not path.is_relative_to(self.root):
             return False
         parts = path.relative_to(self.root).parts

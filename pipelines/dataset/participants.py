@@ -1,4 +1,4 @@
-"""Whether participants.tsv and the folders of a dataset speak of the same participants."""
+"""Comparison of participants.tsv with the folders of a dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tables import Tables
 
 __all__ = ["check_participants"]
 
-SHOWN = 8
+MAX_LISTED = 8
 
 
 def check_participants(
@@ -23,14 +23,20 @@ def check_participants(
 
     Parameters
     ----------
-    folders : labels of all folders of the dataset
-    scans : (participant, session or None) of the images that are used
+    tables : Tables
+        Tables of the dataset.
+    folders : collection of str
+        Labels of all folders of the dataset.
+    scans : collection of (str, str or None)
+        Participant and session of the images that are used.
+    settings : Settings
+        Settings of the run.
 
     Raises
     ------
     InputError
-        If participants.tsv is there and has a row for no folder. Sites, ages and sexes would be
-        lost, so it is an error unless the user says where else the site is to be read.
+        If participants.tsv exists and matches no folder. Sites, ages and sexes would be lost, so
+        this is an error unless another site source is given.
     """
     path, rows = tables.participants_path, set(tables.participants)
     if not (path.exists() or path.is_symlink()):
@@ -38,8 +44,8 @@ def check_participants(
     if not rows & set(folders) and (rows or tables.is_broken(path)):
         finding = Finding(path, *_mismatch(tables, rows, folders))
         if settings.site is None and settings.site_from in ("auto", "participants"):
-            raise InputError(f"{finding} Or go on without the table, and without ages and sexes, "
-                             "by --site-from sidecar.")
+            raise InputError(f"{finding} Or continue without the table, ages and sexes, with "
+                             "--site-from sidecar.")
         return [finding]
     findings, selected = [], {subject for subject, _ in scans}
     if without := sorted(selected - rows):
@@ -51,7 +57,7 @@ def check_participants(
     if lacking:
         findings.append(Finding(
             path, f"{len(lacking)} sessions have no row, where others have: {_labels(lacking)}",
-            "Add their rows; what differs between sessions is not known of them."))
+            "Add their rows; their session-specific values are not known."))
     if not settings.participant_label and (orphans := sorted(rows - set(folders))):
         findings.append(Finding(
             path, f"{len(orphans)} of {len(rows)} participants have a row and no folder: "
@@ -60,7 +66,7 @@ def check_participants(
 
 
 def _mismatch(tables: Tables, rows: set[str], folders: Collection[str]) -> tuple[str, str]:
-    """(finding, remedy) for a table that matches nobody."""
+    """Return finding and remedy for a table that matches no folder."""
     path = tables.participants_path
     if not rows:
         broken = next(f for f in tables.findings if f.path == path)
@@ -77,5 +83,5 @@ def _mismatch(tables: Tables, rows: set[str], folders: Collection[str]) -> tuple
 
 
 def _labels(labels: Collection[str]) -> str:
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return ", ".join(f"sub-{label}" for label in sorted(labels)[:SHOWN]) + more
+    more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
+    return ", ".join(f"sub-{label}" for label in sorted(labels)[:MAX_LISTED]) + more

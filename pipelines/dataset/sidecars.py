@@ -1,11 +1,11 @@
 """Sidecar fields of one image, merged by the BIDS inheritance principle.
 
-A JSON file applies to an image if it lies in a folder on the way from the root to the image, has
-the same suffix, and all its entities occur in the image's name; the deeper file wins.
-(BIDS specification, Common principles, "The Inheritance Principle".)
+A JSON file applies to an image if it lies in a folder between the root and the image, has the same
+suffix, and all its entities occur in the name of the image; the deeper file overrides
+(BIDS specification, Common principles, "The Inheritance Principle").
 
-pybids can do this while indexing, but one broken JSON file then stops the index of everybody.
-Here it is one finding about one scan.
+pybids can do this while indexing, but there one broken JSON file stops the whole index. Here it
+excludes one scan.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["applicable_sidecars", "applies_to", "merged_metadata"]
 
 
 def merged_metadata(image: Path, root: Path) -> dict[str, Any]:
-    """All sidecar fields of `image` in the dataset at `root`; {} without any sidecar.
+    """Merge the sidecar fields of an image in the dataset at `root`; empty without a sidecar.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def merged_metadata(image: Path, root: Path) -> dict[str, Any]:
 
 
 def applies_to(sidecar: Path, image: Path, root: Path) -> bool:
-    """Whether a JSON file of the dataset applies to an image, from their names alone."""
+    """Return whether a JSON file of the dataset applies to an image, from their names."""
     suffix = split_name(image.name)[1]
     fits = sidecar.name == f"{suffix}.json" or sidecar.name.endswith(f"_{suffix}.json")
     return (fits and image.is_relative_to(sidecar.parent) and sidecar.is_relative_to(root)
@@ -45,7 +45,7 @@ def applies_to(sidecar: Path, image: Path, root: Path) -> bool:
 
 
 def applicable_sidecars(image: Path, root: Path) -> Iterator[Path]:
-    """The JSON files that apply to `image`, the most general first."""
+    """Yield the JSON files that apply to an image, the most general first."""
     _, suffix, _ = split_name(image.name)
     for folder in _way_down(image.parent, root):
         names = folder.glob(f"*{suffix}.json")  # a pattern, which also finds broken links
@@ -54,6 +54,6 @@ def applicable_sidecars(image: Path, root: Path) -> Iterator[Path]:
 
 
 def _way_down(folder: Path, root: Path) -> list[Path]:
-    """Folders from `root` down to `folder`, both included."""
+    """Return the folders from `root` down to `folder`, both included."""
     steps = folder.relative_to(root).parts
     return [root.joinpath(*steps[:n]) for n in range(len(steps) + 1)]

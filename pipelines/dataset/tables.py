@@ -1,8 +1,8 @@
-"""participants.tsv and sessions.tsv: who was how old, which sex, which site, and what else.
+"""Participants and sessions tables: age, sex, site and other covariates.
 
-A value in the sessions table of a participant is nearer to the scan than one in the participants
-table, so it wins. A participants table with one row for each session (a column session_id, against
-BIDS) is read session by session. 'n/a' and an empty cell are missing values, everywhere.
+A value of a sessions table overrides the participants table. A participants table with one row for
+each session (a column session_id, not valid BIDS) is read session by session. 'n/a' and empty cells
+are missing values.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Row = dict[str, str]
 
 
 def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
-    """Rows of a BIDS TSV with a `key` column, and what is wrong with it; ([], []) if absent."""
+    """Read the rows of a BIDS table with a `key` column, and findings; both empty if absent."""
     if is_unfetched(path):
         return [], [Finding(path, "was not fetched", FETCH)]
     if not path.is_file():
@@ -60,7 +60,7 @@ def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
 
 
 def _encoding_note(path: Path, text: str, encoding: str) -> list[Finding]:
-    """A warning about a table that is not UTF-8, with a word by which to check it."""
+    """Warn of a table that is not UTF-8, with a word that shows whether it was decoded well."""
     if encoding == "utf-8":
         return []
     words = (word for word in re.split(r"[\t\r\n]", text) if word.strip() and not word.isascii())
@@ -86,7 +86,18 @@ def _rows(path: Path, lines: list[list[str]]) -> tuple[list[Row], list[Finding]]
 
 
 class Tables:
-    """The tables of one raw dataset, read once each; what is wrong with them is in `findings`."""
+    """Participants and sessions tables of a dataset, each read once.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+
+    Attributes
+    ----------
+    findings : list of Finding
+        Problems of the tables.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -96,14 +107,14 @@ class Tables:
 
     @property
     def participants_path(self) -> Path:
-        """Where the participants table is, if there is one."""
+        """Return the path of the participants table, which may not exist."""
         return self.root / "participants.tsv"
 
     @cached_property
     def participants(self) -> dict[str, Row]:
-        """Rows of participants.tsv by label without 'sub-'.
+        """Return the rows of participants.tsv by label without 'sub-'.
 
-        In a table with a row for each session they hold the columns that never differ between the
+        Of a table with a row for each session, the rows hold the columns that are equal in all
         sessions of a participant.
         """
         rows = self._participant_rows
@@ -118,18 +129,18 @@ class Tables:
 
     @cached_property
     def has_session_rows(self) -> bool:
-        """Whether participants.tsv has rows for the sessions of a participant."""
+        """Return whether participants.tsv has a row for each session."""
         return any(len({row.get("session_id", "") for row in rows}) > 1
                    for rows in self._grouped_rows.values())
 
     def has_row(self, subject: str, session: str | None) -> bool:
-        """Whether participants.tsv speaks of a scan, where it has rows for sessions."""
+        """Return whether participants.tsv has a row for a scan, if it has rows for sessions."""
         of_one = self._grouped_rows.get(subject, [])
         return not self.has_session_rows or (subject, session or "") in self._session_rows \
             or (session is None and len(of_one) == 1)
 
     def participant_row(self, subject: str, session: str | None) -> Row:
-        """What participants.tsv says of one scan; {} where nothing."""
+        """Return the values of participants.tsv for a scan; empty without a row."""
         row = self.participants.get(subject, {})
         if not self.has_session_rows:
             return row
@@ -149,11 +160,14 @@ class Tables:
 
     @cached_property
     def _session_rows(self) -> dict[tuple[str, str], Row]:
-        """Rows of a participants table with session_id, by labels; a missing session_id is ''."""
+        """Return rows of participants.tsv by participant and session; a missing session is ''."""
         path, found = self.participants_path, {}
         remedy = "BIDS has a sub-X_sessions.tsv for what differs between sessions."
-        self.findings.append(Finding(path, "has a row for each session, which is read as such",
-                                     remedy))
+        self.findings.append(
+    Finding(
+        path,
+        "has a row for each session, and is read session by session",
+         remedy))
         for label, rows in self._grouped_rows.items():
             sessions = [_session_of(row) for row in rows]
             for session, row in zip(sessions, rows):
@@ -164,7 +178,7 @@ class Tables:
         return found
 
     def sessions(self, subject: str) -> dict[str, Row]:
-        """Rows of sub-X_sessions.tsv by label without 'ses-'."""
+        """Return the rows of sub-X_sessions.tsv by label without 'ses-'."""
         if subject not in self._sessions:
             path = self.sessions_path(subject)
             rows = self._read(path, "session_id")
@@ -172,15 +186,15 @@ class Tables:
         return self._sessions[subject]
 
     def sessions_path(self, subject: str) -> Path:
-        """Where the sessions table of a participant is, if there is one."""
+        """Return the path of a sessions table, which may not exist."""
         return self.root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
 
     def session_row(self, subject: str, session: str | None) -> Row:
-        """The row of one session; {} where there is none."""
+        """Return the row of one session; empty if there is none."""
         return self.sessions(subject).get(session, {}) if session else {}
 
     def all_values(self, column: str) -> set[str]:
-        """Every value of a column in the participants table and all sessions tables."""
+        """Return all values of a column in the participants table and all sessions tables."""
         subjects = [p.name.removeprefix("sub-") for p in self.root.glob("sub-*") if p.is_dir()]
         rows = [*self._participant_rows]
         rows += [row for subject in subjects for row in self.sessions(subject).values()]
@@ -189,7 +203,7 @@ class Tables:
     def covariates(
         self, subject: str, session: str | None, leave_out: str = "site"
     ) -> tuple[dict[str, Covariate], list[Finding]]:
-        """Age (years), sex and the other columns of one scan, and notes on what was unclear."""
+        """Return age (years), sex and other columns of a scan, and findings about them."""
         nearer = self.session_row(subject, session)
         row = dict(self.participant_row(subject, session))
         row |= {name: text for name, text in nearer.items() if not is_missing(text)}
@@ -204,7 +218,7 @@ class Tables:
         return {"age": age, "sex": sex, **others}, notes + self._renaming(kept_as)
 
     def is_broken(self, path: Path) -> bool:
-        """Whether a table that was read is there and gave no row because of a fault."""
+        """Return whether a table exists and could not be read."""
         return path in self._broken
 
     def _read(self, path: Path, key: str) -> list[Row]:
@@ -215,7 +229,7 @@ class Tables:
         return rows
 
     def _renaming(self, kept_as: Mapping[str, str]) -> list[Finding]:
-        """A warning about columns with names that cohort.tsv gives to others."""
+        """Warn of columns that are renamed because cohort.tsv has columns of the same name."""
         changed = {old: new for old, new in kept_as.items() if old != new}
         if not changed:
             return []
@@ -262,7 +276,7 @@ class Tables:
 
     @cached_property
     def _numeric(self) -> frozenset[str]:
-        """Columns of participants.tsv in which every value that is there is a number."""
+        """Return the columns of participants.tsv with only numbers and missing values."""
         columns = {name for row in self._participant_rows for name in row}
         return frozenset(name for name in columns if self._all_numbers(name))
 
@@ -280,7 +294,7 @@ class Tables:
 
 
 def _grouped(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of participants.tsv by label."""
+    """Group the rows of participants.tsv by label."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["participant_id"].removeprefix("sub-"), []).append(row)
@@ -288,13 +302,13 @@ def _grouped(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _session_of(row: Row) -> str:
-    """Label of the session of a row; '' where it names none."""
+    """Return the session label of a row; empty if it has none."""
     text = row.get("session_id", "")
     return "" if is_missing(text) else text.removeprefix("ses-")
 
 
 def _covariate_names(columns: list[str]) -> dict[str, str]:
-    """Column -> name of the covariate: its own, unless cohort.tsv has a column of that name.
+    """Return column -> name of the covariate, which differs if cohort.tsv has such a column.
 
     >>> _covariate_names(["iq", "Image"])
     {'iq': 'iq', 'Image': 'participants_Image'}
@@ -309,21 +323,21 @@ def _covariate_names(columns: list[str]) -> dict[str, str]:
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that the value is not known."""
+    """Return whether a cell is a missing value."""
     return text.strip().lower() in MISSING
 
 
 def cell(row: Row, column: str) -> str | None:
-    """The value of a column, its name compared without case; None if missing."""
+    """Return the value of a column, its case ignored; None if missing."""
     names = {name.lower(): name for name in row}
     text = row.get(column, row.get(names.get(column.lower(), ""), ""))
     return None if is_missing(text) else text
 
 
 def parse_age(text: str, units: str = "year") -> tuple[float | None, str]:
-    """(age in years or None, note); the note is empty where nothing was unclear.
+    """Parse an age; return years or None, and a note if the text is unusual.
 
-    Understands '34', '34.5', '89+' and '>89' (ages hidden above a limit), and DICOM's '034Y'.
+    Accepts '34', '34.5', '89+' and '>89' (ages hidden above a limit), and DICOM's '034Y'.
 
     >>> parse_age("89+")
     (89.0, "age '89+' is a lower limit; 89 is used")
@@ -343,7 +357,9 @@ def parse_age(text: str, units: str = "year") -> tuple[float | None, str]:
 
 
 def parse_sex(text: str, levels: Mapping[str, Any] | None = None) -> tuple[str | None, str]:
-    """('F', 'M', 'O' or None, note); codes such as '1' are looked up in the column's Levels.
+    """Parse a sex; return 'F', 'M', 'O' or None, and a note if the text is not understood.
+
+    Codes such as '1' are looked up in the Levels of the column.
 
     >>> parse_sex("female")
     ('F', '')
@@ -359,6 +375,6 @@ def parse_sex(text: str, levels: Mapping[str, Any] | None = None) -> tuple[str |
 
 
 def _is_number(text: str) -> bool:
-    """Whether text is a number and not a code: '0012' is a code, and '1e999' no number we know."""
+    """Return whether text is a finite number; '0012' is a code."""
     form = re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", text)
     return form is not None and math.isfinite(float(text))

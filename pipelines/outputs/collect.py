@@ -1,4 +1,4 @@
-"""Reading the output folder back: which scans are preprocessed, as a `Cohort`."""
+"""Preprocessed scans of the output folder, as a `Cohort`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ NAME = re.compile(
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """One preprocessed scan found in the output folder: its row, its files, its sidecar."""
+    """A preprocessed scan of the output folder.
+
+    Attributes
+    ----------
+    scan : Scan
+        Row of the cohort.
+    paths : ScanPaths
+        Its files.
+    sidecar : dict
+        Sidecar of its image on the template grid.
+    """
 
     scan: Scan
     paths: ScanPaths
@@ -33,12 +43,12 @@ class Preprocessed:
 
     @property
     def scan_id(self) -> str:
-        """The scan's."""
+        """Return the scan_id."""
         return self.scan.scan_id
 
     @property
     def name(self) -> str:
-        """Name of the scan's workflow: letters, digits and underscores."""
+        """Return the name of the scan's workflow: letters, digits and underscores."""
         return node_name(self.scan_id)
 
 
@@ -51,12 +61,29 @@ def find_preprocessed(
     region: str = "brain",
     wanted: Callable[[ScanPaths], bool] | None = None,
 ) -> tuple[Preprocessed, ...]:
-    """All finished scans in `out`, sorted by scan_id; empty `subjects` or `sessions` means all.
+    """Read all finished scans of the output folder, sorted by scan_id.
 
-    `region` says whose masks the scans have, ``brain`` or ``head``; tissues are the brain's. Scans
-    for which `wanted` is false are not read.
+    A scan is finished if the sidecar of its template-grid image exists, which is written last.
 
-    A scan is finished when the sidecar of its template-grid image is there, which is written last.
+    Parameters
+    ----------
+    out : Path
+        Root of the derivative dataset.
+    resolution : int
+        Voxel size of the template grid, mm.
+    modalities : collection of str
+        BIDS suffixes.
+    subjects, sessions : collection of str
+        Labels; empty means all.
+    region : str
+        Region of the masks, ``brain`` or ``head``; tissue probabilities are given for the brain.
+    wanted : callable, optional
+        Scans for which it returns False are not read.
+
+    Raises
+    ------
+    InputError
+        If a sidecar or an image is incomplete.
     """
     found = []
     for paths in preprocessed_paths(out, resolution, modalities):
@@ -80,7 +107,7 @@ def preprocessed_paths(out: Path, resolution: int, modalities: Collection[str]
 
 
 def cohort_of(found: Collection[Preprocessed]) -> Cohort:
-    """The cohort of the scans that were found."""
+    """Return the scans as a cohort."""
     return Cohort(tuple(item.scan for item in found))
 
 
@@ -92,7 +119,7 @@ def _read(path: Path, paths: ScanPaths, region: str) -> Preprocessed:
             paths.scan_id, paths.subject, paths.session, paths.modality, content["Site"],
             content["SiteSource"], paths.image("preproc", template=True),
             paths.mask(template=True), covariates.pop("age", None), covariates.pop("sex", None),
-            {k: str(v) for k, v in covariates.items()}, paths.shares_found(),
+            {k: str(v) for k, v in covariates.items()}, paths.probabilities_found(),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: lacks {error}. Delete it and preprocess this scan again.") \

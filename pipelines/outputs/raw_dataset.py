@@ -1,7 +1,6 @@
 """A raw-like BIDS dataset of harmonized images: names, sidecars, tables and description.
 
-Other pipelines take raw datasets as input. This module knows what such a dataset must hold; which
-scans go in is decided in `pipelines.stages.export`.
+This module writes the parts of such a dataset; `pipelines.stages.export` selects the scans.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ PROVENANCE = (
     "Target", "TargetKind", "TargetScans", "TargetSHA256", "ModelSHA256", "RandomSeed", "Detail",
     "Region", "AnatomyGuard", "PipelineVersion",
 )
-"""Fields of a harmonized image's sidecar that go with it."""
+"""Fields of the sidecar of a harmonized image that are exported."""
 FROM_SOURCE = ("License", "Authors", "Acknowledgements", "Funding", "EthicsApprovals",
                "ReferencesAndLinks", "HEDVersion")
-"""Fields of the raw dataset's description that stay true."""
+"""Fields of the raw dataset description that are copied."""
 README_TITLE = "# Harmonized images as a raw BIDS dataset"
 README = f"""\
 {README_TITLE}
@@ -54,12 +53,18 @@ def exported_name(stem: str, modality: str, desc: str, names: str) -> str:
 
     Parameters
     ----------
-    stem : source name without suffix
-    modality : BIDS suffix
-    desc : label of the harmonized images; the value of the entity ``rec``
-    names : 'rec', or 'original' for the source's own name
+    stem : str
+        Source name without suffix.
+    modality : str
+        BIDS suffix.
+    desc : str
+        Label of the harmonized images; the value of the entity ``rec``.
+    names : str
+        'rec', or 'original' for the name of the source.
 
-    A ``rec`` that is there already stays in the value, so that names stay unique:
+    Examples
+    --------
+    An existing ``rec`` is kept in the value, so that names stay unique.
 
     >>> exported_name("sub-01_ses-A_run-1", "T1w", "harmonized", "rec")
     'sub-01_ses-A_rec-harmonized_run-1_T1w.nii.gz'
@@ -83,10 +88,14 @@ def exported_sidecar(
 
     Parameters
     ----------
-    metadata : fields of the raw image's own sidecars
-    harmonized : sidecar of the harmonized image
-    sources : BIDS URIs of the harmonized and the raw image
-    sha256 : of the image
+    metadata : mapping
+        Sidecar fields of the raw image.
+    harmonized : mapping
+        Sidecar of the harmonized image.
+    sources : sequence of str
+        BIDS URIs of the harmonized and the raw image.
+    sha256 : str
+        Hash of the image.
     """
     target = f"{harmonized['HarmonizationMethod']} to {harmonized['Target']}"
     return {
@@ -100,10 +109,9 @@ def exported_sidecar(
 
 
 def prepare_folder(folder: Path, wanted: Collection[Path]) -> None:
-    """Make the folder, and refuse one that holds what this export does not write.
+    """Create the export folder; refuse one with other files.
 
-    While an export is under way the dataset has no description, so that nobody takes half of it
-    for a whole one.
+    During an export the dataset has no description, so that it cannot be mistaken for complete.
 
     Raises
     ------
@@ -134,12 +142,16 @@ def prepare_folder(folder: Path, wanted: Collection[Path]) -> None:
 
 def write_tables(folder: Path, tables: Tables, sessions: Mapping[str, Collection[str]]
                  ) -> list[str]:
-    """Write participants.tsv and the sessions tables; returns subjects that had no row.
+    """Write participants.tsv and the sessions tables; return subjects without a row.
 
     Parameters
     ----------
-    tables : those of the raw dataset, or of the output folder where there is no raw one
-    sessions : exported subject -> labels of the exported sessions, none where there are none
+    folder : Path
+        Root of the exported dataset.
+    tables : Tables
+        Tables of the raw dataset, or of the output folder without raw data.
+    sessions : mapping of str to collection of str
+        Exported subject -> labels of its exported sessions.
     """
     without, rows = [], []
     columns = dict.fromkeys(name for row in tables.participants.values() for name in row)
@@ -167,19 +179,23 @@ def _write_rows(path: Path, key: str, columns: list[str], rows: Sequence[Row]) -
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _copy(source: Path, goal: Path) -> None:
+def _copy(source: Path, destination: Path) -> None:
     if source.is_file():
-        with atomic_path(goal) as temporary:
+        with atomic_path(destination) as temporary:
             shutil.copyfile(source, temporary)
 
 
 def write_description(folder: Path, out: Path, raw: Path | None) -> None:
-    """Write dataset_description.json, which comes last.
+    """Write dataset_description.json; call it last.
 
     Parameters
     ----------
-    out : the derivative dataset that the images are copied from
-    raw : the original dataset; None where it is not known
+    folder : Path
+        Root of the exported dataset.
+    out : Path
+        Derivative dataset that the images are copied from.
+    raw : Path or None
+        Original dataset, if known.
     """
     source = read_json(raw / "dataset_description.json") if raw is not None and (
         raw / "dataset_description.json").is_file() else {}
@@ -201,8 +217,7 @@ def write_description(folder: Path, out: Path, raw: Path | None) -> None:
 
 
 def raw_folder(out: Path) -> Path | None:
-    """Return the raw dataset that an output folder says it is made of; None where it is not there.
-    """
+    """Return the raw dataset that an output folder links to; None if it does not exist."""
     path = out / "dataset_description.json"
     link = read_json(path).get("DatasetLinks", {}).get("raw", "") if path.is_file() else ""
     if not link:

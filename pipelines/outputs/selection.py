@@ -1,9 +1,9 @@
 """`Selection`: the scans that a run fits, harmonizes and evaluates.
 
-A run that reads BIDS_DIR uses what it selected there. Scans that are preprocessed in OUTPUT_DIR and
-not selected are left out and listed; with `--include-existing` those whose image is no longer in
-BIDS_DIR are used as well. Without a readable BIDS_DIR, as on a cluster where the raw data are
-elsewhere, OUTPUT_DIR takes its place: labels and filters then choose among what it holds.
+A run that reads BIDS_DIR uses what it selected there. Other preprocessed scans of
+OUTPUT_DIR are excluded and listed; ``--include-existing`` adds those whose image is no longer in
+BIDS_DIR. If BIDS_DIR cannot be read, as on a cluster without the raw data, labels and filters
+select among the scans of OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ class Selection:
 
     Attributes
     ----------
-    settings : of the run
-    records : images selected in BIDS_DIR; empty where it is not read
-    refused : scan_ids of selected images that cannot be used
-    reads_bids_dir : whether BIDS_DIR was read; if not, OUTPUT_DIR is searched
+    settings : Settings
+        Settings of the run.
+    records : tuple of ScanRecord
+        Images selected in BIDS_DIR; empty if it is not read.
+    refused : frozenset of str
+        scan_ids of selected images that cannot be used.
+    reads_bids_dir : bool
+        Whether BIDS_DIR was read; otherwise OUTPUT_DIR is searched.
     """
 
     settings: Settings
@@ -50,7 +54,7 @@ class Selection:
     @classmethod
     def of(cls, settings: Settings, records: Sequence[ScanRecord], refused: Iterable[str] = ()
            ) -> Selection:
-        """Make the selection of a run; without any image in BIDS_DIR it is not read."""
+        """Make the selection of a run; without records, OUTPUT_DIR is searched."""
         refused = frozenset(refused)
         return cls(settings, tuple(records), refused, bool(records or refused))
 
@@ -64,7 +68,7 @@ class Selection:
         return frozenset(record.scan_id for record in self.records) - self.refused
 
     def uses(self, paths: ScanPaths) -> bool:
-        """Whether the run uses a scan that is preprocessed in OUTPUT_DIR."""
+        """Return whether the run uses a preprocessed scan of OUTPUT_DIR."""
         if paths.scan_id in self.refused:
             return False
         if not self.reads_bids_dir:
@@ -74,7 +78,7 @@ class Selection:
             and self._is_requested(paths.scan_id))
 
     def concerns(self, scan_id: str) -> bool:
-        """Whether a message about a scan, which may have failed, belongs to this run."""
+        """Return whether this run includes a scan, which may have failed."""
         if not self.reads_bids_dir or self.settings.include_existing:
             return self._is_requested(scan_id)
         return scan_id in self.selected_ids or scan_id in self.refused
@@ -106,18 +110,18 @@ class Selection:
         return tuple(item.scan_id for item in self.find()
                      if item.scan_id not in self.selected_ids)
 
-    def left_out(self) -> tuple[ScanPaths, ...]:
+    def unselected(self) -> tuple[ScanPaths, ...]:
         """Return the scans in OUTPUT_DIR of the run's modalities that it does not use."""
         settings = self.settings
         return tuple(paths for paths in preprocessed_paths(
             settings.output_dir, resolution_of(settings.sloppy), settings.modalities)
             if not self.uses(paths) and paths.scan_id not in self.refused)
 
-    def left_out_lines(self) -> tuple[str, ...]:
-        """Say which scans of OUTPUT_DIR are left out, and what can be done about them."""
-        left_out = self.left_out()
-        present = [paths for paths in left_out if self._is_in_bids_dir(paths)]
-        absent = [paths for paths in left_out if not self._is_in_bids_dir(paths)]
+    def unselected_lines(self) -> tuple[str, ...]:
+        """Describe which scans of OUTPUT_DIR are left out, and how to use or remove them."""
+        unselected = self.unselected()
+        present = [paths for paths in unselected if self._is_in_bids_dir(paths)]
+        absent = [paths for paths in unselected if not self._is_in_bids_dir(paths)]
         lines = []
         if absent:
             some = _listed([paths.scan_id for paths in absent])
@@ -132,21 +136,21 @@ class Selection:
                 f"select, left out: {some}. To use them, change the labels or the filter.")
         return tuple(lines)
 
-    def _files_of(self, left_out: Sequence[ScanPaths]) -> str:
-        """The folders of participants who left the dataset; other scans share a folder."""
-        gone = sorted({f"sub-{paths.subject}" for paths in left_out
+    def _files_of(self, unselected: Sequence[ScanPaths]) -> str:
+        """List the files of participants who left the dataset."""
+        gone = sorted({f"sub-{paths.subject}" for paths in unselected
                        if not (self.settings.bids_dir / f"sub-{paths.subject}").is_dir()})
         return _listed([f"{name}, {name}.html and logs/scans/{name}_*" for name in gone]) \
             or "their files"
 
     def _is_in_bids_dir(self, paths: ScanPaths) -> bool:
-        """Whether the raw image is there, or a link to it whose content was not fetched."""
+        """Return whether the raw image exists, or a link whose content was not fetched."""
         folder = self.settings.bids_dir / paths.folder
         return any(os.path.lexists(folder / f"{paths.scan_id}{extension}")
                    for extension in RAW_EXTENSIONS)
 
     def _is_requested(self, scan_id: str) -> bool:
-        """Whether labels and filters choose a scan, by its name alone."""
+        """Return whether labels and filters select a scan, by its name."""
         settings = self.settings
         stem, modality, _ = split_name(scan_id)
         entities = entities_of(stem)
@@ -164,7 +168,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class SiteChange:
-    """A scan whose site in the tables is not the one that OUTPUT_DIR had."""
+    """A scan whose site differs between the tables and OUTPUT_DIR."""
 
     scan_id: str
     before: str
@@ -200,7 +204,7 @@ def update_scan_facts(selection: Selection) -> tuple[SiteChange, ...]:
 
 
 def _scan_of(record: ScanRecord) -> Scan:
-    """The row of a record in the cohort; image and mask are the raw file, which is not read."""
+    """Return a record as a row of the cohort; image and mask are the raw file, not read."""
     covariates = {k: v for k, v in record.covariates.items() if v is not None}
     return Scan(record.scan_id, record.subject, record.session, record.modality, record.site,
                 record.site_source, record.path, record.path, covariates.pop("age", None),

@@ -1,8 +1,8 @@
-"""The group level's second stage: the referee, from the output folder alone.
+"""The stage `evaluate` of the group level; it reads only the output folder.
 
-Is the scanner gone, the person still there, biology still there, anatomy unmoved? The answers are
-`metrics.tsv`, `group_statistics.tsv` and `group.html`; each image's anatomy verdict also goes into
-its sidecar, so that no flagged image is passed on silently.
+It tests site effects, subject identity, biological effects and anatomical preservation, and writes
+`metrics.tsv`, `group_statistics.tsv` and `group.html`. The result of the anatomy guard is added to
+the sidecar of each image.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy as np
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.evaluation.metrics.distribution import QuantileTable
-from harmonizer.evaluation.questions.anatomy import moved_map
-from harmonizer.evaluation.run import Ruling, referee
+from harmonizer.evaluation.questions.anatomy import anatomy_change_map
+from harmonizer.evaluation.run import EvaluationResult
+from harmonizer.evaluation.run import evaluate as evaluate_methods
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
@@ -49,11 +50,11 @@ from .site_effect_maps import explained_figures
 __all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
-SHOWN = 10  # flagged images named in the summary
-DRAWN = 4  # flagged images whose map of where it moved is in the report
+MAX_LISTED = 10  # flagged images named in the summary
+MAX_ANATOMY_CHANGE_FIGURES = 4  # in the report
 SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
-OWN_GB = 0.3  # of a process that compares images, without them
+PROCESS_GB = 0.3  # of a process that compares images, without the images
 GB_PER_VOXEL = 9e-8  # of a pair of images and their maps: 1.06 GB at 1 mm (docs/benchmarks.md)
 SEGMENTER_GB = 0.3  # beyond that, where it segments: 1.33 GB were measured at 1 mm
 TABLES_GB = 0.7  # of the process that holds the tables and starts the others
@@ -61,14 +62,18 @@ TABLES_GB = 0.7  # of the process that holds the tables and starts the others
 
 @dataclass(frozen=True)
 class Variant:
-    """One harmonized version of the cohort: images of one desc by one method to one target.
+    """One harmonized version of the cohort: images of one desc, method and target.
 
     Attributes
     ----------
-    name : how tables call it: the method, or the desc where a method occurs twice
-    desc : desc entity of its images
-    backend, target, model : of its sidecars
-    items : the scans that have it
+    name : str
+        Name in tables: the method, or the desc if a method occurs twice.
+    desc : str
+        Desc entity of its images.
+    backend, target, model : str
+        Method, target and model hash from the sidecars.
+    items : tuple of Preprocessed
+        Scans that have such an image.
     """
 
     name: str
@@ -80,21 +85,20 @@ class Variant:
 
     @property
     def cohort(self) -> Cohort:
-        """Its images, with the scans' own masks."""
+        """Return its images as a cohort, with the masks of the scans."""
         return Cohort(tuple(replace(i.scan, image=i.paths.image(self.desc, template=True))
                             for i in self.items))
 
 
 def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
-    """Evaluate the selected scans that are harmonized; write tables, verdicts and reports; returns
-    lines.
+    """Evaluate the harmonized scans; write tables, verdicts and reports; return lines.
 
     Raises
     ------
     InputError
-        If nothing is preprocessed, or images of one desc come from different runs.
+        If nothing is preprocessed, or images of one desc come from several models.
     UsageError
-        If a covariate or the reference site is not there.
+        If a covariate or the reference site does not exist.
     """
     out = settings.output_dir
     found = selection.find()
@@ -113,14 +117,14 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     warnings = _design_warnings(settings, found)
     for text in warnings:
         LOGGER.warning("%s", text)
-    ruling = _joined([ruling for _, ruling in rulings.values()])
+    ruling = EvaluationResult.join(ruling for _, ruling in rulings.values())
     ruling.metrics.to_tsv(out / "metrics.tsv")
     ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
     ruling.statistics.to_tsv(out / "group_statistics.tsv")
     everything = [v for variants, _ in rulings.values() for v in variants]
     flagged = _write_verdicts(everything, ruling)
-    if settings.moved_maps != "none":
-        _write_moved_maps(everything, ruling, settings.moved_maps == "all")
+    if settings.anatomy_change_maps != "none":
+        _write_anatomy_change_maps(everything, ruling, settings.anatomy_change_maps == "all")
     write_subject_reports(settings, selection)
     judged = {modality: variants for modality, (variants, _) in rulings.items()}
     path = render_group_report(out / "group.html", _group_report(
@@ -143,7 +147,7 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
     metrics = Metrics.from_tsv(out / "metrics.tsv")
     statistics = Statistics.from_tsv(out / "group_statistics.tsv")
     quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
-    ruling = Ruling(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
+    ruling = EvaluationResult(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
     judged = {}
     for modality in settings.modalities:
         variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
@@ -154,15 +158,17 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
                          "name another with --desc.")
     return render_group_report(out / "group.html", _group_report(
         settings, selection, found, judged, ruling, _design_warnings(settings, found)))
+
+
 def _design_warnings(settings: Settings, found: Sequence[Preprocessed]) -> tuple[str, ...]:
-    """Doubts about who was scanned where, each once."""
+    """Return the warnings about the study design, each once."""
     texts = [text for modality in settings.modalities for text in design_warnings(
         settings, cohort_of([item for item in found if item.scan.modality == modality]))]
     return tuple(dict.fromkeys(texts))
 
 
 def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Variant, ...]:
-    """What is to be judged: the run's own desc first, with ``--compare`` every other one too."""
+    """Return the variants to evaluate: of the run's desc first, then others with ``--compare``."""
     descs = [settings.desc]
     if settings.compare:
         descs += sorted({desc for item in scans for desc in _descs_of(item)} - {settings.desc})
@@ -173,7 +179,7 @@ def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Vari
 
 
 def _descs_of(item: Preprocessed) -> list[str]:
-    """Desc labels of the harmonized images of a scan."""
+    """Return the desc labels of the harmonized images of a scan."""
     pattern = item.paths.image("*", template=True).name
     before, after = pattern.split("*")
     names = (path.name for path in item.paths.image("*", template=True).parent.glob(pattern))
@@ -182,13 +188,13 @@ def _descs_of(item: Preprocessed) -> list[str]:
 
 
 def _sidecar_of(item: Preprocessed, desc: str) -> dict[str, Any] | None:
-    """Sidecar of a harmonized image on the template grid, or None where there is none."""
+    """Read the sidecar of a harmonized image on the template grid; None if there is none."""
     image = item.paths.image(desc, template=True)
     return read_json(sidecar(image)) if image.is_file() and sidecar(image).is_file() else None
 
 
 def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
-    """The images of one desc; None where there are none.
+    """Collect the images of one desc; None if there are none.
 
     Raises
     ------
@@ -212,60 +218,63 @@ def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
 
 
 def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
-          ) -> Ruling:
+          ) -> EvaluationResult:
     """The referee over one modality."""
     before = cohort_of(scans)
     covariates = settings.covariates or tuple(
         name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
-    LOGGER.info("Judging %d scans: %s.", len(before), ", ".join(v.name for v in variants))
+    LOGGER.info("Evaluating %d scans: %s.", len(before), ", ".join(v.name for v in variants))
     with phases("evaluate") as progress:
-        return referee(
+        return evaluate_methods(
             before, {v.name: v.cohort for v in variants}, variants[0].target,
             covariates=covariates, reference_site=settings.reference_site,
             checked=_known_columns(settings, before),
-            travelling=settings.traveling,
+            traveling=settings.traveling,
             segment=None if settings.sloppy else NetworkSegmenter(quick=True),
             priors=tissue_priors(resolution_of(settings.sloppy)),
             fitted_on=_fitted_on(settings, variants, before),
             permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
             workers=_workers(settings, scans), progress=progress,
-            cache=settings.work_dir / "referee", seed=settings.random_seed)
+            cache=settings.work_dir / "evaluation", seed=settings.random_seed)
 
 
 def _known_columns(settings: Settings, cohort: Cohort) -> tuple[str, ...]:
-    """The columns to compare with the site that this modality's scans have."""
+    """Return the columns to compare with the site that these scans have."""
     known = {name for scan in cohort for name in scan.covariates}
     return tuple(name for name in checked_columns(settings) if name in known)
 
 
 def _workers(settings: Settings, scans: Sequence[Preprocessed]) -> int:
-    """As many processes as ``--nprocs`` allows and ``--mem`` holds, beside this one; at least one.
-    """
+    """Return the number of worker processes that ``--nprocs`` and ``--mem`` allow, at least 1."""
     if settings.mem_gb is None:
         return settings.nprocs
     voxels = float(np.prod(load_nifti(scans[0].scan.mask).shape))
-    each = OWN_GB + GB_PER_VOXEL * voxels + (0 if settings.sloppy else SEGMENTER_GB)
+    each = PROCESS_GB + GB_PER_VOXEL * voxels + (0 if settings.sloppy else SEGMENTER_GB)
     workers = max(1, min(settings.nprocs, int((settings.mem_gb - TABLES_GB) / each)))
     if workers < settings.nprocs:
-        LOGGER.info("Evaluating in %d of %d processes: %.1f GB hold no more, at %.1f GB each.",
-                    workers, settings.nprocs, settings.mem_gb, each)
+        LOGGER.info(
+    "Evaluating in %d of %d processes: memory is limited to %.1f GB, each needs %.1f GB.",
+    workers,
+    settings.nprocs,
+    settings.mem_gb,
+     each)
     return workers
 
 
 def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort
                ) -> dict[str, tuple[str, ...]]:
-    """Method -> people that its model was fitted on, as far as the model can be found."""
-    people = {}
+    """Return method -> subjects of the fit of its model, if the model is found."""
+    subjects = {}
     for variant in variants:
         facts = _model_cohort(settings, variant, before.scans[0].modality)
         if facts:
             ids = set(facts.get("ScanIds", ()))
-            people[variant.name] = tuple(sorted({s.subject for s in before if s.scan_id in ids}))
-    return people
+            subjects[variant.name] = tuple(sorted({s.subject for s in before if s.scan_id in ids}))
+    return subjects
 
 
 def _model_cohort(settings: Settings, variant: Variant, modality: str) -> dict[str, Any]:
-    """What a variant's model says of its fit (cohort.json); {} where it cannot be found."""
+    """Read cohort.json of the model of a variant; empty if the model is not found."""
     folder = settings.model or settings.output_dir / MODELS / variant.backend / modality
     folder = folder if is_model(folder) else folder / modality
     if not is_model(folder) or model_hash(folder) != variant.model:
@@ -274,36 +283,23 @@ def _model_cohort(settings: Settings, variant: Variant, modality: str) -> dict[s
 
 
 def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...]:
-    """What each model kept, and which scans and sites its fit left out, one sentence each."""
+    """Describe the covariates of each model, and the scans and sites that its fit left out."""
     lines = []
     for modality, variant in own.items():
         facts = _model_cohort(settings, variant, modality)
-        lines += [f"{modality}, covariate {row['InWords']}." for row in facts.get("Covariates", ())]
-        lines += [f"{modality}: the fit took no scan of {site}."
+        lines += [f"{modality}, covariate {row['Summary']}." for row in facts.get("Covariates", ())]
+        lines += [f"{modality}: the fit used no scan of {site}."
                   for site in facts.get("SitesLeftOut", ())]
         lines += [f"{modality}: {scan} was left out of the fit: {why}."
                   for scan, why in facts.get("ScansLeftOut", {}).items()]
     return tuple(lines)
 
 
-def _joined(rulings: Sequence[Ruling]) -> Ruling:
-    """One ruling of several modalities; scan identifiers hold the modality."""
-    verdicts: dict[str, dict[str, Any]] = {}
-    for ruling in rulings:
-        for name, found in ruling.verdicts.items():
-            verdicts.setdefault(name, {}).update(found)
-    return Ruling(
-        sum((r.metrics for r in rulings), Metrics()),
-        sum((r.statistics for r in rulings), Statistics()),
-        QuantileTable(tuple(row for r in rulings for row in r.quantiles.rows)), verdicts,
-        {modality: limit for r in rulings for modality, limit in r.tolerances.items()})
-
-
-def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
-    """Put each image's verdict into its sidecars; returns the flagged images."""
+def _write_verdicts(variants: Sequence[Variant], ruling: EvaluationResult) -> list[str]:
+    """Write the verdict of each image to its sidecars; return the flagged images."""
     flagged = []
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
         for item in variant.items:
             verdict = verdicts.get(item.scan_id)
             if verdict is None:
@@ -316,26 +312,28 @@ def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
     return flagged
 
 
-def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) -> None:
-    """The map of where it moved beside each flagged image, or beside every one.
+def _write_anatomy_change_maps(variants: Sequence[Variant], ruling: EvaluationResult,
+                               every: bool) -> None:
+    """Write the anatomy change map of each flagged image, or of every image.
 
-    A constant image has no map: everything moved.
+    A constant image has no map.
     """
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
         for item, scan in zip(variant.items, variant.cohort):
             verdict = verdicts.get(item.scan_id)
             if verdict is None or (verdict.ok and not every):
                 continue
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
-                moved = moved_map(before.data, after.data, before.mask, tuple(before.spacing))
-                goal = item.paths.moved(variant.desc)
-                write_volume(goal, before.with_data(moved), code=4)
-                write_json(sidecar(goal), {
-                    "Description": "what a change of contrast or a bias field does not explain of "
-                                   "the harmonized image, averaged over 2.5 mm",
-                    "Units": "shares of the harmonized image's 0.5 to 99.5 % range",
+                change_map = anatomy_change_map(before.data, after.data, before.mask,
+                                                tuple(before.spacing))
+                destination = item.paths.anatomy_change(variant.desc)
+                write_volume(destination, before.with_data(change_map), code=4)
+                write_json(sidecar(destination), {
+                    "Description": "Difference that a change of contrast or a bias field does not "
+                                   "explain, averaged over 2.5 mm",
+                    "Units": "fraction of the 0.5 to 99.5 % range of the harmonized image",
                     "Sources": [item.paths.uri(item.paths.image(desc, template=True))
                                 for desc in ("preproc", variant.desc)],
                     **space(True, item.paths.resolution)})
@@ -344,14 +342,14 @@ def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) 
 def _guard_line(flagged: Sequence[str], total: int) -> str:
     if not flagged:
         return f"Anatomy guard: none of {total} harmonized images is flagged."
-    more = f"; and {len(flagged) - SHOWN} more" if len(flagged) > SHOWN else ""
-    return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, look at them "
-            f"before use: {'; '.join(flagged[:SHOWN])}{more}.")
+    more = f"; and {len(flagged) - MAX_LISTED} more" if len(flagged) > MAX_LISTED else ""
+    return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, check them "
+            f"before use: {'; '.join(flagged[:MAX_LISTED])}{more}.")
 
 
 def _group_report(
     settings: Settings, selection: Selection, found: Sequence[Preprocessed],
-    judged: Mapping[str, Sequence[Variant]], ruling: Ruling, doubts: Sequence[str] = (),
+    judged: Mapping[str, Sequence[Variant]], ruling: EvaluationResult, doubts: Sequence[str] = (),
 ) -> GroupReport:
     """`judged`: what there is of each modality, the run's own first; `doubts` about the cohort."""
     out = settings.output_dir
@@ -360,8 +358,8 @@ def _group_report(
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in judged)
     warnings += _moved_sites(judged)
-    if left_out := len(selection.left_out()):  # not by name: a participant may have withdrawn
-        warnings += (f"{left_out} other preprocessed scans are in the output folder and not in "
+    if unselected := len(selection.unselected()):  # not by name: a participant may have withdrawn
+        warnings += (f"{unselected} other preprocessed scans are in the output folder and not in "
                      "this report. The run's log names them.",)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
@@ -379,7 +377,7 @@ def _group_report(
         fit=_fit_lines(settings, own),
         links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, judged),
-        statistics=ruling.statistics, verdicts=ruling.verdicts,
+        statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
         anatomy_changes=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
         site_effects=_explained(settings, own))
 
@@ -407,19 +405,19 @@ def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, 
             variant.items[0]))
 
 
-def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
+def _moved(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
     """Maps of where it moved, of the flagged images that moved most."""
-    verdicts = ruling.verdicts.get(variant.name, {})
+    verdicts = ruling.anatomy_checks.get(variant.name, {})
     flagged = [item for item in variant.items
                if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
     flagged.sort(key=lambda item: -verdicts[item.scan_id].values.get("largest_change", 0.0))
     after = {scan.scan_id: scan for scan in variant.cohort}
     figures = []
-    for item in flagged[:DRAWN]:
+    for item in flagged[:MAX_ANATOMY_CHANGE_FIGURES]:
         try:
-            figures.append(anatomy_change_figure(item.scan_id, item.scan.read(),
-                                                 after[item.scan_id].read(),
-                                        "; ".join(verdicts[item.scan_id].reasons)))
+            figures.append(anatomy_change_figure(
+                item.scan_id, item.scan.read(), after[item.scan_id].read(),
+                "; ".join(verdicts[item.scan_id].reasons)))
         except InputError as error:  # a constant image: everything moved, and the flag says so
             LOGGER.warning("%s: no map of where it moved: %s", item.scan_id, error)
     return tuple(figures)

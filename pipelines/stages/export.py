@@ -1,4 +1,4 @@
-"""`--export raw`: the harmonized images as a raw-like BIDS dataset for other pipelines.
+"""The stage `export`: harmonized images as a raw-like BIDS dataset for other pipelines.
 
 fMRIPrep, sMRIPrep, FreeSurfer and CAT12 take raw images. Each exported image is a copy of the
 native harmonized image, byte for byte, with the sidecar of the raw image and the provenance of the
@@ -33,37 +33,37 @@ from ..outputs.raw_dataset import (
 )
 from ..outputs.selection import Selection
 from ..settings import Settings
-from ..workflows.engine import Failure
+from ..workflows.engine import ScanFailure
 from .evaluation import variants_of
 
 __all__ = ["export"]
 
 LOGGER = logging.getLogger("pipelines")
-SHOWN = 5  # scans or messages named in a summary line
+MAX_LISTED = 5  # scans or messages named in a summary line
 
 
 @dataclass(frozen=True)
-class Job:
-    """One image to be exported: its scan and its file name, relative to the exported dataset."""
+class ExportJob:
+    """An image to be exported: its scan and its file name, relative to the exported dataset."""
 
     item: Preprocessed
     file: Path
 
 
 def export(settings: Settings, selection: Selection
-           ) -> tuple[tuple[Failure, ...], list[str]]:
-    """Export the selected harmonized images; returns (scans that have none, lines for the user).
+           ) -> tuple[tuple[ScanFailure, ...], list[str]]:
+    """Export the selected harmonized images; return scans without one, and lines for the user.
 
     Raises
     ------
     InputError
         If no scan is harmonized, or the images come from several models.
     UsageError
-        If the export folder holds something else.
+        If the export folder holds other files.
     """
     folder = settings.export_folder
     found = selection.find()
-    jobs = [Job(item, item.paths.folder / exported_name(
+    jobs = [ExportJob(item, item.paths.folder / exported_name(
         item.paths.stem, item.scan.modality, settings.desc, settings.export_names))
         for item in _harmonized(settings, found)]
     failures = _not_harmonized(settings, selection, found, {job.item.scan_id for job in jobs})
@@ -84,11 +84,11 @@ def export(settings: Settings, selection: Selection
     _write_list(settings, jobs, failures)
     lines = [f"Exported: {len(jobs)} of {len(jobs) + len(failures)} scans as a raw BIDS dataset "
              f"({reused} reused): {folder}"]
-    return failures, [*lines, *_doubts(settings, jobs, folder)]
+    return failures, [*lines, *_export_warnings(settings, jobs, folder)]
 
 
 def _harmonized(settings: Settings, found: Sequence[Preprocessed]) -> list[Preprocessed]:
-    """The scans that have a native harmonized image, all of one modality by one model."""
+    """Return the scans with a native harmonized image, all of one modality from one model."""
     items: list[Preprocessed] = []
     for modality in settings.modalities:
         scans = [item for item in found if item.scan.modality == modality]
@@ -105,48 +105,52 @@ def _native(settings: Settings, item: Preprocessed) -> Path:
 
 
 def _not_harmonized(settings: Settings, selection: Selection,
-                    found: Sequence[Preprocessed], done: set[str]) -> tuple[Failure, ...]:
-    """Selected scans without a harmonized image, each with the reason."""
+                    found: Sequence[Preprocessed], done: set[str]) -> tuple[ScanFailure, ...]:
+    """Return selected scans without a harmonized image, with the reason."""
     preprocessed = {item.scan_id for item in found}
     failures = []
     for scan_id in sorted(selection.selected_ids | preprocessed):
         if scan_id not in done:
             lacks = (f"has no image desc-{settings.desc}" if scan_id in preprocessed
                      else "is not preprocessed")
-            failures.append(Failure(scan_id, "export", f"{lacks}, so it is not exported. Run the "
-                                    "participant level for it, then export again."))
+            failures.append(
+    ScanFailure(
+        scan_id,
+        "export",
+        f"{lacks}, so it is not exported. Run the "
+        "participant level for it, then export again."))
     return tuple(failures)
 
 
-def _export_image(settings: Settings, job: Job, metadata: Mapping[str, Any] | None) -> bool:
-    """Copy one image and write its sidecar, last; returns whether both were there already."""
-    source, goal = _native(settings, job.item), settings.export_folder / job.file
+def _export_image(settings: Settings, job: ExportJob, metadata: Mapping[str, Any] | None) -> bool:
+    """Copy an image, then write its sidecar; return whether both existed already."""
+    source, destination = _native(settings, job.item), settings.export_folder / job.file
     harmonized = read_json(sidecar(source))
     raw = _raw_sources(job.item)
     uris = [f"bids:harmonizer:{source.relative_to(settings.output_dir).as_posix()}", *raw]
     if metadata is None:
-        metadata = sidecars.kept(harmonized)
+        metadata = sidecars.acquisition_metadata(harmonized)
     digest = sha256_of(source)
     content = exported_sidecar(metadata, harmonized, uris, digest)
-    if goal.is_file() and sidecar(goal).is_file() and read_json(sidecar(goal)) == content:
-        if sha256_of(goal) == digest:
+    if destination.is_file() and sidecar(destination).is_file() and read_json(sidecar(destination)) == content:
+        if sha256_of(destination) == digest:
             return True
-    sidecar(goal).unlink(missing_ok=True)
-    with atomic_path(goal) as temporary:
+    sidecar(destination).unlink(missing_ok=True)
+    with atomic_path(destination) as temporary:
         shutil.copyfile(source, temporary)
-    write_json(sidecar(goal), content)
+    write_json(sidecar(destination), content)
     return False
 
 
 def _raw_sources(item: Preprocessed) -> list[str]:
-    """BIDS URIs of the raw image, as the sidecar of the native preprocessed one has them."""
+    """Return the BIDS URIs of the raw image from the sidecar of the native preprocessed image."""
     path = sidecar(item.paths.image("preproc"))
     sources = read_json(path).get("Sources", []) if path.is_file() else []
     return [uri for uri in sources if uri.startswith("bids:raw:")]
 
 
-def _write_dataset(settings: Settings, jobs: Sequence[Job], raw: Path | None) -> None:
-    """The tables, then the description."""
+def _write_dataset(settings: Settings, jobs: Sequence[ExportJob], raw: Path | None) -> None:
+    """Write the tables, then the dataset description."""
     folder = settings.export_folder
     sessions: dict[str, set[str]] = {}
     for job in jobs:
@@ -163,27 +167,30 @@ def _write_dataset(settings: Settings, jobs: Sequence[Job], raw: Path | None) ->
     write_description(folder, settings.output_dir, raw)
 
 
-def _write_list(settings: Settings, jobs: Sequence[Job], failures: Sequence[Failure]) -> None:
-    """``logs/export-<desc>.tsv``: every scan, the file that it became, or why there is none."""
+def _write_list(
+    settings: Settings,
+    jobs: Sequence[ExportJob],
+     failures: Sequence[ScanFailure]) -> None:
+    """Write ``logs/export-<desc>.tsv``: the exported file of each scan, or why there is none."""
     rows = [(job.item.scan_id, job.file.as_posix(), "n/a") for job in jobs]
     rows += [(failure.scan_id, "n/a", failure.message) for failure in failures]
     lines = ["\t".join(row) for row in [("scan_id", "file", "reason"), *sorted(rows)]]
     write_text(settings.output_dir / LOGS / f"export-{settings.desc}.tsv", "\n".join(lines) + "\n")
 
 
-def _doubts(settings: Settings, jobs: Sequence[Job], folder: Path) -> list[str]:
-    """What the user should know of the exported dataset: flagged images, validator errors."""
+def _export_warnings(settings: Settings, jobs: Sequence[ExportJob], folder: Path) -> list[str]:
+    """Return warnings about the exported dataset; log errors of the BIDS validator."""
     lines = []
     flagged = [job.item.scan_id for job in jobs if not read_json(
         sidecar(folder / job.file)).get("AnatomyGuard", {}).get("AnatomyHeld", True)]
     if flagged:
-        more = ", ..." if len(flagged) > SHOWN else ""
-        lines.append(f"The anatomy guard flags {len(flagged)} of the exported images, look at them "
-                     f"before use: {', '.join(flagged[:SHOWN])}{more}.")
+        more = ", ..." if len(flagged) > MAX_LISTED else ""
+        lines.append(f"The anatomy guard flags {len(flagged)} of the exported images, check them "
+                     f"before use: {', '.join(flagged[:MAX_LISTED])}{more}.")
     if settings.skip_bids_validation:
         return lines
     errors = validate_bids(folder)
     if errors:
         LOGGER.warning("%s: the BIDS validator finds %d errors: %s", folder, len(errors),
-                       "; ".join(errors[:SHOWN]))
+                       "; ".join(errors[:MAX_LISTED]))
     return lines

@@ -1,4 +1,4 @@
-"""The group level's first stage: a model for each modality from all preprocessed scans."""
+"""The stage `fit` of the group level: a model for each modality from all preprocessed scans."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LOGGER = logging.getLogger("pipelines")
 
 
 def check_fit(settings: Settings, selection: Selection) -> None:
-    """Check before hours of preprocessing that the selected scans can be fitted on.
+    """Check before hours of preprocessing that a model can be fitted on the selected scans.
 
     Raises
     ------
     UsageError
-        If --fit-participants chooses nobody, or the target is not among the scans' sites.
+        If --fit-participants selects no scan, or the target is not a site of the scans.
     InputError
         If all scans are of one site and no reference is given.
     """
@@ -44,23 +44,22 @@ def check_fit(settings: Settings, selection: Selection) -> None:
 
 
 def _check_cohort(settings: Settings, modality: str, everything: Cohort) -> Cohort:
-    """The scans of one modality to fit on, or why there are none; see `check_fit`."""
+    """Return the scans of one modality to fit on; errors as in `check_fit`."""
     cohort, sites = chosen(everything, settings.fit_participants), everything.sites
     if len(sites) == 1 and settings.target_kind not in ("images", "card"):
         raise InputError(
-            f"all {len(everything)} {modality} scans are of one site, {next(iter(sites))!r}: there "
-            "is no other scanner to harmonize. Check --site-from and --site-column, give reference "
-            "images with --target, or run the participant level alone to preprocess."
-        )
+    f"all {len(everything)} {modality} scans are of one site, {next(iter(sites))!r}: there "
+    "is no other scanner to harmonize with. Check --site-from and --site-column, give reference "
+    "images with --target, or run the participant level alone to preprocess." )
     if "harmonize" in settings.planned_stages and len(cohort):
         require_fit_target(settings, modality, cohort)
     return cohort
 
 
 def fit(settings: Settings, selection: Selection) -> tuple[str, ...]:
-    """Fit and save a model for each modality; returns lines for the user.
+    """Fit and save a model for each modality; return lines for the user.
 
-    A method that can be trained on several modalities at once is: its models share their networks.
+    A method that can be trained on several modalities together shares networks between models.
 
     Raises
     ------
@@ -84,22 +83,22 @@ def fit(settings: Settings, selection: Selection) -> tuple[str, ...]:
 
 
 def _together(settings: Settings, backend_class: type[Backend]) -> list[tuple[str, ...]]:
-    """The modalities, in the groups in which they are fitted."""
+    """Group the modalities that are fitted together."""
     if backend_class.capabilities.modalities:
         return [settings.modalities]
     return [(modality,) for modality in settings.modalities]
 
 
 def _log_covariates(modality: str, backend: Backend) -> None:
-    """Say what was modelled, and what was not and why."""
+    """Log which covariates were modeled, and why others were not."""
     for row in backend.cohort_.get("Covariates", ()):
-        LOGGER.log(logging.INFO if row["Modelled"] else logging.WARNING, "Covariate of %s: %s.",
-                   modality, row["InWords"])
+        LOGGER.log(logging.INFO if row["Modeled"] else logging.WARNING, "Covariate of %s: %s.",
+                   modality, row["Summary"])
 
 
 def _fitted(settings: Settings, backend_class: type[Backend], selections: dict[str, FitSelection]
             ) -> dict[str, Backend]:
-    """A model for each modality of one group."""
+    """Fit a model for each modality of one group."""
     backends = {}
     cohorts = {modality: selection.cohort for modality, selection in selections.items()}
     for modality, selection in selections.items():
@@ -126,7 +125,7 @@ def _fit_together(backends: Any, cohorts: dict[str, Cohort], seed: int, report: 
 
 
 def resources_of(settings: Settings, name: str) -> Resources:
-    """Where a training runs; its checkpoints lie in a work folder of this name, so it resumes."""
+    """Return devices and checkpoint folder of a training; `name` is part of the folder."""
     from harmonizer.deep.training.settings import Resources
 
     device = device_of(settings)
@@ -139,7 +138,7 @@ def resources_of(settings: Settings, name: str) -> Resources:
 
 
 def select_scans_to_fit(settings: Settings, selection: Selection, modality: str) -> FitSelection:
-    """Choose the scans that a model is fitted on; also writes OUT/cohort.tsv."""
+    """Select the scans to fit on; also write OUT/cohort.tsv."""
     everything = selection.find()
     cohort_of(everything).to_tsv(settings.output_dir / "cohort.tsv")
     found = tuple(item for item in everything if item.scan.modality == modality)
@@ -161,14 +160,14 @@ def select_scans_to_fit(settings: Settings, selection: Selection, modality: str)
 
 
 def _is_brain_only(item: Preprocessed) -> bool:
-    """Said in the log: a method of whole heads learns nothing good from it."""
+    """Return whether a scan is brain only; methods of whole heads cannot use it."""
     stripped = bool(item.sidecar["SkullStripped"])
     if stripped:
-        LOGGER.warning("%s is brain only and left out of a fit on whole heads.", item.scan_id)
+        LOGGER.warning("%s is brain only and excluded from a fit on whole heads.", item.scan_id)
     return stripped
 
 
 def region_of(settings: Settings) -> str:
-    """What the method changes by its options: ``brain`` or ``head``."""
+    """Return the region that the method harmonizes: ``brain`` or ``head``."""
     kind = registry.get(settings.backend)
     return kind(kind.config_from(settings.backend_options)).region

@@ -1,4 +1,4 @@
-"""Which scans a model is fitted on: ``--fit-participants``, and masks that can be trusted."""
+"""Selection of the scans that a model is fitted on: participants and quality of the masks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from ..outputs.collect import Preprocessed, cohort_of
 from ..outputs.names import sidecar
 from ..settings import Settings
 
-__all__ = ["FitSelection", "select_fit_scans", "chosen", "sites_left_out", "mask_doubts"]
+__all__ = ["FitSelection", "select_fit_scans", "chosen", "sites_left_out",
+           "low_confidence_masks"]
 
 LOGGER = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True)
 class FitSelection:
-    """Scans that a fit uses, and those that it leaves out.
+    """Scans that a fit uses and excludes.
 
     Attributes
     ----------
-    cohort : scans to fit on
-    sites : sites of which ``--fit-participants`` takes no scan
-    scans : scan_id -> why its brain mask keeps it out
+    cohort : Cohort
+        Scans to fit on.
+    sites : tuple of str
+        Sites without a scan among ``--fit-participants``.
+    scans : dict of str to str
+        Scans that are excluded because of their brain mask, with the reason.
     """
 
     cohort: Cohort
@@ -36,49 +40,51 @@ class FitSelection:
 
 
 def select_fit_scans(settings: Settings, found: Sequence[Preprocessed]) -> FitSelection:
-    """Choose the scans of one modality that a model is fitted on; what is left out is logged.
+    """Select the scans of one modality to fit on; excluded scans and sites are logged.
 
     Raises
     ------
     UsageError
-        If ``--fit-participants`` names who or what is not there.
+        If ``--fit-participants`` names an unknown label or column.
     InputError
-        If every chosen scan has a doubtful brain mask.
+        If the brain masks of all selected scans have low confidence.
     """
     everything = cohort_of(found)
     cohort = chosen(everything, settings.fit_participants)
-    doubts = {} if settings.fit_doubtful_masks else mask_doubts(found)
-    doubts = {scan.scan_id: doubts[scan.scan_id] for scan in cohort if scan.scan_id in doubts}
-    trusted = cohort.where(lambda scan: scan.scan_id not in doubts)
+    reasons = {} if settings.fit_low_confidence_masks else low_confidence_masks(found)
+    reasons = {scan.scan_id: reasons[scan.scan_id] for scan in cohort if scan.scan_id in reasons}
+    trusted = cohort.where(lambda scan: scan.scan_id not in reasons)
     if len(cohort) and not len(trusted):
-        name, why = next(iter(doubts.items()))
+        name, why = next(iter(reasons.items()))
         raise InputError(
-            f"all {len(cohort)} scans to fit on have a doubtful brain mask, such as {name}: {why}. "
-            "Look at the masks; give better ones with --derivatives, or fit on these with "
-            "--fit-doubtful-masks.")
-    for name, why in doubts.items():
-        LOGGER.warning("%s is left out of the fit: %s. If the mask is right, add "
-                       "--fit-doubtful-masks.", name, why)
+            f"all {len(cohort)} scans to fit on have a brain mask with low confidence, such as "
+            f"{name}: {why}. Check the masks; give better ones with --derivatives, or fit on "
+            "these scans with --fit-low-confidence-masks.")
+    for name, why in reasons.items():
+        LOGGER.warning("%s is left out of the fit: %s. If the mask is correct, add "
+                       "--fit-low-confidence-masks.", name, why)
     sites = sites_left_out(settings, everything)
     if sites:
-        LOGGER.warning("The fit takes no scan of %s (--fit-participants).", ", ".join(sites))
-    return FitSelection(trusted, sites, doubts)
+        LOGGER.warning("The fit uses no scan of %s (--fit-participants).", ", ".join(sites))
+    return FitSelection(trusted, sites, reasons)
 
 
-def mask_doubts(found: Sequence[Preprocessed]) -> dict[str, str]:
-    """Scan_id -> why its brain mask is doubtful, from the quality check beside the mask."""
-    doubts = {}
+def low_confidence_masks(found: Sequence[Preprocessed]) -> dict[str, str]:
+    """Return scans whose brain mask has low confidence, with the reason from its sidecar."""
+    reasons = {}
     for item in found:
         path = sidecar(item.paths.mask())
         check = read_json(path).get("QualityCheck", {}) if path.is_file() else {}
-        if check.get("doubtful"):
-            doubts[item.scan_id] = (
-                f"its brain mask is doubtful ({'; '.join(check.get('reasons', ()))})")
-    return doubts
+        if check.get("low_confidence"):
+            reasons[item.scan_id] = (
+                f"its brain mask has low confidence ({'; '.join(check.get('reasons', ()))})")
+    return reasons
 
 
 def sites_left_out(settings: Settings, cohort: Cohort) -> tuple[str, ...]:
-    """Sites of one modality of which ``--fit-participants`` takes no scan; () if it takes nobody.
+    """Return the sites of a cohort without a scan among ``--fit-participants``.
+
+    Empty if no participant is selected.
     """
     if not settings.fit_participants:
         return ()
@@ -87,12 +93,12 @@ def sites_left_out(settings: Settings, cohort: Cohort) -> tuple[str, ...]:
 
 
 def chosen(cohort: Cohort, wanted: tuple[str, ...], strict: bool = True) -> Cohort:
-    """The scans of ``--fit-participants``: labels, or column=value (all such must hold).
+    """Select the scans of ``--fit-participants``: labels, and conditions that must all hold.
 
     Raises
     ------
     UsageError
-        If ``strict`` and a label or a column is not there, or nobody is left.
+        If ``strict`` and a label or a column is unknown, or no scan is left.
     """
     conditions = [_condition(cohort, text, strict) for text in wanted if "=" in text]
     labels = {text for text in wanted if "=" not in text}
@@ -102,13 +108,13 @@ def chosen(cohort: Cohort, wanted: tuple[str, ...], strict: bool = True) -> Coho
     kept = cohort.where(lambda s: (not labels or s.subject in labels)
                         and all(holds(s) for holds in conditions))
     if strict and wanted and len(cohort) and not len(kept):
-        raise UsageError(f"--fit-participants {' '.join(wanted)}: nobody fits. "
+        raise UsageError(f"--fit-participants {' '.join(wanted)}: no scan matches. "
                          "Check the values in participants.tsv.")
     return kept
 
 
 def _condition(cohort: Cohort, text: str, strict: bool) -> Callable[[Scan], bool]:
-    """`column=value` as a test of one scan."""
+    """Return the condition ``column=value`` as a function of a scan."""
     column, value = text.split("=", 1)
     columns = {"sex", "site", *(key for scan in cohort for key in scan.covariates)}
     if strict and len(cohort) and column not in columns:

@@ -1,7 +1,7 @@
-"""The methods text that a run writes of itself: ``logs/CITATION.md``, and in the reports.
+"""Methods text (boilerplate) of a run: ``logs/CITATION.md``, and in the reports.
 
-It tells what the sidecars in the output folder tell, not what this command's flags would have made:
-the last job of many often names neither method nor target.
+It is made from the sidecars in the output folder, not from the flags of the command: the last job
+of many often has neither method nor target.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from ..settings import Settings
 __all__ = ["methods_text", "software_versions"]
 
 PACKAGES = ("antspyx", "nipype", "nibabel", "numpy", "scipy", "pybids", "nilearn", "torch")
-U_NET = "a small 3D U-Net that was trained on synthesised images alone"
-TEMPLATE_WAY = ("found by registration of a brain-only template (rigid from many starts, then {}; "
-                "Avants 2008) to the image after a rough bias correction")
-WAYS = {  # to the brain, as its mask's sidecar names them
-    "foreground": "the foreground, as the image was brain only",
-    "affine": TEMPLATE_WAY.format("affine"),
-    "syn": TEMPLATE_WAY.format("affine and SyN"),
+U_NET = "a small 3D U-Net that was trained on synthesized images only"
+TEMPLATE_METHOD = (
+    "found by registration of a brain-only template (rigid from many starts, then {}; "
+    "Avants 2008) to the image after a rough bias correction")
+BRAIN_METHODS = {  # by the method in the sidecar of the mask
+    "foreground": "the foreground, because the image was brain only",
+    "affine": TEMPLATE_METHOD.format("affine"),
+    "syn": TEMPLATE_METHOD.format("affine and SyN"),
     "network": f"found by {U_NET} (after Hoopes 2022)",
     "precomputed": "given with the data",
 }
 
 
 def software_versions() -> dict[str, str]:
-    """Version by package, this one first."""
+    """Return the version of each package, this one first."""
     found = {"harmonizer": __version__}
     for package in PACKAGES:
         try:
@@ -48,7 +49,7 @@ def software_versions() -> dict[str, str]:
 
 
 def methods_text(settings: Settings, found: Sequence[Preprocessed]) -> str:
-    """Markdown: what was done to these scans, to be pasted into a paper, with references."""
+    """Describe the processing of some scans as Markdown with references, for a paper."""
     software = software_versions()
     text = (
         "# Methods\n\n"
@@ -64,13 +65,13 @@ def methods_text(settings: Settings, found: Sequence[Preprocessed]) -> str:
 
 
 def _preprocessing(settings: Settings, found: Sequence[Preprocessed]) -> str:
-    tissues = ("Cerebrospinal fluid, grey and white matter were segmented by "
+    tissues = ("Cerebrospinal fluid, gray and white matter were segmented by "
                f"{U_NET} (after Billot 2023). ") if any(i.scan.tissues for i in found) else ""
-    quality = "A coarse (sloppy) setting was used, which is not for science." \
+    quality = "Coarse (sloppy) settings were used, which are not suited for research." \
         if settings.sloppy else ""
     return (
-        "Each image was processed by itself; runs and sessions were never averaged. Header "
-        f"geometry was checked and axes were brought to RAS+. {_brains(found)}"
+        "Each image was processed separately; runs and sessions were not averaged. Header "
+        f"geometry was checked and images were reoriented to RAS+. {_brains(found)}"
         "Intensity non-uniformity was corrected inside the brain mask with N4 (Tustison 2010). "
         f"The brain was registered to {TEMPLATE} ({TEMPLATE_CITATION}) by an affine transform "
         f"with mutual information and resampled linearly. {tissues}{quality}"
@@ -78,11 +79,12 @@ def _preprocessing(settings: Settings, found: Sequence[Preprocessed]) -> str:
 
 
 def _brains(found: Sequence[Preprocessed]) -> str:
-    """How the brains were found, each way with its share of the images."""
+    """Describe the brain extraction, each method with its number of images."""
     masks = [sidecar(item.paths.mask(template=True)) for item in found]
     ways = Counter(read_json(path).get("QualityCheck", {}).get("method")
                    for path in masks if path.is_file())
-    known = [(WAYS[name], count) for name, count in ways.most_common() if name in WAYS]
+    known = [(BRAIN_METHODS[name], count)
+              for name, count in ways.most_common() if name in BRAIN_METHODS]
     if len(known) == 1:
         return f"The brain was {known[0][0]}. "
     words = "; ".join(f"in {count} of {len(found)} images {way}" for way, count in known)
@@ -91,7 +93,7 @@ def _brains(found: Sequence[Preprocessed]) -> str:
 
 @dataclass(frozen=True)
 class _Made:
-    """What the sidecar of a harmonized image says of how it was made, the scan's own left out."""
+    """How a harmonized image was made, from its sidecar, without facts about the scan."""
 
     method: str
     version: str
@@ -117,7 +119,7 @@ class _Made:
             content.get("Baseline", "none"), float(content.get("ResidualWeight", 1.0)))
 
     def in_words(self) -> str:
-        """Sentences on the method, the target and what is particular."""
+        """Describe method, target and options in sentences."""
         words = [_summary(self.method), f"The method was {self.method}, version {self.version} "
                  f"({self.reference}); the target was {self._target()}."]
         if self.baseline != "none":
@@ -129,13 +131,14 @@ class _Made:
                          "difference in blur was corrected, in bands of spatial frequency; "
                          "images of the target site kept their texture.")
         if self.detail == "guided":
-            words.append("Of the change, that of contrast was carried to each scan's own voxels by "
-                         "smooth maps for each tissue, the rest was left out.")
-        outside = ("the whole head was harmonized as the brain was" if self.region == "head" else
-                   "tissue outside the brain mask was scaled by the overall gain alone")
-        words.append("The change was fitted on the template grid and applied to the voxels of the "
-                     f"subject's own grid, which were not resampled; {outside}. Random seed: "
-                     f"{self.seed}.")
+            words.append("Only the change of contrast was applied to the scan, as smooth maps for "
+                         "each tissue; other changes by the method were discarded.")
+        outside = ("the whole head was harmonized" if self.region == "head" else
+                   "voxels outside the brain mask were scaled by the overall gain")
+        words.append(
+    "The change was estimated on the template grid and applied on the native grid, "
+    f"without resampling; {outside}. Random seed: "
+    f"{self.seed}.")
         return " ".join(word for word in words if word)
 
     def _target(self) -> str:
@@ -143,7 +146,7 @@ class _Made:
             return f"site {self.target} ({self.scans} scans)"
         if self.kind == "reference":
             return f"{self.scans} reference image(s), {self.target}"
-        return "an appearance that belongs to no scanner"
+        return "a scanner-free appearance"
 
 
 def _summary(method: str) -> str:
@@ -151,12 +154,12 @@ def _summary(method: str) -> str:
 
     try:
         return registry.get(method).summary
-    except UsageError:  # a guest that is not installed here
+    except UsageError:  # a method of another package that is not installed
         return ""
 
 
 def _harmonization(settings: Settings, found: Sequence[Preprocessed]) -> str:
-    """Each way in which images of this desc were made, once."""
+    """Describe how the images of this desc were made."""
     ways: dict[_Made, list[str]] = {}
     for item in found:
         path = sidecar(item.paths.image(settings.desc, template=True))

@@ -1,7 +1,7 @@
-"""What `--dry-run` prints: what a run would use, do and reuse, and what it would cost.
+"""Plan of a run for ``--dry-run``: scans, steps, reused results, time, memory and disk.
 
-The time of preprocessing is the median of the logs in OUTPUT_DIR where it has some; other times are
-processor seconds of one core that docs/benchmarks.md lists.
+The time of preprocessing is the median of the logs in OUTPUT_DIR, if it has any; other times are
+CPU seconds of one core from docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..outputs.names import resolution_of, sidecar
 from ..outputs.scanlog import read_log
 from ..outputs.selection import Selection
 from ..settings import Settings
-from ..workflows.engine import PORTION, count_steps
+from ..workflows.engine import SCANS_PER_PROCESS, count_steps
 from .fit_selection import chosen
 from .targets import existing_target, model_folder_of, planned_target
 
 if TYPE_CHECKING:
-    from ..workflows.preprocessing import Job
+    from ..workflows.preprocessing import ScanJob
 
 __all__ = ["describe_plan", "Estimate", "estimate"]
 
@@ -47,14 +47,18 @@ SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is expected to take.
+    """Expected time, memory and disk of a run.
 
     Attributes
     ----------
-    hours : wall-clock time with the run's processes, training left out
-    memory_gb : peak over all processes
-    output_gb, work_gb : new files in OUTPUT_DIR, and files in the work folder at one time
-    measured : whether the time of preprocessing comes from logs of this OUTPUT_DIR
+    hours : float
+        Wall-clock time, without training.
+    memory_gb : float
+        Peak over all processes.
+    output_gb, work_gb : float
+        New files in OUTPUT_DIR, and files in the work folder at one time.
+    measured : bool
+        Whether the time of preprocessing comes from logs of this OUTPUT_DIR.
     """
 
     hours: float
@@ -65,12 +69,12 @@ class Estimate:
 
 
 def describe_plan(settings: Settings, selection: Selection) -> tuple[str, ...]:
-    """Say what a run would do; builds the workflows, writes nothing but the graph if asked for."""
+    """Describe what a run would do; writes nothing, except a requested graph."""
     stages = settings.planned_stages
-    lines = [f"Dry run, nothing is done. Stages: {', '.join(stages)}."]
+    lines = [f"Dry run: nothing is executed. Stages: {', '.join(stages)}."]
     for modality in settings.modalities:
         lines += _scans_lines(settings, selection, modality)
-    jobs: Sequence[Job] = ()
+    jobs: Sequence[ScanJob] = ()
     if "preprocess" in stages:
         preprocess_lines, jobs = _preprocess_lines(settings, selection)
         lines += preprocess_lines
@@ -88,7 +92,7 @@ def describe_plan(settings: Settings, selection: Selection) -> tuple[str, ...]:
 
 
 def _scans_lines(settings: Settings, selection: Selection, modality: str) -> list[str]:
-    """Scans, sites, method and target of one modality."""
+    """Describe scans, sites, method and target of one modality."""
     cohort = selection.cohort(modality)
     if not len(cohort):
         return [f"{modality}: no scan."]
@@ -99,37 +103,37 @@ def _scans_lines(settings: Settings, selection: Selection, modality: str) -> lis
         return [f"{text}."]
     options = ", ".join(f"{name}={value}" for name, value in settings.backend_options.items())
     method = settings.backend + (f" ({options})" if options else "")
-    return [f"{text}; method {method}; {_target_words(settings, selection, modality)}."]
+    return [f"{text}; method {method}; {_describe_target(settings, selection, modality)}."]
 
 
-def _target_words(settings: Settings, selection: Selection, modality: str) -> str:
-    """The target and why it is that."""
+def _describe_target(settings: Settings, selection: Selection, modality: str) -> str:
+    """Describe the target and where it comes from."""
     if "fit" in settings.planned_stages:
         sites = chosen(selection.cohort(modality), settings.fit_participants).sites
     else:
         folder = model_folder_of(settings, modality)
         if folder is None:
-            return "target: none, as no model is fitted yet"
+            return "target: none, because no model is fitted yet"
         sites = registry.get(settings.backend).load(folder).sites_
     kind, label = planned_target(settings, modality, sites)
     if settings.target:
         why = "--target"
     elif existing_target(settings, modality):
-        why = "that of the images in OUTPUT_DIR"
+        why = "target of the images in OUTPUT_DIR"
     else:
-        why = f"the default: the site with most scans, {sites.get(label, 0)}"
+        why = f"default: the site with the most scans, {sites.get(label, 0)}"
     return f"target {kind} {label!r} ({why})"
 
 
-def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[str], list[Job]]:
-    """What is to be preprocessed and what is reused; also the jobs."""
+def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[str], list[ScanJob]]:
+    """Describe which scans are preprocessed and which are reused; also return the jobs."""
     from ..workflows.preprocessing import init_preprocessing_wf, plan, write_graph
 
     jobs, failures, reused = plan(settings, selection.records, settings.output_dir)
     workflow = init_preprocessing_wf(settings, jobs)
     if settings.write_graph:
         write_graph(workflow, settings.output_dir, "preprocess")
-    return [f"preprocess: {len(jobs)} scans to do in {count_steps(workflow)} steps, {reused} "
+    return [f"preprocess: {len(jobs)} scans in {count_steps(workflow)} steps, {reused} "
             f"reused, {len(failures)} not usable.",
             *(f"not usable: {failure.message}" for failure in failures)], jobs
 
@@ -140,16 +144,16 @@ def _fit_lines(settings: Settings, selection: Selection) -> list[str]:
         count = len(chosen(selection.cohort(modality), settings.fit_participants))
         replaced = model_folder_of(settings, modality) is not None
         lines.append(f"fit: {modality} on {count} scans"
-                     f"{', in place of the model in OUTPUT_DIR' if replaced else ''}.")
+                     f"{', replacing the model in OUTPUT_DIR' if replaced else ''}.")
     return lines
 
 
 def _harmonize_lines(settings: Settings, selection: Selection) -> list[str]:
     done = len(_harmonized(settings, selection))
     total = sum(len(selection.cohort(modality)) for modality in settings.modalities)
-    again = ", and are done again if the new model is another one" \
+    again = ", and are repeated if the model changes" \
         if done and "fit" in settings.planned_stages else ""
-    return [f"harmonize: {total} scans to desc-{settings.desc}; {done} are there already{again}."]
+    return [f"harmonize: {total} scans to desc-{settings.desc}; {done} exist already{again}."]
 
 
 def _harmonized(settings: Settings, selection: Selection) -> list[Path]:
@@ -157,12 +161,17 @@ def _harmonized(settings: Settings, selection: Selection) -> list[Path]:
     return [image for image in images if image.is_file() and sidecar(image).is_file()]
 
 
-def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> Estimate:
+def estimate(settings: Settings, selection: Selection, jobs: Sequence[ScanJob]) -> Estimate:
     """Estimate time, memory and disk of a run.
 
     Parameters
     ----------
-    jobs : scans to be preprocessed, of `pipelines.workflows.preprocessing.plan`
+    settings : Settings
+        Options of the run.
+    selection : Selection
+        Scans of the run.
+    jobs : sequence of ScanJob
+        Scans to be preprocessed, from `pipelines.workflows.preprocessing.plan`.
     """
     stages, sloppy = settings.planned_stages, int(settings.sloppy)
     total = sum(len(selection.cohort(modality)) for modality in settings.modalities)
@@ -182,7 +191,7 @@ def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> E
     images = (counts["preprocess"] if "preprocess" in stages else 0) + \
         (total - len(_harmonized(settings, selection)) if "harmonize" in stages else 0)
     copies = total * (grids - template) * BYTES_PER_VOXEL / 1e9 if "export" in stages else 0.0
-    at_once = min(len(jobs), 1 if settings.nprocs == 1 else PORTION * settings.nprocs)
+    at_once = min(len(jobs), 1 if settings.nprocs == 1 else SCANS_PER_PROCESS * settings.nprocs)
     return Estimate(
         seconds / SECONDS_PER_HOUR, _memory_gb(settings, jobs, total),
         images * BYTES_PER_VOXEL * grids / 1e9 + copies, at_once * WORK_BYTES_PER_SCAN / 1e9,
@@ -190,21 +199,21 @@ def estimate(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> E
 
 
 def _measured_seconds(settings: Settings, selection: Selection) -> float | None:
-    """Median seconds that the preprocessing of a scan in OUTPUT_DIR took; None without a log."""
+    """Return the median duration of preprocessing in OUTPUT_DIR; None without a log."""
     logs = [read_log(settings.output_dir, item.scan_id, "preprocess") for item in selection.find()]
     seconds = [sum(log.seconds.values()) for log in logs if log and log.seconds]
     return statistics.median(seconds) if seconds else None
 
 
-def _voxels(job: Job) -> int:
-    """Voxels of the raw image of a job."""
+def _voxels(job: ScanJob) -> int:
+    """Count the voxels of the raw image of a job."""
     from harmonizer.volume import load_nifti
 
     return math.prod(load_nifti(job.record.path).shape[:3])
 
 
-def _memory_gb(settings: Settings, jobs: Sequence[Job], total: int) -> float:
-    """Peak over all processes; `--mem` bounds how many of them run at once."""
+def _memory_gb(settings: Settings, jobs: Sequence[ScanJob], total: int) -> float:
+    """Estimate the peak over all processes; ``--mem`` limits how many run at once."""
     from ..workflows.preprocessing import MEM_GB, memory_of
 
     one = [memory_of(step, job.record) for job in jobs for step in MEM_GB
@@ -219,10 +228,10 @@ def _memory_gb(settings: Settings, jobs: Sequence[Job], total: int) -> float:
                                                     min(peak, settings.mem_gb))
 
 
-def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[Job]) -> list[str]:
-    """Hours, memory and disk, and what there is of disk."""
+def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[ScanJob]) -> list[str]:
+    """Describe time, memory and disk, and warn if disk space is short."""
     cost = estimate(settings, selection, jobs)
-    source = "preprocessing as in OUTPUT_DIR so far, the rest" if cost.measured else "times"
+    source = "preprocessing as logged in OUTPUT_DIR, other times" if cost.measured else "times"
     lines = [f"Estimate ({source} as in docs/benchmarks.md): {_duration(cost.hours)} with "
              f"--nprocs {settings.nprocs}, {cost.memory_gb:.1f} GB of memory, "
              f"{cost.output_gb:.1f} GB in OUTPUT_DIR, {cost.work_gb:.1f} GB at a time in the work "
@@ -230,14 +239,14 @@ def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[Job]) -
     trained = registry.get(settings.backend).capabilities.trained
     if trained and "fit" in settings.planned_stages:
         limit = "is not included; limit it with --max-minutes" if settings.max_minutes is None \
-            else f"takes up to {settings.max_minutes:g} minutes more"
+            else f"takes up to {settings.max_minutes:g} more minutes"
         lines.append(f"The training of {settings.backend} {limit}.")
     for folder, needed in ((settings.output_dir, cost.output_gb),
                            (settings.work_dir, cost.work_gb)):
         free = _free_gb(folder)
         if free < needed:
-            lines.append(f"{folder}: {free:.1f} GB are free, and about {needed:.1f} GB are needed. "
-                         "Make room or give another folder.")
+            lines.append(f"{folder}: {free:.1f} GB are free, about {needed:.1f} GB are needed. "
+                         "Free disk space, or give another folder.")
     return lines
 
 
@@ -248,6 +257,6 @@ def _duration(hours: float) -> str:
 
 
 def _free_gb(folder: Path) -> float:
-    """GB free on the disk of a folder that may not exist yet."""
+    """Return the free GB on the disk of a folder that may not exist yet."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(there).free / 1e9

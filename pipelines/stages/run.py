@@ -1,4 +1,4 @@
-"""A run: the planned stages in order, each resuming at what the one before left on disk.
+"""A run: the planned stages in order; each reads what earlier stages wrote.
 
     preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort) [-> export]
 """
@@ -19,14 +19,14 @@ from ..outputs.dataset import write_dataset_files
 from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection, update_scan_facts
 from ..settings import Settings
-from ..workflows.engine import Failure, RunResult
+from ..workflows.engine import RunResult, ScanFailure
 from .design_warnings import warn_before_work
 from .fit import check_fit
 from .methods_text import methods_text
 from .plan import describe_plan
 from .targets import model_folder_of, planned_target, reference_records, require_brains
 
-__all__ = ["check_request", "run", "Failure", "RunResult"]
+__all__ = ["check_request", "run", "RunResult"]
 
 LOGGER = logging.getLogger("pipelines")
 MAX_LISTED_SITES = 10
@@ -35,22 +35,26 @@ MAX_LISTED_SCANS = 10
 
 def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection[str] = ()
         ) -> RunResult:
-    """Carry out the planned stages; failed scans are collected and the others go on.
+    """Run the planned stages; a failed scan does not stop the others.
 
     Parameters
     ----------
-    records : images selected in BIDS_DIR; may be empty where only OUTPUT_DIR is used
-    refused : scan_ids of selected images that cannot be used
+    settings : Settings
+        Options of the run.
+    records : tuple of ScanRecord
+        Images selected in BIDS_DIR; empty if only OUTPUT_DIR is used.
+    refused : collection of str
+        scan_ids of selected images that cannot be used.
 
     Raises
     ------
     HarmonizerError
-        What stops the whole run: a wrong target, no usable input, a missing model.
+        If the whole run is impossible: a wrong target, no usable input, a missing model.
     """
     selection = Selection.of(settings, records, refused)
     if settings.reports_only or settings.boilerplate_only:
         return RunResult(summary_lines=_from_output(settings, selection))
-    for line in selection.left_out_lines() if _needs_cohort(settings) else ():
+    for line in selection.unselected_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
     warn_before_work(settings, records)
@@ -66,20 +70,20 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     lines: list[str] = []
     for stage in settings.planned_stages:
         LOGGER.info("Stage %s", stage)
-        missed, said = STAGES[stage](settings, selection.without(failures))
-        failures.update({failure.scan_id: failure for failure in missed})
-        lines += said
+        stage_failures, stage_lines = STAGES[stage](settings, selection.without(failures))
+        failures.update({failure.scan_id: failure for failure in stage_failures})
+        lines += stage_lines
         _write_methods(settings, selection.without(failures))
     return RunResult(tuple(failures.values()), tuple(lines))
 
 
 def _from_output(settings: Settings, selection: Selection) -> tuple[str, ...]:
-    """Write reports or methods text again from what the output folder holds; returns lines.
+    """Write reports or methods text again from the output folder; return lines for the user.
 
     Raises
     ------
     InputError
-        If it holds no preprocessed scan, or not the tables of an evaluation.
+        If it holds no preprocessed scan, or the tables of an evaluation are missing.
     """
     from .evaluation import rewrite_group_report
     from .reports import write_subject_reports
@@ -97,16 +101,16 @@ def _from_output(settings: Settings, selection: Selection) -> tuple[str, ...]:
 
 
 def check_request(settings: Settings, selection: Selection) -> None:
-    """Check before hours of work whether the run can do what was asked.
+    """Check before hours of processing whether the request is possible.
 
     Raises
     ------
     UsageError
-        If the backend has no such option or cannot do what was asked, the target is no site of the
-        scans, or OUTPUT_DIR holds images of this desc to another target.
+        If the backend has no such option or target, the target is not a site of the scans, or
+        OUTPUT_DIR holds images of this desc with another target.
     InputError
-        If a file that the backend's options name or a reference image is not what it should be, or
-        all scans are of one site.
+        If a file of the backend's options or a reference image cannot be used, or all scans are
+        of one site.
     """
     backend = registry.get(settings.backend)
     config = backend.config_from(settings.backend_options)
@@ -116,7 +120,7 @@ def check_request(settings: Settings, selection: Selection) -> None:
         to_fit.check_settings_files()
     can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
-        raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")
+        raise UsageError(f"{settings.backend} does not support reference images. Name a site.")
     if settings.target_kind == "scanner-free" and not can.scanner_free:
         raise UsageError(f"{settings.backend} has no scanner-free target. Name a site.")
     if settings.target_kind == "images":
@@ -129,7 +133,7 @@ def check_request(settings: Settings, selection: Selection) -> None:
 
 
 def _check_model_target(settings: Settings) -> None:
-    """Check the target of a run that applies a model which is fitted already."""
+    """Check the target of a run that applies a fitted model."""
     for modality in settings.modalities:
         folder = model_folder_of(settings, modality)
         if folder is not None:
@@ -138,30 +142,30 @@ def _check_model_target(settings: Settings) -> None:
 
 
 def _needs_cohort(settings: Settings) -> bool:
-    """Whether a stage looks at all selected scans together."""
+    """Return whether a stage processes all selected scans together."""
     return bool({"fit", "evaluate", "export"} & set(settings.planned_stages))
 
 
 def _update_facts(settings: Settings, selection: Selection) -> None:
-    """Bring OUTPUT_DIR's sites and covariates up to date; warn of sites that changed."""
+    """Update sites and covariates in OUTPUT_DIR; warn of sites that changed."""
     changes = update_scan_facts(selection)
     if changes:
         some = "; ".join(map(str, changes[:MAX_LISTED_SITES]))
         more = len(changes) - MAX_LISTED_SITES
         LOGGER.warning(
-            "The site of %d preprocessed scans changed: %s%s. If that was not meant, give the "
+            "The site of %d preprocessed scans changed: %s%s. If this is not intended, give the "
             "same --site-from, --site-column and --site as before.", len(changes), some,
             f"; and {more} more" if more > 0 else "")
 
 
-def _unfinished(settings: Settings, selection: Selection) -> list[Failure]:
-    """The selected scans that failed in the preprocess stage of an earlier command.
+def _unfinished(settings: Settings, selection: Selection) -> list[ScanFailure]:
+    """Return the selected scans whose preprocessing failed in an earlier run.
 
-    Scans that were never preprocessed are named in a warning.
+    Warns of scans that were never preprocessed.
     """
     if "preprocess" in settings.planned_stages or not _needs_cohort(settings):
         return []
-    failed = [Failure(log.scan_id, log.stage, log.message)
+    failed = [ScanFailure(log.scan_id, log.stage, log.message)
               for log in failed_logs(settings.output_dir)
               if log.stage == "preprocess" and log.scan_id in selection.selected_ids]
     there = {item.scan_id for item in selection.find()} | {failure.scan_id for failure in failed}
@@ -183,7 +187,7 @@ def _write_dataset_files(settings: Settings, selection: Selection) -> None:
 
 
 def _write_methods(settings: Settings, selection: Selection) -> Path:
-    """Of the scans that this run uses, so that many jobs read little each."""
+    """Write the methods text of the scans of this run, so that each job reads few files."""
     return write_text(settings.output_dir / "logs" / "CITATION.md",
                       methods_text(settings, selection.find()))
 

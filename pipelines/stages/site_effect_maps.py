@@ -1,4 +1,4 @@
-"""Figures that need a fitted model: what each scanner did to each tissue."""
+"""Figures of site effects on each tissue, which need a fitted model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from .targets import card_path, model_folder_of
 __all__ = ["explained_figures"]
 
 LOGGER = logging.getLogger("pipelines")
-MOST = 12  # sites that are drawn, those with most scans
+MAX_DRAWN_SITES = 12  # those with the most scans
 
 
 def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tuple[Figure, ...]:
-    """One a site other than the target; none for a method without tissue maps.
+    """Draw one figure for each site other than the target; none without tissue statistics.
 
     Parameters
     ----------
-    settings : with the method and the desc of the images that are judged
-    model : hash of the model that made them; no other model's maps are drawn beside them
-    item : one of the scans; the sidecar of its harmonized image names the target's card
+    settings : Settings
+        Method and desc of the images that are evaluated.
+    model : str
+        Hash of the model that made them; maps of other models are not drawn.
+    item : Preprocessed
+        One of the scans; the sidecar of its harmonized image names the site card of the target.
     """
     kind = registry.get(settings.backend)
     if not kind.capabilities.tissue_statistics:
@@ -41,20 +44,21 @@ def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tup
     try:
         folder = model_folder_of(settings, modality)
         if folder is None or model_hash(folder) != model:
-            LOGGER.warning("No maps of what each scanner did to each tissue: the model that made "
-                           "the images is not there. Give it with --model, or harmonize again.")
+            LOGGER.warning("Site effect maps are not drawn: the model that made the images was not "
+                           "found. Give it with --model, or harmonize again.")
             return ()
         if not card.is_file() or sha256_of(card) != made["TargetSHA256"]:
-            LOGGER.warning("No maps of what each scanner did to each tissue: %s is not the card "
-                           "that the images were made by. Harmonize again.", card)
+            LOGGER.warning(
+    "Site effect maps are not drawn: %s is not the site card that the images "
+    "were made with. Harmonize again.", card)
             return ()
-        fitted, aim = kind.load(folder), Target.load(card)
-        lattice, goal = fitted.statistics_of(aim.style)
+        fitted, target = kind.load(folder), Target.load(card)
+        lattice, target_means = fitted.statistics_of(target.style)
     except HarmonizerError as error:
-        LOGGER.warning("No maps of what each scanner did to each tissue: %s", error)
+        LOGGER.warning("Site effect maps are not drawn: %s", error)
         return ()
     sites = sorted(fitted.sites_, key=lambda site: -fitted.sites_[site])
     return tuple(
-        site_effect_figure(site, aim.label, lattice, tissue_difference(
-            fitted.statistics_of(fitted.target(site).style)[1], goal))
-        for site in sites[:MOST] if (aim.kind, aim.label) != ("site", site))
+        site_effect_figure(site, target.label, lattice, tissue_difference(
+            fitted.statistics_of(fitted.target(site).style)[1], target_means))
+        for site in sites[:MAX_DRAWN_SITES] if (target.kind, target.label) != ("site", site))

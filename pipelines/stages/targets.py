@@ -1,7 +1,7 @@
-"""From what the user wrote after ``--target`` to a site card that every job can read.
+"""Resolve ``--target`` to a site card that all jobs read.
 
-A card is written for every kind of target, named by what it is, so that a job array of harmonize
-jobs agrees on one file and a report can say what was aimed at.
+A card is written for every kind of target. Its name is derived from the target, so that all jobs of
+an array use the same file and reports can state the target.
 """
 
 from __future__ import annotations
@@ -27,22 +27,34 @@ from ..outputs.names import MODELS, ScanPaths, resolution_of, sidecar
 from ..outputs.scanlog import read_log
 from ..settings import MODALITIES, Settings
 
-__all__ = ["Aim", "ExistingTarget", "existing_target", "model_folder_of", "planned_target",
-           "require_brains", "require_fit_target", "resolve_target", "target_bands"]
+__all__ = [
+    "ResolvedTarget",
+    "ExistingTarget",
+    "existing_target",
+    "model_folder_of",
+    "planned_target",
+    "require_brains",
+    "require_fit_target",
+    "resolve_target",
+     "target_bands"]
 
 LOGGER = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True)
-class Aim:
-    """A fitted model and what it aims at.
+class ResolvedTarget:
+    """A fitted model and its target.
 
     Attributes
     ----------
-    model : model folder
-    card : site card of the target
-    label, kind : of the target
-    references : folder with the preprocessed reference images, if that is what it aims at
+    model : Path
+        Model folder.
+    card : Path
+        Site card of the target.
+    label, kind : str
+        Label and kind of the target.
+    references : Path, optional
+        Folder of the preprocessed reference images, for a target of that kind.
     """
 
     model: Path
@@ -54,12 +66,14 @@ class Aim:
 
 @dataclass(frozen=True)
 class ExistingTarget:
-    """How the images of a desc that OUTPUT_DIR holds already were made.
+    """Method and target of the existing images of a desc in OUTPUT_DIR.
 
     Attributes
     ----------
-    backend : method
-    kind, label : of the target, as in the sidecars
+    backend : str
+        Method.
+    kind, label : str
+        Kind and label of the target, as in the sidecars.
     """
 
     backend: str
@@ -88,22 +102,26 @@ def existing_target(settings: Settings, modality: str) -> ExistingTarget | None:
     if len(found) > 1:
         kinds = "; ".join(f"{count} by {made}" for made, count in found.most_common())
         raise UsageError(
-            f"the {modality} images desc-{settings.desc} in {settings.output_dir} were made in "
-            f"several ways: {kinds}. Delete those that are not wanted, or keep the new ones apart "
-            "with --desc.")
+            f"the {modality} images desc-{settings.desc} in {settings.output_dir} were made by "
+            f"several methods or to several targets: {kinds}. Delete the unwanted ones, or give the "
+            "new ones another name with --desc.")
     return next(iter(found), None)
 
 
 def planned_target(settings: Settings, modality: str, sites: Mapping[str, int]
                    ) -> tuple[str, str]:
-    """Return (kind, label) of the target that the run will aim at, before any work.
+    """Return kind and label of the target of the run, before any processing.
 
-    Without --target, OUTPUT_DIR keeps the target of its images; an empty one gets the site with
-    most scans.
+    The default is the target of the images in OUTPUT_DIR, else the site with the most scans.
 
     Parameters
     ----------
-    sites : labels with their numbers of scans, of the model or of the scans that it is fitted on
+    settings : Settings
+        Options of the run.
+    modality : str
+        BIDS suffix.
+    sites : mapping of str to int
+        Number of scans of each site of the model, or of the scans that it is fitted on.
 
     Raises
     ------
@@ -111,19 +129,19 @@ def planned_target(settings: Settings, modality: str, sites: Mapping[str, int]
         If OUTPUT_DIR holds images of this desc by another method or to another target.
     """
     made = existing_target(settings, modality)
-    kind, label = _asked_target(settings, modality, sites, made)
+    kind, label = _requested_target(settings, modality, sites, made)
     if made is not None and (made.backend, made.label) != (settings.backend, label):
         raise UsageError(
             f"{settings.output_dir}: its {modality} images desc-{settings.desc} were made by "
-            f"{made}; this run is {settings.backend} to {label!r}. Keep both by giving this "
-            f"one a name with --desc, such as --desc {settings.backend.replace('_', '')}; or use "
+            f"{made}; this run is {settings.backend} to {label!r}. To keep both, give this "
+            f"one another name with --desc, such as --desc {settings.backend.replace('_', '')}; or use "
             "another output folder.")
     return kind, label
 
 
-def _asked_target(settings: Settings, modality: str, sites: Mapping[str, int],
+def _requested_target(settings: Settings, modality: str, sites: Mapping[str, int],
                   made: ExistingTarget | None) -> tuple[str, str]:
-    """(kind, label) of --target; without it, those of the images that are there."""
+    """Return kind and label of --target; by default those of existing images."""
     kind = settings.target_kind
     if kind == "site":
         return kind, site_label(settings.target[0], sites)
@@ -142,16 +160,21 @@ def _asked_target(settings: Settings, modality: str, sites: Mapping[str, int],
 
 
 def require_fit_target(settings: Settings, modality: str, cohort: Cohort) -> None:
-    """Check before a fit that the model will know the target.
+    """Check before a fit that the model will have the target.
 
     Parameters
     ----------
-    cohort : the scans that the model of this modality is fitted on
+    settings : Settings
+        Options of the run.
+    modality : str
+        BIDS suffix.
+    cohort : Cohort
+        Scans that the model of this modality is fitted on.
 
     Raises
     ------
     UsageError
-        If the target is a site that none of them is of, or was made of reference images that are
+        If no scan is from the target site, or the target consists of reference images that were
         not given again.
     """
     kind, label = planned_target(settings, modality, cohort.sites)
@@ -160,12 +183,12 @@ def require_fit_target(settings: Settings, modality: str, cohort: Cohort) -> Non
         what = f"--target {word}" if settings.target else \
             f"the images in {settings.output_dir} were harmonized to {word!r}"
         alone = "" if len(settings.modalities) == 1 else \
-            f" A run for {modality} alone (--modalities) may aim at another."
+            f" A run for {modality} alone (--modalities) may have another target."
         who = " of --fit-participants" if settings.fit_participants else ""
         remedy = "" if settings.target else (
             " Give another --target together with another --desc, or delete the images "
-            f"desc-{settings.desc} and give the command again.")
-        raise UsageError(f"{what}: no {modality} scan{who} is of that site. "
+            f"desc-{settings.desc} and run the command again.")
+        raise UsageError(f"{what}: no {modality} scan{who} is from that site. "
                          f"{did_you_mean(word, cohort.sites)}{alone}{remedy}")
     if kind == "reference" and not settings.target:
         raise UsageError(
@@ -174,17 +197,18 @@ def require_fit_target(settings: Settings, modality: str, cohort: Cohort) -> Non
 
 
 def require_brains(settings: Settings, region: str) -> None:
-    """Guided results are made of the brain's tissues; UsageError where whole heads are changed."""
+    """Refuse guided results for whole heads: they are made from the tissues of the brain."""
     if region != "brain" and settings.detail == "guided":
-        raise UsageError(f"{settings.backend} is to harmonize whole heads (region={region}), and "
-                         "--detail guided is made of the brain's tissues. Leave "
-                         "them out, or take region=brain.")
+        raise UsageError(
+    f"{settings.backend} harmonizes whole heads (region={region}), and --detail "
+    "guided needs the tissues of the brain. Drop --detail guided, or use "
+    "region=brain.")
 
 
 def model_folder_of(settings: Settings, modality: str) -> Path | None:
-    """The fitted model for a modality: that of ``--model``, else of OUT/models, else None.
+    """Find the model of a modality: of ``--model``, else in OUT/models, else None.
 
-    ``--model`` may name a model folder, or a folder with one model folder a modality.
+    ``--model`` may be a model folder, or a folder with one model folder for each modality.
 
     Raises
     ------
@@ -203,8 +227,8 @@ def model_folder_of(settings: Settings, modality: str) -> Path | None:
     )
 
 
-def resolve_target(settings: Settings, modality: str, model: Path) -> Aim:
-    """Load the model, find the target, write its card."""
+def resolve_target(settings: Settings, modality: str, model: Path) -> ResolvedTarget:
+    """Load the model, find the target and write its site card."""
     backend = registry.get(settings.backend).load(model)
     _check_options(settings, backend, model)
     references = None
@@ -214,26 +238,25 @@ def resolve_target(settings: Settings, modality: str, model: Path) -> Aim:
     else:
         target = _named(settings, backend, modality)
     card = target.save(card_path(settings, modality, target.kind, target.label))
-    return Aim(model, card, target.label, target.kind, references)
+    return ResolvedTarget(model, card, target.label, target.kind, references)
 
 
 def card_path(settings: Settings, modality: str, kind: str, label: str) -> Path:
-    """OUT/models/<backend>/<modality>/targets/<kind>-<label>.safetensors."""
+    """Return OUT/models/<backend>/<modality>/targets/<kind>-<label>.safetensors."""
     folder = settings.output_dir / MODELS / settings.backend / modality / "targets"
     return folder / f"{kind}-{label}.safetensors"
 
 
 def _named(settings: Settings, backend: Backend, modality: str) -> Target:
-    """A target by name, by card, or the default: that of the images in OUT, else the site with
-    most scans."""
+    """Return the target of a site, a site card, or the default of `planned_target`."""
     kind = settings.target_kind
     if kind == "card":
         return Target.load(settings.target[0])
     if kind == "default":
         made = existing_target(settings, modality)
         kind, label = planned_target(settings, modality, backend.sites_)
-        why = "that of the images in OUTPUT_DIR" if made else "the site with most scans"
-        LOGGER.info("No --target given: harmonizing %s to %r, %s.", modality, label, why)
+        why = "target of the images in OUTPUT_DIR" if made else "site with the most scans"
+        LOGGER.info("No --target given: harmonizing %s to %r (%s).", modality, label, why)
         if kind == "reference":
             return Target.load(card_path(settings, modality, kind, label))
         return backend.target(label)
@@ -244,29 +267,27 @@ def _named(settings: Settings, backend: Backend, modality: str) -> Target:
 
 
 def site_label(text: str, sites: Collection[str]) -> str:
-    """The label of the site that a user named: as it stands, or as tables' names are cleaned."""
+    """Return the label of a site that the user named: unchanged, or cleaned as in tables."""
     return text if text in sites else clean_label(text)
 
 
 def _check_options(settings: Settings, backend: Backend, model: Path) -> None:
-    """Options belong to the fit: a model that was fitted with others is refused.
+    """Refuse a model that was fitted with other options than those of the run.
 
     Raises
     ------
     UsageError
-        If ``--backend-option`` says something else than the model.
+        If ``--backend-option`` differs from the model.
     """
-    wanted = backend.config_from(settings.backend_options)
-    for name in settings.backend_options:
-        if getattr(wanted, name) != getattr(backend.config, name):
-            raise UsageError(
-                f"--backend-option {name}={getattr(wanted, name)}: the model {model} was fitted "
-                f"with {name}={getattr(backend.config, name)}. Run the fit stage with this option."
-            )
+    for name, (requested, fitted) in backend.differing_options(settings.backend_options).items():
+        raise UsageError(
+            f"--backend-option {name}={requested}: the model {model} was fitted with "
+            f"{name}={fitted}. Run the fit stage with this option."
+        )
 
 
 def reference_records(settings: Settings) -> tuple[ScanRecord, ...]:
-    """The reference images as records of people that belong to no site."""
+    """Return the reference images as records of subjects without a site."""
     records = []
     for text in settings.target:
         path = Path(text)
@@ -281,18 +302,18 @@ def reference_records(settings: Settings) -> tuple[ScanRecord, ...]:
 
 
 def modality_of(path: Path, settings: Settings) -> str:
-    """Modality of a reference image: its BIDS suffix, else the only one of the run."""
+    """Return the modality of a reference image: its BIDS suffix, else that of the run."""
     suffix = split_name(path.name)[1]
     if suffix in MODALITIES:
         return suffix
     if len(settings.modalities) == 1:
         return settings.modalities[0]
-    raise UsageError(f"--target {path}: its modality is not known among "
-                     f"{', '.join(settings.modalities)}. Name it such as ref_T1w.nii.gz.")
+    raise UsageError(f"--target {path}: its modality is not known; the run has "
+                     f"{', '.join(settings.modalities)}. Rename it, such as ref_T1w.nii.gz.")
 
 
 def preprocess_references(settings: Settings, modality: str) -> Path:
-    """Preprocess the reference images like any scan, into the models folder; returns the folder."""
+    """Preprocess the reference images into the models folder; return the folder."""
     from ..workflows.preprocessing import preprocess
 
     folder = settings.output_dir / MODELS / settings.backend / modality / "references"
@@ -320,16 +341,17 @@ def _references_label(settings: Settings, records: Collection[ScanRecord], modal
     return "".join(c for c in label if c.isalnum())
 
 
-def target_bands(settings: Settings, modality: str, aim: Aim) -> dict[str, list[list[float]]]:
-    """Tissue -> quantile functions of the target's scans, as the preprocess stage logged them."""
-    out = aim.references or settings.output_dir
+def target_bands(settings: Settings, modality: str,
+                 resolved: ResolvedTarget) -> dict[str, list[list[float]]]:
+    """Return tissue -> quantile functions of the target's scans, from the logs of preprocessing."""
+    out = resolved.references or settings.output_dir
     found = find_preprocessed(out, resolution_of(settings.sloppy), (modality,))
-    site = "reference" if aim.references else aim.label
+    site = "reference" if resolved.references else resolved.label
     bands: dict[str, list[list[float]]] = {}
-    if aim.kind == "reference" and aim.references is None:
+    if resolved.kind == "reference" and resolved.references is None:
         return bands
-    fitted = set(read_json(aim.model / "cohort.json").get("ScanIds", ()))
-    own = aim.references is None and aim.model.is_relative_to(out)
+    fitted = set(read_json(resolved.model / "cohort.json").get("ScanIds", ()))
+    own = resolved.references is None and resolved.model.is_relative_to(out)
     for item in found:
         if item.scan.site == site and (not own or item.scan_id in fitted):
             for tissue, quantiles in quantiles_of(item.paths).items():
@@ -338,6 +360,6 @@ def target_bands(settings: Settings, modality: str, aim: Aim) -> dict[str, list[
 
 
 def quantiles_of(paths: ScanPaths) -> dict[str, list[float]]:
-    """A scan's quantile functions by tissue, from its log; empty without one."""
+    """Return the quantile functions of a scan by tissue, from its log; empty without one."""
     log = read_log(paths.out, paths.scan_id, "preprocess")
     return dict(log.facts.get("Quantiles", {})) if log else {}

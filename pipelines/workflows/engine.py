@@ -1,7 +1,6 @@
-"""Carrying out a workflow: plugin, memory, progress, and what failed.
+"""Execution of Nipype workflows: plugin, memory, progress and failures.
 
-Nipype does the work; here its settings are chosen, its progress is shown as one bar, and each
-failed node is turned into a `Failure` that says which scan and why.
+A progress bar shows finished nodes. Each failed node becomes a `ScanFailure` with scan and reason.
 """
 
 from __future__ import annotations
@@ -24,19 +23,27 @@ from ..settings import Settings
 if TYPE_CHECKING:
     from nipype import Workflow
 
-__all__ = ["Failure", "RunResult", "clean_work_dir", "execute", "load_plugin"]
+__all__ = ["ScanFailure", "RunResult", "clean_work_dir", "execute", "load_plugin"]
 
 LOGGER = logging.getLogger("pipelines")
-PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
+SCANS_PER_PROCESS = 8  # in one workflow; workers are restarted after each
 PROBE_BYTES = 1 << 20
-GPU_NODES = 1  # at once: all of a run share the one device that `device_of` chose
-WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "referee", "sampling", "training")
+GPU_NODES = 1  # at once: all nodes of a run use one device (`device_of`)
+WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "evaluation", "sampling", "training")
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
 @dataclass(frozen=True)
-class Failure:
-    """One scan that a stage could not finish."""
+class ScanFailure:
+    """A scan that failed in a stage.
+
+    Attributes
+    ----------
+    scan_id, stage : str
+        Scan and stage.
+    message : str
+        Expected and found values, and what to do.
+    """
 
     scan_id: str
     stage: str
@@ -45,25 +52,37 @@ class Failure:
 
 @dataclass
 class RunResult:
-    """What a run leaves: failures, and lines for the user."""
+    """Result of a run: failures, and lines for the user."""
 
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     summary_lines: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 if all was done, 1 if a scan failed."""
+        """Return 0 if all scans were processed, 1 if a scan failed."""
         return 1 if self.failures else 0
 
 
 @dataclass
 class Monitor:
-    """Nipype's status callback: moves the progress bar and collects failed nodes."""
+    """Status callback of Nipype: updates the progress bar and collects failures.
+
+    Attributes
+    ----------
+    bar : tqdm
+        Progress bar.
+    scan_ids : mapping of str to str
+        Name of a scan's workflow -> scan_id.
+    stage : str
+        Stage of the failures.
+    failures : dict of str to ScanFailure
+        Failure of each scan.
+    """
 
     bar: Any
     scan_ids: Mapping[str, str]
     stage: str
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, ScanFailure] = field(default_factory=dict)
 
     def __call__(self, node: Any, status: str) -> None:
         scan_id = self.scan_ids.get(node.fullname.split(".")[1], node.fullname)
@@ -72,17 +91,17 @@ class Monitor:
         elif status == "end":
             self.bar.update(1)
         elif status == "exception" and scan_id not in self.failures:
-            self.failures[scan_id] = Failure(scan_id, self.stage, _message(node))
+            self.failures[scan_id] = ScanFailure(scan_id, self.stage, _message(node))
             self.bar.write(f"{scan_id} failed in {node.name}: {_message(node)}", file=sys.stderr)
 
 
 def count_steps(workflow: Workflow) -> int:
-    """Nodes that will run; Nipype drops the doors (`inputnode`, `outputnode`) of each workflow."""
+    """Count the nodes that will run; Nipype drops `inputnode` and `outputnode` of workflows."""
     return sum(not name.endswith("putnode") for name in workflow.list_node_names())
 
 
 def _message(node: Any) -> str:
-    """The explained error that the node left, or that it was not an expected one."""
+    """Return the error message that the node stored, or a message about an internal error."""
     from ..interfaces.base import ERROR_FILE
 
     path = Path(node.output_dir()) / ERROR_FILE
@@ -94,35 +113,40 @@ def _message(node: Any) -> str:
 
 def execute(
     build: Callable[[Sequence[Any]], Workflow], jobs: Sequence[Any], settings: Settings, stage: str
-) -> tuple[Failure, ...]:
-    """Run the workflow of each job; one failed scan does not stop the others.
+) -> tuple[ScanFailure, ...]:
+    """Run the workflow of each job; a failed scan does not stop the others.
 
-    Nipype goes through a workflow breadth first, so 600 scans at once would all be half done for
-    hours. They are run in portions instead: few scans are on the way, the others are finished or
-    not begun, and the graph stays small.
+    Nipype executes a workflow breadth first, so that no scan of 600 would be finished for hours.
+    Scans are therefore run in batches, which also keeps the graph small.
 
     Parameters
     ----------
-    build : some jobs -> a workflow with one sub-workflow each
-    jobs : each with `name` (of its sub-workflow) and `scan_id`
+    build : callable
+        Makes a workflow of some jobs, with one sub-workflow each.
+    jobs : sequence
+        Jobs with the attributes `name` (of the sub-workflow) and `scan_id`.
+    settings : Settings
+        Options of the run.
+    stage : str
+        Name of the stage, for progress and failures.
 
     Raises
     ------
     UsageError
         If the plugin file is wrong.
     OutputError
-        If scans fail because nothing can be written any more; more of them would fail, too.
+        If scans fail because the disk is full or not writable.
     """
     plugin, arguments = plugin_of(settings)
     total = count_steps(build(jobs[:1])) * len(jobs)
     with progress_bar(total, stage) as bar:
         monitor = Monitor(bar, {job.name: job.scan_id for job in jobs}, stage)
-        for portion in portions(jobs, settings):
-            workflow = build(portion)
+        for batch in batches(jobs, settings):
+            workflow = build(batch)
             _run(workflow, settings, plugin, {**arguments, "status_callback": monitor})
-            _tidy(settings.work_dir / workflow.name, portion, monitor)
+            _remove_intermediate(settings.work_dir / workflow.name, batch, monitor)
             if monitor.failures:
-                require_room(settings.output_dir / "logs", settings.work_dir)
+                require_disk_space(settings.output_dir / "logs", settings.work_dir)
             if monitor.failures and settings.stop_on_first_crash:
                 break
     return tuple(monitor.failures.values())
@@ -139,13 +163,13 @@ def _run(workflow: Workflow, settings: Settings, plugin: str, arguments: dict[st
         LOGGER.debug("nipype: %s", error)
 
 
-def require_room(*folders: Path) -> None:
-    """Refuse to go on where not even a megabyte can be written.
+def require_disk_space(*folders: Path) -> None:
+    """Check that a megabyte can be written to each folder.
 
     Raises
     ------
     OutputError
-        That names the folder and the reason.
+        Names the folder and the reason.
     """
     for folder in folders:
         try:
@@ -153,24 +177,25 @@ def require_room(*folders: Path) -> None:
                 stream.write(bytes(PROBE_BYTES))
         except OSError as error:
             raise OutputError(
-                f"{folder}: cannot be written any more ({error.strerror}). Make room or repair the "
-                "permissions, then give the same command again: finished work is kept."
-            ) from error
+    f"{folder}: cannot be written any more ({error.strerror}). Free disk space or repair "
+    "the permissions, then run the same command again; finished results are kept." ) from error
         (folder / "room").unlink(missing_ok=True)
 
 
-def _tidy(folder: Path, portion: Sequence[Any], monitor: Monitor) -> None:
-    """Remove what finished scans left in the work folder; the results are in OUT, and a study of
-    600 scans would leave 150 GB. What failed is kept, to be looked at and resumed."""
-    for job in portion:
+def _remove_intermediate(folder: Path, batch: Sequence[Any], monitor: Monitor) -> None:
+    """Remove the intermediate results of finished scans (600 scans would leave 150 GB).
+
+    Those of failed scans are kept for debugging and for a rerun.
+    """
+    for job in batch:
         if job.scan_id not in monitor.failures:
             shutil.rmtree(folder / job.name, ignore_errors=True)
 
 
 def clean_work_dir(folder: Path) -> tuple[str, ...]:
-    """Remove what runs of this app leave in the work folder; returns the names of what was there.
+    """Remove the folders of this app from a work folder; return their names.
 
-    Files of others stay: somebody may have given a folder that holds more.
+    Other files are kept.
     """
     found = tuple(name for name in WORK_FOLDERS if (folder / name).is_dir())
     for name in found:
@@ -178,16 +203,16 @@ def clean_work_dir(folder: Path) -> tuple[str, ...]:
     return found
 
 
-def portions(jobs: Sequence[Any], settings: Settings) -> Iterator[Sequence[Any]]:
-    """One job at a time on one process, eight a process on several, all for a cluster plugin."""
-    size = 1 if settings.nprocs == 1 else PORTION * settings.nprocs
+def batches(jobs: Sequence[Any], settings: Settings) -> Iterator[Sequence[Any]]:
+    """Yield one job at a time for one process, eight for each of several, all for a plugin."""
+    size = 1 if settings.nprocs == 1 else SCANS_PER_PROCESS * settings.nprocs
     size = len(jobs) if settings.use_plugin else size
     for start in range(0, len(jobs), size):
         yield jobs[start:start + size]
 
 
 def configure(workflow: Workflow, settings: Settings) -> None:
-    """Nipype's execution settings: text crash files in OUT/logs, no calls home."""
+    """Set Nipype's execution options: text crash files in OUT/logs, no network access."""
     import nipype
 
     logs = settings.output_dir / "logs"
@@ -207,7 +232,7 @@ def configure(workflow: Workflow, settings: Settings) -> None:
 
 
 def plugin_of(settings: Settings) -> tuple[str, dict[str, Any]]:
-    """Nipype plugin and its arguments: the user's file, else one process or several here."""
+    """Return Nipype plugin and arguments: of the user's file, else Linear or MultiProc."""
     if settings.use_plugin is not None:
         content = load_plugin(settings.use_plugin)
         return content["plugin"], content["plugin_args"]
@@ -225,8 +250,11 @@ def plugin_of(settings: Settings) -> tuple[str, dict[str, Any]]:
 
 
 def _quiet_workers(settings: Settings) -> None:
-    """Give worker processes a Nipype configuration of ours: their log lines would swamp the bar,
-    and the default one lies in HOME, which a container may not have."""
+    """Write a Nipype configuration for worker processes.
+
+    It hides log lines that would disturb the progress bar. The default configuration lies in HOME,
+    which a container may not have.
+    """
     level = "INFO" if settings.verbose else "CRITICAL"
     names = ("workflow_level", "utils_level", "interface_level")
     lines = ["[logging]", *(f"{name} = {level}" for name in names),
@@ -236,7 +264,7 @@ def _quiet_workers(settings: Settings) -> None:
 
 
 def load_plugin(path: Path) -> dict[str, Any]:
-    """{'plugin': name, 'plugin_args': {...}} from a Nipype plugin file (YAML).
+    """Read a Nipype plugin file (YAML) with the keys plugin and plugin_args.
 
     Raises
     ------

@@ -16,7 +16,7 @@ import pytest
 
 from harmonizer import __version__
 from harmonizer.errors import UnavailableError, UsageError
-from pipelines.cli import build_parser, check_world, named_folders, parse
+from pipelines.cli import build_parser, check_environment, named_folders, parse
 from pipelines.flag_hints import HINTS
 from pipelines.settings import Settings
 from pipelines.workflows.engine import load_plugin
@@ -58,8 +58,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--mem 12000", "mem_gb", 12.0),  # as in fMRIPrep
     ("--mem 1000G", "mem_gb", 1000.0),
     ("--mem-gb 12", "mem_gb", 12.0),
-    ("--mem-mb 12000", "mem_gb", 12.0),
-    ("--mem_mb 12G", "mem_gb", 12.0),
+    ("--mem_gb 12G", "mem_gb", 12.0),
     ("--sloppy", "sloppy", True),
     ("--use-plugin /p.yml", "use_plugin", Path("/p.yml")),
     ("--nipype-plugin-file /p.yml", "use_plugin", Path("/p.yml")),
@@ -91,7 +90,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--reference-site KKI", "reference_site", "KKI"),
     ("--traveling no", "traveling", "no"),
     ("--compare", "compare", True),
-    ("--moved-maps all", "moved_maps", "all"),
+    ("--anatomy-change-maps all", "anatomy_change_maps", "all"),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
     ("--desc toA", "desc", "toA"),
     ("--detail guided", "detail", "guided"),
@@ -210,7 +209,7 @@ def test_choices_are_in_braces_and_are_those_of_the_settings() -> None:
     shown = {action.dest: (action.option_strings, action.metavar[1:-1].split(","))
              for action in build_parser()._actions if str(action.metavar).startswith("{")}
     assert {"levels", "modalities", "site_from", "stages", "backend", "detail", "skull_strip",
-            "device", "preset", "precision", "traveling", "moved_maps", "export",
+            "device", "preset", "precision", "traveling", "anatomy_change_maps", "export",
             "export_names"} <= set(shown)
     for name, (flags, choices) in shown.items():
         if name in ("levels", "device", "backend", "preset"):
@@ -233,7 +232,7 @@ def test_flags_that_swallow_the_folders_are_explained(capsys: pytest.CaptureFixt
     [
         ("--mem-gb 16000", "State the unit"),
         ("--mem 16000G", "State the unit"),
-        ("--mem-mb 16", "State the unit"),
+        ("--mem 16M", "State the unit"),
         ("--mem lots", "expected a number and K, M, G or T"),
         ("--stages fit", "belongs to the analysis level 'group'"),
         ("-d /a/x /b/x", "are both named 'x'"),
@@ -261,7 +260,7 @@ def world(tmp_path: Path) -> dict[str, Path]:
 
 def checked(world: dict[str, Path], flags: str, levels: str = "participant") -> None:
     words = [word.replace("@", str(world["root"])) for word in flags.split()]
-    check_world(parse([str(world["bids"]), str(world["out"]), *levels.split(), *words]))
+    check_environment(parse([str(world["bids"]), str(world["out"]), *levels.split(), *words]))
 
 
 @pytest.mark.parametrize("flags", [

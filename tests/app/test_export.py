@@ -17,15 +17,15 @@ from pipelines.outputs.selection import Selection
 from pipelines.settings import Settings
 from pipelines.stages.export import export
 from pipelines.workflows.engine import WORK_FOLDERS
-from tests.app.conftest import Road
-from tests.app.road import QUICK, results, run_app
+from tests.app.conftest import FullRun
+from tests.app.running import QUICK, results, run_app
 
 SCANS = [f"sub-{p}_ses-{s}_T1w" for p in ("01", "02") for s in ("aspen", "birch")]
 
 
-def settings(road: Road, out: Path, **more: object) -> Settings:
+def settings(full_run: FullRun, out: Path, **more: object) -> Settings:
     return Settings.from_dict({
-        "bids_dir": str(road.raw), "output_dir": str(out), "levels": ["group"], "sloppy": True,
+        "bids_dir": str(full_run.raw), "output_dir": str(out), "levels": ["group"], "sloppy": True,
         "stages": ["export"], "export": "raw", "backend": QUICK, **more})
 
 
@@ -46,18 +46,27 @@ def validator_errors(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("choice", ["rec", "original"])
-def test_the_dataset_is_whole_and_valid(road: Road, copy: Path, choice: str) -> None:
-    answer = run_app(road.raw, copy, "group", "--sloppy", "--stages", "export", "--export", "raw",
-                     "--export-names", choice)
-    assert answer.code == 0, answer.said
-    assert "Exported: 4 of 4 scans" in answer.said
+def test_the_dataset_is_whole_and_valid(full_run: FullRun, copy: Path, choice: str) -> None:
+    answer = run_app(
+    full_run.raw,
+    copy,
+    "group",
+    "--sloppy",
+    "--stages",
+    "export",
+    "--export",
+    "raw",
+    "--export-names",
+     choice)
+    assert answer.code == 0, answer.output
+    assert "Exported: 4 of 4 scans" in answer.output
     folder = copy / "derivatives" / "raw-harmonized"
     assert validator_errors(folder) == []
     rec = "_rec-harmonized" if choice == "rec" else ""
     assert names(folder) == {scan.replace("_T1w", f"{rec}_T1w.nii.gz") for scan in SCANS}
     description = json.loads((folder / "dataset_description.json").read_text())
     assert description["DatasetType"] == "raw"
-    roots = {"harmonizer": copy.resolve(), "raw": road.raw.resolve()}
+    roots = {"harmonizer": copy.resolve(), "raw": full_run.raw.resolve()}
     links = description["DatasetLinks"]
     assert (folder / links["harmonizer"]).resolve() == roots["harmonizer"]
     for image in folder.glob("sub-*/*/anat/*.nii.gz"):
@@ -72,10 +81,10 @@ def test_the_dataset_is_whole_and_valid(road: Road, copy: Path, choice: str) -> 
         np.testing.assert_array_equal(nib.load(image).affine, original.affine)
 
 
-def test_other_pipelines_find_the_images(road: Road, copy: Path) -> None:
+def test_other_pipelines_find_the_images(full_run: FullRun, copy: Path) -> None:
     from bids import BIDSLayout
 
-    made = settings(road, copy)
+    made = settings(full_run, copy)
     failures, _ = export(made, selected(made))
     assert failures == ()
     layout = BIDSLayout(made.export_folder)  # validates names, as fMRIPrep does
@@ -84,8 +93,8 @@ def test_other_pipelines_find_the_images(road: Road, copy: Path) -> None:
     assert {f.get_metadata()["HarmonizationMethod"] for f in found} == {QUICK}
 
 
-def test_again_copies_only_what_is_missing(road: Road, copy: Path) -> None:
-    made = settings(road, copy)
+def test_again_copies_only_what_is_missing(full_run: FullRun, copy: Path) -> None:
+    made = settings(full_run, copy)
     _, lines = export(made, selected(made))
     assert "(0 reused)" in lines[0]
     first, before = results(made.export_folder), {
@@ -101,29 +110,38 @@ def test_again_copies_only_what_is_missing(road: Road, copy: Path) -> None:
     assert not [path for path in made.export_folder.rglob(".tmp*")]
 
 
-def test_a_scan_without_a_result_is_named_and_the_others_go_on(road: Road, copy: Path) -> None:
+def test_a_scan_without_a_result_is_named_and_the_others_go_on(
+    full_run: FullRun, copy: Path) -> None:
     for path in copy.glob("sub-02/ses-birch/anat/*desc-harmonized_T1w.*"):
         path.unlink()
     for path in copy.glob("sub-02/ses-aspen/anat/*_res-2_desc-preproc_T1w.json"):
         path.unlink()
-    answer = run_app(road.raw, copy, "group", "--sloppy", "--stages", "export", "--export", "raw")
+    answer = run_app(
+    full_run.raw,
+    copy,
+    "group",
+    "--sloppy",
+    "--stages",
+    "export",
+    "--export",
+     "raw")
     assert answer.code == 1
-    made = settings(road, copy)
+    made = settings(full_run, copy)
     assert names(made.export_folder) == {
         exported_name(f"sub-01_ses-{s}", "T1w", "harmonized", "rec") for s in ("aspen", "birch")}
     assert validator_errors(made.export_folder) == []
-    assert "sub-02_ses-birch_T1w failed in export: has no image desc-harmonized" in answer.said
-    assert "sub-02_ses-aspen_T1w failed in export: is not preprocessed" in answer.said
-    assert answer.said.splitlines()[-1].endswith("failed: sub-02.")
+    assert "sub-02_ses-birch_T1w failed in export: has no image desc-harmonized" in answer.output
+    assert "sub-02_ses-aspen_T1w failed in export: is not preprocessed" in answer.output
+    assert answer.output.splitlines()[-1].endswith("failed: sub-02.")
     table = (copy / "logs" / "export-harmonized.tsv").read_text().splitlines()
     assert len(table) == 5 and table[3].startswith("sub-02_ses-aspen_T1w\tn/a\tis not preprocessed")
 
 
-def test_only_what_is_selected_is_exported(road: Road, copy: Path, tmp_path: Path) -> None:
+def test_only_what_is_selected_is_exported(full_run: FullRun, copy: Path, tmp_path: Path) -> None:
     """A filter that excludes a scan which an earlier run harmonized keeps it out."""
     filters = tmp_path / "filter.json"
     filters.write_text('{"t1w": {"session": "aspen"}}')
-    made = settings(road, copy, bids_filter_file=str(filters))
+    made = settings(full_run, copy, bids_filter_file=str(filters))
     export(made, selected(made))
     assert names(made.export_folder) == {
         f"sub-{p}_ses-aspen_rec-harmonized_T1w.nii.gz" for p in ("01", "02")}
@@ -131,14 +149,15 @@ def test_only_what_is_selected_is_exported(road: Road, copy: Path, tmp_path: Pat
     assert [row.split("\t")[0] for row in rows] == ["session_id", "ses-aspen"]
 
 
-def test_without_the_raw_data_the_output_is_enough(road: Road, copy: Path, tmp_path: Path) -> None:
+def test_without_the_raw_data_the_output_is_enough(
+    full_run: FullRun, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "deep" / "down" / "out"
     out.parent.mkdir(parents=True)
     copy.rename(out)
     description = json.loads((out / "dataset_description.json").read_text())
     (out / "dataset_description.json").write_text(json.dumps(
         {**description, "DatasetLinks": {"raw": "../gone"}}))
-    made = settings(road, out, bids_dir=str(tmp_path / "gone"))
+    made = settings(full_run, out, bids_dir=str(tmp_path / "gone"))
     failures, _ = export(made, Selection.of(made, ()))
     assert failures == () and len(names(made.export_folder)) == 4
     assert validator_errors(made.export_folder) == []
@@ -146,46 +165,46 @@ def test_without_the_raw_data_the_output_is_enough(road: Road, copy: Path, tmp_p
     assert json.loads(one.read_text())["Manufacturer"]
 
 
-def test_a_flagged_image_is_named(road: Road, copy: Path) -> None:
+def test_a_flagged_image_is_named(full_run: FullRun, copy: Path) -> None:
     for path in copy.glob("sub-01/ses-aspen/anat/*desc-harmonized_T1w.json"):
         content = json.loads(path.read_text())
         guard = {**content["AnatomyGuard"], "AnatomyHeld": False}
         path.write_text(json.dumps({**content, "AnatomyGuard": guard}))
-    made = settings(road, copy)
+    made = settings(full_run, copy)
     _, lines = export(made, selected(made))
     flagged = [line for line in lines if "anatomy guard flags" in line]
     assert flagged and "sub-01_ses-aspen_T1w" in flagged[0]
 
 
 @pytest.mark.parametrize("level", ["participant", "group"])
-def test_reports_are_written_again(road: Road, copy: Path, level: str) -> None:
+def test_reports_are_written_again(full_run: FullRun, copy: Path, level: str) -> None:
     for page in copy.glob("*.html"):
         page.unlink()
     before = results(copy)
-    answer = run_app(road.raw, copy, level, "--sloppy", "--reports-only")
-    assert answer.code == 0, answer.said
+    answer = run_app(full_run.raw, copy, level, "--sloppy", "--reports-only")
+    assert answer.code == 0, answer.output
     pages = {path.name for path in copy.glob("*.html")}
     assert pages == {"sub-01.html", "sub-02.html"} | ({"group.html"} if level == "group" else set())
     assert results(copy) == before  # nothing else was touched
     for page in copy.glob("sub-*.html"):
-        assert page.stat().st_size > 0.9 * (road.out / page.name).stat().st_size
+        assert page.stat().st_size > 0.9 * (full_run.out / page.name).stat().st_size
     if level == "group":
         again = (copy / "group.html").read_text()
-        for words in ("Is the scanner gone?", "birch", "sub-01_ses-aspen_T1w"):
-            assert (words in again) == (words in (road.out / "group.html").read_text())
+        for words in ("Is the site effect removed?", "birch", "sub-01_ses-aspen_T1w"):
+            assert (words in again) == (words in (full_run.out / "group.html").read_text())
 
 
-def test_the_methods_text_is_written_again(road: Road, copy: Path) -> None:
+def test_the_methods_text_is_written_again(full_run: FullRun, copy: Path) -> None:
     path = copy / "logs" / "CITATION.md"
     before = path.read_text()
     path.unlink()
-    answer = run_app(road.raw, copy, "participant", "group", "--sloppy", "--boilerplate-only")
+    answer = run_app(full_run.raw, copy, "participant", "group", "--sloppy", "--boilerplate-only")
     assert answer.code == 0 and path.read_text() == before
     empty = copy / "empty"
     empty.mkdir()
-    assert run_app(road.raw, empty, "group", "--boilerplate-only").code == 65
+    assert run_app(full_run.raw, empty, "group", "--boilerplate-only").code == 65
 
 
-def test_the_work_folder_holds_nothing_that_clean_workdir_would_leave(road: Road) -> None:
-    found = {path.name for path in road.work.iterdir()}
+def test_the_work_folder_holds_nothing_that_clean_workdir_would_leave(full_run: FullRun) -> None:
+    found = {path.name for path in full_run.work.iterdir()}
     assert found and found <= set(WORK_FOLDERS)

@@ -36,7 +36,7 @@ def fitted(request, cohort) -> Backend:
 
 @pytest.fixture
 def stranger() -> Volume:
-    """A person who was in no fit, at site B."""
+    """A subject who was in no fit, at site B."""
     return at_site_b(brain_of(50))
 
 
@@ -150,9 +150,9 @@ def test_damaged_model_is_refused(fitted, tmp_path, name, change, message):
 def test_unknown_config_option_is_refused(fitted, tmp_path):
     fitted.save(tmp_path)
     facts = json.loads((tmp_path / "config.json").read_text())
-    facts["Config"]["colour"] = 1
+    facts["Config"]["color"] = 1
     (tmp_path / "config.json").write_text(json.dumps(facts))
-    with pytest.raises(UsageError, match="has no option 'colour'"):
+    with pytest.raises(UsageError, match="has no option 'color'"):
         type(fitted).load(tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_known_shift_is_undone_about_as_well_as_by_moment_matching(fitted, cohor
         return error(backend.harmonize(seen, backend.target("A"), source="B").in_mask())
 
     assert error_of(moments) < 0.1 * error(seen.in_mask())
-    # the shift is moment matching's own model: others may be a little worse, in grey levels of 150
+    # the shift is moment matching's own model: others may be a little worse, in gray levels of 150
     limit = error_of(moments) + 2.0
     if fitted.capabilities.trained:  # begins with histogram matching, to which little may be added
         limit = max(limit, error_of(registry.get("histogram_matching")().fit(cohort)) + 0.1)
@@ -263,7 +263,7 @@ def out_of_memory(times: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-    assert not left, "no network was asked"
+    assert not left, "no network was evaluated"
 
 
 def test_networks_work_in_single_precision(fitted, stranger, monkeypatch):

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from harmonizer.errors import InternalError, UnavailableError
-from pipelines import app
+from pipelines import app, run_log
 from pipelines.settings import Settings
 from tests.pipelines.conftest import write_image
 
@@ -33,7 +33,7 @@ TREE: dict[str, Any] = {
 
 
 @dataclass
-class Failure:
+class ScanFailure:
     scan_id: str
     stage: str = "preprocess"
     message: str = "it did not work"
@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass
 class Result:
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     exit_code: int = 0
     summary_lines: tuple[str, ...] = ("report: group.html",)
 
@@ -150,14 +150,14 @@ def test_what_is_written_from_the_output_needs_no_dataset(
 
 def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:
     root = make_tree(TREE)
-    workflows.answer = lambda: Result((Failure("sub-02_T1w"), Failure("sub-01_T1w")), 1)
+    workflows.answer = lambda: Result((ScanFailure("sub-02_T1w"), ScanFailure("sub-01_T1w")), 1)
     assert run(root) == 1
     assert last_line(root).endswith("some participants failed; failed: sub-01, sub-02.")
     assert "sub-02_T1w failed in preprocess: it did not work" in logs(root, "run")[0]
 
 
 def test_a_failure_is_never_a_success(make_tree: Any, workflows: Workflows) -> None:
-    workflows.answer = lambda: Result((Failure("sub-02_T1w"),), 0)
+    workflows.answer = lambda: Result((ScanFailure("sub-02_T1w"),), 0)
     assert run(make_tree(TREE)) == 1
 
 
@@ -167,7 +167,7 @@ def test_an_image_left_out_is_told_and_counted(make_tree: Any, workflows: Workfl
     assert [record.subject for record in workflows.calls[0][1]] == ["01"]
     assert last_line(root).endswith("failed: sub-02.")
     header, row = logs(root, "findings")[0].splitlines()
-    assert header.split("\t") == ["scan_id", "left_out", "path", "finding", "remedy"]
+    assert header.split("\t") == ["scan_id", "excluded", "path", "finding", "remedy"]
     assert row.split("\t")[:2] == ["sub-02_T1w", "yes"]
     refusal = root.parent / "out/logs/scans/sub-02_T1w_check.json"
     assert "is an empty file" in refusal.read_text()
@@ -324,7 +324,7 @@ def test_long_lists_of_failures_are_cut() -> None:
 
 @pytest.mark.parametrize(("number", "code", "words"), [
     (errno.ENOSPC, 74, "No space left on device"), (errno.EROFS, 74, "Read-only file system"),
-    (errno.EACCES, 74, "Permission denied"), (errno.ENOENT, 70, "A fault of ours"),
+    (errno.EACCES, 74, "Permission denied"), (errno.ENOENT, 70, "Internal error"),
 ])
 def test_a_disk_that_takes_no_more(
     make_tree: Any, workflows: Workflows, number: int, code: int, words: str
@@ -344,9 +344,9 @@ def test_a_log_that_cannot_be_closed_changes_no_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.log").symlink_to("/dev/full")
-    app.start_logging(0, tmp_path / "run.log")
+    run_log.start_logging(0, tmp_path / "run.log")
     logging.getLogger("pipelines").error("the last words")
-    app.stop_logging()
+    run_log.stop_logging()
     assert "the last words" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harmonizer.errors import UsageError
-from pipelines.settings import ASKED_ONCE, Settings, available_cpus, load_toml, parse_memory
+from pipelines.settings import ONE_TIME_OPTIONS, Settings, available_cpus, load_toml, parse_memory
 
 
 def settings(**changes: Any) -> Settings:
@@ -25,11 +25,11 @@ EVERYTHING: dict[str, Any] = {
     "derivatives": {"fmriprep": "/fp", "ours": "/o"},
     "site_from": "sessions", "site_column": "scanner", "stages": ["preprocess", "evaluate"],
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
-    "fit_participants": ["group=HC", "02"], "fit_doubtful_masks": True,
+    "fit_participants": ["group=HC", "02"], "fit_low_confidence_masks": True,
     "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
     "traveling": "no", "compare": True, "detail": "guided", "texture": "keep",
-    "moved_maps": "flagged",
+    "anatomy_change_maps": "flagged",
     "preset": "tiny", "max_minutes": 30.0, "devices": 2, "num_nodes": 3, "precision": "fp32",
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,
@@ -55,8 +55,9 @@ def test_toml_brings_back_the_same_settings(tmp_path: Path, changes: dict[str, A
     path = tmp_path / "settings.toml"
     path.write_text(before.to_toml(), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
-    assert not [name for name in ASKED_ONCE if name in text]  # a plan is saved to be carried out
-    assert Settings.from_toml(path) == replace(before, **dict.fromkeys(ASKED_ONCE, False))
+    # a plan is saved to be carried out
+    assert not [name for name in ONE_TIME_OPTIONS if name in text]
+    assert Settings.from_toml(path) == replace(before, **dict.fromkeys(ONE_TIME_OPTIONS, False))
 
 
 def test_settings_travel_to_other_processes() -> None:
@@ -125,7 +126,7 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
         ({"levels": ["partcipant"]}, "Did you mean 'participant'"),
         ({"stages": ["fit"]}, "belongs to the analysis level 'group'"),
         ({"levels": ["group"], "stages": ["fit"], "model": "/m"}, "Drop one"),
-        ({"stages": ["harmonise"]}, "Did you mean 'harmonize'"),
+        ({"stages": ["harmonze"]}, "Did you mean 'harmonize'"),
         ({"modalities": ["T1"]}, "Did you mean 'T1w'"),
         ({"modalities": []}, "one or more of"),
         ({"site_from": "session"}, "Did you mean 'sessions'"),
@@ -243,10 +244,7 @@ def test_every_field_is_documented() -> None:
     import ast
     import inspect
 
-    import pipelines.settings
-
-    tree = ast.parse(inspect.getsource(pipelines.settings))
-    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Settings").body
+    body = ast.parse(inspect.getsource(Settings)).body[0].body
     for field, after in zip(body, body[1:]):
         if isinstance(field, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{field.target.id} has no sentence under it"

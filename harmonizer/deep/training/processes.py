@@ -131,7 +131,7 @@ def _spawn(work: Callable[..., Any], args: tuple[Any, ...], fabric: Any) -> Any:
         except ProcessExitedException:
             if not stop.received:
                 raise
-            raise Terminated("training was asked to stop before it began.") from None
+            raise Terminated("training received a stop signal before it began.") from None
         answers = [results.get() for _ in range(results.qsize())]
     for answer in answers:
         if isinstance(answer, (HarmonizerError, Terminated)):

@@ -1,4 +1,4 @@
-"""ComBat on features as a yardstick: each subject is harmonized by a fit without that subject."""
+"""ComBat on features as a comparison method, fitted without the subject that it harmonizes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ...combat import ComBat
+from ...errors import NotEstimableError
 
 __all__ = ["cross_fitted_combat"]
 
@@ -21,7 +22,7 @@ def cross_fitted_combat(
     folds: int = 5,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return features after ComBat, each row by a fit that its subject was not in.
+    """Return features after ComBat, each row by a fit without its subject.
 
     Parameters
     ----------
@@ -30,36 +31,38 @@ def cross_fitted_combat(
     sites, subjects : sequence of str, length n
         Site and subject of each scan.
     covariates : ndarray, shape (n, Q), optional
-        Numbers whose effect is kept.
+        Numbers whose effect is preserved.
     reference : str, optional
         Site that keeps its values; default: the grand mean.
     folds : int
-        Parts that the subjects are divided into, balanced by site.
+        Number of folds of subjects, balanced by site.
     seed : int
-        Seed of the division.
+        Seed of the folds.
 
     Returns
     -------
     ndarray, shape (n, F)
-        NaN in rows that no fit could reach (a site with too few other subjects).
+        NaN in rows that no fit covers (a site with fewer than two scans of other subjects).
 
     Raises
     ------
-    InputError
-        As `harmonizer.combat.ComBat.fit`.
+    NotEstimableError
+        If a feature is missing, or the covariates are confounded with the site.
     """
     features = np.asarray(features, dtype=np.float64)
+    if not features.size or not np.isfinite(features).all():
+        raise NotEstimableError("ComBat needs features without missing values.")
     done = np.full(features.shape, np.nan)
     table = np.empty((len(features), 0)) if covariates is None else np.reshape(
         covariates, (len(features), -1))
     labels = np.asarray(sites)
-    for held_out in _subject_folds(sites, subjects, folds, seed):
-        rest = ~held_out
+    for test_scans in _subject_folds(sites, subjects, folds, seed):
+        rest = ~test_scans
         known = [site for site in set(sites) if (rest & (labels == site)).sum() >= 2]
         usable = np.isin(labels, known)
         if len(known) < 2 or (reference and reference not in known):
             continue
-        train, test = rest & usable, held_out & usable
+        train, test = rest & usable, test_scans & usable
         model = ComBat(reference).fit(features[train], labels[train], table[train])
         if test.any():
             done[test] = model.transform(features[test], labels[test], table[test])
@@ -68,14 +71,14 @@ def cross_fitted_combat(
 
 def _subject_folds(sites: Sequence[str], subjects: Sequence[str], folds: int, seed: int
                    ) -> Iterator[np.ndarray]:
-    """Masks (n,) of held-out scans; subjects are dealt site by site so that folds hold all sites.
+    """Yield masks, shape (n,), of the scans of each fold; every fold has subjects of all sites.
 
     A subject scanned at several sites counts at the first by name.
     """
-    home = {who: min(s for s, w in zip(sites, subjects) if w == who) for who in set(subjects)}
+    first_site = {who: min(s for s, w in zip(sites, subjects) if w == who) for who in set(subjects)}
     rng = np.random.default_rng(seed)
-    order = [who for site in sorted(set(home.values()))
-             for who in rng.permutation(sorted(w for w in home if home[w] == site))]
+    order = [who for site in sorted(set(first_site.values()))
+             for who in rng.permutation(sorted(w for w in first_site if first_site[w] == site))]
     count = min(folds, len(order))
     for part in range(count):
         yield np.isin(subjects, order[part::count])

@@ -291,8 +291,10 @@ def _train(distributed: DistributedContext, task: _FitTask, training: Any, resou
             "GPU with more memory, or --device cpu."
         ) from error
     if outcome.stop_reason == "signal":
-        raise Terminated(f"{task.name}: training was asked to stop and saved a checkpoint; the "
-                         "same command resumes it.")
+        raise Terminated(
+            f"{task.name}: training received a stop signal and saved a checkpoint; the "
+            "same command resumes it."
+        )
     return outcome
 
 

@@ -90,8 +90,8 @@ class Covariate:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types for the model folder."""
-        return {"Name": self.name, "Modelled": not self.reason, "Levels": list(self.levels),
-                "Missing": self.missing, "InWords": self.in_words()}
+        return {"Name": self.name, "Modeled": not self.reason, "Levels": list(self.levels),
+                "Missing": self.missing, "Summary": self.in_words()}
 
 
 def covariates_of(scan: Scan) -> dict[str, Any]:

@@ -75,7 +75,7 @@ from .covariates import Column, Covariate, code_covariates, covariates_of, withi
 from .regional import Regional, mean_square, place_weights, without_pattern
 
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
-           "shares_with"]
+           "segment_with"]
 
 
 def _atropos() -> Segment:
@@ -135,7 +135,7 @@ class TissueMatchingConfig:
             raise ValueError(f"texture must be one of {TEXTURES}, got {self.texture!r}.")
 
 
-def shares_with(segmenter: str, volume: Volume) -> np.ndarray:
+def segment_with(segmenter: str, volume: Volume) -> np.ndarray:
     """(3, I, J, K) memberships of a volume by the named segmenter; see `COARSE_MM`."""
     return stack_probabilities(SEGMENTERS[_used(segmenter, volume)]()(volume), volume)
 
@@ -168,6 +168,16 @@ class TissueMatching(StatisticsBackend):
         self.freedom_ = 0.0  # degrees of freedom that it rests on
         self.regional_ = Regional()
         self._usual_of: dict[str, LocalStatistics] = {}  # of the sites, by kind; made when needed
+
+    @property
+    def modeled_covariates(self) -> tuple[str, ...]:
+        """Covariates whose effects the fit preserves."""
+        return tuple(self.config.covariates)
+
+    @property
+    def left_out_site_matching(self) -> str | None:
+        """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``."""
+        return str(self.config.left_out_sites)
 
     # Fit ------------------------------------------------------------------------------------
 
@@ -248,7 +258,7 @@ class TissueMatching(StatisticsBackend):
         """(local statistics, memberships) of one image; known shares are taken, not sought."""
         known = tissues if self.config.segmenter == GIVEN else {}
         shares = (stack_probabilities(known, volume) if known
-                  else shares_with(self.config.segmenter, volume))
+                  else segment_with(self.config.segmenter, volume))
         return self._measure(volume, shares), shares
 
     def _measure(self, volume: Volume, shares: np.ndarray) -> LocalStatistics:
@@ -336,7 +346,7 @@ class TissueMatching(StatisticsBackend):
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         found, textures = [], []
         for scan in scans:
-            volume = self._read(scan)
+            volume = read_scan(scan)
             one, shares = self._measured(volume, scan.read_tissues())
             found.append(one)
             textures.append(measure_texture(volume, shares))
@@ -466,7 +476,7 @@ class TissueMatching(StatisticsBackend):
     # State ----------------------------------------------------------------------------------
 
     def segment(self, volume: Volume) -> Mapping[str, np.ndarray]:
-        return dict(zip(TISSUES, shares_with(self.config.segmenter, volume)))
+        return dict(zip(TISSUES, segment_with(self.config.segmenter, volume)))
 
     def _mean_style(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
                     ) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Noise, blur and band energies against phantoms whose noise and point spread are known."""
+"""Noise, blur and band energies against phantoms whose noise and PSF are known."""
 from __future__ import annotations
 
 import dataclasses
@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from harmonizer.contrast.texture import (
     ScanTexture,
@@ -22,21 +23,21 @@ from tests.harmonizer.contrast.texture_phantom import affine_of, range_of, scan
 @pytest.mark.parametrize("noise", [0.02, 0.06])
 def test_noise_is_that_of_the_phantom_on_thick_slices_too(noise, spacing):
     shape = (60, 64, 52 if spacing[2] < 2 else 24)
-    volume, shares = scan(noise, (2, 2, max(2, spacing[2])), spacing, shape)
-    found = measure_texture(volume, shares).noise * range_of(volume)
+    volume, probabilities = scan(noise, (2, 2, max(2, spacing[2])), spacing, shape)
+    found = measure_texture(volume, probabilities).noise * range_of(volume)
     np.testing.assert_allclose(found[1:], noise, rtol=0.1)
 
 
 def test_numbers_do_not_change_with_gain():
-    volume, shares = scan(0.03)
-    one = measure_texture(volume, shares).arrays()
-    two = measure_texture(volume.with_data(421.0 * volume.data), shares).arrays()
+    volume, probabilities = scan(0.03)
+    one = measure_texture(volume, probabilities).arrays()
+    two = measure_texture(volume.with_data(421.0 * volume.data), probabilities).arrays()
     for name, array in one.items():
         np.testing.assert_allclose(two[name], array, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_blur_grows_with_the_point_spread_along_its_own_axis(noise):
+def test_blur_grows_with_the_psf_along_its_own_axis(noise):
     blur = [measure_texture(*scan(noise, fwhm)).fwhm_mm
             for fwhm in ((1.5, 1.5, 1.5), (1.5, 4.0, 1.5))]
     assert blur[1][1] > blur[0][1] + 1.5
@@ -45,17 +46,25 @@ def test_blur_grows_with_the_point_spread_along_its_own_axis(noise):
 
 
 def test_axes_are_those_of_the_world_on_permuted_flipped_and_turned_grids():
-    volume, shares = scan(0.02, (1.5, 4.0, 1.5))
-    plain = measure_texture(volume, shares)
+    volume, probabilities = scan(0.02, (1.5, 4.0, 1.5))
+    plain = measure_texture(volume, probabilities)
     affine = affine_of((1.0, 1.0, 1.0), flip=True)[:, [1, 0, 2, 3]]  # first axis along world y
     moved = Volume(volume.data.transpose(1, 0, 2), affine, volume.mask.transpose(1, 0, 2))
-    permuted = measure_texture(moved, shares.transpose(0, 2, 1, 3))
+    permuted = measure_texture(moved, probabilities.transpose(0, 2, 1, 3))
     np.testing.assert_allclose(permuted.fwhm_mm, plain.fwhm_mm, rtol=0.02)
     np.testing.assert_allclose(permuted.noise, plain.noise, rtol=0.02)
-    turned = measure_texture(Volume(volume.data, affine_of((1, 1, 1), 45.0), volume.mask), shares)
+    oblique = Volume(volume.data, affine_of((1, 1, 1), 45.0), volume.mask)
+    turned = measure_texture(oblique, probabilities)
     variance = plain.fwhm_mm ** 2
     np.testing.assert_allclose(turned.fwhm_mm ** 2, [variance[:2].mean()] * 2 + [variance[2]],
                                rtol=0.01)
+
+
+def test_blur_finer_than_the_voxels_is_the_voxel():
+    volume, probabilities = scan(0.0, (0.3, 0.3, 0.3), (2.0, 2.0, 2.0), (30, 32, 28))
+    crisp = volume.data + 3 * (volume.data - ndimage.gaussian_filter(volume.data, 1.0))
+    found = measure_texture(volume.with_data(crisp), probabilities).fwhm_mm
+    np.testing.assert_allclose(found, 2.0, atol=1e-6)
 
 
 def test_bands_add_up_to_the_image_and_know_what_a_grid_resolves():
@@ -68,12 +77,12 @@ def test_bands_add_up_to_the_image_and_know_what_a_grid_resolves():
 
 
 def test_a_constant_image_and_a_tiny_mask_have_no_numbers_and_do_not_fail():
-    volume, shares = scan(0.0)
-    flat = measure_texture(volume.with_data(np.full(volume.shape, 7, np.float32)), shares)
+    volume, probabilities = scan(0.0)
+    flat = measure_texture(volume.with_data(np.full(volume.shape, 7, np.float32)), probabilities)
     assert not flat.noise.any() and flat.numbers() == {}
     mask = np.zeros(volume.shape, bool)
     mask[30:33, 30:33, 30:33] = True
-    tiny = measure_texture(Volume(volume.data * mask, volume.affine, mask), shares)
+    tiny = measure_texture(Volume(volume.data * mask, volume.affine, mask), probabilities)
     assert not tiny.noise.any()
     assert all(np.isfinite(array).all() for array in tiny.arrays().values())
 
@@ -101,8 +110,8 @@ def test_a_site_is_the_geometric_mean_of_what_its_scans_show():
 
 @pytest.mark.slow
 def test_a_scan_of_1_mm_takes_two_seconds():
-    volume, shares = scan(0.03, shape=(150, 180, 150))
+    volume, probabilities = scan(0.03, shape=(150, 180, 150))
     measure_texture(*scan(0.03))
     started = time.process_time()
-    measure_texture(volume, shares)
+    measure_texture(volume, probabilities)
     assert time.process_time() - started < 6, "about 2 s of one core at full speed"

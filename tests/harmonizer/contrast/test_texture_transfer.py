@@ -81,13 +81,13 @@ def test_blur_moves_towards_the_target_both_ways_and_noise_does_not_rise():
 
 @pytest.mark.parametrize("affine", [affine_of((1, 1, 1)), affine_of((1, 1, 1), 25.0, flip=True)])
 def test_map_touches_the_mask_alone_keeps_signs_and_gives_the_same_bits(affine):
-    volume, shares = scan(0.06, affine=affine)
+    volume, probabilities = scan(0.06, affine=affine)
     data = volume.data.copy()
     data[~volume.mask] = -5
     data[20, 30, 25] = -0.3
     volume = volume.with_data(data)
-    gains = gains_between((volume, shares), scan(0.02, seed=1))
-    change = TexturedMap(SLOPE, gains, TissueProbabilities.of(shares, volume))
+    gains = gains_between((volume, probabilities), scan(0.02, seed=1))
+    change = TexturedMap(SLOPE, gains, TissueProbabilities.of(probabilities, volume))
     after = change.apply(volume)
     np.testing.assert_array_equal(after.data[~volume.mask], -5)
     assert (after.data[volume.mask & (volume.data > 0)] > 0).all()
@@ -97,9 +97,9 @@ def test_map_touches_the_mask_alone_keeps_signs_and_gives_the_same_bits(affine):
 
 
 def test_another_grid_of_the_same_scan_gives_the_same_image():
-    volume, shares = scan(0.05)
-    gains = gains_between((volume, shares), scan(0.02, seed=1))
-    change = TexturedMap(SLOPE, gains, TissueProbabilities.of(shares, volume))
+    volume, probabilities = scan(0.05)
+    gains = gains_between((volume, probabilities), scan(0.02, seed=1))
+    change = TexturedMap(SLOPE, gains, TissueProbabilities.of(probabilities, volume))
     turned = volume.affine.copy()
     turned[:3, 0] *= -1
     turned[:3, 3] += volume.affine[:3, 0] * (volume.shape[0] - 1)
@@ -109,14 +109,14 @@ def test_another_grid_of_the_same_scan_gives_the_same_image():
 
 
 def test_constant_image_and_tiny_mask_come_back():
-    volume, shares = scan(0.05)
-    gains = gains_between((volume, shares), scan(0.02, seed=1))
+    volume, probabilities = scan(0.05)
+    gains = gains_between((volume, probabilities), scan(0.02, seed=1))
     flat = volume.with_data(np.full(volume.shape, 3, np.float32))
-    assert match_texture(flat, shares, gains) is flat.data
+    assert match_texture(flat, probabilities, gains) is flat.data
     mask = np.zeros(volume.shape, bool)
     mask[30:32, 30:32, 30] = True
     tiny = volume.with_mask(mask)
-    np.testing.assert_array_equal(match_texture(tiny, shares, gains), volume.data)
+    np.testing.assert_array_equal(match_texture(tiny, probabilities, gains), volume.data)
 
 
 def test_shipped_coefficients_are_finite_numbers_for_both_ways():

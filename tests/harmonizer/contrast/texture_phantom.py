@@ -1,4 +1,4 @@
-"""A brain-like image with known noise and point spread, on any grid."""
+"""A brain-like image with known noise and PSF, on any grid."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def scan(noise: float = 0.0, fwhm_mm: tuple[float, float, float] = (2.0, 2.0, 2.
          ) -> tuple[Volume, np.ndarray]:
     """An image with white noise of this standard deviation, and its tissue probabilities."""
     sigma = np.array(fwhm_mm) / FWHM_PER_SIGMA / np.array(spacing)
-    shares = np.stack([ndimage.gaussian_filter(one, sigma) for one in tissues(shape, spacing)])
-    data = np.einsum("c,cijk->ijk", np.array(LEVELS, np.float32), shares)
+    probabilities = np.stack([ndimage.gaussian_filter(one, sigma)
+                              for one in tissues(shape, spacing)])
+    data = np.einsum("c,cijk->ijk", np.array(LEVELS, np.float32), probabilities)
     data += np.float32(noise) * np.random.default_rng(seed).standard_normal(shape, np.float32)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
     mask = (grid ** 2).sum(axis=0) < 0.95
     affine = affine_of(spacing) if affine is None else affine
-    return Volume(np.where(mask, data, 0).astype(np.float32), affine, mask), shares * mask
+    return Volume(np.where(mask, data, 0).astype(np.float32), affine, mask), probabilities * mask
 
 
 def range_of(volume: Volume) -> float:

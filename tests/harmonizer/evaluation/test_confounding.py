@@ -50,7 +50,7 @@ def test_unknown_ages_are_said():
     assert check.missing == 2
     assert check.by_site["A"] == "unknown"
     assert check.warning.startswith("It cannot be told whether age differs between sites: it is "
-                                    "unknown for 2 of 4 people")
+                                    "unknown for 2 of 4 subjects")
 
 
 def test_one_site_needs_no_warning():
@@ -72,7 +72,7 @@ def test_sex_tests_on_two_sites_are_scipys():
 def test_permutation_p_is_the_exact_one_of_a_small_table():
     """Sites of 2, 2 and 2, the women all at one site or spread: probabilities counted by hand.
 
-    Two women among six people: both at one site in 3 of 15 ways, which is the largest statistic.
+    Two women among six subjects: both at one site in 3 of 15 ways, which is the largest statistic.
     """
     check = sex_by_site(["F", "F", "M", "M", "M", "M"], list("AABBCC"), seed=1)
     assert check.tests["permutation"] == pytest.approx(3 / 15, abs=0.015)
@@ -80,10 +80,10 @@ def test_permutation_p_is_the_exact_one_of_a_small_table():
     assert check.tests == again.tests
 
 
-def test_a_person_counts_once_per_site():
+def test_a_subject_counts_once_per_site():
     age, sex = check_confounding(["1", "1", "1", "2"], ["A", "A", "B", "B"],
                                  [30.0, 30.0, 30.0, 50.0], ["M", "M", "M", "F"])
-    assert age.people == sex.people == 3
+    assert age.n_subjects == sex.n_subjects == 3
     assert age.by_site == {"A": "30 y (30-30), n=1", "B": "40 y (30-50), n=2"}
     assert sex.by_site == {"A": "0 F, 1 M", "B": "1 F, 1 M"}
 

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import Terminated
-from harmonizer.evaluation.metrics.scan_features import Job, _noise_and_blur, spread, texture_rows
+from harmonizer.evaluation.metrics.scan_features import (
+    ScanJob,
+    _noise_and_blur,
+    process_pool,
+    texture_rows,
+)
 from tests.harmonizer.contrast.texture_phantom import scan as texture_scan
 
 
 def test_an_interrupt_ends_the_processes_at_once():
     began, threads = time.monotonic(), threading.active_count()
-    with pytest.raises(Terminated), spread(workers=2) as mapped:
+    with pytest.raises(Terminated), process_pool(workers=2) as mapped:
         jobs = mapped("sleep")(time.sleep, [0.0, 60.0, 60.0, 60.0])
         assert next(iter(jobs)) is None  # they have started
         raise Terminated
@@ -32,7 +37,7 @@ def test_noise_and_blur_are_numbers_of_every_scan_and_method():
     labels = np.where(noisy[0].mask, noisy[1].argmax(axis=0) + 1, 0)
     found = {}
     for name, (volume, _) in (("", noisy), ("method", quiet)):
-        job = Job(SimpleNamespace(read_tissues=dict), {}, labels, (0.0, 1.0))
+        job = ScanJob(SimpleNamespace(read_tissues=dict), {}, labels, (0.0, 1.0))
         found[name] = _noise_and_blur(volume, job)
     assert found[""]["noise_wm"] > 2 * found["method"]["noise_wm"]
     scan = SimpleNamespace(subject="1", session=None, scan_id="s", modality="T1w", site="A")

@@ -401,25 +401,25 @@ def test_no_heavy_import_comes_with_the_package():
 
 
 def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_path):
-    from harmonizer.evaluation.questions.anatomy_limits import Verdict
+    from harmonizer.evaluation.questions.anatomy_limits import AnatomyCheck
     from harmonizer.evaluation.statistics.resampling import Statistics
 
     metrics, quantiles, scans = tables()
-    verdicts = {"moment_matching": {"sub-1_T1w": Verdict(False, (EVIL,), {}, {}),
-                                    "sub-2_T1w": Verdict(True, (), {}, {})}}
+    verdicts = {"moment_matching": {"sub-1_T1w": AnatomyCheck(False, (EVIL,), {}, {}),
+                                    "sub-2_T1w": AnatomyCheck(True, (), {}, {})}}
     report = GroupReport(scans, metrics, quantiles, "moment_matching", {"T1w": "A"},
                          statistics=Statistics(), verdicts=verdicts)
     page = read(render_group_report(tmp_path / "group.html", report))
     assert_self_contained(page, scripts=1)
     title = "Images that the anatomy guard flags"
-    for words in ("Is the scanner gone?", "It cannot be told", title):
+    for words in ("Is the site effect removed?", "It cannot be told", title):
         assert words in page.text
     part = page.text[page.text.index(title):]
     assert "sub-1_T1w" in part[:400] and "sub-2_T1w" not in part[:400]
 
 
 def test_group_report_without_statistics_answers_nothing(group_page):
-    assert "Is the scanner gone?" not in group_page.text
+    assert "Is the site effect removed?" not in group_page.text
 
 
 def test_each_modality_has_its_own_target(tmp_path):

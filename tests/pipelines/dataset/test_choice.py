@@ -34,15 +34,15 @@ def chosen(*names: str, named: tuple[str, ...] = ()) -> tuple[list[str], list[st
     (["ce-gad_echo-1_", "ce-gad_echo-2_"], ["ce-gad_echo-1_"]),
 ])
 def test_one_contrast_of_each_session_is_used(names: list[str], used: list[str]) -> None:
-    found, said = chosen(*names)
+    found, messages = chosen(*names)
     assert found == used
     left = [name for name in names if name not in used]
-    assert all(any(f"sub-01_{name}T1w" in text for text in said) for name in left)
+    assert all(any(f"sub-01_{name}T1w" in text for text in messages) for name in left)
 
 
 def test_images_with_contrast_agent_alone_are_used_with_a_warning() -> None:
-    found, said = chosen("ce-gad_")
-    assert found == ["ce-gad_"] and len(said) == 1 and '"ceagent": null' in said[0]
+    found, messages = chosen("ce-gad_")
+    assert found == ["ce-gad_"] and len(messages) == 1 and '"ceagent": null' in messages[0]
 
 
 @pytest.mark.parametrize(("named", "used"), [

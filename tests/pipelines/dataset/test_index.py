@@ -179,9 +179,9 @@ def test_a_bad_image_takes_only_itself_out(make_tree: Any, kind: str) -> None:
     root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": content,
                       "sub-02/anat/sub-02_T1w.nii.gz": None})
     assert ids(root, site="A") == ["sub-02_T1w"]
-    told = fatal(root, site="A")["sub-01_T1w"]
-    assert re.search(message, told), told
-    assert told.startswith(str(root / "sub-01/anat/sub-01_T1w.nii.gz"))
+    messages = fatal(root, site="A")["sub-01_T1w"]
+    assert re.search(message, messages), messages
+    assert messages.startswith(str(root / "sub-01/anat/sub-01_T1w.nii.gz"))
 
 
 def test_an_image_of_one_volume_may_have_four_axes(make_tree: Any) -> None:
@@ -215,8 +215,8 @@ def test_what_was_not_fetched_is_to_be_fetched(make_tree: Any, name: str, pointe
         (root / name).symlink_to(root / ".git/annex/objects/x/SHA256E-s1--0.gz")
     else:
         (root / name).write_text("/annex/objects/SHA256E-s1--0.gz\n")
-    told = fatal(root, site="A")["sub-01_T1w"]
-    assert "was not fetched" in told and "datalad get" in told and name in told
+    messages = fatal(root, site="A")["sub-01_T1w"]
+    assert "was not fetched" in messages and "datalad get" in messages and name in messages
 
 
 def test_a_sessions_table_that_was_not_fetched_gives_no_other_site(make_tree: Any) -> None:
@@ -257,9 +257,9 @@ def test_folders_without_row_and_rows_without_folder_are_counted(make_tree: Any)
 
 
 def test_rows_of_sessions_give_sites_and_say_which_are_lacking(make_tree: Any) -> None:
-    people = ("participant_id\tsession_id\tsite\tage\nsub-01\tses-A\tNYU\t30\n"
+    subjects = ("participant_id\tsession_id\tsite\tage\nsub-01\tses-A\tNYU\t30\n"
               "sub-01\tses-Z\tKKI\t31\nsub-02\tn/a\tKKI\t40\n")
-    root = make_tree({**TREE, "participants.tsv": people})
+    root = make_tree({**TREE, "participants.tsv": subjects})
     collection = collect(settings(root))
     assert [(r.scan_id, r.site, r.age) for r in collection.records] == [
         *((name, "NYU", 30.0) for name in ALL_T1W[:3]), ("sub-02_T1w", "KKI", 40.0)]
@@ -274,7 +274,7 @@ def test_bidsignore_takes_images_out_and_says_so(make_tree: Any) -> None:
     texts = [str(f) for f in collect(settings(root)).findings]
     assert sum("3 images are not used, because they are listed here" in t for t in texts) == 1
     assert not any("no row" in text or "no folder" in text for text in texts)
-    with pytest.raises(InputError, match="no image fits.* 1 images are not used, because they"):
+    with pytest.raises(InputError, match="no image matches.* 1 images are not used, because they"):
         collect(settings(root, participant_label=["02"]))
 
 
@@ -356,7 +356,7 @@ def test_two_vocabularies_are_pointed_out(make_tree: Any) -> None:
 
 @pytest.mark.parametrize("changes", [{"modalities": ["PDw"]}, {"session_label": ["Z"]}])
 def test_nothing_fits(make_tree: Any, changes: dict) -> None:
-    with pytest.raises(InputError, match="no image fits"):
+    with pytest.raises(InputError, match="no image matches"):
         collect(settings(make_tree(TREE), **changes))
 
 

@@ -22,9 +22,9 @@ from pipelines.dataset.tables import Tables, cell, parse_age, parse_sex, read_ta
     ],
 )
 def test_age(text: str, years: float | None, note: str) -> None:
-    age, said = parse_age(text)
+    age, messages = parse_age(text)
     assert age == (None if years is None else pytest.approx(years, rel=1e-12))
-    assert (note in said) if note else said == ""
+    assert (note in messages) if note else messages == ""
 
 
 @pytest.mark.parametrize(("units", "years"), [
@@ -77,8 +77,8 @@ def test_the_sessions_table_is_nearer_except_where_it_is_silent(make_tree: Any) 
 
 
 def test_units_and_levels_come_from_the_dictionary(make_tree: Any) -> None:
-    people = "participant_id\tage\tsex\nsub-01\t18\t2\n"
-    root = make_tree({"participants.tsv": people, "participants.json": {
+    subjects = "participant_id\tage\tsex\nsub-01\t18\t2\n"
+    root = make_tree({"participants.tsv": subjects, "participants.json": {
         "age": {"Units": "month"}, "sex": {"Levels": {"1": "Male", "2": "Female"}}}})
     covariates, notes = Tables(root).covariates("01", None)
     assert covariates == {"age": pytest.approx(1.5), "sex": "F"}
@@ -122,8 +122,8 @@ def test_tables_as_found(tmp_path: Path, content: Any, finding: str | None, rows
 
 
 def test_a_participant_with_two_rows(make_tree: Any) -> None:
-    people = "participant_id\tage\nsub-01\t3\nsub-01\t4\n"
-    tables = Tables(make_tree({"participants.tsv": people}))
+    subjects = "participant_id\tage\nsub-01\t3\nsub-01\t4\n"
+    tables = Tables(make_tree({"participants.tsv": subjects}))
     assert tables.participants["01"]["age"] == "3"
     assert ["sub-01 has several rows" in str(finding) for finding in tables.findings] == [True]
 
@@ -158,9 +158,9 @@ def test_a_session_with_two_rows_uses_the_first_and_says_so(make_tree: Any) -> N
 
 
 def test_columns_named_like_those_of_cohort_tsv_get_other_names(make_tree: Any) -> None:
-    people = ("participant_id\tsite\tscanner\tImage\tmask\tscan_id\tparticipants_mask\n"
+    subjects = ("participant_id\tsite\tscanner\tImage\tmask\tscan_id\tparticipants_mask\n"
               "sub-01\tNorth\tTrio\tyes\tlesion\tX1\tno\n")
-    covariates, notes = Tables(make_tree({"participants.tsv": people})).covariates(
+    covariates, notes = Tables(make_tree({"participants.tsv": subjects})).covariates(
         "01", None, "scanner")
     assert covariates == {
         "age": None, "sex": None, "participants_site": "North", "participants_Image": "yes",

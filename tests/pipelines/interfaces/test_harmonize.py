@@ -63,13 +63,13 @@ def test_guided_is_near_direct_and_the_residual_is_reported(tmp_path, monkeypatc
     Harmonize(**inputs, detail=detail).run(cwd=str(tmp_path / "node"))
     before, after = (read_volume(paths.image(desc, template=True), paths.mask(template=True))
                      for desc in ("preproc", "harmonized"))
-    told = read_json(sidecar(paths.image("harmonized", template=True)))
-    assert told["Detail"] == detail
-    assert ("local tissue map" in told["IntensityMap"]["Type"]) == (detail == "guided")
-    assert ("DirectMap" in told) == (detail == "guided")
-    assert ("DirectMinusGuided" in told) == (detail == "guided")
+    messages = read_json(sidecar(paths.image("harmonized", template=True)))
+    assert messages["Detail"] == detail
+    assert ("local tissue map" in messages["IntensityMap"]["Type"]) == (detail == "guided")
+    assert ("DirectMap" in messages) == (detail == "guided")
+    assert ("DirectMinusGuided" in messages) == (detail == "guided")
     if detail == "guided":
-        assert 0 < told["DirectMinusGuided"]["RMS"] < 0.1
+        assert 0 < messages["DirectMinusGuided"]["RMS"] < 0.1
     gain = np.median(after.in_mask()) / np.median(before.in_mask())
     assert gain == pytest.approx(100 / (GAIN * 100 + OFFSET), rel=0.05)
     native = read_volume(paths.image("harmonized"), paths.mask())
@@ -81,9 +81,11 @@ def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_s
         "preset": "tiny", "steps": 1, "validation_fraction": 0.0, "begin": "noise", "seeds": 2}))
     paths, inputs = prepared(tmp_path, drawn)
     Harmonize(**inputs).run(cwd=str(tmp_path / "node"))
-    spread = read_volume(paths.spread("harmonized"), paths.mask(template=True))
-    assert spread.in_mask().mean() > 0 and not spread.data[~spread.mask].any()
-    assert "standard deviation" in read_json(sidecar(paths.spread("harmonized")))["Description"]
+    uncertainty_map = read_volume(paths.uncertainty_map("harmonized"), paths.mask(template=True))
+    assert uncertainty_map.in_mask().mean(
+    ) > 0 and not uncertainty_map.data[~uncertainty_map.mask].any()
+    assert "standard deviation" in read_json(
+        sidecar(paths.uncertainty_map("harmonized")))["Description"]
     assert not (tmp_path / "sampling").exists()
 
 
@@ -107,8 +109,8 @@ def test_the_head_gets_the_overall_gain_or_is_harmonized_as_the_brain_is(tmp_pat
         head = read_volume(paths.mask(region="head")).data > 0
         assert head[brain].all() and head[rim].mean() > 0.95 and not head[before.data == 0].any()
         assert np.median(after.data[rim]) == pytest.approx(50, rel=0.1)  # as dark as at the target
-    told = read_json(sidecar(paths.image("harmonized")))
-    assert told.get("Region", "brain") == region
+    messages = read_json(sidecar(paths.image("harmonized")))
+    assert messages.get("Region", "brain") == region
 
 
 def test_a_brain_without_a_head_is_refused_by_a_model_of_heads(tmp_path):

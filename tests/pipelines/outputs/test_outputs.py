@@ -68,7 +68,7 @@ def test_a_heads_mask_is_made_when_it_is_asked_for(tmp_path):
     write_volume(scan.image("preproc", template=True), Volume(data, np.eye(4), brain))
     write_mask(scan.mask(template=True), brain, np.eye(4))
     for tissue in ("CSF", "GM", "WM"):
-        write_volume(scan.share(tissue, template=True), Volume(data / 100, np.eye(4)))
+        write_volume(scan.probability(tissue, template=True), Volume(data / 100, np.eye(4)))
     (plain,) = find_preprocessed(tmp_path, 1, ("T1w",))
     assert not scan.mask(template=True, region="head").exists() and len(plain.scan.tissues) == 3
     (item,) = find_preprocessed(tmp_path, 1, ("T1w",), region="head")
@@ -112,7 +112,12 @@ def test_every_desc_of_a_name_is_described(tmp_path, modality):
     lines = (tmp_path / "descriptions.tsv").read_text(encoding="utf-8").splitlines()
     described = {line.split("\t")[0] for line in lines}
     scan = paths(tmp_path, modality=modality)
-    for file in (scan.image("preproc"), scan.mask(), scan.mask(region="head"), scan.share("GM")):
+    for file in (
+    scan.image("preproc"),
+    scan.mask(),
+    scan.mask(
+        region="head"),
+         scan.probability("GM")):
         assert {part for part in file.name.split("_") if part.startswith("desc-")} <= described
 
 

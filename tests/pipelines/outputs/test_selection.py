@@ -71,7 +71,7 @@ def test_a_scan_that_a_filter_excludes_is_left_out_although_it_is_preprocessed(s
     selection = study.select(["sub-01", "sub-02", "sub-03"])
     assert used(selection) == ["sub-01", "sub-02", "sub-03"]
     assert selection.cohort("T1w").sites == {"A": 3}
-    (line,) = selection.left_out_lines()
+    (line,) = selection.unselected_lines()
     assert "1 preprocessed scan in" in line and "sub-01_ce-gad_T1w" in line
     assert "does not select" in line and "change the labels or the filter" in line
 
@@ -81,18 +81,18 @@ def test_a_withdrawn_participant_is_left_out_until_asked_for(study):
     stems = ["sub-01", "sub-01_ce-gad", "sub-02"]
     selection = study.select(stems)
     assert used(selection) == stems
-    (line,) = selection.left_out_lines()
+    (line,) = selection.unselected_lines()
     assert "sub-03_T1w" in line and "--include-existing" in line
     assert "delete sub-03, sub-03.html and logs/scans/sub-03_*" in line
     assert not selection.concerns("sub-03_T1w")  # nor are its failures reported
     asked = study.select(stems, include_existing=True)
-    assert used(asked) == [*stems, "sub-03"] and asked.left_out_lines() == ()
+    assert used(asked) == [*stems, "sub-03"] and asked.unselected_lines() == ()
     assert asked.cohort("T1w").subjects == ("01", "02", "03")
 
 
 def test_files_that_other_scans_share_a_folder_with_are_not_named_for_deletion(study):
     (study.raw / "sub-01/anat/sub-01_ce-gad_T1w.nii.gz").unlink()
-    (line,) = study.select(["sub-01", "sub-02", "sub-03"]).left_out_lines()
+    (line,) = study.select(["sub-01", "sub-02", "sub-03"]).unselected_lines()
     assert "sub-01_ce-gad_T1w" in line and "delete their files" in line
 
 
@@ -110,14 +110,14 @@ def test_a_link_to_an_image_that_was_not_fetched_is_an_image(study):
     image.unlink()
     image.symlink_to("../../.git/annex/objects/gone")
     (line,) = study.select(["sub-01", "sub-01_ce-gad", "sub-02"], include_existing=True) \
-        .left_out_lines()
+        .unselected_lines()
     assert "sub-03_T1w" in line and "does not select" in line
 
 
 def test_a_refused_image_is_not_used_although_an_earlier_one_was_preprocessed(study):
     selection = study.select(["sub-01", "sub-02"], ["sub-03_T1w"])
     assert used(selection) == ["sub-01", "sub-02"] and selection.concerns("sub-03_T1w")
-    assert not any("sub-03" in line for line in selection.left_out_lines())
+    assert not any("sub-03" in line for line in selection.unselected_lines())
     assert used(study.select([], ["sub-03_T1w"])) == []
     assert used(selection.without(["sub-02_T1w"])) == ["sub-01"]
 
@@ -128,7 +128,7 @@ def test_without_raw_data_labels_and_filter_choose_in_the_output_folder(study, t
     (tmp_path / "f.json").write_text('{"t1w": {"ce": null}}')
     filtered = study.select([], bids_filter_file=tmp_path / "f.json")
     assert used(filtered) == ["sub-01", "sub-02", "sub-03"]
-    assert [p.scan_id for p in filtered.left_out()] == ["sub-01_ce-gad_T1w"]
+    assert [p.scan_id for p in filtered.unselected()] == ["sub-01_ce-gad_T1w"]
 
 
 @pytest.mark.parametrize(("query", "stem", "fits"), [

@@ -15,7 +15,7 @@ from pipelines.settings import Settings
 from pipelines.stages.fit_selection import chosen
 from pipelines.stages.run import check_request
 from pipelines.stages.targets import modality_of, model_folder_of, site_label
-from pipelines.workflows.engine import plugin_of, portions
+from pipelines.workflows.engine import batches, plugin_of
 
 
 def scan(subject: str, site: str, group: str) -> Scan:
@@ -39,7 +39,7 @@ def test_who_is_fitted_on(cohort, wanted, left):
 @pytest.mark.parametrize("wanted, message", [
     (("04",), "no selected participant '04'. .*Known: 01, 02, 03"),
     (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
-    (("group=AD",), "nobody fits"),
+    (("group=AD",), "no scan matches"),
 ])
 def test_nobody_and_nothing_are_explained(cohort, wanted, message):
     with pytest.raises(UsageError, match=message):
@@ -87,7 +87,7 @@ def test_a_target_where_nobody_is_fitted_on_is_refused_before_the_fit():
     check_target(settings(target=["NYU"], **asked), records)
     with pytest.raises(UsageError, match="no T1w scan of --fit-participants is of that site"):
         check_target(settings(target=["KKI"], **asked), records)
-    with pytest.raises(UsageError, match="--fit-participants group=contrl: nobody fits"):
+    with pytest.raises(UsageError, match="--fit-participants group=contrl: no scan matches"):
         check_target(settings(fit_participants=["group=contrl"]), records)
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_an_option_names_is_looked_at_before_the_work_and_only_where
 
 def test_what_is_made_of_the_brains_tissues_is_refused_for_whole_heads():
     head = {"backend": "disarm", "backend_option": ["region=head"]}
-    with pytest.raises(UsageError, match="disarm is to harmonize whole heads"):
+    with pytest.raises(UsageError, match="disarm harmonizes whole heads"):
         check_target(settings(**head, detail="guided"), ())
     check_target(settings(backend="disarm", detail="guided"), ())
     check_target(settings(**head), ())
@@ -146,21 +146,21 @@ def test_a_given_model_of_another_modality_is_not_taken(tmp_path):
 
 
 @dataclass(frozen=True)
-class Job:
+class ScanJob:
     name: str
 
 
 @pytest.mark.parametrize("nprocs, sizes", [(1, [1] * 5), (2, [5])])
 def test_few_scans_are_on_the_way_at_once(nprocs, sizes):
-    jobs = [Job(str(i)) for i in range(5)]
-    made = list(portions(jobs, settings(nprocs=nprocs)))
+    jobs = [ScanJob(str(i)) for i in range(5)]
+    made = list(batches(jobs, settings(nprocs=nprocs)))
     assert [len(p) for p in made] == sizes
     assert [job for p in made for job in p] == jobs
 
 
 def test_eight_scans_a_process_are_a_portion():
-    jobs = [Job(str(i)) for i in range(40)]
-    assert [len(p) for p in portions(jobs, settings(nprocs=2))] == [16, 16, 8]
+    jobs = [ScanJob(str(i)) for i in range(40)]
+    assert [len(p) for p in batches(jobs, settings(nprocs=2))] == [16, 16, 8]
 
 
 def test_one_node_at_a_time_takes_the_device(tmp_path, monkeypatch):

@@ -25,7 +25,12 @@ BOX = np.zeros((6, 6, 6), bool)
 BOX[1:5, 1:5, 1:5] = True
 
 
-def preprocessed(out: Path, subject: str, site: str, doubtful: bool = False, **covariates) -> None:
+def preprocessed(
+    out: Path,
+    subject: str,
+    site: str,
+    low_confidence: bool = False,
+     **covariates) -> None:
     """What the preprocess stage leaves of one scan, on a tiny grid."""
     paths = ScanPaths(out, Path(f"sub-{subject}/anat"), f"sub-{subject}", "T1w", 2)
     data = np.random.default_rng(len(subject)).uniform(1, 9, BOX.shape) * BOX
@@ -33,7 +38,8 @@ def preprocessed(out: Path, subject: str, site: str, doubtful: bool = False, **c
         write_volume(paths.image("preproc", template=template), Volume(data, np.eye(4)))
         write_mask(paths.mask(template=template), BOX, np.eye(4))
     write_json(sidecar(paths.mask()), {"QualityCheck": {
-        "doubtful": doubtful, "reasons": [REASON] if doubtful else []}})
+        "low_confidence": low_confidence,
+        "reasons": [REASON] if low_confidence else []}})
     write_json(sidecar(paths.image("preproc", template=True)), {
         "Site": site, "SiteSource": "test", "Covariates": covariates, "ImageSHA256": "x",
         "SkullStripped": False})
@@ -41,9 +47,9 @@ def preprocessed(out: Path, subject: str, site: str, doubtful: bool = False, **c
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    for subject, site, doubtful, group in (("a1", "A", False, "control"), ("a2", "A", True,
+    for subject, site, low_confidence, group in (("a1", "A", False, "control"), ("a2", "A", True,
                                            "control"), ("b1", "B", False, "patient")):
-        preprocessed(tmp_path, subject, site, doubtful, group=group)
+        preprocessed(tmp_path, subject, site, low_confidence, group=group)
     return tmp_path
 
 
@@ -56,15 +62,15 @@ def chosen(out: Path, **values):
     return select_fit_scans(settings(out, **values), find_preprocessed(out, 2, ("T1w",)))
 
 
-def test_a_doubtful_mask_does_not_enter_a_fit_unless_asked(out, caplog):
+def test_a_mask_with_low_confidence_does_not_enter_a_fit_unless_asked(out, caplog):
     with caplog.at_level(logging.WARNING, logger="pipelines"):
         found = chosen(out)
     assert found.cohort.subjects == ("a1", "b1") and list(found.scans) == ["sub-a2_T1w"]
-    assert f"sub-a2_T1w is left out of the fit: its brain mask is doubtful ({REASON})" \
+    assert f"sub-a2_T1w is left out of the fit: its brain mask has low confidence ({REASON})" \
         in caplog.text
-    asked = chosen(out, fit_doubtful_masks=True)
+    asked = chosen(out, fit_low_confidence_masks=True)
     assert asked.cohort.subjects == ("a1", "a2", "b1") and not asked.scans
-    with pytest.raises(InputError, match=r"all 1 scans to fit on .* --fit-doubtful-masks"):
+    with pytest.raises(InputError, match=r"all 1 scans to fit on .* --fit-low-confidence-masks"):
         chosen(out, fit_participants=("a2",))
 
 
@@ -73,7 +79,7 @@ def test_the_model_says_who_was_left_out(out, caplog):
     line, = fit(asked, Selection(asked, reads_bids_dir=False))
     assert "Model (T1w, 1 scans of 1 sites)" in line
     card = (out / "models" / "histogram_matching" / "T1w" / "card.md").read_text()
-    assert f"* sub-a2_T1w: its brain mask is doubtful ({REASON})" in card
+    assert f"* sub-a2_T1w: its brain mask has low confidence ({REASON})" in card
     assert "* site B: the selection of the fit took none of its scans" in card
 
 
@@ -86,7 +92,7 @@ def records(**columns) -> tuple[ScanRecord, ...]:
         for n in range(6))
 
 
-def said(caplog, one: Settings, given) -> list[str]:
+def messages(caplog, one: Settings, given) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="pipelines"):
         warn_before_work(one, given)
@@ -99,11 +105,11 @@ def test_a_diagnosis_that_is_the_site_is_said_before_work(tmp_path, caplog):
                   {"fit_participants": ("diagnosis=HC", "diagnosis=MS")[:1]},
                   {"backend": "tissue_matching",
                    "backend_option": ("covariates=age,sex,diagnosis",)}):
-        first = said(caplog, settings(tmp_path, **flags), given)[0]
+        first = messages(caplog, settings(tmp_path, **flags), given)[0]
         assert first.startswith("Diagnosis cannot be told from site: all subjects of a site have "
                                 "the same value (A: 3 HC; B: 3 MS).")
-    assert said(caplog, settings(tmp_path), given) == []
-    assert said(caplog, settings(tmp_path, covariates=("diagnosis",),
+    assert messages(caplog, settings(tmp_path), given) == []
+    assert messages(caplog, settings(tmp_path, covariates=("diagnosis",),
                                  participant_label=("0",)), given) == []
 
 
@@ -114,10 +120,10 @@ def test_a_site_without_controls_is_said_before_work(tmp_path, caplog):
                            "backend_option": ("left_out_sites=regional",)}, "place by place"),
                          ({}, "as those of an unseen scanner")):
         one = settings(tmp_path, fit_participants=("group=control",), **flags)
-        assert any(text.startswith("--fit-participants group=control takes no T1w scan of B (3 sc")
-                   and words in text for text in said(caplog, one, given))
+        assert any(text.startswith("--fit-participants group=control excludes all T1w scans of B (3 sc")
+                   and words in text for text in messages(caplog, one, given))
     both = records(group=["control", "patient", "patient"] * 2)
-    assert said(caplog, settings(tmp_path, fit_participants=("group=control",)), both) == []
+    assert messages(caplog, settings(tmp_path, fit_participants=("group=control",)), both) == []
 
 
 def test_a_covariate_that_nobody_has_is_refused_before_work(tmp_path):
@@ -128,8 +134,8 @@ def test_a_covariate_that_nobody_has_is_refused_before_work(tmp_path):
 
 def test_a_judged_covariate_that_the_fit_does_not_keep_is_said(tmp_path, caplog):
     one = settings(tmp_path, backend="tissue_matching", covariates=("age", "group"))
-    found = said(caplog, one, records(group=["a", "b", "a"] * 2))
-    assert found == ["group: named with --covariates and judged, but not kept by the fit. Add "
+    found = messages(caplog, one, records(group=["a", "b", "a"] * 2))
+    assert found == ["group: evaluated (--covariates), but not preserved by the fit. Add "
                      "--backend-option covariates=age,sex,group to have it modelled."]
 
 

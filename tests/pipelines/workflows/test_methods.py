@@ -41,10 +41,10 @@ def scan(folder: Path, name: str, way: str, modality: str = "T1w", **made: Any) 
     (["syn", "foreground", "syn"], "in 2 of 3 images found by registration", "U-Net"),
     (["precomputed"], "The brain was given with the data.", "brain-only"),
 ])
-def test_the_way_to_the_brain_is_named(tmp_path, ways, said: str, unsaid: str) -> None:
+def test_the_way_to_the_brain_is_named(tmp_path, ways, messages: str, unsaid: str) -> None:
     found = [scan(tmp_path, f"{n}", way) for n, way in enumerate(ways)]
     text = methods_text(settings(tmp_path), found)
-    assert said in text and unsaid not in text
+    assert messages in text and unsaid not in text
     assert ("Avants et al." in text) == ("syn" in ways)
     assert "No image is harmonized yet." in text
 

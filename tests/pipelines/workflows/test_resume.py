@@ -18,7 +18,7 @@ from pipelines.outputs.collect import Preprocessed
 from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.outputs.scanlog import log_path
 from pipelines.settings import Settings
-from pipelines.stages.targets import Aim
+from pipelines.stages.targets import ResolvedTarget
 from pipelines.workflows import harmonization, preprocessing
 
 
@@ -72,18 +72,18 @@ def test_a_scan_whose_figures_are_missing_is_harmonized_again(settings: Settings
     paths = ScanPaths(settings.output_dir, Path("sub-01/anat"), "sub-01", "T1w", 2)
     scan = Scan("sub-01_T1w", "01", None, "T1w", "A", "test", Path("x"), Path("m"))
     item = Preprocessed(scan, paths, {"ImageSHA256": "p"})
-    aim, key = Aim(Path("model"), Path("card"), "B", "site"), {"ModelSHA256": "m"}
+    resolved, key = ResolvedTarget(Path("model"), Path("card"), "B", "site"), {"ModelSHA256": "m"}
     images = [paths.image("harmonized", template=t) for t in (False, True)]
     drawn = paths.figures / "sub-01_T1w_harmonize-harmonized.json"
     make(*images, *map(sidecar, images), drawn)
     facts = {"HarmonizationMethod": settings.backend, "Target": "B", "PreprocessedSHA256": "p",
              "SourceSite": "A"}
     sidecar(images[1]).write_text(json.dumps({**facts, **key}))
-    assert harmonization._is_finished(item, settings, aim, key)
-    assert not harmonization._is_finished(item, settings, aim, {"ModelSHA256": "another"})
+    assert harmonization._is_finished(item, settings, resolved, key)
+    assert not harmonization._is_finished(item, settings, resolved, {"ModelSHA256": "another"})
     moved = replace(item, scan=replace(scan, site="C"))
-    assert not harmonization._is_finished(moved, settings, aim, key)
+    assert not harmonization._is_finished(moved, settings, resolved, key)
     drawn.unlink()
-    assert not harmonization._is_finished(item, settings, aim, key)
+    assert not harmonization._is_finished(item, settings, resolved, key)
     with pytest.raises(UsageError, match="was made by .* to 'B', this run is"):
-        harmonization._is_finished(item, settings, replace(aim, label="C"), key)
+        harmonization._is_finished(item, settings, replace(resolved, label="C"), key)

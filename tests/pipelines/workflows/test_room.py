@@ -15,14 +15,14 @@ from pipelines.workflows import engine
 
 
 def test_a_folder_with_room_is_left_as_it_was(tmp_path: Path) -> None:
-    engine.require_room(tmp_path)
+    engine.require_disk_space(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written any more .*same command again"):
-        engine.require_room(tmp_path, tmp_path / "file" / "logs")
+        engine.require_disk_space(tmp_path, tmp_path / "file" / "logs")
 
 
 def test_a_full_disk_leaves_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(engine.os, "replace", full, raising=True)
     with pytest.raises(OutputError, match="No space left on device"):
-        engine.require_room(tmp_path)
+        engine.require_disk_space(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert OutputError.exit_code == 74
 

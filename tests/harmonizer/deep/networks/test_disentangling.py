@@ -59,7 +59,7 @@ def test_the_code_is_noisy_in_training_alone():
 
 @pytest.mark.parametrize("unshuffle", [False, True])
 def test_style_and_label_are_heard_inside_the_image(unshuffle):
-    """Theirs, by planes before an instance norm, are heard at the border and in the last layer."""
+    """Constant planes before an instance norm act only at the border and in the last layer."""
     generator = loud(Generator(3, 4, 4, 3, 8, 2, unshuffle=unshuffle))
     code, style = torch.randn(2, 4, 8, 8, 8), torch.randn(2, 4)
     one = generator(code, style, LABEL)

@@ -18,7 +18,7 @@ from tests.contract.brains import brain_of, scan_of, three_levels
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
-    return [scan_of(folder, person, "A" if person < 6 else "B") for person in range(8)]
+    return [scan_of(folder, subject, "A" if subject < 6 else "B") for subject in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_other_grids_and_constant_scans_are_refused(scans, tmp_path):
 def test_sites_are_drawn_evenly_and_people_not_twice(scans):
     rng = np.random.default_rng(0)
     drawn = [i for _ in range(300) for i in sample_scans(rng, scans, 2)]
-    counts = Counter(scans[i].site for i in drawn)  # 6 people at A, 2 at B
+    counts = Counter(scans[i].site for i in drawn)  # 6 subjects at A, 2 at B
     assert counts["A"] == counts["B"] == 300
     many = sample_scans(rng, scans, 50, distinct=True)
     assert sorted(many) == list(range(8))

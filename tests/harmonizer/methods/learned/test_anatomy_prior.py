@@ -78,7 +78,7 @@ def test_half_size_is_the_mean_of_eight():
     assert resize(a, (5, 6, 7)).shape == (5, 6, 7)
 
 
-def test_places_are_centres_of_voxels():
+def test_places_are_centers_of_voxels():
     at = coordinate_maps((4, 2, 5))
     assert at.shape == (3, 4, 2, 5)
     np.testing.assert_allclose(at[0, :, 0, 0], [-0.75, -0.25, 0.25, 0.75])

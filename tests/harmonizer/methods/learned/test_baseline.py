@@ -19,14 +19,14 @@ LEARNED = ("cacd", "disarm", "ihf", "patch_diffusion")
 AGES = dict(enumerate((20.0, 35.0, 50.0, 65.0, 80.0, 30.0, 60.0)))
 
 
-def with_tissues(folder, person: int, site: str) -> Scan:
+def with_tissues(folder, subject: int, site: str) -> Scan:
     """A scan whose tissues are known, as preprocessing leaves them."""
-    scan, paths = scan_of(folder, person, site), {}
+    scan, paths = scan_of(folder, subject, site), {}
     volume = scan.read()
     for name, probability in three_levels(volume).items():
         paths[name] = folder / f"{scan.scan_id}_{name}.nii.gz"
         write_volume(paths[name], volume.with_data(probability))
-    return replace(scan, tissues=paths, age=AGES[person])
+    return replace(scan, tissues=paths, age=AGES[subject])
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def test_what_has_learned_nothing_is_tissue_matching(name, cohort, matching, str
 
 def test_references_are_matched_as_tissue_matching_would(cohort, matching, stranger):
     volume, tissues = stranger
-    backend, people = blank("cacd", cohort), list(cohort.of_site("A"))[:2]
+    backend, subjects = blank("cacd", cohort), list(cohort.of_site("A"))[:2]
     known = dict(source="B", tissues=tissues)
-    ours = backend.harmonize(volume, backend.enroll(people, "two"), **known)
-    theirs = matching.harmonize(volume, matching.enroll(people, "two"), **known)
+    ours = backend.harmonize(volume, backend.enroll(subjects, "two"), **known)
+    theirs = matching.harmonize(volume, matching.enroll(subjects, "two"), **known)
     np.testing.assert_allclose(ours.in_mask(), theirs.in_mask(), rtol=1e-3)
 
 

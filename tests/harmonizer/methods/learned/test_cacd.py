@@ -25,7 +25,7 @@ def tiny(**values) -> Cacd:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Cohort:
-    """Six people at A, six others at B: one of each is held out."""
+    """Six subjects at A, six others at B: one of each is held out."""
     folder = tmp_path_factory.mktemp("cohort")
     return Cohort(tuple(scan_of(folder, p, "A" if p < 6 else "B") for p in range(12)))
 
@@ -82,8 +82,8 @@ def test_the_condition_is_contrast_first(trained):
     assert not torch.allclose(network(x, t, torch.from_numpy(condition)), network(x, t, swapped))
 
 
-def slices_of(backend: Cacd, person: int) -> tuple[torch.Tensor, torch.Tensor]:
-    scan, model = backend.inference.network_input(brain_of(person)), backend.model_
+def slices_of(backend: Cacd, subject: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scan, model = backend.inference.network_input(brain_of(subject)), backend.model_
     contrast, anatomy = model.vectors(scan, model.options)
     at, x, _ = next(model.slices(scan, model.options))
     return x, model.condition(contrast, anatomy[at])

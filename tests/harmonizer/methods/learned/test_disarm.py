@@ -135,17 +135,17 @@ def test_what_is_simulated_is_matched_and_of_one_place(task, monkeypatch):
 
 
 def test_one_place_gets_one_code_whoever_scans_it(cohort):
-    """Of people, and by a scanner, that the training never saw."""
+    """Of subjects, and by a scanner, that the training never saw."""
     from harmonizer.deep.losses.disentangling import code_l1
 
     def between(weight: float) -> float:
         backend = Disarm(tiny(steps=40, batch=4, validate_every=0, same_weight=weight)
                          ).fit(cohort, seed=0)
         found = []
-        for person in (50, 51):
+        for subject in (50, 51):
             scan = [
                 backend.inference.network_input(v)
-                for v in (brain_of(person), seen_by_b(brain_of(person)))
+                for v in (brain_of(subject), seen_by_b(brain_of(subject)))
             ]
             with torch.no_grad():
                 codes = [
@@ -180,28 +180,28 @@ def test_scanner_free_is_one_style_without_chance(fitted):
 
 
 def test_scanner_free_brings_two_scans_of_one_person_together(tmp_path):
-    """Site A and a B of another curve, gain and sharpness; people in the fit at one of both."""
+    """Site A and a B of another curve, gain and sharpness; subjects in the fit at one of both."""
     from harmonizer.volume import write_volume
 
     scans = []
-    for person in range(8):
-        scan = scan_of(tmp_path, person, "A")
-        if person >= 4:
-            write_volume(scan.image, seen_by_b(brain_of(person)))
+    for subject in range(8):
+        scan = scan_of(tmp_path, subject, "A")
+        if subject >= 4:
+            write_volume(scan.image, seen_by_b(brain_of(subject)))
             scan = replace(scan, site="B")
         scans.append(scan)
     backend = Disarm(tiny(steps=30, batch=4, validate_every=0)).fit(Cohort(tuple(scans)), seed=0)
     target = backend.target("scanner-free")
 
-    def apart(one: Volume, two: Volume) -> float:
+    def difference(one: Volume, two: Volume) -> float:
         a, b = (v.in_mask() / np.median(v.in_mask()) for v in (one, two))
         return float(np.sqrt(np.mean((a - b) ** 2)))
 
     before, after = [], []
-    for person in (50, 51):
-        pair = brain_of(person), seen_by_b(brain_of(person))
-        before.append(apart(*pair))
-        after.append(apart(*(backend.harmonize(v, target) for v in pair)))
+    for subject in (50, 51):
+        pair = brain_of(subject), seen_by_b(brain_of(subject))
+        before.append(difference(*pair))
+        after.append(difference(*(backend.harmonize(v, target) for v in pair)))
     assert all(0 < b < 0.6 * a for a, b in zip(before, after)), (before, after)
 
 

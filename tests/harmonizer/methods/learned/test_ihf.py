@@ -51,8 +51,8 @@ def value_range(values: np.ndarray) -> float:
 
 def rmse(one: Volume, two: Volume) -> float:
     """Of the range."""
-    apart = one.in_mask().astype(np.float64) - two.in_mask()
-    return float(np.sqrt(np.mean(apart ** 2)) / value_range(two.in_mask()))
+    difference = one.in_mask().astype(np.float64) - two.in_mask()
+    return float(np.sqrt(np.mean(difference ** 2)) / value_range(two.in_mask()))
 
 
 @pytest.mark.parametrize("label", ["A", "B"])
@@ -111,7 +111,7 @@ def test_batches_of_slices_change_memory_alone(shaken):
 
 
 def test_equal_slices_change_equally(shaken):
-    """No flicker: statistics are the volume's, so a slice's change does not know its neighbours'
+    """No flicker: statistics are the volume's, so a slice's change does not know its neighbors'
     area. Slices far from the others, with the same content, are changed alike.
     """
     volume = at_site_b(brain_of(56))
@@ -189,7 +189,7 @@ def test_simulated_pairs_teach_the_flow_what_histograms_cannot(tmp_path):
 
     from harmonizer.deep.training.data import VolumeStore
 
-    people = Cohort(tuple(scan_of(tmp_path, p, "A") for p in range(4)))
+    subjects = Cohort(tuple(scan_of(tmp_path, p, "A") for p in range(4)))
     backend = tiny(
         cross_site_fraction=0.0,
         same_site_fraction=0.0,
@@ -201,7 +201,7 @@ def test_simulated_pairs_teach_the_flow_what_histograms_cannot(tmp_path):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         backend.model_.networks = backend.model_.build_networks()
-    store = VolumeStore.build(people, tmp_path / "store", backend.model_.multiple)
+    store = VolumeStore.build(subjects, tmp_path / "store", backend.model_.multiple)
     task = backend.model_.training_task(store, tuple(range(4)), 0)
     batches = [task.batch(step, 0) for step in range(2)]
     adam = torch.optim.Adam(backend.model_.networks["flow"].parameters(), 1e-2)

@@ -52,7 +52,7 @@ def test_the_style_of_ihf_does_not_know_how_wide_ventricles_are():
     """The same three levels in other amounts: other statistics of the brain, the same style."""
     narrow, tissues = brain_of(3), three_levels(brain_of(3))
     grown = tissues["CSF"].copy()
-    grown[6:11] = np.maximum(grown[6:11], tissues["GM"][6:11])  # fluid where grey matter was
+    grown[6:11] = np.maximum(grown[6:11], tissues["GM"][6:11])  # fluid where gray matter was
     level = {k: narrow.data[v > 0].mean() for k, v in tissues.items()}
     changed = (grown > 0) & (tissues["CSF"] == 0)
     wide = narrow.with_data(narrow.data + changed * np.float32(level["CSF"] - level["GM"]))
@@ -62,8 +62,8 @@ def test_the_style_of_ihf_does_not_know_how_wide_ventricles_are():
                     for v, t in ((narrow, tissues), (wide, others))]
     without = [z_s(backend, v) for v in (narrow, wide)]
     half = len(without[0]) // 2  # the means; filters also see where tissues meet
-    apart, before = (np.abs(a[:half] - b[:half]).mean() for a, b in (with_tissues, without))
-    assert apart < 0.7 * before
+    difference, before = (np.abs(a[:half] - b[:half]).mean() for a, b in (with_tissues, without))
+    assert difference < 0.7 * before
 
 
 def test_where_training_knew_no_tissues_none_are_counted():

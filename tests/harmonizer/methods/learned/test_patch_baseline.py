@@ -18,7 +18,7 @@ def part(levels: tuple[float, float, float], counts: tuple[int, int, int], std: 
 
 
 def test_tissues_become_as_bright_as_the_others_whatever_their_order_and_number():
-    """Folded contrast, and a person with twice the fluid: a histogram can do neither."""
+    """Folded contrast, and a subject with twice the fluid: a histogram can do neither."""
     x, own = part((120, 60, 90), (400, 900, 700))
     y, theirs = part((30, 100, 150), (200, 1000, 800), std=8, seed=1)
     after = match_tissues(x, own, y, theirs)

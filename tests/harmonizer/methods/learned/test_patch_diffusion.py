@@ -23,7 +23,7 @@ from tests.contract.brains import at_site_b, brain_of, scan_of
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Cohort:
-    """Three people at site A, two at site B."""
+    """Three subjects at site A, two at site B."""
     folder = tmp_path_factory.mktemp("patches")
     return Cohort(tuple(scan_of(folder, p, "A" if p < 3 else "B") for p in range(5)))
 
@@ -69,7 +69,7 @@ def test_guidance_0_with_residual_changes_nothing(fitted, stranger, begin):
 def test_network_that_knows_nothing_is_the_baseline(cohort, stranger):
     tiny = PatchDiffusion.config_from({"preset": "tiny", "steps": 1, "learning_rate": 0.0})
     change = change_of(PatchDiffusion(tiny).fit(cohort), stranger)
-    np.testing.assert_allclose(change, 0, atol=1e-4)  # of 150 grey levels: rounding
+    np.testing.assert_allclose(change, 0, atol=1e-4)  # of 150 gray levels: rounding
 
 
 def test_way_there_and_back_is_exact_enough(fitted):
@@ -175,11 +175,11 @@ def test_two_tokens_are_not_their_mean(fitted):
     x = torch.randn(1, 6, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     t, tokens = torch.tensor([5]), 3 * torch.tensor([[[1.0, -1] * 4, [-1.0, 1] * 4]])
     with torch.no_grad():
-        apart = network(x, t, tokens)
+        difference = network(x, t, tokens)
         mean = network(x, t, tokens.mean(dim=1, keepdim=True).expand_as(tokens))
         swapped = network(x, t, tokens.flip(1))
-    assert float((apart - mean).abs().max()) > 1e-3
-    torch.testing.assert_close(swapped, apart, atol=1e-5, rtol=1e-5)
+    assert float((difference - mean).abs().max()) > 1e-3
+    torch.testing.assert_close(swapped, difference, atol=1e-5, rtol=1e-5)
 
 
 def test_enrolling_new_scans_moves_the_tokens_alone(fitted, tmp_path):

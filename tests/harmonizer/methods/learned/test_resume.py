@@ -1,4 +1,4 @@
-"""A fit that is stopped, and its folder when the same or another fit is asked for."""
+"""Resuming a stopped fit, and starting another fit in the folder of the first."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_fit_that_was_asked_to_end_says_so_and_goes_on(cohort, tmp_path, monke
     whole = fitted(cohort, tmp_path / "whole").model_.networks
     with (
         monkeypatch.context() as patch,
-        pytest.raises(Terminated, match="asked to stop and saved a checkpoint"),
+        pytest.raises(Terminated, match="received a stop signal and saved"),
     ):
         stopped_at(1, patch)
         fitted(cohort, tmp_path / "stopped")

@@ -28,8 +28,8 @@ def negative(volume: Volume) -> Volume:
     return volume.with_data(np.where(volume.mask, top * 1.1 - volume.data, 0).astype(np.float32))
 
 
-def t2w_of(folder, person: int, site: str) -> Scan:
-    scan = scan_of(folder, person, site, "T2w")
+def t2w_of(folder, subject: int, site: str) -> Scan:
+    scan = scan_of(folder, subject, site, "T2w")
     write_volume(scan.image, negative(read_volume(scan.image, scan.mask)))
     return scan
 
@@ -64,8 +64,8 @@ def test_the_networks_are_the_same_and_the_rest_is_each_ones_own(both, cohort):
         assert (backend.modality_, backend.model_.modalities) == (modality, MODALITIES)
         assert backend.sites_ == {"A": 4, "B": 3}
         assert backend.target("A").modality == modality
-    apart = np.abs(both["T1w"].styles_["A"]["z_s"] - both["T2w"].styles_["A"]["z_s"])
-    assert apart.max() > 0.01
+    difference = np.abs(both["T1w"].styles_["A"]["z_s"] - both["T2w"].styles_["A"]["z_s"])
+    assert difference.max() > 0.01
     assert "on T1w, T2w together" in both["T2w"].training_facts()[0]
 
 
@@ -121,8 +121,8 @@ def test_the_code_decides_what_the_networks_do(both):
                                                ScanContext(modality=modality))
         changes.append(model.predict_residual(scan, both["T1w"].styles_["A"],
                                               np.random.default_rng(0), model.options).change)
-    apart = np.abs(changes[0] - changes[1]).max()
-    assert apart > 0.1 * np.abs(changes[0]).max() > 0
+    difference = np.abs(changes[0] - changes[1]).max()
+    assert difference > 0.1 * np.abs(changes[0]).max() > 0
 
 
 def test_a_modality_with_few_people_does_not_stop_the_others(cohort):

@@ -76,7 +76,7 @@ def test_a_case_is_a_person_whom_its_references_are_not(cohort):
 
 
 def test_the_gain_of_a_scan_is_no_error(cohort, tmp_path):
-    """A person scanned three times as bright is no case of another contrast."""
+    """A subject scanned three times as bright is no case of another contrast."""
     from dataclasses import replace
 
     from harmonizer.volume import write_volume

@@ -1,4 +1,4 @@
-"""The whole road on a phantom: raw BIDS in, harmonized derivatives and reports out.
+"""The whole app on a phantom: raw BIDS in, harmonized derivatives and reports out.
 
 Quality on real images is not tested here (no data may be shipped); benchmarks/ measures it.
 """
@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.app.road import command, results, run_app
+from tests.app.running import command, results, run_app
 
 SPACE = "space-MNI152NLin2009aSym_res-2"
 SCANS = [f"sub-{p}_ses-{s}" for p in ("01", "02") for s in ("aspen", "birch")]
@@ -32,15 +32,15 @@ def raw_image(raw: Path, stem: str) -> Path:
     return anat(raw, stem) / f"{stem}_T1w.nii.gz"
 
 
-def test_it_ends_well_and_says_what_it_did(road):
-    assert road.answer.code == 0, road.answer.said
+def test_it_ends_well_and_says_what_it_did(full_run):
+    assert full_run.answer.code == 0, full_run.answer.output
     for words in ("Preprocessed: 4 of 4 scans", "Harmonized (T1w): 4 of 4 scans to 'birch'",
                   "Anatomy guard: ", "group.html", "Exit code 0: all done."):
-        assert words in road.answer.said
-    assert "Traceback" not in road.answer.said
+        assert words in full_run.answer.output
+    assert "Traceback" not in full_run.answer.output
 
 
-def test_every_file_and_no_other(road):
+def test_every_file_and_no_other(full_run):
     expected = {".bidsignore", "README.md", "cohort.tsv", "dataset_description.json",
                 "descriptions.tsv", "group_statistics.json", "group_statistics.tsv",
                 "metrics.json", "metrics.tsv", "metrics_quantiles.json",
@@ -55,45 +55,47 @@ def test_every_file_and_no_other(road):
         expected |= {f"{folder}/{stem}_{n}{end}" for n in names for end in (".json", ".nii.gz")}
         expected |= {f"{folder}/{stem}_from-{a}_to-{b}_mode-image_xfm.txt" for a, b in (
             ("T1w", "MNI152NLin2009aSym"), ("MNI152NLin2009aSym", "T1w"))}
-    found = {name for name in results(road.out) if "/figures/" not in name}
+    found = {name for name in results(full_run.out) if "/figures/" not in name}
     assert found == expected
-    assert {p.name for p in road.out.glob("*.html")} == {"group.html", "sub-01.html", "sub-02.html"}
-    assert not [p for p in road.out.rglob("*") if p.name.startswith(".tmp")]
+    assert {p.name for p in full_run.out.glob(
+        "*.html")} == {"group.html", "sub-01.html", "sub-02.html"}
+    assert not [p for p in full_run.out.rglob("*") if p.name.startswith(".tmp")]
 
 
-def test_the_validator_finds_no_error(road):
+def test_the_validator_finds_no_error(full_run):
     validator = Path(sys.executable).with_name("bids-validator-deno")
-    done = subprocess.run([str(validator), "--json", str(road.out)], capture_output=True, text=True)
+    done = subprocess.run([str(validator), "--json", str(full_run.out)],
+                          capture_output=True, text=True)
     issues = json.loads(done.stdout)["issues"]["issues"]
     errors = [issue for issue in issues if issue["severity"] == "error"]
     assert errors == [] and done.returncode == 0
 
 
-def test_what_the_validator_does_not_check(road):
-    content = json.loads((road.out / "dataset_description.json").read_text())
+def test_what_the_validator_does_not_check(full_run):
+    content = json.loads((full_run.out / "dataset_description.json").read_text())
     assert content["DatasetType"] == "derivative"
     assert content["GeneratedBy"][0]["Name"] == "harmonizer"
     assert content["GeneratedBy"][0]["Version"]
-    assert (road.out / content["DatasetLinks"]["raw"]).resolve() == road.raw.resolve()
-    for path in road.out.glob("sub-*/*/anat/*.json"):
+    assert (full_run.out / content["DatasetLinks"]["raw"]).resolve() == full_run.raw.resolve()
+    for path in full_run.out.glob("sub-*/*/anat/*.json"):
         for uri in json.loads(path.read_text())["Sources"]:
-            root = road.raw if uri.startswith("bids:raw:") else road.out
+            root = full_run.raw if uri.startswith("bids:raw:") else full_run.out
             assert (root / uri.split(":", 2)[2]).is_file(), uri
 
 
 @pytest.mark.parametrize("stem", SCANS)
-def test_native_results_lie_on_the_source_grid_bit_for_bit(road, stem):
-    source = nib.load(raw_image(road.raw, stem))
+def test_native_results_lie_on_the_source_grid_bit_for_bit(full_run, stem):
+    source = nib.load(raw_image(full_run.raw, stem))
     for kind in ("preproc_T1w", "harmonized_T1w", "brain_mask"):
-        image = nib.load(anat(road.out, stem) / f"{stem}_desc-{kind}.nii.gz")
+        image = nib.load(anat(full_run.out, stem) / f"{stem}_desc-{kind}.nii.gz")
         assert image.shape == source.shape
         np.testing.assert_array_equal(image.affine, source.affine)
         assert image.get_data_dtype() == (np.uint8 if kind == "brain_mask" else np.float32)
 
 
 @pytest.mark.parametrize("stem", SCANS)
-def test_harmonized_voxels_are_finite_positive_and_keep_head_and_zero(road, stem):
-    folder = anat(road.out, stem)
+def test_harmonized_voxels_are_finite_positive_and_keep_head_and_zero(full_run, stem):
+    folder = anat(full_run.out, stem)
     for space in ("", SPACE + "_"):
         before = nib.load(folder / f"{stem}_{space}desc-preproc_T1w.nii.gz").get_fdata()
         after = nib.load(folder / f"{stem}_{space}desc-harmonized_T1w.nii.gz").get_fdata()
@@ -107,8 +109,8 @@ def test_harmonized_voxels_are_finite_positive_and_keep_head_and_zero(road, stem
         assert len(np.unique(after[mask])) > 0.9 * len(np.unique(before[mask]))
 
 
-def test_sites_come_closer(road):
-    with open(road.out / "metrics.tsv", newline="") as stream:
+def test_sites_come_closer(full_run):
+    with open(full_run.out / "metrics.tsv", newline="") as stream:
         rows = [r for r in csv.DictReader(stream, delimiter="\t")
                 if r["measure"] == "wasserstein_to_target" and r["scan"] != "n/a"
                 and r["site"] == "aspen" and r["reference"] in ("brain", "n/a", "birch")]
@@ -118,16 +120,16 @@ def test_sites_come_closer(road):
     assert np.mean(after) < 0.1 * np.mean(before)
 
 
-def test_masks_cover_the_true_brain(road):
+def test_masks_cover_the_true_brain(full_run):
     for stem in SCANS:
-        mask = nib.load(anat(road.out, stem) / f"{stem}_desc-brain_mask.nii.gz").get_fdata() > 0
-        truth = nib.load(anat(road.truth, stem) / f"{stem}_desc-brainT1w_mask.nii.gz")
+        mask = nib.load(anat(full_run.out, stem) / f"{stem}_desc-brain_mask.nii.gz").get_fdata() > 0
+        truth = nib.load(anat(full_run.truth, stem) / f"{stem}_desc-brainT1w_mask.nii.gz")
         truth = truth.get_fdata() > 0
         assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.88  # sloppy, 4 mm
 
 
-def test_sidecar_says_where_from_and_how(road):
-    path = anat(road.out, SCANS[0]) / f"{SCANS[0]}_{SPACE}_desc-harmonized_T1w.json"
+def test_sidecar_says_where_from_and_how(full_run):
+    path = anat(full_run.out, SCANS[0]) / f"{SCANS[0]}_{SPACE}_desc-harmonized_T1w.json"
     content = json.loads(path.read_text())
     assert content["HarmonizationMethod"] == "histogram_matching"
     assert (content["SourceSite"], content["Target"], content["TargetKind"]) == \
@@ -142,68 +144,92 @@ def test_sidecar_says_where_from_and_how(road):
     assert preproc["Site"] == "aspen" and "sessions.tsv" in preproc["SiteSource"]
 
 
-def test_input_is_never_touched(road, study):
+def test_input_is_never_touched(full_run, study):
     assert not (study / "derivatives").exists()
     newest = max(p.stat().st_mtime for p in study.rglob("*"))
-    assert newest < min(p.stat().st_mtime for p in road.out.rglob("*_mask.nii.gz"))
+    assert newest < min(p.stat().st_mtime for p in full_run.out.rglob("*_mask.nii.gz"))
 
 
-def test_second_run_reuses_everything(road, copy):
+def test_second_run_reuses_everything(full_run, copy):
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.nii.gz")}
-    again = run_app(road.raw, copy, "participant", "--sloppy", "--nprocs", 1, "-w", road.work,
-                    "--target", "birch", "--skip-bids-validation")
-    assert again.code == 0, again.said
-    assert "4 of 4 scans are preprocessed already" in again.said
-    assert "4 of 4 scans are harmonized already" in again.said
+    again = run_app(
+    full_run.raw,
+    copy,
+    "participant",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+    "birch",
+     "--skip-bids-validation")
+    assert again.code == 0, again.output
+    assert "4 of 4 scans are preprocessed already" in again.output
+    assert "4 of 4 scans are harmonized already" in again.output
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("*.nii.gz")} == before
 
 
-def test_group_works_from_the_output_alone(road, copy, tmp_path):
+def test_group_works_from_the_output_alone(full_run, copy, tmp_path):
     model = (copy / "models/histogram_matching/T1w/config.json").read_bytes()
     again = run_app(tmp_path / "gone", copy, "group", "--sloppy", "-w", tmp_path / "work")
-    assert again.code == 0, again.said
+    assert again.code == 0, again.output
     assert (copy / "models/histogram_matching/T1w/config.json").read_bytes() == model
-    assert "Group report" in again.said
+    assert "Group report" in again.output
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_give_the_same_bits_as_one_run(road, study, tmp_path):
+def test_jobs_side_by_side_give_the_same_bits_as_one_run(full_run, study, tmp_path):
     out, flags = tmp_path / "out", ("--sloppy", "--nprocs", 1, "--skip-bids-validation")
     jobs = [subprocess.Popen(command(study, out, "participant", "--stages", "preprocess",
                                      "--participant-label", p, "-w", tmp_path / p, *flags),
                              stderr=subprocess.PIPE, text=True) for p in ("01", "sub-02")]
     for job in jobs:
-        _, said = job.communicate(timeout=600)
-        assert job.returncode == 0, said
+        _, output = job.communicate(timeout=600)
+        assert job.returncode == 0, output
     for level, stage, *target in (
             ("group", "fit"), ("participant", "harmonize", "--target", "birch"),
             ("group", "evaluate")):
         answer = run_app(study, out, level, "--stages", stage, "-w", tmp_path / "w", *flags,
                          *target)
-        assert answer.code == 0, answer.said
+        assert answer.code == 0, answer.output
     assert "the target was site birch (2 scans)" in (out / "logs/CITATION.md").read_text()
-    assert results(out) == {**results(road.out), "dataset_description.json":
+    assert results(out) == {**results(full_run.out), "dataset_description.json":
                             results(out)["dataset_description.json"]}
 
 
-def test_another_method_needs_another_desc(road, copy):
-    shared = (road.raw, copy, "participant", "group", "--stages", "fit", "harmonize", "evaluate",
-              "--sloppy", "--nprocs", 1, "-w", road.work, "--target", "aspen")
+def test_another_method_needs_another_desc(full_run, copy):
+    shared = (
+    full_run.raw,
+    copy,
+    "participant",
+    "group",
+    "--stages",
+    "fit",
+    "harmonize",
+    "evaluate",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+     "aspen")
     refused = run_app(*shared, "--backend", "moment_matching")
     assert refused.code == 2
-    assert "made by histogram_matching to 'birch'" in refused.said and "--desc" in refused.said
-    assert "Stage " not in refused.said  # before any work: the model is as it was
+    assert "made by histogram_matching to 'birch'" in refused.output and "--desc" in refused.output
+    assert "Stage " not in refused.output  # before any work: the model is as it was
     allowed = run_app(*shared, "--backend", "tissue_matching", "--desc", "tissue", "--compare",
-                      "--moved-maps", "all")
-    assert allowed.code == 0, allowed.said
+                      "--anatomy-change-maps", "all")
+    assert allowed.code == 0, allowed.output
     for table in ("metrics.tsv", "group_statistics.tsv"):
         with open(copy / table, newline="") as stream:
             judged = {row["backend"] for row in csv.DictReader(stream, delimiter="\t")}
         assert {"tissue_matching", "histogram_matching"} <= judged
     assert len(list(copy.rglob("*desc-tissue_T1w.nii.gz"))) == 8
     assert len(list(copy.rglob("*desc-harmonized_T1w.nii.gz"))) == 8
-    maps = sorted(copy.rglob("*_moved.nii.gz"))
-    assert [m.name.split("_desc-")[1] for m in maps].count("tissue_moved.nii.gz") == 4
+    maps = sorted(copy.rglob("*_anatomychange.nii.gz"))
+    assert [m.name.split("_desc-")[1] for m in maps].count("tissue_anatomychange.nii.gz") == 4
     notes = [Path(str(m).replace(".nii.gz", ".json")).read_text() for m in maps]
     assert len(notes) == 8 and all("shares of" in note for note in notes)
     assert 0 < np.abs(nib.load(maps[0]).get_fdata()).max() < 1
@@ -212,12 +238,30 @@ def test_another_method_needs_another_desc(road, copy):
 
 
 @pytest.mark.slow
-def test_reference_image_as_target(road, copy):
-    reference = raw_image(road.raw, SCANS[1])
-    answer = run_app(road.raw, copy, "participant", "group", "--stages", "preprocess", "fit",
-                     "harmonize", "--sloppy", "--nprocs", 1, "-w", road.work, "--target", reference,
-                     "--desc", "toRef", "--participant-label", "01", "--skip-bids-validation")
-    assert answer.code == 0, answer.said
+def test_reference_image_as_target(full_run, copy):
+    reference = raw_image(full_run.raw, SCANS[1])
+    answer = run_app(
+    full_run.raw,
+    copy,
+    "participant",
+    "group",
+    "--stages",
+    "preprocess",
+    "fit",
+    "harmonize",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+    reference,
+    "--desc",
+    "toRef",
+    "--participant-label",
+    "01",
+     "--skip-bids-validation")
+    assert answer.code == 0, answer.output
     path = anat(copy, SCANS[0]) / f"{SCANS[0]}_{SPACE}_desc-toRef_T1w"
     assert json.loads(path.with_suffix(".json").read_text())["TargetKind"] == "reference"
     folder = anat(copy, SCANS[1])
@@ -230,21 +274,34 @@ def test_reference_image_as_target(road, copy):
                                np.quantile(wanted, [0.1, 0.5, 0.9]), rtol=0.02)
     cards = list((copy / "models/histogram_matching/T1w/targets").glob("reference-*"))
     assert len(cards) == 1
-    again = run_app(road.raw, copy, "participant", "--sloppy", "--nprocs", 1, "-w", road.work,
-                    "--target", cards[0], "--desc", "toRef", "--stages", "harmonize")
-    assert again.code == 0 and "4 of 4 scans to" in again.said, again.said
+    again = run_app(
+    full_run.raw,
+    copy,
+    "participant",
+    "--sloppy",
+    "--nprocs",
+    1,
+    "-w",
+    full_run.work,
+    "--target",
+    cards[0],
+    "--desc",
+    "toRef",
+    "--stages",
+     "harmonize")
+    assert again.code == 0 and "4 of 4 scans to" in again.output, again.output
 
 
 @pytest.mark.slow
-def test_our_own_masks_are_reused(road, tmp_path):
-    answer = run_app(road.raw, tmp_path / "out", "participant", "--stages", "preprocess",
-                     "--sloppy", "--nprocs", 1, "-w", tmp_path / "w", "-d", f"ours={road.out}",
+def test_our_own_masks_are_reused(full_run, tmp_path):
+    answer = run_app(full_run.raw, tmp_path / "out", "participant", "--stages", "preprocess",
+                     "--sloppy", "--nprocs", 1, "-w", tmp_path / "w", "-d", f"ours={full_run.out}",
                      "--participant-label", "01", "--session-label", "birch",
                      "--skip-bids-validation")
-    assert answer.code == 0, answer.said
+    assert answer.code == 0, answer.output
     name = f"{SCANS[1]}_desc-brain_mask"
     made = anat(tmp_path / "out", SCANS[1]) / name
-    given = anat(road.out, SCANS[1]) / name
+    given = anat(full_run.out, SCANS[1]) / name
     np.testing.assert_array_equal(nib.load(f"{made}.nii.gz").get_fdata(),
                                   nib.load(f"{given}.nii.gz").get_fdata())
     assert json.loads(made.with_suffix(".json").read_text())["QualityCheck"]["method"] \
@@ -254,7 +311,7 @@ def test_our_own_masks_are_reused(road, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_run_leaves_nothing_broken_and_resumes(road, study, tmp_path):
+def test_killed_run_leaves_nothing_broken_and_resumes(full_run, study, tmp_path):
     arguments = (study, tmp_path / "out", "participant", "--stages", "preprocess", "--sloppy",
                  "--nprocs", 1, "-w", tmp_path / "w", "--participant-label", "01",
                  "--skip-bids-validation")
@@ -268,8 +325,8 @@ def test_killed_run_leaves_nothing_broken_and_resumes(road, study, tmp_path):
         if not path.name.startswith(".tmp"):
             nib.load(path).get_fdata()
     again = run_app(*arguments)
-    assert again.code == 0, again.said
-    expected = {k: v for k, v in results(road.out).items()
+    assert again.code == 0, again.output
+    expected = {k: v for k, v in results(full_run.out).items()
                 if k.startswith("sub-01/ses-") and "harmonized" not in k}
     found = {k: v for k, v in results(tmp_path / "out").items() if k.startswith("sub-01/ses-")}
     assert found == expected
@@ -286,9 +343,9 @@ def add_bad_person(raw: Path, label: str, data: np.ndarray | bytes) -> None:
     shutil.copy(raw / "sub-01/sub-01_sessions.tsv", raw / f"sub-{label}/sub-{label}_sessions.tsv")
 
 
-def test_bad_images_are_named_and_the_others_go_on(road, copy, tmp_path):
+def test_bad_images_are_named_and_the_others_go_on(full_run, copy, tmp_path):
     raw = tmp_path / "raw"
-    shutil.copytree(road.raw, raw)
+    shutil.copytree(full_run.raw, raw)
     noise = np.random.default_rng(0).normal(100, 10, (20, 20, 20)).astype(np.float32)
     nan = noise.copy()
     nan[3, 4, 5] = np.nan
@@ -302,44 +359,44 @@ def test_bad_images_are_named_and_the_others_go_on(road, copy, tmp_path):
     answer = run_app(raw, copy, "participant", "group", "--stages", "preprocess", "fit",
                      "harmonize", "--sloppy", "--nprocs", 1, "-w", tmp_path / "w", "--target",
                      "birch", "--skip-bids-validation")
-    assert answer.code == 1, answer.said
-    assert "Traceback" not in answer.said
-    last = answer.said.strip().splitlines()[-1]
+    assert answer.code == 1, answer.output
+    assert "Traceback" not in answer.output
+    last = answer.output.strip().splitlines()[-1]
     for label, (_, words) in bad.items():
         assert f"sub-{label}" in last
-        lines = [line for line in answer.said.splitlines() if f"sub-{label}" in line]
+        lines = [line for line in answer.output.splitlines() if f"sub-{label}" in line]
         assert any(word in line for line in lines for word in words.split("|")), lines
         assert not list(copy.glob(f"sub-{label}/**/*.nii.gz"))
-    assert "Harmonized (T1w): 4 of 4 scans" in answer.said
+    assert "Harmonized (T1w): 4 of 4 scans" in answer.output
 
 
-def test_one_site_only_is_explained(road, copy, tmp_path):
-    answer = run_app(road.raw, copy, "participant", "group", "--sloppy", "--nprocs", 1, "-w",
+def test_one_site_only_is_explained(full_run, copy, tmp_path):
+    answer = run_app(full_run.raw, copy, "participant", "group", "--sloppy", "--nprocs", 1, "-w",
                      tmp_path / "w", "--site", "lone", "--skip-bids-validation")
     assert answer.code == 65
-    assert "all 4 T1w scans are of one site, 'lone'" in answer.said
+    assert "all 4 T1w scans are of one site, 'lone'" in answer.output
 
 
-def test_unknown_target_is_refused_before_any_work(road, tmp_path):
-    answer = run_app(road.raw, tmp_path / "out", "participant", "group", "--sloppy", "--target",
+def test_unknown_target_is_refused_before_any_work(full_run, tmp_path):
+    answer = run_app(full_run.raw, tmp_path / "out", "participant", "group", "--sloppy", "--target",
                      "brich", "-w", tmp_path / "w", "--skip-bids-validation")
     assert answer.code == 2
-    assert "Did you mean 'birch'?" in answer.said
+    assert "Did you mean 'birch'?" in answer.output
     assert not (tmp_path / "w").exists() and not list((tmp_path / "out").glob("sub-*"))
 
 
-def test_harmonize_without_a_model_is_69_when_asked_for(road, copy, tmp_path):
+def test_harmonize_without_a_model_is_69_when_asked_for(full_run, copy, tmp_path):
     shutil.rmtree(copy / "models")
-    answer = run_app(road.raw, copy, "participant", "--stages", "harmonize", "--sloppy", "-w",
+    answer = run_app(full_run.raw, copy, "participant", "--stages", "harmonize", "--sloppy", "-w",
                      tmp_path / "w")
     assert answer.code == 69
-    assert "No fitted histogram_matching model for T1w" in answer.said
+    assert "No fitted histogram_matching model for T1w" in answer.output
 
 
-def test_dry_run_writes_no_image(road, tmp_path):
-    answer = run_app(road.raw, tmp_path / "out", "participant", "group", "--dry-run",
+def test_dry_run_writes_no_image(full_run, tmp_path):
+    answer = run_app(full_run.raw, tmp_path / "out", "participant", "group", "--dry-run",
                      "--write-graph", "-w", tmp_path / "w", "--skip-bids-validation")
-    assert answer.code == 0, answer.said
-    assert "4 scans to do" in answer.said
+    assert answer.code == 0, answer.output
+    assert "4 scans to do" in answer.output
     assert not list(tmp_path.rglob("*.nii.gz"))
     assert "digraph" in (tmp_path / "out/logs/graph_preprocess.dot").read_text()

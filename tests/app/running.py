@@ -1,4 +1,4 @@
-"""Running the app as a user does: a process of its own, judged by exit code, output and files."""
+"""Run the app in a process of its own; tests check exit code, output and files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ QUICK = "histogram_matching"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a run answered."""
+class AppResult:
+    """Exit code and output of a run."""
 
     code: int
-    said: str
+    output: str
 
 
 def command(*arguments: object) -> list[str]:
@@ -28,11 +28,11 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *words]
 
 
-def run_app(*arguments: object, timeout: float = 600) -> Answer:
+def run_app(*arguments: object, timeout: float = 600) -> AppResult:
     """Run the app to its end."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout,
                           cwd=ROOT)
-    return Answer(done.returncode, done.stdout + done.stderr)
+    return AppResult(done.returncode, done.stdout + done.stderr)
 
 
 def results(out: Path) -> dict[str, str]:

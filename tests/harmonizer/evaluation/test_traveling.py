@@ -1,4 +1,4 @@
-"""Travelling people: who they are, and their measures against a textbook table and closed forms."""
+"""Traveling subjects: who they are, and their measures against a textbook table and closed forms."""
 from __future__ import annotations
 
 import math
@@ -16,9 +16,9 @@ from harmonizer.evaluation.questions.traveling import (
     complete_table,
     icc,
     pair_metrics,
-    person_means,
     rescans,
     site_pairs,
+    subject_means,
     within_subject_cov,
 )
 from harmonizer.evaluation.statistics.design import Design
@@ -37,15 +37,15 @@ def scan(who, session, site, modality="T1w", image="x", mask="m"):
 
 
 @pytest.fixture(scope="module")
-def people() -> Cohort:
+def cohort() -> Cohort:
     return Cohort((scan("1", "a", "A"), scan("1", "b1", "B"), scan("1", "b2", "B"),
                    scan("1", "c", "C"), scan("2", "a1", "A"), scan("2", "a2", "A"),
                    scan("3", "b", "B"), scan("4", "a", "A"), scan("4", "b", "B", "T2w")))
 
 
-def test_who_travels(people):
-    assert people.traveling().subjects == ("1",)  # 4 was elsewhere with another modality only
-    assert not rescans(people)  # nobody says how far apart the sessions b1 and b2 are
+def test_who_travels(cohort):
+    assert cohort.traveling().subjects == ("1",)  # 4 was elsewhere with another modality only
+    assert not rescans(cohort)  # nobody says how far apart the sessions b1 and b2 are
 
 
 def test_longitudinal_scans_across_a_change_of_scanner_do_not_travel():
@@ -57,7 +57,7 @@ def test_longitudinal_scans_across_a_change_of_scanner_do_not_travel():
     mixed = Cohort(tuple(aged))
     assert [s.session for s in mixed.traveling()] == ["2020a", "2020b"]
     assert {p.first.session for p in site_pairs(mixed)} == {"2020a", "2020b"}
-    assert Design.of(mixed).kind == "travelling" and Design.of(old).kind == "nested"
+    assert Design.of(mixed).kind == "traveling" and Design.of(old).kind == "nested"
     assert Design.of(mixed).traveling_rows.tolist() == [False, True, True, False]
     assert Cohort(tuple(replace(s, age=None) for s in old)).traveling().subjects == ("1",)
     dated = [replace(s, age=60.0, covariates={"acq_time": date})
@@ -85,10 +85,10 @@ def test_what_counts_as_a_rescan():
     assert pairs(one("ses-a_rec-x", "a", near), one("ses-b", "b", near)) == []
 
 
-def test_every_ordered_pair_of_sites_once(people):
-    found = [(p.subject, p.first.site, p.second.site) for p in site_pairs(people)]
+def test_every_ordered_pair_of_sites_once(cohort):
+    found = [(p.subject, p.first.site, p.second.site) for p in site_pairs(cohort)]
     assert found == [("1", *two) for two in ("AB", "AC", "BA", "BC", "CA", "CB")]
-    assert {p.first.session for p in site_pairs(people)} == {"a", "b1", "c"}
+    assert {p.first.session for p in site_pairs(cohort)} == {"a", "b1", "c"}
 
 
 def test_icc_of_the_textbook_table():
@@ -114,7 +114,7 @@ def test_offsets_of_sites_lower_agreement_and_not_consistency():
 
 
 def test_cov_by_hand():
-    """9, 10, 11: sd 1, mean 10 -> 10 %; 18, 20, 22: 10 % too; a person without spread: 0."""
+    """9, 10, 11: sd 1, mean 10 -> 10 %; 18, 20, 22: 10 % too; a subject without spread: 0."""
     assert within_subject_cov([[9, 10, 11], [18, 20, 22]]) == pytest.approx(10.0)
     assert within_subject_cov([[9, 10, 11], [5, 5, 5]]) == pytest.approx(10 / math.sqrt(2))
     assert math.isnan(within_subject_cov([[-1, 1], [1, 2]]))
@@ -124,8 +124,8 @@ def test_the_largest_table_without_gaps():
     values = dict(zip([("1", "A"), ("1", "B"), ("2", "A"), ("2", "B"), ("3", "A"), ("3", "B"),
                        ("3", "C"), ("4", "A"), ("1", "C")], range(9)))
     who, where = zip(*values)
-    table, people, sites = complete_table(list(values.values()), who, where)
-    assert people == ["1", "2", "3"] and sites == ["A", "B"]
+    table, rows, sites = complete_table(list(values.values()), who, where)
+    assert rows == ["1", "2", "3"] and sites == ["A", "B"]
     assert table.tolist() == [[0, 1], [2, 3], [4, 5]]
     twice, _, _ = complete_table([0, 1, 2, 3, 10], list("11221"), list("ABABA"))
     assert twice.tolist() == [[5, 1], [2, 3]]
@@ -141,13 +141,13 @@ def test_agreement_of_features_and_its_absence():
     assert tests["within_subject_cov"].low < tests["within_subject_cov"].effect
     few = agreement_tests({"gm": [1.0, 2.0, 3.0]}, ["1", "1", "2"], ["A", "B", "A"])
     assert {t.known for t in few} == {False}
-    assert few[0].note == "0 people have gm at the same two or more sites; 3 are needed"
+    assert few[0].note == "0 subjects have gm at the same two or more sites; 3 are needed"
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[Cohort, Cohort]:
-    """Four people at A and B, B with an offset of 20 of a range of 100; after: the offset gone."""
-    folder = tmp_path_factory.mktemp("travellers")
+    """Four subjects at A and B, B with an offset of 20 of a range of 100; after: the offset gone."""
+    folder = tmp_path_factory.mktemp("traveling subjects")
     mask = np.zeros(SHAPE, bool)
     mask[1:-1, 1:-1, 1:-1] = True
     write_mask(folder / "m.nii.gz", mask, np.eye(4))
@@ -182,15 +182,15 @@ def test_the_targets_own_image_is_the_reference(written):
     assert done.select(measure="mae", reference="B").values() == pytest.approx([0.2] * 4, abs=0.01)
     assert done.select(measure="mae", reference="A").values() == pytest.approx(
         [0.008] * 4, abs=2e-3)
-    assert set(person_means(done, "mae", "B").values()) < set(done.select(measure="mae").values())
+    assert set(subject_means(done, "mae", "B").values()) < set(done.select(measure="mae").values())
 
 
-def test_pairs_may_be_kept_to_those_that_end_at_one_site(tmp_path, people):
+def test_pairs_may_be_kept_to_those_that_end_at_one_site(tmp_path, cohort):
     volume = Volume(np.random.default_rng(0).normal(size=SHAPE), np.eye(4))
     mask = write_mask(tmp_path / "m.nii.gz", np.ones(SHAPE, bool), np.eye(4))
     cohort = Cohort(tuple(replace(
         s, image=write_volume(tmp_path / f"{s.scan_id}.nii.gz", volume.with_data(volume.data * i)),
-        mask=mask) for i, s in enumerate(people, 1) if s.modality == "T1w" and s.subject == "1"))
+        mask=mask) for i, s in enumerate(cohort, 1) if s.modality == "T1w" and s.subject == "1"))
     read = []
     every = pair_metrics(cohort, None, "C", {"T1w": 1.0})
     some = pair_metrics(cohort, None, "C", {"T1w": 1.0}, to="C",
@@ -199,17 +199,17 @@ def test_pairs_may_be_kept_to_those_that_end_at_one_site(tmp_path, people):
     assert some.rows == tuple(row for row in every if row.reference == "C")
 
 
-def test_methods_are_compared_over_people(written):
+def test_methods_are_compared_over_subjects(written):
     before, after = written
     tables = {"": pair_metrics(before, None, "A", {"T1w": 100.0}),
               "x": pair_metrics(before, after, "A", {"T1w": 100.0})}
     tests = compare_methods(tables, target="A")
-    pairs = [t for t in tests if t.name == "travelling_wilcoxon"]
+    pairs = [t for t in tests if t.name == "traveling_wilcoxon"]
     change = next(t for t in pairs if t.reference == "rmse | unharmonized")
     assert (change.n, change.backend) == (4, "x")
     assert change.effect == pytest.approx(-0.19, abs=0.01)
     assert change.p == change.p_corrected == pytest.approx(0.125)
-    means = {(t.reference, t.backend): t for t in tests if t.name == "travelling_pair"}
+    means = {(t.reference, t.backend): t for t in tests if t.name == "traveling_pair"}
     assert means["rmse", "x"].effect == pytest.approx(0.01, abs=0.001)
     assert means["psnr", "x"].effect > means["psnr", ""].effect + 20
 
@@ -222,13 +222,13 @@ def test_a_linear_map_per_scan_is_a_stage_of_its_own(written):
     assert np.mean(rescaled.select(measure="rmse").values()) == pytest.approx(0.01, abs=0.001)
     tests = compare_methods({"": pair_metrics(before, None, "A", {"T1w": 100.0}),
                              "rescaled": rescaled})
-    assert [t.stage for t in tests if t.name == "travelling_pair" and t.reference == "mae"] == [
+    assert [t.stage for t in tests if t.name == "traveling_pair" and t.reference == "mae"] == [
         "before", "rescaled"]
 
 
 def test_a_missing_image_and_copies():
     rows = Metrics((Metric("psnr", math.inf, subject="1"), Metric("psnr", 20.0, subject="2")))
-    assert person_means(rows, "psnr") == {"2": 20.0}
+    assert subject_means(rows, "psnr") == {"2": 20.0}
     empty = compare_methods({"": Metrics()})
     assert {t.known for t in empty} == {False}
 
