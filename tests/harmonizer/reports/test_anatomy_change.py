@@ -69,7 +69,8 @@ def test_the_command_writes_them(before, tmp_path, capsys):
     for scan in before:
         (tmp_path / "masks" / f"{scan.scan_id}_mask.nii.gz").write_bytes(scan.mask.read_bytes())
     assert main([str(folder), str(after.scans[0].image.parent), "--masks", str(tmp_path / "masks"),
-                 "--permutations", "2", "--anatomy-change-maps", "flagged", "--out", str(tmp_path)]) == 0
+                 "--permutations", "2", "--anatomy-change-maps", "flagged",
+                 "--out", str(tmp_path)]) == 0
     assert [p.name for p in (tmp_path / "anatomy_change" / "x").glob("*")] == [
         "sub-01_ses-1_T1w_anatomychange.nii.gz"]
     assert "flagged: sub-01_ses-1_T1w" in capsys.readouterr().out
