@@ -1,4 +1,4 @@
-"""What the referee costs: time and memory, how they grow, and what a thousand scans would take.
+"""Cost of the evaluation: time and memory, how they grow, and what a thousand scans would take.
 
     python benchmarks/evaluation.py WORK [--scans 25 50 100] [--many 250 500 1000] [--fine OUT]
         [--markdown FILE]
@@ -8,7 +8,7 @@ on four
 scanners, before and after histogram matching, each run in a process of its own, first with nothing
 kept, then again with another covariate. *Numbers*: what is left once images are closed (tests,
 intervals, permutations), on many tiny scans. With --fine, an output folder of this app, also what a
-scan at 1 mm costs: two scans of it, opened and measured as the referee does. WORK keeps phantom
+scan at 1 mm costs: two scans of it, opened and measured as the evaluation does. WORK keeps phantom
 and results, so that a command that was stopped goes on; delete WORK/measured to measure again.
 Seconds are processor seconds of one process: on a busy machine the clock says nothing.
 """
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     text = report(images, numbers, given.tissues, fine)
     print(text)
     if given.markdown:
-        put_section(given.markdown, "The referee: time and memory", text)
+        put_section(given.markdown, "Evaluation: time and memory", text)
     return 0
 
 
@@ -148,7 +148,7 @@ def _harmonized(chosen: Cohort, folder: Path) -> Path:
 def nearest_mean(volume: Volume) -> np.ndarray:
     """Labels by the nearest of three mean intensities, taken where the template is sure of them.
 
-    A segmentation that costs nothing: what is measured is the referee, not a segmentation.
+    A segmentation that costs nothing: measures the evaluation, not a segmentation.
     """
     resolution = int(round(float(volume.spacing[0])))
     sure = label_tissues(tissue_priors(resolution))
