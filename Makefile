@@ -25,7 +25,7 @@ help: ## list the targets
 
 install: $(INSTALLED) ## build the virtual environment with the pinned releases
 
-demo: $(INSTALLED) $(DEMO)/.written ## harmonize a synthetic travelling-people dataset
+demo: $(INSTALLED) $(DEMO)/.written ## harmonize a synthetic traveling-subject dataset
 	$(BIN)/python run.py $(DEMO)/bids $(DEMO)/out participant group --sloppy -w $(DEMO)/work
 	@echo
 	@echo "Group report:      $(CURDIR)/$(DEMO)/out/group.html"
@@ -47,7 +47,7 @@ clean: ## remove the virtual environment and the demo
 # The stamp comes last, so that a phantom that was interrupted is written anew.
 $(DEMO)/.written: | $(INSTALLED)
 	rm -rf $(DEMO)/bids $(DEMO)/bids-truth
-	$(BIN)/python -m harmonizer.phantom $(DEMO)/bids --people 4 --scanners 3 --voxel-mm 2 --seed 1
+	$(BIN)/python -m harmonizer.phantom $(DEMO)/bids --subjects 4 --scanners 3 --voxel-mm 2 --seed 1
 	touch $@
 
 # PyTorch goes first and alone: only it comes from the CPU index, which spares 3 GB of CUDA. pip

@@ -19,8 +19,8 @@ def existing_folder(text: str) -> Path:
     return path
 
 
-def explained(main: Callable[[], int]) -> int:
-    """The exit code of a benchmark; what the app explains is said, without a traceback."""
+def report_errors(main: Callable[[], int]) -> int:
+    """The exit code of a benchmark; what the app explains is output, without a traceback."""
     try:
         return main()
     except HarmonizerError as error:

@@ -1,18 +1,20 @@
-"""DISARM as its paper judges it, on phantom people who travel: to a scanner, and scanner-free.
+"""DISARM as its paper judges it, on phantom subjects who travel: to a scanner, and scanner-free.
 
-    python benchmarks/disarm.py MODEL CASES --fit FOLDER [--people 3] [--target aspen]
+    python benchmarks/disarm.py MODEL CASES --fit FOLDER [--subjects 3] [--target aspen]
         [--markdown docs/benchmarks.md]
 
 MODEL was trained by `benchmarks/trained.py WORK --backend disarm` (WORK/training/model) on the
-people of FOLDER (WORK/fit), and CASES are its held-out people (WORK/held): each was scanned at the
-four scanners of the fit and at a fifth that no fit saw; all five scans are brought to `--target`,
-and to no scanner. *apart*: root mean square difference between two scans of one person, at median
+subjects of FOLDER (WORK/fit), and CASES are its held-out subjects (WORK/held): each was scanned at
+the four scanners of the fit and at a fifth that no fit saw; all five scans are brought to
+`--target`,
+and to no scanner. *differences*: root mean square difference between two scans of one subject, at
+median
 1, over their range, mean over pairs of scanners, the known four and those with the fifth.
 *structure*: SSIM's structure term between a scan and its result. *Anderson-Darling*: of the
-scanners' mean grey levels, p of 999 permutations; it takes grey levels for independent draws, as in
+scanners' mean gray levels, p of 999 permutations; it takes gray levels for independent draws, as in
 the paper. *Codes named*: share of scans whose scanner is found from the anatomy code by the network
 that was trained against it. *Scanner found*: the same by a judge that no training saw, discriminant
-analysis of quantiles in the brain, learned on the people of the fit: from the scan, from what
+analysis of quantiles in the brain, learned on the subjects of the fit: from the scan, from what
 DISARM starts from (scanner-free), and from codes of both; in use the generator is given the latter.
 """
 
@@ -30,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
@@ -53,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score both ways, print; put the section into the markdown file if one is named."""
     given = parser_for_a_model(__doc__).parse_args(argv)
     model = Disarm.load(given.model)
-    scans = scans_of(given.cases, given.people, given.target)
+    scans = scans_of(given.cases, given.subjects, given.target)
     aims = {f"to {given.target}": model.target(given.target),
             "scanner-free": model.target("scanner-free")}
     parts = [table(name, methods(model, aim), scans) for name, aim in aims.items()]
     found = found_from(model, Cohort.from_tsv(given.fit / "cohort.tsv"), scans,
                        aims["scanner-free"])
     text = "\n\n".join([f"`{_command(given)}`", *parts, " ".join([
-        f"{given.people} people at {len(next(iter(scans.values())))} scanners. Codes named: "
+        f"{given.subjects} subjects at {len(next(iter(scans.values())))} scanners. Codes named: "
         f"{named(model, scans):.2f} of those at scanners of the fit (chance "
         f"{1 / len(model.model_.sites):.2f}). Scanner found:",
         ", ".join(f"{share:.2f} from the {what}" for what, share in found.items()) + ".",
@@ -72,15 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(given: argparse.Namespace) -> str:
-    return (f"python benchmarks/disarm.py MODEL CASES --fit FOLDER --people {given.people} "
+    return (f"python benchmarks/disarm.py MODEL CASES --fit FOLDER --subjects {given.subjects} "
             f"--target {given.target}")
 
 
-def scans_of(folder: Path, people: int, target: str) -> Scans:
-    """Person -> scanner -> scan."""
+def scans_of(folder: Path, subjects: int, target: str) -> Scans:
+    """Subject -> scanner -> scan."""
     scans: Scans = {}
-    for case in cases_of(folder, people, [target]):
-        scans.setdefault(case.person, {})[case.source] = case.scan
+    for case in cases_of(folder, subjects, [target]):
+        scans.setdefault(case.subject, {})[case.source] = case.scan
     return scans
 
 
@@ -96,21 +98,21 @@ def methods(model: Disarm, aim: Target) -> dict[str, Method]:
 
 
 def table(name: str, rows: dict[str, Method], scans: Scans) -> str:
-    """Markdown: each method's numbers, over all people."""
-    lines = [f"| {name} | apart, known scanners, % | with the unseen, % | structure | "
+    """Markdown: each method's numbers, over all subjects."""
+    lines = [f"| {name} | differences, known scanners, % | with the unseen, % | structure | "
              "Anderson-Darling, p |", "|---|---|---|---|---|"]
     for method, change in rows.items():
         after = {who: {site: change(scan, site) for site, scan in mine.items()}
                  for who, mine in scans.items()}
-        apart: dict[bool, list[float]] = {False: [], True: []}
+        differences: dict[bool, list[float]] = {False: [], True: []}
         for mine in after.values():
             for one, two in itertools.combinations(mine, 2):
-                apart[UNSEEN.name in (one, two)].append(apart_of(mine[one], mine[two]))
+                differences[UNSEEN.name in (one, two)].append(apart_of(mine[one], mine[two]))
         kept = [ssim_structure(after[who][site].data, scan.data, scan.mask,
                                spread_of(after[who][site]), spread_of(scan))
                 for who, mine in scans.items() for site, scan in mine.items()]
-        lines.append(f"| {method} | {100 * np.mean(apart[False]):.2f} | "
-                     f"{100 * np.mean(apart[True]):.2f} | {np.mean(kept):.4f} | "
+        lines.append(f"| {method} | {100 * np.mean(differences[False]):.2f} | "
+                     f"{100 * np.mean(differences[True]):.2f} | {np.mean(kept):.4f} | "
                      f"{same_levels(after):.2f} |")
     return "\n".join(lines)
 
@@ -124,7 +126,7 @@ def apart_of(one: Volume, two: Volume) -> float:
 
 
 def same_levels(after: Scans) -> float:
-    """p of the Anderson-Darling test over all scanners."""
+    """P of the Anderson-Darling test over all scanners."""
     flat = [(site, scan) for mine in after.values() for site, scan in mine.items()]
     levels = np.array([np.quantile(scan.in_mask(), LEVELS) for _, scan in flat])
     return float(anderson_darling(levels, [site for site, _ in flat]).p)
@@ -137,12 +139,12 @@ def named(model: Disarm, scans: Scans) -> float:
     right = []
     for mine in scans.values():
         for site in model.model_.sites:
-            said = np.zeros(len(model.model_.sites))
+            output = np.zeros(len(model.model_.sites))
             for code, m in codes_of(model, mine[site]):
                 with torch.no_grad():
-                    said += model.model_.networks["content"](
+                    output += model.model_.networks["content"](
                         code, model.model_.tensor(m[None, None]))[0].cpu().numpy() * m.sum()
-            right.append(model.model_.sites[int(said.argmax())] == site)
+            right.append(model.model_.sites[int(output.argmax())] == site)
     return float(np.mean(right))
 
 
@@ -157,7 +159,7 @@ def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dict[str, float]:
-    """Share of held-out scans whose scanner is found: from scans, first guesses, codes of both."""
+    """Share of held-out scans whose scanner is found: from scans, baselines, codes of both."""
     known = [(scan.site, scan.read(), scan.read_tissues()) for scan in cohort]
     held = [(site, mine[site], {}) for mine in scans.values() for site in model.model_.sites]
     sites, rows = zip(
@@ -173,11 +175,11 @@ def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dic
 
 def _levels_of_all(model: Disarm, volume: Volume, free: Target, context: ScanContext
                    ) -> dict[str, np.ndarray]:
-    """What a judge sees of one scan; the generator is given codes of its first guess."""
+    """What a judge sees of one scan; the generator is given codes of its baseline."""
     first = model.baseline_only(volume, free, context)
-    return {"scan": levels_of(volume), "first guess": levels_of(first),
+    return {"scan": levels_of(volume), "baseline": levels_of(first),
             "codes of the scan": levels_of_codes(model, volume),
-            "codes of the first guess": levels_of_codes(model, first)}
+            "codes of the baseline": levels_of_codes(model, first)}
 
 
 def levels_of(volume: Volume) -> np.ndarray:
@@ -193,4 +195,4 @@ def levels_of_codes(model: Disarm, volume: Volume) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

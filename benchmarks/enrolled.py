@@ -1,11 +1,11 @@
 """A new target without training: a scanner that no fit saw, enrolled from a few scans.
 
-    python benchmarks/enrolled.py CASES --models MODEL ... [--references 1 5] [--people 2]
+    python benchmarks/enrolled.py CASES --models MODEL ... [--references 1 5] [--subjects 2]
         [--whole] [--markdown docs/benchmarks.md]
 
 Each MODEL was trained by `benchmarks/trained.py` (WORK/training/model) and CASES is its WORK/held.
-Scans of other people at the scanner elm are the references that a model enrolls; the held-out
-people's scans at the four known scanners are brought there. Truth is the very same scan as elm
+Scans of other subjects at the scanner elm are the references that a model enrolls; the held-out
+subjects's scans at the four known scanners are brought there. Truth is the very same scan as elm
 would show it, noise and all; PSNR in dB / SSIM in the brain, mean. `--whole` also uses all of the
 networks' change. *enroll*: processor seconds.
 """
@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import cases_of, row_of  # noqa: E402
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Enroll, score, print; put the section into the markdown file if one is named."""
     given = _parser().parse_args(argv)
     references = references_in(given.cases / "references", max(given.references))
-    cases = list(cases_of(given.cases, given.people, [UNSEEN.name]))
+    cases = list(cases_of(given.cases, given.subjects, [UNSEEN.name]))
     cases = [case for case in cases if case.source != case.target]
     rows: list[dict[str, Any]] = []
     for count in given.references:
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("cases", type=Path)
     parser.add_argument("--models", type=Path, nargs="+", required=True)
     parser.add_argument("--references", type=int, nargs="+", default=[1, 5])
-    parser.add_argument("--people", type=int, default=2)
+    parser.add_argument("--subjects", type=int, default=2)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--markdown", type=Path)
     return parser
@@ -77,13 +77,13 @@ def _parser() -> argparse.ArgumentParser:
 def _command(given: argparse.Namespace) -> str:
     models, counts = " ".join(["MODEL"] * len(given.models)), " ".join(map(str, given.references))
     return (f"`python benchmarks/enrolled.py CASES --models {models} --references {counts} "
-            f"--people {given.people}{' --whole' if given.whole else ''}`")
+            f"--subjects {given.subjects}{' --whole' if given.whole else ''}`")
 
 
 def references_in(folder: Path, count: int) -> Cohort:
-    """Other people's scans at the new scanner, made once."""
+    """Other subjects's scans at the new scanner, made once."""
     if not (folder / "cohort.tsv").is_file():
-        write_aligned(folder, [UNSEEN], people=count, design="nested", seed=SEED)
+        write_aligned(folder, [UNSEEN], subjects=count, design="nested", seed=SEED)
     return Cohort.from_tsv(folder / "cohort.tsv")
 
 
@@ -121,4 +121,4 @@ def shared(model: Any, share: float) -> Any:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if unknown := set(arguments.faults) - set(FAULTS):
         raise SystemExit(f"{', '.join(sorted(unknown))}: not among {', '.join(FAULTS)}.")
-    bench = prepare(Path(arguments.folder).absolute(), arguments)
+    bench = prepare(Path(arguments.folder).resolve(), arguments)
     harm = 0
     for name in arguments.faults or list(FAULTS):
         answer = FAULTS[name](bench, arguments)
@@ -109,7 +109,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
 
     raw = folder / "raw"
     if not raw.exists():
-        write_dataset(raw, people=1, scanners=2, voxel_mm=4, seed=3)
+        write_dataset(raw, subjects=1, scanners=2, voxel_mm=4, seed=3)
     flags = ("--sloppy", "--skip-bids-validation", "--nprocs", str(arguments.nprocs),
              "--target", "birch")
     bench = Bench(folder, raw, flags, {}, 0.0)
@@ -124,12 +124,12 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
 
 
 def finish(bench: Bench, out: Path, *flags: str) -> str:
-    """Run to the end, which must be a good one; returns what was said."""
+    """Run to the end, which must be a good one; returns what was output."""
     process = bench.start(out, *flags)
-    said, _ = process.communicate(timeout=LIMIT_S)
+    output, _ = process.communicate(timeout=LIMIT_S)
     if process.returncode != 0:
-        raise SystemExit(f"exit code {process.returncode}:\n{said}")
-    return said
+        raise SystemExit(f"exit code {process.returncode}:\n{output}")
+    return output
 
 
 def results_of(out: Path) -> dict[str, str]:
@@ -176,9 +176,9 @@ def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
                   f"{len(bench.results)} files there, {len(broken)} broken {broken[:1]}",
                   flush=True)
             continue
-        said, _ = process.communicate(timeout=LIMIT_S)
+        output, _ = process.communicate(timeout=LIMIT_S)
         endings += 1
-        reused += any(word in said for word in FINISHED)
+        reused += any(word in output for word in FINISHED)
         same = process.returncode == 0 and bench.same(out)
         print(f"  a run ended by itself: exit code {process.returncode}, bits "
               f"{'equal' if same else 'DIFFER'}", flush=True)
@@ -217,9 +217,9 @@ def sigterm(bench: Bench, arguments: argparse.Namespace) -> bool:
         start = time.perf_counter()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=LIMIT_S)
+        output, _ = process.communicate(timeout=LIMIT_S)
         seconds = time.perf_counter() - start
-        good = process.returncode == 143 and "same command resumes" in said and seconds < ANSWER_S
+        good = process.returncode == 143 and "same command resumes" in output and seconds < ANSWER_S
         ended = process.returncode == 0  # it was faster than we
         print(f"  exit code {process.returncode} after {seconds:.1f} s", flush=True)
         sound &= good or ended
@@ -250,11 +250,11 @@ def full_disk(bench: Bench) -> bool:
     with tmpfs(mount, max(needed // 3, 1 << 20)):
         out = mount / "out"
         process = bench.start(out)
-        said, _ = process.communicate(timeout=LIMIT_S)
-        good = process.returncode == 74 and "No space left" in said and "Traceback" not in said
-        print("" if good else said, end="")
+        output, _ = process.communicate(timeout=LIMIT_S)
+        good = process.returncode == 74 and "No space left" in output and "Traceback" not in output
+        print("" if good else output, end="")
         print(f"  full disk: exit code {process.returncode}; "
-              f"{said.strip().splitlines()[-2:]}", flush=True)
+              f"{output.strip().splitlines()[-2:]}", flush=True)
         broken = list(half_written(out))
         system("mount", "-o", "remount,size=4g", str(mount))
         finish(bench, out)
@@ -269,13 +269,13 @@ def unwritable(bench: Bench) -> bool:
         time.sleep(0.05)
     system("chattr", "-R", "+i", str(out))
     try:
-        said, _ = process.communicate(timeout=LIMIT_S)
+        output, _ = process.communicate(timeout=LIMIT_S)
     finally:
         system("chattr", "-R", "-i", str(out))
-    print(f"  unwritable: exit code {process.returncode}; {said.strip().splitlines()[-2:]}",
+    print(f"  unwritable: exit code {process.returncode}; {output.strip().splitlines()[-2:]}",
           flush=True)
-    good = process.returncode == 74 and "Traceback" not in said
-    print("" if good else said, end="")
+    good = process.returncode == 74 and "Traceback" not in output
+    print("" if good else output, end="")
     finish(bench, out)
     return good and bench.same(out)
 
@@ -312,7 +312,7 @@ def jobs(bench: Bench, arguments: argparse.Namespace) -> bool:
 
     raw = bench.folder / "many"
     if not raw.exists():
-        write_dataset(raw, people=(arguments.jobs + 1) // 2, scanners=2, voxel_mm=4, seed=4,
+        write_dataset(raw, subjects=(arguments.jobs + 1) // 2, scanners=2, voxel_mm=4, seed=4,
                       design="nested")
     labels = sorted(p.name.removeprefix("sub-") for p in raw.glob("sub-*"))[:arguments.jobs]
     together, alone = bench.out("together"), bench.out("alone")
@@ -325,10 +325,10 @@ def jobs(bench: Bench, arguments: argparse.Namespace) -> bool:
         text=True, cwd=ROOT) for label in labels]
     codes = []
     for process in started:
-        said, _ = process.communicate(timeout=LIMIT_S)
+        output, _ = process.communicate(timeout=LIMIT_S)
         codes.append(process.returncode)
         if process.returncode:
-            print(said)
+            print(output)
     subprocess.run([*words, str(alone), *flags, "-w", str(alone.with_name("work")),
                     "--participant-label", *labels], check=True, capture_output=True, cwd=ROOT)
     first, second = results_of(together), results_of(alone)

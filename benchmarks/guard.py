@@ -1,14 +1,15 @@
 """How often the anatomy guard errs: false flags on perfect harmonization, hits on spoilt anatomy.
 
-    python benchmarks/guard.py WORK [--people 6] [--same-grid BIDS] [--markdown docs/benchmarks.md]
+    python benchmarks/guard.py WORK [--subjects 6] [--same-grid BIDS]
+        [--markdown docs/benchmarks.md]
 
-Phantom people at 2 mm, so many for each of four scanners, nobody scanned twice but for the second
+Phantom subjects at 2 mm, so many for each of four scanners, nobody scanned twice but for the second
 row of limits. What a perfect harmonization to the first scanner would give is known: the very same
 scan, noise and all, as that scanner would show it. It must not be flagged; the same with a lesion
 painted in or erased, everybody made the mean, or shifted by a voxel, must be. WORK keeps images and
 numbers, so that the command goes on where it was stopped.
 
-BIDS: simulated travelling people, brain only, all scans of a person on one voxel grid. There the
+BIDS: simulated traveling subjects, brain only, all scans of a subject on one voxel grid. There the
 scan of the first session is the truth for the others; its numbers are listed (at 2 mm).
 """
 
@@ -26,7 +27,7 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
@@ -39,7 +40,7 @@ from harmonizer.evaluation.questions.anatomy_limits import (  # noqa: E402
     learn_tolerance,
     tolerance_from_pairs,
 )
-from harmonizer.phantom import SCANNERS, make_person, render  # noqa: E402
+from harmonizer.phantom import SCANNERS, make_subject, render  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image  # noqa: E402
 from harmonizer.phantom.dataset import Participant, plan_participants  # noqa: E402
 from harmonizer.preprocessing.transforms import isotropic_grid, resample  # noqa: E402
@@ -57,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, and put it into the markdown file where one is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--people", type=int, default=6, help="for each scanner")
+    parser.add_argument("--subjects", type=int, default=6, help="for each scanner")
     parser.add_argument("--same-grid", type=Path, metavar="BIDS")
     parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
     given = parser.parse_args(argv)
-    scans = list(made(given.work, given.people))
+    scans = list(made(given.work, given.subjects))
     text = report(given.work, Cohort(tuple(scans)))
     if given.same_grid:
         text += "\n\n" + "\n".join(true_pairs(given.same_grid))
@@ -71,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def made(work: Path, people: int) -> Iterator[Scan]:
+def made(work: Path, subjects: int) -> Iterator[Scan]:
     """The scans; beside ``before``, a ``rescan`` and the ``truth`` of each, made where absent."""
-    for who in plan_participants(people, SCANNERS, 0, "nested"):
+    for who in plan_participants(subjects, SCANNERS, 0, "nested"):
         scanner, name = who.scanners[0], f"sub-{who.label}_T1w"
         if not (work / "mask" / f"{name}.nii.gz").is_file():
             _make(work, who, name)
@@ -83,11 +84,11 @@ def made(work: Path, people: int) -> Iterator[Scan]:
 
 
 def _make(work: Path, who: Participant, name: str) -> None:
-    person, scanner = make_person(who.seed, who.age, who.sex, float(RESOLUTION)), who.scanners[0]
-    shown = {seen.name: render(person, seen) for seen in (scanner, TARGET)}
+    subject, scanner = make_subject(who.seed, who.age, who.sex, float(RESOLUTION)), who.scanners[0]
+    shown = {seen.name: render(subject, seen) for seen in (scanner, TARGET)}
     for folder, seen, visit in (("before", scanner, 0), ("rescan", scanner, 1),
                                 ("truth", TARGET, 0)):
-        volume = aligned_image(person, scanner, rescan=visit, seen_by=seen,
+        volume = aligned_image(subject, scanner, rescan=visit, as_scanner=seen,
                                rendered=shown[seen.name])
         write_volume(work / folder / f"{name}.nii.gz", volume)
     write_mask(work / "mask" / f"{name}.nii.gz", volume.mask, volume.affine)
@@ -117,8 +118,8 @@ def changes(mean: np.ndarray) -> dict[str, Change]:
 
 def with_lesion(volume: Volume, radius_mm: float) -> Volume:
     """The image with a ball as dark as fluid (T1w)."""
-    centre = np.linalg.inv(volume.affine) @ [*LESION_MM, 1]
-    away = (np.indices(volume.shape) - centre[:3].reshape(3, 1, 1, 1)) * RESOLUTION
+    center = np.linalg.inv(volume.affine) @ [*LESION_MM, 1]
+    away = (np.indices(volume.shape) - center[:3].reshape(3, 1, 1, 1)) * RESOLUTION
     ball = np.sum(away**2, axis=0) <= radius_mm**2
     return volume.with_data(np.where(ball & volume.mask, np.percentile(volume.in_mask(), 3),
                                      volume.data))
@@ -164,14 +165,14 @@ def report(work: Path, cohort: Cohort) -> str:
 def true_pairs(bids: Path) -> Iterator[str]:
     """A table of what the guard measures between a scan and its truth."""
     names = [name for name in GUARDED if name not in ("dice", "ravd")]
-    yield "| to the person's own scan at the first session | " + " | ".join(
+    yield "| to the subject's own scan at the first session | " + " | ".join(
         GUARDED[name][0] for name in names) + " |"
     yield "|---" * (len(names) + 1) + "|"
-    for person in sorted(bids.glob("sub-*")):
-        scans = [_at_two_mm(path) for path in sorted(person.glob("ses-*/anat/*_T1w.nii.gz"))]
+    for subject in sorted(bids.glob("sub-*")):
+        scans = [_at_two_mm(path) for path in sorted(subject.glob("ses-*/anat/*_T1w.nii.gz"))]
         for number, scan in enumerate(scans[1:], start=2):
             found = compare_anatomy(scan, scans[0])
-            yield f"| {person.name}, session {number} | " + " | ".join(
+            yield f"| {subject.name}, session {number} | " + " | ".join(
                 f"{found[name]:.3g}" for name in names) + " |"
 
 
@@ -220,4 +221,4 @@ def _broken(values: list[dict[str, float]], tolerance: Tolerance) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

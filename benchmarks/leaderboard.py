@@ -1,16 +1,16 @@
 """The leaderboard: every registered backend before the same referee.
 
-    python benchmarks/leaderboard.py WORK [--phantom [FOLDER]] [--travelling OUT] [--sites OUT]
+    python benchmarks/leaderboard.py WORK [--phantom [FOLDER]] [--traveling OUT] [--sites OUT]
         [--backends A B] [--set METHOD.NAME=VALUE ...] [--minutes M] [--resolution MM]
         [--coarsen MM] [--folds 4] [--tissues] [--markdown docs/benchmarks.md]
 
 WORK keeps harmonized images and numbers, so that a new backend costs only itself. The data:
-*phantom*, simulated people on four scanners (made in WORK, or a folder with cohort.tsv as
-`write_aligned` leaves it); *travelling*, an output folder of this app whose people were scanned at
-several sites; *sites*, one whose people were not, which can answer for scanner, biology and anatomy
+*phantom*, simulated subjects on four scanners (made in WORK, or a folder with cohort.tsv as
+`write_aligned` leaves it); *traveling*, an output folder of this app whose subjects were scanned at
+several sites; *sites*, one whose subjects were not, for the questions scanner, biology and anatomy
 alone. Output folders need the preprocess stage only.
 
-Nobody is harmonized by a model that saw him or her: people are dealt into folds, and each fold is
+Nobody is harmonized by a model that saw him or her: subjects are dealt into folds, and each fold is
 harmonized by a fit on the others. A method with networks trains M minutes for each fold (default:
 as long as it trains by itself), and WORK keeps its models.
 """
@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
@@ -55,7 +55,7 @@ from harmonizer.volume import write_mask, write_volume  # noqa: E402
 from pipelines.outputs.collect import cohort_of, find_preprocessed  # noqa: E402
 from pipelines.settings import named_value  # noqa: E402
 
-PEOPLE, TRAVELLERS = 8, 4  # of the phantom: per scanner, and besides
+SUBJECTS, TRAVELING_SUBJECTS = 8, 4  # of the phantom: per scanner, and besides
 RESCALED = "only rescaled"
 COLUMNS = (  # heading, test, reference or tissue, digits
     ("site F1", "site_f1_retrained", {}, 2),
@@ -65,7 +65,7 @@ COLUMNS = (  # heading, test, reference or tissue, digits
     ("RMSE, R", "traveling_pair", {"reference": "rmse"}, 4),
     ("identified", "identification", {}, 2),
     ("GM site R²", "marginal_r2", {"tissue": "GM"}, 2),
-    ("GM site + person R²", "conditional_r2", {"tissue": "GM"}, 2),
+    ("GM site + subject R²", "conditional_r2", {"tissue": "GM"}, 2),
     ("age R²", "age_r2", {}, 2),
     ("flagged", "anatomy_flagged", {}, 2),
 )
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     cohorts = dict(_cohorts(given))
     if not cohorts:
-        print("name at least one of --phantom, --travelling, --sites.", file=sys.stderr)
+        print("name at least one of --phantom, --traveling, --sites.", file=sys.stderr)
         return 2
     keep_segmentations(given.work / "segmentations")
     parts = [f"`{_command(given)}`", __doc__.split("\n\n")[-1].strip()]
@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--phantom", type=Path, nargs="?", const=Path("made"))
-    parser.add_argument("--travelling", type=Path, help="output folder with travelling people")
-    parser.add_argument("--sites", type=Path, help="output folder with people of one site each")
+    parser.add_argument("--traveling", type=Path, help="output folder with traveling subjects")
+    parser.add_argument("--sites", type=Path, help="output folder with subjects of one site each")
     parser.add_argument("--backends", nargs="+", default=list(registry.names()))
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.NAME=VALUE",
                         help="options of methods, such as cacd.preset=small")
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modality", default="T1w")
     parser.add_argument("--resolution", type=int, default=1, help="of the output folders, mm")
     parser.add_argument("--coarsen", type=int, metavar="MM",
-                        help="bring travelling and sites to this grid first: 2 takes an eighth of "
+                        help="bring traveling and sites to this grid first: 2 takes an eighth of "
                         "the time of 1")
     parser.add_argument("--target", help="site; default: the largest")
     parser.add_argument("--folds", type=int, default=4)
@@ -117,7 +117,7 @@ def _command(given: argparse.Namespace) -> str:
     """What was asked, without the folders of this machine."""
     words = ["python benchmarks/leaderboard.py WORK"]
     words += [f"--{name}" + ("" if name == "phantom" else " OUT")
-              for name in ("phantom", "travelling", "sites") if getattr(given, name)]
+              for name in ("phantom", "traveling", "sites") if getattr(given, name)]
     if list(given.backends) != list(registry.names()):
         words.append(f"--backends {' '.join(given.backends)}")
     words += [f"--set {' '.join(given.set)}"] if given.set else []
@@ -142,9 +142,10 @@ def _cohorts(given: argparse.Namespace) -> Iterator[tuple[str, Cohort]]:
     if given.phantom is not None:
         folder = given.work / "phantom" if str(given.phantom) == "made" else given.phantom
         if not (folder / "cohort.tsv").is_file():
-            write_aligned(folder, SCANNERS, people=PEOPLE, design="mixed", travellers=TRAVELLERS)
+            write_aligned(folder, SCANNERS, subjects=SUBJECTS, design="mixed",
+                          traveling_subjects=TRAVELING_SUBJECTS)
         yield "Phantom", Cohort.from_tsv(folder / "cohort.tsv")
-    for title, folder in (("Travelling people", given.travelling), ("Sites", given.sites)):
+    for title, folder in (("Traveling subjects", given.traveling), ("Sites", given.sites)):
         if folder is not None:
             found = find_preprocessed(folder.resolve(), given.resolution, (given.modality,))
             cohort = cohort_of(found)
@@ -191,8 +192,9 @@ def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
                      priors=tissue_priors(resolution), permutations=given.permutations,
                      workers=given.nprocs, cache=work / "cache", covariates=_known(cohort))
     ruling.statistics.to_tsv(work / "group_statistics.tsv")
-    people = len(cohort.subjects)
-    head = (f"### {title}\n\n{len(cohort)} scans of {people} people at {len(cohort.sites)} sites, "
+    subjects = len(cohort.subjects)
+    head = (f"### {title}\n\n{len(cohort)} scans of {subjects} subjects at "
+            f"{len(cohort.sites)} sites, "
             f"{resolution} mm, to {target}.")
     return "\n".join([head, "", *table(ruling, list(variants)), *(f"\n{line}" for line in failed)])
 
@@ -203,7 +205,7 @@ def _known(cohort: Cohort) -> tuple[str, ...]:
 
 def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argparse.Namespace
                ) -> Cohort:
-    """Every scan by a model that did not see its person; images that are there are kept."""
+    """Every scan by a model that did not see its subject; images that are there are kept."""
     done = []
     for number, held in enumerate(dealt(cohort, given.folds)):
         rest = cohort.where(lambda scan: scan.subject not in held)
@@ -235,7 +237,7 @@ def fitted(name: str, cohort: Cohort, folder: Path, given: argparse.Namespace) -
 
 
 def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
-    """People in ``folds`` parts, dealt site by site so that every part has all sites."""
+    """Subjects in ``folds`` parts, dealt site by site so that every part has all sites."""
     home = {who: min(s.site for s in cohort if s.subject == who) for who in cohort.subjects}
     order = sorted(home, key=lambda who: (home[who], who))
     count = max(2, min(folds, len(order)))
@@ -251,7 +253,7 @@ def table(ruling: EvaluationResult, methods: Sequence[str]) -> list[str]:
     shown = [i for i in range(len(COLUMNS)) if any(row[i] for row in cells.values())]
     chance = ruling.statistics.select(name="site_chance", backend="").rows
     lines = ["| method | " + " | ".join(COLUMNS[i][0] for i in shown)
-             + " | scanner gone | person there | biology there | anatomy stayed |",
+             + " | scanner gone | subject there | biology there | anatomy stayed |",
              "|---" * (len(shown) + 5) + "|"]
     for name, backend, _ in rows:
         if not any(cells[name]):
@@ -278,4 +280,4 @@ def _cell(statistics: Statistics, test: str, more: dict[str, str], digits: int, 
 
 if __name__ == "__main__":
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -1,10 +1,10 @@
-"""Patch diffusion: where sampling begins, on phantom people whose truth is known.
+"""Patch diffusion: where sampling begins, on phantom subjects whose truth is known.
 
-    python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER [--people 2] [--target aspen]
+    python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER [--subjects 2] [--target aspen]
         [--modes inversion noise ...] [--share 1.0] [--markdown docs/benchmarks.md]
 
 MODEL was trained by `benchmarks/trained.py WORK --backend patch_diffusion --fit FOLDER`
-(WORK/training/model) and CASES are its held-out people (WORK/held): at the other known scanners and
+(WORK/training/model) and CASES are its held-out subjects (WORK/held): at the other scanners and
 at a fifth that no fit saw; truth is the very same scan as the target scanner would show it, noise
 and all. PSNR and SSIM are taken in the brain, R is the truth's 0.5 to 99.5 % range. *scaled* is the
 scan brought to the truth's median, *inversion* the default; *inversion, whole* adds decode(target)
@@ -28,11 +28,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from enrolled import shared  # noqa: E402
 from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import Case, cases_of, parser_for_a_model, scaled, spread_of  # noqa: E402
+from trained import TruthCase, cases_of, parser_for_a_model, scaled, spread_of  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.metrics.image import psnr, rmse, ssim, ssim_structure  # noqa: E402
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score every mode, print; put the section into the markdown file if one is named."""
     given = _parser().parse_args(argv)
     model = PatchDiffusion.load(given.model)
-    cases = [case for case in cases_of(given.cases, given.people, [given.target])
+    cases = [case for case in cases_of(given.cases, given.subjects, [given.target])
              if case.source != case.target]
     leaks = leaks_of(Cohort.from_tsv(given.fit / "cohort.tsv"))
     rows: dict[str, list[tuple[float, ...]]] = {}
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _text(given: argparse.Namespace, model: PatchDiffusion,
           rows: dict[str, list[tuple[float, ...]]], leaks: dict[str, float]) -> str:
     count = len(next(iter(rows.values())))
-    shares = ", ".join(f"{name} {share:.2f}" for name, share in leaks.items())
-    facts = [f"{count} cases, {given.people} held-out people.", *model.training_facts(),
+    fractions = ", ".join(f"{name} {share:.2f}" for name, share in leaks.items())
+    facts = [f"{count} cases, {given.subjects} held-out subjects.", *model.training_facts(),
              "Share of scans whose site 21 quantiles in the brain give away (discriminant "
-             f"analysis, leave one person out): {shares}."]
+             f"analysis, leave one subject out): {fractions}."]
     return "\n\n".join([f"`{_command(given)}`", _table(rows), " ".join(facts)])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_for_a_model(__doc__, people=2)
+    parser = parser_for_a_model(__doc__, subjects=2)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["inversion", "noise"])
     parser.add_argument("--share", type=float, help="of the change, 0 to 1")
     return parser
@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 def _command(given: argparse.Namespace) -> str:
     modes = " ".join(f"'{mode}'" if " " in mode else mode for mode in given.modes)
     share = f" --share {given.share:g}" if given.share is not None else ""
-    return (f"python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER --people "
-            f"{given.people} --target {given.target} --modes {modes}{share}")
+    return (f"python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER --subjects "
+            f"{given.subjects} --target {given.target} --modes {modes}{share}")
 
 
 def leaks_of(cohort: Cohort) -> dict[str, float]:
@@ -104,8 +104,8 @@ def leaks_of(cohort: Cohort) -> dict[str, float]:
                 prior(volume.data, volume.mask, float(rng.uniform(-0.5, 0.5))))
         for values, data in zip(found.values(), maps):
             values.append(levels(data[volume.mask]))
-    sites, people = [scan.site for scan in cohort], [scan.subject for scan in cohort]
-    return {name: float(cross_val_score(judge(), np.array(values), sites, groups=people,
+    sites, subjects = [scan.site for scan in cohort], [scan.subject for scan in cohort]
+    return {name: float(cross_val_score(judge(), np.array(values), sites, groups=subjects,
                                         cv=LeaveOneGroupOut()).mean())
             for name, values in found.items()}
 
@@ -129,7 +129,7 @@ def _with(model: PatchDiffusion, share: float, **values: Any) -> PatchDiffusion:
     return other
 
 
-def _scored(method: PatchDiffusion | None, case: Case) -> tuple[float, ...]:
+def _scored(method: PatchDiffusion | None, case: TruthCase) -> tuple[float, ...]:
     """(PSNR dB, SSIM, RMSE in R, structure to the source, CPU seconds) of one case."""
     started = time.process_time()
     result = _result(method, case)
@@ -140,7 +140,7 @@ def _scored(method: PatchDiffusion | None, case: Case) -> tuple[float, ...]:
     return psnr(*one), ssim(*one), rmse(*one), kept, spent
 
 
-def _result(method: PatchDiffusion | None, case: Case) -> Volume:
+def _result(method: PatchDiffusion | None, case: TruthCase) -> Volume:
     if method is None:
         return scaled(case)
     return method.harmonize(case.scan, method.target(case.target), source=case.source)
@@ -156,4 +156,4 @@ def _table(rows: dict[str, list[tuple[float, ...]]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

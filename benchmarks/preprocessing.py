@@ -166,14 +166,14 @@ def preprocess(path: Path, arguments: argparse.Namespace) -> dict:
 
 
 def tilted(volume, tilt: list[float]):
-    """The affine after turning the head about its grid's centre (degrees) and shifting it (mm)."""
+    """The affine after turning the head about its grid's center (degrees) and shifting it (mm)."""
     import numpy as np
     from scipy.spatial.transform import Rotation
 
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_euler("xyz", tilt[:3], degrees=True).as_matrix()
-    centre = (volume.affine @ [*((np.array(volume.shape) - 1) / 2), 1])[:3]
-    turn[:3, 3] = centre - turn[:3, :3] @ centre + tilt[3:]
+    center = (volume.affine @ [*((np.array(volume.shape) - 1) / 2), 1])[:3]
+    turn[:3, 3] = center - turn[:3, :3] @ center + tilt[3:]
     return turn @ volume.affine
 
 
@@ -232,7 +232,7 @@ def draw_mosaic(path: Path, result: dict) -> None:
 
 
 def _strips(data, masks, where, count: int = 7) -> list:
-    """Slices along each axis through the box of `where`: (slice, [(mask slice, colour)])."""
+    """Slices along each axis through the box of `where`: (slice, [(mask slice, color)])."""
     import numpy as np
 
     box = np.argwhere(where)
@@ -243,7 +243,7 @@ def _strips(data, masks, where, count: int = 7) -> list:
         places = np.linspace(low[axis], high[axis], count + 2)[1:-1].round().astype(int)
         rows.append([
             (np.take(data, k, axis=axis).T / limit,
-             [(np.take(mask, k, axis=axis).T, colour) for mask, colour in masks])
+             [(np.take(mask, k, axis=axis).T, color) for mask, color in masks])
             for k in places
         ])
     return rows
@@ -259,9 +259,9 @@ def _figure(path: Path, rows: list) -> None:
     for line, tiles in zip(axes, rows):
         for axis, (picture, masks) in zip(line, tiles):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1, origin="lower")
-            for mask, colour in masks:
+            for mask, color in masks:
                 if mask.any() and not mask.all():
-                    axis.contour(mask, [0.5], colors=colour, linewidths=0.6)
+                    axis.contour(mask, [0.5], colors=color, linewidths=0.6)
             axis.axis("off")
     figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """Methods without training on a scanner that their fit never saw, each scanner in turn.
 
-    python benchmarks/scanner_left_out.py WORK [--fit FOLDER] [--people 8] [--held 3]
+    python benchmarks/scanner_left_out.py WORK [--fit FOLDER] [--subjects 8] [--held 3]
         [--targets aspen dogwood] [--markdown docs/benchmarks.md]
 
-People, scans and truth are those of `benchmarks/trained.py`, WORK and FOLDER as there. The methods
-are fitted on `--people` of each of the other scanners, and harmonize the held-out people's scans of
-the one that was left out, whose site is not named, to the targets. Tissue matching is scored twice:
+Subjects, scans and truth are those of `benchmarks/trained.py`, WORK and FOLDER too. The methods
+are fitted on `--subjects` of each of the other scanners, and harmonize the held-out subjects' scans
+of the one that was left out, whose site is not named, to the targets. Tissue matching is scored
+twice:
 with all of the regional pattern taken for the scanner's, and as it is.
 """
 
@@ -21,9 +22,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import Case, cases_of, cohort_of, row_of  # noqa: E402
+from trained import TruthCase, cases_of, cohort_of, row_of  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.methods.statistical.histogram_matching import HistogramMatching  # noqa: E402
@@ -38,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--fit", type=Path)
-    parser.add_argument("--people", type=int, default=8, help="of each scanner in the fit")
+    parser.add_argument("--subjects", type=int, default=8, help="of each scanner in the fit")
     parser.add_argument("--held", type=int, default=3)
     parser.add_argument("--targets", nargs="+", default=["aspen", "dogwood"])
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args(argv)
-    people = cohort_of(given.fit or given.work / "fit", given.people)
+    subjects = cohort_of(given.fit or given.work / "fit", given.subjects)
     cases = [case for case in cases_of(given.work / "held", given.held, given.targets)
              if case.group != "same"]
     lines = ["| left out | cases | " + " | ".join(METHODS) + " |",
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     for site in dict.fromkeys(case.source for case in cases):
         mine = [case for case in cases if case.source == site and case.target != site]
-        found.append(scores(people.where(lambda scan: scan.site != site), mine))
+        found.append(scores(subjects.where(lambda scan: scan.site != site), mine))
         lines.append(line(site, found[-1]))
     whole = np.concatenate(found)
     text = "\n".join([*lines, line("all", whole), "", "With part of the pattern let go tissue "
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def scores(cohort: Cohort, cases: Sequence[Case]) -> np.ndarray:
+def scores(cohort: Cohort, cases: Sequence[TruthCase]) -> np.ndarray:
     """(cases, methods, 2) PSNR and SSIM."""
     histogram, tissue = HistogramMatching().fit(cohort), TissueMatching().fit(cohort)
     learned, found = tissue.regional_, []
@@ -82,4 +83,4 @@ def line(name: str, found: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

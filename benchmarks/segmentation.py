@@ -4,7 +4,7 @@
 
 BIDS and TRUTH are a phantom as `python -m harmonizer.phantom` writes it. Each image is segmented
 inside the true brain, once as it is and once inverted (1.3 times the brain's 99.5th percentile
-minus the image): order and ratios of the tissues as no scanner has them. Dice of CSF, grey and
+minus the image): order and ratios of the tissues as no scanner has them. Dice of CSF, gray and
 white matter, the likeliest tissue of each voxel. With --flip also the Dice between the answer and
 the mirrored answer of the mirrored image.
 """
@@ -23,7 +23,7 @@ from nibabel.orientations import io_orientation
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import existing_folder, explained, printed  # noqa: E402
+from command_line import existing_folder, printed, report_errors  # noqa: E402
 from sections import write_rows  # noqa: E402
 
 from harmonizer.segmentation.predict import segment  # noqa: E402
@@ -102,4 +102,4 @@ def flipped(volume: Volume, found: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -6,7 +6,7 @@
 
 For each method, preset and device (and each NAME=VALUE, if some are given: `sampling_steps=2
 sampling_steps=8` makes two rows) one process trains a single step on two phantom scans and saves
-the model, and another loads it and brings one scan to the other's scanner, without first guess: the
+the model, and another loads it and brings one scan to the other's scanner, without baseline: the
 networks alone, since a trained one does the same work as an untrained one. *load*: reading the
 model, torch's import included. *volume*: wall seconds and processor seconds of one `harmonize`.
 *peak*: resident memory of that process, on a GPU also what torch held there. *step*: wall seconds
@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained, printed  # noqa: E402
+from command_line import printed, report_errors  # noqa: E402
 from peak_memory import peak_gb  # noqa: E402
 from sections import put_section  # noqa: E402
 
@@ -104,7 +104,7 @@ def cohort_in(work: Path, resolution: int) -> Any:
 
     folder = work / f"{resolution}mm"
     if not (folder / "cohort.tsv").is_file():
-        write_aligned(folder, SCANNERS[:2], people=1, design="nested", resolution_mm=resolution)
+        write_aligned(folder, SCANNERS[:2], subjects=1, design="nested", resolution_mm=resolution)
     return Cohort.from_tsv(folder / "cohort.tsv")
 
 
@@ -155,4 +155,4 @@ def apply_once(given: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -1,13 +1,13 @@
-"""Do tissue ratios follow the scanner after a learned method? Phantom people, every scanner.
+"""Do tissue ratios follow the scanner after a learned method? Phantom subjects, every scanner.
 
-    python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER [--people 3] [--target aspen]
+    python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER [--subjects 3] [--target aspen]
                                        [--markdown docs/benchmarks.md]
 
 MODEL was trained by `benchmarks/trained.py WORK --fit FOLDER` (WORK/training/model) and CASES is
-its WORK/held: people that no fit saw, each at the four known scanners and at a fifth. All scans are
+its WORK/held: subjects that no fit saw, each at the four known scanners and a fifth. All scans are
 brought to the target and segmented anew, as the referee does. *marginal*: share of
 the variance of a tissue's ratio that the scanner explains, less is better; *conditional*: scanner
-and person together, more is better (mixed model; evaluation of Hache et al. 2026, Table 2).
+and subject together, more is better (mixed model; evaluation of Hache et al. 2026, Table 2).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from enrolled import shared  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import Case, cases_of, parser_for_a_model  # noqa: E402
+from trained import TruthCase, cases_of, parser_for_a_model  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.metrics.volumes import variance_components  # noqa: E402
@@ -41,7 +41,7 @@ from harmonizer.volume import Volume  # noqa: E402
 def main(argv: Sequence[str] | None = None) -> int:
     """Harmonize, segment, print; put the section into the markdown file if one is named."""
     given = parser_for_a_model(__doc__).parse_args(argv)
-    cases = list(cases_of(given.cases, given.people, [given.target]))
+    cases = list(cases_of(given.cases, given.subjects, [given.target]))
     lines = ["| method | " + " | ".join(f"{name}, marginal / conditional" for name in TISSUES)
              + " |", "|---" * (len(TISSUES) + 1) + "|"]
     print(*lines, sep="\n")
@@ -52,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                                                  for tissue in TISSUES) + " |")
         print(lines[-1], flush=True)
     if given.markdown:
-        put_section(given.markdown, "Tissue ratios of travelling people", "\n".join(
+        put_section(given.markdown, "Tissue ratios of traveling subjects", "\n".join(
             [f"`{_command(given)}`", "", f"{len(cases)} scans.", "", *lines]))
     return 0
 
 
 def _command(given: argparse.Namespace) -> str:
-    return (f"python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER --people {given.people} "
+    return ("python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER "
+            f"--subjects {given.subjects} "
             f"--target {given.target}")
 
 
@@ -66,25 +67,25 @@ def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
     """Doing nothing, histogram matching, the model's start, the model."""
     name = read(given.model)[0]["Backend"]
     model: Any = registry.get(name).load(given.model)
-    people = Cohort.from_tsv(given.fit / "cohort.tsv")
-    null = registry.get("histogram_matching")().fit(people)
+    subjects = Cohort.from_tsv(given.fit / "cohort.tsv")
+    null = registry.get("histogram_matching")().fit(subjects)
     return [("unharmonized", None), ("histogram_matching", null),
             (f"{model.config.baseline} (its baseline)", shared(model, 0.0)),
             (f"{name}, {model.residual_weight_:.0%} of its change", model)]
 
 
-def _result(method: Any, case: Case) -> Volume:
+def _result(method: Any, case: TruthCase) -> Volume:
     if method is None:
         return case.scan
     return method.harmonize(case.scan, method.target(case.target), source=case.source)
 
 
-def _cell(cases: Sequence[Case], found: Sequence[dict[str, float]], tissue: str) -> str:
+def _cell(cases: Sequence[TruthCase], found: Sequence[dict[str, float]], tissue: str) -> str:
     ratios = np.array([one[tissue] for one in found])
-    shares = variance_components(ratios, [case.source for case in cases],
-                             [case.person for case in cases])
-    return f"{shares.marginal_r2:.3f} / {shares.conditional_r2:.3f}"
+    fractions = variance_components(ratios, [case.source for case in cases],
+                             [case.subject for case in cases])
+    return f"{fractions.marginal_r2:.3f} / {fractions.conditional_r2:.3f}"
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -1,11 +1,11 @@
-"""A method with networks against voxelwise truth: trained on phantom people, scored on others.
+"""A method with networks against voxelwise truth: trained on phantom subjects, scored on others.
 
     python benchmarks/trained.py WORK --backend ihf [--minutes 12] [--set name=value ...]
-        [--fit FOLDER] [--people 6] [--held 3] [--targets aspen dogwood]
+        [--fit FOLDER] [--subjects 6] [--held 3] [--targets aspen dogwood]
         [--markdown docs/benchmarks.md]
 
-People of `harmonizer.phantom` are simulated as preprocessing leaves them, 2 mm, each scanned at one
-of four scanners; the method and those that need no training are fitted on them. Other people are
+Subjects of `harmonizer.phantom` are simulated as after preprocessing, 2 mm, each scanned at one
+of four scanners; the method and those that need no training are fitted on them. Other subjects are
 scanned at each of the four and at a fifth scanner that no fit saw; truth is the very same scan as
 the target scanner would show it, noise and all. PSNR and SSIM are taken in the brain, R is the
 truth's 0.5 to 99.5 % range. *scaled* is the scan brought to the truth's median. *same site*: a scan
@@ -13,7 +13,7 @@ already at the target, RMSE of what the method does to it, of R; its site is nam
 and then not. *structure*: structure term of SSIM against the source, mean over known and unseen
 scanners.
 
-WORK keeps people, scans and the training, which goes on where it stopped; FOLDER is a phantom that
+WORK keeps subjects, scans and training, which resumes where it stopped; FOLDER is a phantom that
 is there already (`write_aligned`), of which those who do not travel are taken.
 """
 
@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
@@ -42,7 +42,7 @@ from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.base import Backend  # noqa: E402
 from harmonizer.phantom import SCANNERS, UNSEEN  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image, write_aligned  # noqa: E402
-from harmonizer.phantom.anatomy import make_person  # noqa: E402
+from harmonizer.phantom.anatomy import make_subject  # noqa: E402
 from harmonizer.phantom.dataset import plan_participants  # noqa: E402
 from harmonizer.phantom.scanner import render  # noqa: E402
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume  # noqa: E402
@@ -54,10 +54,10 @@ COMPARED = NULLS[-2:]
 
 
 @dataclass(frozen=True)
-class Case:
+class TruthCase:
     """A scan, where it is to look as if it came from, and what it should look like."""
 
-    person: str
+    subject: str
     source: str
     target: str
     scan: Volume
@@ -74,9 +74,9 @@ class Case:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make, train, score, print, and put the section into the markdown file where one is named."""
     given = _parser().parse_args(argv)
-    people = cohort_of(given.fit or given.work / "fit", given.people)
-    nulls = {name: registry.get(name)().fit(people) for name in NULLS}
-    backend, seconds = trained(given, people)
+    subjects = cohort_of(given.fit or given.work / "fit", given.subjects)
+    nulls = {name: registry.get(name)().fit(subjects) for name in NULLS}
+    backend, seconds = trained(given, subjects)
     cases = list(cases_of(given.work / "held", given.held, given.targets))
     numbers, speed = scores(cases, {**nulls, given.backend: backend})
     text = "\n\n".join([f"`{_command(given)}`", __doc__.split("\n\n")[2].strip(),
@@ -88,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser_for_a_model(doc: str, people: int = 3) -> argparse.ArgumentParser:
-    """Of the benchmarks that judge a model trained here on the people held out here."""
+def parser_for_a_model(doc: str, subjects: int = 3) -> argparse.ArgumentParser:
+    """Of the benchmarks that judge a model trained here on the subjects held out here."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("cases", type=Path)
     parser.add_argument("--fit", type=Path, required=True)
-    parser.add_argument("--people", type=int, default=people)
+    parser.add_argument("--subjects", type=int, default=subjects)
     parser.add_argument("--target", default="aspen")
     parser.add_argument("--markdown", type=Path)
     return parser
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--fit", type=Path)
-    parser.add_argument("--people", type=int, default=6, help="of each scanner in the fit")
+    parser.add_argument("--subjects", type=int, default=6, help="of each scanner in the fit")
     parser.add_argument("--held", type=int, default=3)
     parser.add_argument("--targets", nargs="+", default=["aspen", "dogwood"])
     parser.add_argument("--threads", type=int)
@@ -121,20 +121,21 @@ def _command(given: argparse.Namespace) -> str:
     chosen = f" --set {' '.join(given.set)}" if given.set else ""
     fit = " --fit FOLDER" if given.fit else ""
     return (f"python benchmarks/trained.py WORK --backend {given.backend} --minutes "
-            f"{given.minutes:g}{fit} --people {given.people} --held {given.held} --targets "
+            f"{given.minutes:g}{fit} --subjects {given.subjects} --held {given.held} --targets "
             f"{' '.join(given.targets)}{chosen}")
 
 
-def cohort_of(folder: Path, people: int) -> Cohort:
-    """The people to fit on, so many of each scanner, made once."""
+def cohort_of(folder: Path, subjects: int) -> Cohort:
+    """The subjects to fit on, so many of each scanner, made once."""
     if not (folder / "cohort.tsv").is_file():
-        write_aligned(folder, SCANNERS, people=people, design="nested", seed=FIT_SEED)
+        write_aligned(folder, SCANNERS, subjects=subjects, design="nested", seed=FIT_SEED)
     known = Cohort.from_tsv(folder / "cohort.tsv")
     home = known.where(lambda scan: scan.session is None)
-    return Cohort(tuple(scan for site in home.sites for scan in home.of_site(site).scans[:people]))
+    return Cohort(tuple(scan for site in home.sites
+                        for scan in home.of_site(site).scans[:subjects]))
 
 
-def trained(given: argparse.Namespace, people: Cohort) -> tuple[Backend, float]:
+def trained(given: argparse.Namespace, subjects: Cohort) -> tuple[Backend, float]:
     """The backend after its training, and CPU seconds of this call."""
     from harmonizer.deep.training.settings import Resources
 
@@ -144,43 +145,44 @@ def trained(given: argparse.Namespace, people: Cohort) -> tuple[Backend, float]:
         backend.resources = Resources(folder=given.work / given.folder, threads=given.threads,
                                       max_minutes=given.minutes)
     started = time.process_time()
-    backend.fit(people, seed=1)
+    backend.fit(subjects, seed=1)
     backend.save(given.work / given.folder / "model")
     return backend, time.process_time() - started
 
 
-def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[Case]:
-    """Every scanner's scan of each held-out person to each target, made once."""
+def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[TruthCase]:
+    """Every scanner's scan of each held-out subject to each target, made once."""
     for who in plan_participants(held, SCANNERS, HELD_SEED):
         shown: dict[str, np.ndarray] = {}
-        person = None
+        subject = None
         for source in (*SCANNERS, UNSEEN):
             for target in (s for s in (*SCANNERS, UNSEEN) if s.name in targets):
                 stem = f"{who.label}_{source.name}_{target.name}"
                 paths = [folder / f"{stem}_{what}.nii.gz" for what in ("scan", "truth", "mask")]
                 if not paths[2].is_file():
-                    person = person or make_person(who.seed, who.age, who.sex, 2.0)
-                    _make(paths, person, source, target, shown)
-                yield Case(who.label, source.name, target.name, read_volume(paths[0], paths[2]),
+                    subject = subject or make_subject(who.seed, who.age, who.sex, 2.0)
+                    _make(paths, subject, source, target, shown)
+                yield TruthCase(who.label, source.name, target.name, read_volume(paths[0],
+                paths[2]),
                            read_volume(paths[1], paths[2]))
 
 
-def _make(paths: list[Path], person: Any, source: Any, target: Any,
+def _make(paths: list[Path], subject: Any, source: Any, target: Any,
           shown: dict[str, np.ndarray]) -> None:
     """Scan, truth and mask; a scan at its target is its own truth. `shown` keeps renderings."""
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for scanner in (source, target):
         if scanner.name not in shown:
-            shown[scanner.name] = render(person, scanner, "T1w")
-    scan = truth = aligned_image(person, source, rendered=shown[source.name])
+            shown[scanner.name] = render(subject, scanner, "T1w")
+    scan = truth = aligned_image(subject, source, rendered=shown[source.name])
     if source is not target:
-        truth = aligned_image(person, source, seen_by=target, rendered=shown[target.name])
+        truth = aligned_image(subject, source, as_scanner=target, rendered=shown[target.name])
     write_volume(paths[0], scan)
     write_volume(paths[1], truth)
     write_mask(paths[2], scan.mask, scan.affine)
 
 
-def scores(cases: Sequence[Case], backends: dict[str, Backend]
+def scores(cases: Sequence[TruthCase], backends: dict[str, Backend]
            ) -> tuple[list[dict[str, Any]], float]:
     """One row of numbers for each case and method, and the last method's seconds a volume."""
     rows, spent = [], dict.fromkeys(backends, 0.0)
@@ -198,18 +200,19 @@ def scores(cases: Sequence[Case], backends: dict[str, Backend]
     return rows, list(spent.values())[-1] / len(cases)
 
 
-def scaled(case: Case) -> Volume:
+def scaled(case: TruthCase) -> Volume:
     """The scan brought to the truth's median."""
     gain = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
     return case.scan.with_data(case.scan.data * np.float32(gain))
 
 
-def row_of(method: str, case: Case, result: Volume, group: str | None = None) -> dict[str, Any]:
+def row_of(method: str, case: TruthCase, result: Volume, group: str | None = None
+           ) -> dict[str, Any]:
     """Numbers of one result."""
     truth, mask = case.truth, case.truth.mask
     same = np.array_equal(result.data, truth.data)
     one = (result.data, truth.data, mask, spread_of(truth))
-    return {"method": method, "group": group or case.group, "person": case.person,
+    return {"method": method, "group": group or case.group, "subject": case.subject,
             "source": case.source, "target": case.target, "rmse": rmse(*one),
             "psnr": None if same else psnr(*one), "ssim": ssim(*one),
             "structure": ssim_structure(result.data, case.scan.data, mask,
@@ -234,9 +237,9 @@ def table(rows: list[dict[str, Any]], method: str) -> list[str]:
         cells += [f"{mean('rmse', g):.4f}" for g in ("same", "same, not named")]
         cells.append(f"{mean('structure', 'known', 'unseen'):.4f}")
         lines.append(f"| {name} | " + " | ".join(cells).replace("nan", "") + " |")
-    said = [_against(rows, method, null, group)
+    output = [_against(rows, method, null, group)
             for null in COMPARED for group in ("known", "unseen")]
-    return ["\n".join(lines), " ".join(s for s in said if s)]
+    return ["\n".join(lines), " ".join(s for s in output if s)]
 
 
 def _mean(rows: list[dict[str, Any]], method: str, groups: Sequence[str], name: str) -> float:
@@ -246,30 +249,31 @@ def _mean(rows: list[dict[str, Any]], method: str, groups: Sequence[str], name: 
 
 
 def _against(rows: list[dict[str, Any]], method: str, null: str, group: str) -> str:
-    """The difference from another method, with the standard deviation over people's means."""
+    """The difference from another method, with the standard deviation over subjects's means."""
     def of(name: str) -> dict[tuple[str, ...], float]:
-        return {(r["person"], r["source"], r["target"]): r["psnr"] for r in rows
+        return {(r["subject"], r["source"], r["target"]): r["psnr"] for r in rows
                 if (r["method"], r["group"]) == (name, group)}
 
     ours, theirs = of(method), of(null)
     if not ours:
         return ""
-    apart = {key: ours[key] - theirs[key] for key in ours}
-    means = [np.mean([v for k, v in apart.items() if k[0] == p])
-             for p in sorted({k[0] for k in apart})]
-    values = np.array(list(apart.values()))
-    people = (f"sd over people {np.std(means, ddof=1):.2f}" if len(means) > 1 else "one person")
+    differences = {key: ours[key] - theirs[key] for key in ours}
+    means = [np.mean([v for k, v in differences.items() if k[0] == p])
+             for p in sorted({k[0] for k in differences})]
+    values = np.array(list(differences.values()))
+    subjects = (f"sd over subjects {np.std(means, ddof=1):.2f}" if len(means) > 1
+                else "one subject")
     return (f"{group.capitalize()} scanners: {method} minus {null} {values.mean():+.2f} dB "
-            f"({people}), from {values.min():+.2f} to {values.max():+.2f}; better in "
+            f"({subjects}), from {values.min():+.2f} to {values.max():+.2f}; better in "
             f"{(values > 0).sum()} of {len(values)} cases.")
 
 
-def _facts(backend: Any, seconds: float, speed: float, cases: Sequence[Case]) -> str:
+def _facts(backend: Any, seconds: float, speed: float, cases: Sequence[TruthCase]) -> str:
     facts = backend.training_facts()
-    people = len({case.person for case in cases})
+    subjects = len({case.subject for case in cases})
     return " ".join([*facts, f"{seconds:.0f} CPU seconds in this call; {speed:.1f} CPU seconds for "
-                     f"a volume of 2 mm. {len(cases)} cases of {people} held-out people."])
+                     f"a volume of 2 mm. {len(cases)} cases of {subjects} held-out subjects."])
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

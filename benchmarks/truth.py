@@ -1,17 +1,17 @@
-"""PSNR and SSIM of every training-free backend against voxelwise truth, on people it never saw.
+"""PSNR and SSIM of every training-free backend against voxelwise truth, on subjects it never saw.
 
     python benchmarks/truth.py OUT [--truth TRUTH.tsv] [--backends A B] [--fit others|disjoint]
                                [--labels FOLDER] [--cache FOLDER]
 
 A backend may carry options, `tissue_matching:segmenter=atropos`; with the true labels of the truth
 table, or of a FOLDER of `sub-X*_dseg.nii.gz` (1 CSF, 2 GM, 3 WM), also `segmenter=labels`, and the
-contrast of grey and white matter is scored: log(WM median / GM median), after minus truth.
+contrast of gray and white matter is scored: log(WM median / GM median), after minus truth.
 
 OUT is an output folder in which the preprocess stage has run. Truth is either a table (columns
-scan, target_site, image, mask; the phantom writes one) or, for travelling people whose scans lie
-on one voxel grid, the same person's preprocessed scan at the target site.
+scan, target_site, image, mask; the phantom writes one) or, for traveling subjects whose scans lie
+on one voxel grid, the same subject's preprocessed scan at the target site.
 
-For each person the backends are fitted on the scans of all *other* people (`others`), or, harder
+For each subject the backends are fitted on the scans of all *other* subjects (`others`), or, harder
 and more honest, on half of them at the source and on the other half at the target site
 (`disjoint`). Every ordered pair of sites is scored on the subject's own grid inside the true mask.
 R, the range of PSNR and SSIM, is the 0.5 to 99.5 % range of the target site's scans (evaluation A).
@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import write_rows  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
@@ -52,7 +52,7 @@ from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed
 
 
 @dataclass(frozen=True)
-class Case:
+class TruthCase:
     """One scan, one target site, and what the scan should look like there."""
 
     item: Preprocessed
@@ -102,7 +102,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[Case]:
+def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[TruthCase]:
     """Cases of a truth table, other sites only."""
     by_id = {item.scan.scan_id: item for item in found}
     cases = []
@@ -110,29 +110,29 @@ def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[Case]:
         for row in csv.DictReader(stream, delimiter="\t"):
             item = by_id.get(Path(row["scan"]).name.split(".")[0])
             if item is not None and row["target_site"] != item.scan.site:
-                cases.append(Case(item, row["target_site"], table.parent / row["image"],
+                cases.append(TruthCase(item, row["target_site"], table.parent / row["image"],
                                   table.parent / row["mask"],
                                   table.parent / row["labels"] if row.get("labels") else None))
     return cases
 
 
-def same_person(found: tuple[Preprocessed, ...]) -> list[Case]:
-    """Cases of travelling people: the truth is the person's own scan at the target, same grid."""
+def same_person(found: tuple[Preprocessed, ...]) -> list[TruthCase]:
+    """Cases of traveling subjects: the truth is the subject's own scan at the target, same grid."""
     cases = []
     for item in found:
         for other in found:
             if other.scan.subject == item.scan.subject and other.scan.site != item.scan.site:
-                cases.append(Case(item, other.scan.site, other.paths.image("preproc"),
+                cases.append(TruthCase(item, other.scan.site, other.paths.image("preproc"),
                                   item.paths.mask()))
     return cases
 
 
-def labels_of(case: Case, folder: Path) -> Path:
-    """The person's true labels, on the grid of the person's scans."""
+def labels_of(case: TruthCase, folder: Path) -> Path:
+    """The subject's true labels, on the grid of the subject's scans."""
     return next(folder.glob(f"sub-{case.item.scan.subject}*_dseg.nii.gz"))
 
 
-def prepare_segmenters(cases: list[Case], cache: Path | None) -> None:
+def prepare_segmenters(cases: list[TruthCase], cache: Path | None) -> None:
     """Offer the true labels as a segmenter, and keep what the others find in a folder."""
     for name, make in list(SEGMENTERS.items()):
         if cache is not None:
@@ -152,7 +152,7 @@ def key_of(volume: Volume) -> tuple[float, ...]:
     return (len(values), float(values.sum()), float((values ** 2).sum()))
 
 
-def true_memberships(answers: dict[tuple[float, ...], Case], volume: Volume
+def true_memberships(answers: dict[tuple[float, ...], TruthCase], volume: Volume
                      ) -> dict[str, np.ndarray]:
     """True labels as shares on the template grid."""
     case = answers[key_of(volume)]
@@ -162,8 +162,9 @@ def true_memberships(answers: dict[tuple[float, ...], Case], volume: Volume
             for code, name in enumerate(TISSUES, start=1)}
 
 
-def score_subject(cases: list[Case], others: Cohort, backends: list[str], how: str) -> list[dict]:
-    """All numbers of one person, with models that never saw that person."""
+def score_subject(cases: list[TruthCase], others: Cohort, backends: list[str], how: str
+                  ) -> list[dict]:
+    """All numbers of one subject, with models that never saw that subject."""
     rows = []
     fitted: dict[tuple[str, str, str], Backend] = {}
     for case in cases:
@@ -189,14 +190,14 @@ def backend_named(text: str) -> Backend:
 
 
 def disjoint(cohort: Cohort, source: str, target: str) -> Cohort:
-    """Half of the people at the source site, the other half at the target site."""
-    people = list(cohort.subjects)
-    here, there = set(people[::2]), set(people[1::2])
+    """Half of the subjects at the source site, the other half at the target site."""
+    subjects = list(cohort.subjects)
+    here, there = set(subjects[::2]), set(subjects[1::2])
     return cohort.where(lambda s: (s.site == source and s.subject in here)
                         or (s.site == target and s.subject in there))
 
 
-def score(case: Case, models: dict[str, Backend], target_scans: Cohort) -> list[dict]:
+def score(case: TruthCase, models: dict[str, Backend], target_scans: Cohort) -> list[dict]:
     """PSNR and SSIM of one case for every method."""
     truth = read_volume(case.truth, case.mask)
     native = read_volume(case.item.paths.image("preproc"), case.item.paths.mask())
@@ -218,7 +219,7 @@ def levelled(truth: Volume, result: np.ndarray, width: float) -> float:
     return psnr(truth.data, result * np.float32((y @ t) / (y @ y)), truth.mask, width)
 
 
-def contrast_error(case: Case, result: np.ndarray, truth: Volume) -> float:
+def contrast_error(case: TruthCase, result: np.ndarray, truth: Volume) -> float:
     """log(WM median / GM median) of the result minus that of the truth; NaN without labels."""
     if case.labels is None:
         return float("nan")
@@ -229,7 +230,7 @@ def contrast_error(case: Case, result: np.ndarray, truth: Volume) -> float:
 
 
 def candidates_of(
-    case: Case, models: dict[str, Backend], native: Volume, middle: float
+    case: TruthCase, models: dict[str, Backend], native: Volume, middle: float
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(method, image on the subject's own grid)."""
     yield "none", native.data
@@ -267,4 +268,4 @@ def report(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

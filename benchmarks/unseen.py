@@ -1,12 +1,12 @@
-"""A trained model on scanners that it never saw: travelling people, truth voxel by voxel.
+"""A trained model on scanners that it never saw: traveling subjects, truth voxel by voxel.
 
     python benchmarks/unseen.py OUT --model MODEL ... [--target SITE] [--every 1] [--tsv ROWS.tsv]
                                 [--markdown docs/benchmarks.md --title CACD]
 
-OUT holds preprocessed scans of travelling people, whose scans lie on one voxel grid each; each
-MODEL, trained or not, was fitted on other people at other scanners. For each person and each
-scanner but SITE, the other people's scans at SITE are the references: enrolled by the models, and
-what methods that fit nothing but a target are fitted on. Truth is the person's own scan at SITE. On
+OUT holds preprocessed scans of traveling subjects, whose scans lie on one voxel grid each; each
+MODEL, trained or not, was fitted on other subjects at other scanners. For each subject and each
+scanner but SITE, the other subjects's scans at SITE are the references: enrolled by the models, and
+the fit data of methods that fit nothing but a target. Truth is the subject's own scan at SITE. On
 the subject's own grid, in the brain: PSNR and SSIM (R = 0.5 to 99.5 % of the references), anatomy =
 the structure term of SSIM against the source, flicker = through-plane gradient of
 log(after / before) over that of log(before) on the template grid, and the seconds of the change.
@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from sections import put_section, write_rows  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
@@ -110,13 +110,13 @@ def score(item: Preprocessed, found: tuple[Preprocessed, ...], site: str, refere
         elif change is not None:
             after = apply_with_head(change, native, matrix).data
             on_template = change.apply(template).data
-        spread = float(high - low)
+        std = float(high - low)
         own = float(np.ptp(np.percentile(native.in_mask(), [0.5, 99.5])))
         its = float(np.ptp(np.percentile(after[native.mask], [0.5, 99.5])))
         rows.append({
             "scan": item.scan.scan_id, "source": item.scan.site, "method": name,
-            "psnr": psnr(truth.data, after, truth.mask, spread),
-            "ssim": ssim(truth.data, after, truth.mask, spread),
+            "psnr": psnr(truth.data, after, truth.mask, std),
+            "ssim": ssim(truth.data, after, truth.mask, std),
             "anatomy": ssim_structure(native.data, after, native.mask, own, its),
             "flicker": flicker(template, on_template), "seconds": seconds})
     return rows
@@ -163,4 +163,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

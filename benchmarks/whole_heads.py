@@ -4,7 +4,7 @@
 
 OUT are the app's derivatives of BIDS: their native brain masks are the template's way. One line for
 each image that has one: Dice of the two, and of the network's with the template's shifted by 15 mm
-along the axis where that changes least (a mask that is wrong); litres of both; with labels, the
+along the axis where that changes least (a mask that is wrong); liters of both; with labels, the
 part of them that each mask contains, and Dice of each with the labels closed by 6 mm and filled;
 with a phantom's truth, Dice of both ways with the true brain, without and with the fluid around it.
 What the network sees is the image as it came. A brain-only image is not asked about.
@@ -24,7 +24,7 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import existing_folder, explained, printed  # noqa: E402
+from command_line import existing_folder, printed, report_errors  # noqa: E402
 from phantom_truth import true_brains  # noqa: E402
 from sections import write_rows  # noqa: E402
 
@@ -92,19 +92,19 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 def compared(volume: Volume, found: np.ndarray, template: np.ndarray) -> dict[str, float]:
     """The two ways, and the network's with a mask that lies elsewhere."""
-    litres = np.prod(volume.spacing) / 1e6
+    liters = np.prod(volume.spacing) / 1e6
     moved = []
     for axis, spacing in enumerate(volume.spacing):
         for steps in (round(SHIFT_MM / spacing), -round(SHIFT_MM / spacing)):
             moved.append(dice(found, np.roll(template, steps, axis)))
     return {"dice": round(dice(found, template), 3), "dice_shifted": round(max(moved), 3),
-            "network_l": round(found.sum() * litres, 2),
-            "template_l": round(template.sum() * litres, 2)}
+            "network_l": round(found.sum() * liters, 2),
+            "template_l": round(template.sum() * liters, 2)}
 
 
 def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndarray
                    ) -> dict[str, object]:
-    """Part of the labelled tissue that each mask contains; Dice of each with the labelled brain."""
+    """Part of the labeled tissue that each mask contains; Dice of each with the labeled brain."""
     masks = {"network": found, "template": template}
     labels = sorted(folder.glob(f"**/{stem}*_dseg.nii.gz"))
     if not labels:
@@ -137,4 +137,4 @@ def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, templ
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

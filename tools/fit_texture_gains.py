@@ -44,7 +44,7 @@ from harmonizer.methods.base import Known  # noqa: E402
 from harmonizer.methods.statistical.tissue_matching import TissueMatching, TissueMatchingConfig  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image  # noqa: E402
-from harmonizer.phantom.anatomy import make_person  # noqa: E402
+from harmonizer.phantom.anatomy import make_subject  # noqa: E402
 from harmonizer.phantom.dataset import plan_participants  # noqa: E402
 from harmonizer.phantom.physics import Sequence as PulseSequence  # noqa: E402
 from harmonizer.phantom.physics import signals  # noqa: E402
@@ -129,12 +129,12 @@ def make_pairs(work: Path, subjects: int, count: int) -> None:
     missing = [row for row in plan if not pair_path(work, *row[:3]).is_file()]
     if not missing:
         return
-    bodies = {who.label: make_person(who.seed, who.age, who.sex, VOXEL_MM) for who in people}
+    bodies = {who.label: make_subject(who.seed, who.age, who.sex, VOXEL_MM) for who in people}
     model = fitted_model(work, people, bodies, scanners)
     for who, source, target, named in missing:
         body = bodies[who.label]
         scan = aligned_image(body, source)
-        truth = aligned_image(body, source, seen_by=replace(target, noise=0.0))
+        truth = aligned_image(body, source, as_scanner=replace(target, noise=0.0))
         known = Known(source.name if named else None, {"age": who.age, "sex": who.sex})
         after = model.intensity_map(scan, model.target(target.name), source=known.source,
                                     covariates=known.covariates).apply(scan)

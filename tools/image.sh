@@ -75,7 +75,7 @@ inside() {
 }
 python=/opt/harmonizer/bin/python
 app=/opt/harmonizer/bin/harmonizer
-inside rw "${environment[@]}" $python -m harmonizer.phantom /data/study --people 1 --scanners 2 \
+inside rw "${environment[@]}" $python -m harmonizer.phantom /data/study --subjects 1 --scanners 2 \
     --voxel-mm 4 --seed 3
 started=$SECONDS
 inside ro "${environment[@]}" $app /data/study /out participant group -w /work --sloppy \

@@ -1,12 +1,12 @@
-"""The digital phantom: travelling people whose truth is known, made offline in seconds.
+"""Digital phantom: simulated subjects and scanners with known truth.
 
-    anatomy (seed, age, sex)  x  scanner (physics, grid, noise)  ->  image, and its truth
+    anatomy (seed, age, sex)  x  scanner (physics, grid, noise)  ->  image and its truth
 
-`make_person` and `image_of` are the two words to play with; `write_dataset` writes a whole study
-as BIDS with its truth beside it, and so does `python -m harmonizer.phantom`.
+`make_subject` and `image_of` simulate one scan in memory. `write_dataset`, and the command
+`python -m harmonizer.phantom`, write a BIDS dataset and its truth.
 """
 
-from .anatomy import LABELS, Person, make_deformation, make_person
+from .anatomy import LABELS, Subject, make_deformation, make_subject
 from .dataset import DESIGNS, Study, truth_folder, write_dataset
 from .physics import TISSUES, Sequence
 from .scanner import (
@@ -23,7 +23,7 @@ from .scanner import (
 )
 
 __all__ = [
-    "DESIGNS", "LABELS", "MODALITIES", "SCANNERS", "TISSUES", "UNSEEN", "Person", "Scanner",
-    "Sequence", "Study", "acquire", "grid_of", "image_of", "make_deformation", "make_person",
-    "render",     "scanner_named", "shown_by", "truth_folder", "write_dataset",
+    "DESIGNS", "LABELS", "MODALITIES", "SCANNERS", "TISSUES", "UNSEEN", "Subject", "Scanner",
+    "Sequence", "Study", "acquire", "grid_of", "image_of", "make_deformation", "make_subject",
+    "render", "scanner_named", "shown_by", "truth_folder", "write_dataset",
 ]

@@ -1,10 +1,9 @@
-"""Scans as preprocessing would leave them: on the template's grid, brain only, in seconds.
+"""Phantom scans as after preprocessing: on the template's grid, brain only, made in seconds.
 
-What preprocessing takes off is left out instead of being simulated and undone: pose and head size
-are known exactly, skull and most of the bias field are not put in. What it cannot take off is
-there: contrast, resolution, gain and noise of the scanner, a tenth of its bias field, and a
-registration that repeats to a few tenths of a millimetre. So a hundred scans are made in minutes,
-for whatever begins after preprocessing: backends, referee, benchmarks.
+Pose, head size, skull and most of the bias field are left out instead of being simulated and then
+removed. What preprocessing cannot remove remains: contrast, resolution, gain and noise of the
+scanner, a tenth of its bias field, and registration errors of a few tenths of a millimeter. The
+fast simulation serves tests and benchmarks of the backends and of the evaluation.
 """
 
 from __future__ import annotations
@@ -18,47 +17,70 @@ import numpy as np
 from ..cohort import Cohort, Scan
 from ..template import load_template
 from ..volume import Volume, write_mask, write_volume
-from .anatomy import Person, make_deformation, make_person
+from .anatomy import Subject, make_deformation, make_subject
 from .dataset import Participant, plan_participants
 from .scanner import Grid, Scanner, _bias_field, _rician, _rng, _rotation, render
 
 __all__ = ["aligned_image", "write_aligned"]
 
-BIAS_LEFT = 0.1  # of the scanner's bias field
-REGISTRATION_MM = 0.15  # standard deviation of shift and
-REGISTRATION_DEGREES = 0.15  # rotation from scan to scan
+RESIDUAL_BIAS_FRACTION = 0.1  # exponent of the scanner's bias field
+REGISTRATION_STD_MM = 0.15  # shift from scan to scan
+REGISTRATION_STD_DEG = 0.15  # rotation from scan to scan
 
 
-def aligned_image(person: Person, scanner: Scanner, modality: str = "T1w", rescan: int = 0, *,
+def aligned_image(subject: Subject, scanner: Scanner, modality: str = "T1w", rescan: int = 0, *,
                   resolution_mm: int = 2, rendered: np.ndarray | None = None,
-                  seen_by: Scanner | None = None) -> Volume:
-    """A scan on the grid of `load_template(resolution_mm)`, with the person's true brain mask.
+                  as_scanner: Scanner | None = None) -> Volume:
+    """Simulate a preprocessed scan on the grid of `load_template(resolution_mm)`.
 
-    Zero outside the mask; intensities in the scanner's gain. Another `rescan` has another noise and
-    registration. `seen_by`: this very scan, in its place, as another scanner would show it, noise
-    and all: what a perfect harmonization would give. `rendered` saves time where
-    `render(person, seen_by or scanner, modality)` is already there.
-    UsageError if the scanner has no such modality or the template no such resolution.
+    Parameters
+    ----------
+    subject : Subject
+        Anatomy.
+    scanner : Scanner
+        Scanner that made the scan; it determines noise pattern, bias field and registration.
+    modality : str
+        "T1w", "T2w", "FLAIR" or "PDw".
+    rescan : int
+        Number of the repeated scan; each has its own noise and registration error.
+    resolution_mm : int
+        Resolution of the template.
+    rendered : ndarray, optional
+        Result of `render(subject, as_scanner or scanner, modality)`, where it was computed before.
+    as_scanner : Scanner, optional
+        Scanner whose contrast, resolution, gain, noise level and bias field are used, in the same
+        place and with the same random numbers: the image that a perfect harmonization would give.
+
+    Returns
+    -------
+    Volume
+        Image in units of the scanner's gain, 0 outside the true brain mask.
+
+    Raises
+    ------
+    UsageError
+        If the scanner has no such modality or the template no such resolution.
     """
-    grid = _grid(person, scanner, modality, rescan, load_template(resolution_mm))
-    scanner = seen_by or scanner
-    shown = render(person, scanner, modality) if rendered is None else rendered
-    voxel = person.spacing**3 / np.prod(scanner.voxel_mm)  # more tissue in a voxel, less noise
+    grid = _grid(subject, scanner, modality, rescan, load_template(resolution_mm))
+    scanner = as_scanner or scanner
+    if rendered is None:
+        rendered = render(subject, scanner, modality)
+    voxel = subject.spacing**3 / np.prod(scanner.voxel_mm)  # larger voxels have less noise
     sigma = scanner.noise * scanner.gain / np.sqrt(max(voxel, 1.0))
-    noisy = _rician(shown, sigma, _rng(person, scanner, modality, rescan, "noise"))
-    field = _bias_field(scanner, grid.shape, _rng(person, scanner, modality, rescan, "bias"))
-    mask = grid.sample(person.brain, person.affine) > 0.5
-    data = grid.sample(noisy, person.affine) * field**np.float32(BIAS_LEFT)
+    noisy = _rician(rendered, sigma, _rng(subject, scanner, modality, rescan, "noise"))
+    field = _bias_field(scanner, grid.shape, _rng(subject, scanner, modality, rescan, "bias"))
+    mask = grid.sample(subject.brain, subject.affine) > 0.5
+    data = grid.sample(noisy, subject.affine) * field**np.float32(RESIDUAL_BIAS_FRACTION)
     return Volume(np.where(mask, data, np.float32(0)), grid.affine, mask)
 
 
-def _grid(person: Person, scanner: Scanner, modality: str, rescan: int, template: Volume) -> Grid:
-    """The template's grid, and the affine registration that finds the person's head size."""
-    rng = _rng(person, scanner, modality, rescan, "registration")
-    size = make_deformation(person.seed, person.age, person.sex).size
+def _grid(subject: Subject, scanner: Scanner, modality: str, rescan: int, template: Volume) -> Grid:
+    """Return the template's grid with an imperfect affine registration of the subject's head."""
+    rng = _rng(subject, scanner, modality, rescan, "registration")
+    size = make_deformation(subject.seed, subject.age, subject.sex).size
     pose = np.eye(4)
-    pose[:3, :3] = _rotation(rng.normal(0, REGISTRATION_DEGREES, 3)) @ np.diag(1 / size)
-    pose[:3, 3] = rng.normal(0, REGISTRATION_MM, 3)
+    pose[:3, :3] = _rotation(rng.normal(0, REGISTRATION_STD_DEG, 3)) @ np.diag(1 / size)
+    pose[:3, 3] = rng.normal(0, REGISTRATION_STD_MM, 3)
     return Grid(template.shape, template.affine, pose)
 
 
@@ -66,10 +88,10 @@ def write_aligned(
     folder: str | os.PathLike[str],
     scanners: Sequence[Scanner],
     *,
-    people: int = 4,
+    subjects: int = 4,
     modality: str = "T1w",
-    design: str = "travelling",
-    travellers: int = 0,
+    design: str = "traveling",
+    traveling_subjects: int = 0,
     runs: int = 1,
     seed: int = 0,
     resolution_mm: int = 2,
@@ -78,12 +100,41 @@ def write_aligned(
 ) -> Cohort:
     """Write a preprocessed phantom study: `images/`, `masks/` and `cohort.tsv` in a folder.
 
-    Parameters as in `write_dataset`: `people` travelling, or per scanner in the nested and mixed
-    designs. Files that are there are overwritten; same seed, same bytes.
+    Existing files are overwritten. The same seed gives the same bytes.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of the study.
+    scanners : sequence of Scanner
+        Scanners of the study.
+    subjects : int
+        Number of traveling subjects, or of subjects per scanner in the nested and mixed designs.
+    modality : str
+        "T1w", "T2w", "FLAIR" or "PDw".
+    design : str
+        "traveling", "nested" or "mixed", see `write_dataset`.
+    traveling_subjects : int
+        Number of traveling subjects in the mixed design, at least one.
+    runs : int
+        Number of repeated scans in a session.
+    seed : int
+        Seed of every random choice.
+    resolution_mm : int
+        Resolution of the template.
+    ages : tuple of float
+        Lowest and highest age in years.
+    progress : callable, optional
+        Function that is called with one line per subject.
+
+    Returns
+    -------
+    Cohort
+        The scans that were written.
     """
     root, scans = Path(folder), []
-    for who in plan_participants(people, scanners, seed, design, travellers, ages):
-        scans += list(_visits(root, who, modality, runs, resolution_mm))
+    for who in plan_participants(subjects, scanners, seed, design, traveling_subjects, ages):
+        scans += list(_write_scans(root, who, modality, runs, resolution_mm))
         if progress is not None:
             progress(f"sub-{who.label} ({who.age:g} years, {who.sex})")
     cohort = Cohort(tuple(scans))
@@ -91,18 +142,18 @@ def write_aligned(
     return cohort
 
 
-def _visits(root: Path, who: Participant, modality: str, runs: int, resolution_mm: int
-            ) -> Iterator[Scan]:
-    """Write all scans of one person."""
+def _write_scans(root: Path, who: Participant, modality: str, runs: int, resolution_mm: int
+                 ) -> Iterator[Scan]:
+    """Write all scans of one subject."""
     spacing = 1.0 if resolution_mm < 2 else 2.0 if resolution_mm < 4 else 4.0
-    person = make_person(who.seed, who.age, who.sex, spacing)
+    subject = make_subject(who.seed, who.age, who.sex, spacing)
     for scanner in who.scanners:
-        shown = render(person, scanner, modality)
+        rendered = render(subject, scanner, modality)
         for run in range(runs):
-            volume = aligned_image(person, scanner, modality, run, resolution_mm=resolution_mm,
-                                   rendered=shown)
+            volume = aligned_image(subject, scanner, modality, run, resolution_mm=resolution_mm,
+                                   rendered=rendered)
             name = f"{who.stem(scanner, run + 1 if runs > 1 else None)}_{modality}"
             image = write_volume(root / "images" / f"{name}.nii.gz", volume)
             mask = write_mask(root / "masks" / f"{name}_mask.nii.gz", volume.mask, volume.affine)
-            yield Scan(name, who.label, scanner.name if who.travels else None, modality,
+            yield Scan(name, who.label, scanner.name if who.is_traveling else None, modality,
                        scanner.name, "phantom", image, mask, who.age, who.sex)

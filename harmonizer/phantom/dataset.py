@@ -1,11 +1,11 @@
-"""A phantom study on disk: a BIDS raw dataset, and its truth in a folder beside it.
+"""Phantom study on disk: a BIDS raw dataset, and its truth in a folder beside it.
 
-The truth is a sibling, `FOLDER-truth`, and not `FOLDER/derivatives/truth`: an app that is given
-FOLDER must have no way to find it, a validator and pybids must not stumble over it, and either
-folder can be deleted, moved or mounted read-only without the other.
+The truth is `FOLDER-truth` and not `FOLDER/derivatives/truth`. An app that is given FOLDER cannot
+find it, validators and pybids do not read it, and each folder can be deleted, moved or mounted
+read-only without the other.
 
-Designs: `travelling` (every person at every scanner, one session per scanner), `nested` (`people`
-at each scanner, nobody at two; no sessions) and `mixed` (nested people, and `travellers` besides).
+Designs: `traveling` (every subject at every scanner, one session per scanner), `nested` (each
+subject at one scanner, no sessions) and `mixed` (nested subjects, and some traveling subjects).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ..errors import UsageError
 from ..files import atomic_path, write_json, write_text
 from ..volume import write_labels, write_mask
 from . import describe
-from .anatomy import Person, make_person
+from .anatomy import Subject, make_subject
 from .scanner import MODALITIES, SCANNERS, Scan, Scanner, acquire, render, scanner_named
 
 __all__ = ["DESIGNS", "Participant", "Study", "write_dataset", "plan_participants", "truth_folder"]
 
-DESIGNS = ("travelling", "nested", "mixed")
-INT16_TOP = 30000  # the brightest voxel of a stored image, in integer units
+DESIGNS = ("traveling", "nested", "mixed")
+MAX_STORED_INTENSITY = 30000  # integer value of the brightest voxel of an image
 
 
 @dataclass(frozen=True)
 class Participant:
-    """Who is scanned where: `site` is None for a travelling person."""
+    """Plan for one subject: anatomy and scanners; `site` is None for a traveling subject."""
 
     label: str
     seed: int
@@ -44,24 +44,24 @@ class Participant:
     scanners: tuple[Scanner, ...]
 
     @property
-    def travels(self) -> bool:
-        """Whether the person has a session per scanner."""
+    def is_traveling(self) -> bool:
+        """Whether the subject has a session per scanner."""
         return self.site is None
 
     def stem(self, scanner: Scanner, run: int | None = None) -> str:
-        """BIDS name without suffix: sub-01_ses-aspen, or sub-01 for people of one site."""
-        session = f"_ses-{scanner.name}" if self.travels else ""
+        """Return the BIDS name without suffix: sub-01_ses-aspen, or sub-01 if not traveling."""
+        session = f"_ses-{scanner.name}" if self.is_traveling else ""
         return f"sub-{self.label}{session}" + (f"_run-{run}" if run else "")
 
     def folder(self, scanner: Scanner) -> Path:
-        """Where the person's images lie, below a dataset's root."""
-        session = f"ses-{scanner.name}" if self.travels else ""
+        """Return the folder of the subject's images below a dataset's root."""
+        session = f"ses-{scanner.name}" if self.is_traveling else ""
         return Path(f"sub-{self.label}") / session / "anat"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What was written: the two folders and who is in them."""
+    """Folders and contents of a study that was written."""
 
     folder: Path
     truth: Path
@@ -73,13 +73,13 @@ class Study:
 def write_dataset(
     folder: str | os.PathLike[str],
     *,
-    people: int = 4,
+    subjects: int = 4,
     scanners: int | Sequence[Scanner | str] = 3,
     modalities: Sequence[str] = ("T1w",),
     seed: int = 0,
     voxel_mm: float | None = None,
-    design: str = "travelling",
-    travellers: int = 0,
+    design: str = "traveling",
+    traveling_subjects: int = 0,
     runs: int = 1,
     skull: bool = True,
     ages: tuple[float, float] | Mapping[str, tuple[float, float]] = (20.0, 80.0),
@@ -90,33 +90,52 @@ def write_dataset(
 
     Parameters
     ----------
-    folder : new or empty folder of the dataset; the truth goes to `folder` + "-truth"
-    people : travelling people, or people per scanner in the nested and mixed designs
-    scanners : how many of the presets, or scanners, or their names
-    modalities : of "T1w", "T2w", "FLAIR", "PDw"
-    seed : every random choice comes from it; the same seed writes the same bytes
-    voxel_mm : smallest voxel side; the other sides in proportion. Default: the scanners' own
-    design : "travelling", "nested" or "mixed"
-    travellers : travelling people of the mixed design, at least one
-    runs : repeated scans in a session (another pose, other noise); above one, names carry `run-`
-    skull : False writes brain-only images, as after skull stripping
-    ages : (low, high) years, or such a pair for each site, which confounds age with site
-    truth : False writes the raw dataset alone
-    progress : called with one line per session
+    folder : path
+        New or empty folder of the dataset; the truth goes to `folder` + "-truth".
+    subjects : int
+        Number of traveling subjects, or of subjects per scanner in the nested and mixed designs.
+    scanners : int or sequence of Scanner or str
+        Number of presets, or scanners, or their names.
+    modalities : sequence of str
+        Some of "T1w", "T2w", "FLAIR", "PDw".
+    seed : int
+        Seed of every random choice; the same seed writes the same bytes.
+    voxel_mm : float, optional
+        Smallest voxel side in mm; the other sides in proportion. Default: as the scanners have it.
+    design : str
+        "traveling", "nested" or "mixed".
+    traveling_subjects : int
+        Number of traveling subjects in the mixed design, at least one.
+    runs : int
+        Number of repeated scans in a session, each with another pose and noise; above one, names
+        contain `run-`.
+    skull : bool
+        False writes brain-only images, as after skull stripping.
+    ages : tuple of float, or mapping from site to such a tuple
+        Lowest and highest age in years; ages that differ between sites confound age with site.
+    truth : bool
+        False writes the raw dataset alone.
+    progress : callable, optional
+        Function that is called with one line per session.
+
+    Returns
+    -------
+    Study
+        Folders and contents of the study.
 
     Raises
     ------
     UsageError
-        If a value is not one of these, or a folder to be written is not empty.
+        If a value is out of range or a folder to be written is not empty.
     """
     machines = tuple(s.at_voxel(voxel_mm) for s in _scanners(scanners))
-    _check(people, machines, modalities, design, runs, seed)
-    participants = plan_participants(people, machines, seed, design, travellers, ages)
+    _check(subjects, machines, modalities, design, runs, seed)
+    participants = plan_participants(subjects, machines, seed, design, traveling_subjects, ages)
     root = Path(folder)
-    beside = truth_folder(root)
-    for target in (root, beside) if truth else (root,):
+    truth_root = truth_folder(root)
+    for target in (root, truth_root) if truth else (root,):
         _require_empty(target)
-    study = Study(root, beside, participants, machines, tuple(modalities))
+    study = Study(root, truth_root, participants, machines, tuple(modalities))
     _write_tables(study, seed, design)
     if truth:
         _write_truth_tables(study, seed)
@@ -125,52 +144,59 @@ def write_dataset(
 
 
 def truth_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder of the truth that belongs to a dataset's folder."""
+    """Return the folder of the truth that belongs to a dataset's folder."""
     path = Path(folder)
     return path.with_name(path.name + "-truth")
 
 
 def plan_participants(
-    people: int,
+    subjects: int,
     scanners: Sequence[Scanner],
     seed: int,
-    design: str = "travelling",
-    travellers: int = 0,
+    design: str = "traveling",
+    traveling_subjects: int = 0,
     ages: tuple[float, float] | Mapping[str, tuple[float, float]] = (20.0, 80.0),
 ) -> tuple[Participant, ...]:
-    """Who is scanned where, with ages spread evenly over their range and sexes alternating."""
+    """Assign subjects to scanners, with evenly distributed ages and alternating sex.
+
+    Parameters as in `write_dataset`.
+    """
     rng = np.random.default_rng([seed, 1])
     sites: list[tuple[str | None, tuple[Scanner, ...], int]] = []
-    if design != "travelling":
-        sites += [(scanner.name, (scanner,), people) for scanner in scanners]
-    roaming = people if design == "travelling" else max(travellers, 1) * (design == "mixed")
-    sites.append((None, tuple(scanners), roaming))
+    if design != "traveling":
+        sites += [(scanner.name, (scanner,), subjects) for scanner in scanners]
+    if design == "traveling":
+        sites.append((None, tuple(scanners), subjects))
+    elif design == "mixed":
+        sites.append((None, tuple(scanners), max(traveling_subjects, 1)))
     planned: list[Participant] = []
-    for site, machines, count in sites:
+    for site, visited, count in sites:
         for age, sex in _who(rng, count, _range_of(ages, site)):
             number = len(planned) + 1
             label = f"{number:02d}"
-            planned.append(Participant(label, seed * 10007 + number, age, sex, site, machines))
+            planned.append(Participant(label, seed * 10007 + number, age, sex, site, visited))
     return tuple(planned)
 
 
 def _range_of(
     ages: tuple[float, float] | Mapping[str, tuple[float, float]], site: str | None
 ) -> tuple[float, float]:
-    """The age range of a site; travelling people get the hull of all ranges."""
+    """Return the age range of a site; for traveling subjects, the range that covers all sites."""
     if not isinstance(ages, Mapping):
         return ages
     if site is None:
         return min(low for low, _ in ages.values()), max(high for _, high in ages.values())
     if site not in ages:
-        raise UsageError(f"no age range was given for site {site!r}; have {', '.join(ages)}.")
+        raise UsageError(
+            f"no age range was given for site {site!r}; expected one for each site, got "
+            f"{', '.join(ages)}.")
     return ages[site]
 
 
 def _who(
     rng: np.random.Generator, count: int, ages: tuple[float, float]
 ) -> list[tuple[float, str]]:
-    """(age, sex) of `count` people: one age in each of `count` equal bins, shuffled."""
+    """Draw (age, sex) of `count` subjects: one age in each of `count` equal bins, shuffled."""
     low, high = ages
     bins = low + (high - low) * (np.arange(count) + rng.uniform(0.2, 0.8, count)) / max(count, 1)
     years = rng.permutation(np.round(bins, 1))
@@ -179,28 +205,28 @@ def _who(
 
 
 def _scanners(scanners: int | Sequence[Scanner | str]) -> tuple[Scanner, ...]:
-    """Presets by count or name, or scanners as they are."""
+    """Return presets by count or name, and scanners as they are."""
     if isinstance(scanners, int):
         if not 1 <= scanners <= len(SCANNERS):
-            raise UsageError(f"there are presets of 1 to {len(SCANNERS)} scanners, not {scanners}.")
+            raise UsageError(f"expected 1 to {len(SCANNERS)} preset scanners, got {scanners}.")
         return SCANNERS[:scanners]
     return tuple(scanner_named(s) if isinstance(s, str) else s for s in scanners)
 
 
 def _check(
-    people: int, scanners: Sequence[Scanner], modalities: Sequence[str], design: str, runs: int,
+    subjects: int, scanners: Sequence[Scanner], modalities: Sequence[str], design: str, runs: int,
     seed: int,
 ) -> None:
-    """Refuse what cannot be written, before anything is."""
-    if people < 1 or runs < 1 or seed < 0:
+    """Refuse invalid arguments before anything is written."""
+    if subjects < 1 or runs < 1 or seed < 0:
         raise UsageError(
-            f"expected at least one person and one run and a seed of 0 or more, got {people} "
-            f"people, {runs} runs, seed {seed}."
+            f"expected at least one subject and one run and a seed of 0 or more, got {subjects} "
+            f"subjects, {runs} runs, seed {seed}."
         )
     if design not in DESIGNS:
-        raise UsageError(f"design {design!r} is not known; choose one of {', '.join(DESIGNS)}.")
+        raise UsageError(f"design {design!r} is unknown; choose one of {', '.join(DESIGNS)}.")
     if len({scanner.name for scanner in scanners}) < max(len(scanners), 1):
-        raise UsageError("expected at least one scanner, and no two of one name.")
+        raise UsageError("expected at least one scanner, each with a name of its own.")
     unknown = [name for name in modalities if name not in MODALITIES]
     if unknown or not modalities:
         got = ", ".join(unknown) or "none"
@@ -208,16 +234,17 @@ def _check(
 
 
 def _require_empty(folder: Path) -> None:
-    """Refuse a folder that holds something, or that cannot be made."""
+    """Refuse a folder that is not empty or cannot be created."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not an empty folder. Choose another or empty it.")
-    parent = next(p for p in folder.absolute().parents if p.exists())
+        raise UsageError(f"{folder} exists and is not an empty folder. Choose another folder or "
+                         "empty it.")
+    parent = next(p for p in folder.resolve().parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise UsageError(f"{folder} cannot be made: {parent} is not a folder to write to.")
+        raise UsageError(f"{folder} cannot be created: {parent} is not a writable folder.")
 
 
 def _write_tables(study: Study, seed: int, design: str) -> None:
-    """Everything of the raw dataset that is not an image or its sidecar."""
+    """Write everything of the raw dataset that is not an image or its sidecar."""
     root = study.folder
     write_json(
         root / "dataset_description.json",
@@ -231,12 +258,12 @@ def _write_tables(study: Study, seed: int, design: str) -> None:
     describe.write_tsv(root / "participants.tsv", ("participant_id", "age", "sex", "site"), rows)
     write_json(root / "participants.json", describe.PARTICIPANTS_JSON)
     for participant in study.participants:
-        if participant.travels:
+        if participant.is_traveling:
             _write_sessions(root / f"sub-{participant.label}", participant)
 
 
 def _write_sessions(folder: Path, participant: Participant) -> None:
-    """The table of a travelling person's sessions, with the site of each."""
+    """Write the table of a traveling subject's sessions, with the site of each."""
     rows = [{"session_id": f"ses-{s.name}", "site": s.name} for s in participant.scanners]
     stem = folder / f"sub-{participant.label}_sessions"
     describe.write_tsv(stem.with_suffix(".tsv"), ("session_id", "site"), rows)
@@ -244,7 +271,7 @@ def _write_sessions(folder: Path, participant: Participant) -> None:
 
 
 def _write_truth_tables(study: Study, seed: int) -> None:
-    """The texts of the truth; `truth.tsv` itself comes last, when all that it names is there."""
+    """Write the descriptions of the truth; `truth.tsv` follows after the files it lists."""
     root = study.truth
     content = describe.truth_description(seed, study.folder.name, __version__)
     write_json(root / "dataset_description.json", content)
@@ -256,27 +283,29 @@ def _write_truth_tables(study: Study, seed: int) -> None:
 # --- images ---------------------------------------------------------------------------------------
 
 
-class _Visitor:
-    """One participant's way through the scanners: writes each scan and collects `truth.tsv`."""
+class _ScanWriter:
+    """Write the scans of one participant and collect the rows of `truth.tsv`."""
 
     def __init__(self, study: Study, participant: Participant, skull: bool, truth: bool) -> None:
         self.study, self.participant, self.skull, self.truth = study, participant, skull, truth
-        person = _person_of(participant)
-        self.person = person if skull else person.without_skull()
+        subject = _subject_of(participant)
+        self.subject = subject if skull else subject.without_skull()
         self.rendered: dict[tuple[str, str], np.ndarray] = {}
 
-    def shown(self, scanner: Scanner, modality: str) -> np.ndarray:
-        """What a scanner shows of the person, on the person's grid; computed once."""
+    def rendered_by(self, scanner: Scanner, modality: str) -> np.ndarray:
+        """Return the noise-free image by a scanner on the subject's grid; computed once."""
         key = (scanner.name, modality)
         if key not in self.rendered:
-            self.rendered[key] = render(self.person, scanner, modality)
+            self.rendered[key] = render(self.subject, scanner, modality)
         return self.rendered[key]
 
-    def visit(self, scanner: Scanner, modality: str, run: int, runs: int) -> list[dict[str, str]]:
-        """Write one scan with its sidecar and its truth; the rows of `truth.tsv` come back."""
-        who = self.participant
-        scan = acquire(self.person, scanner, modality, run, self.shown(scanner, modality))
-        stem = str(who.folder(scanner) / who.stem(scanner, run + 1 if runs > 1 else None))
+    def write_scan(self, scanner: Scanner, modality: str, run: int, runs: int
+                   ) -> list[dict[str, str]]:
+        """Write one scan with its sidecar and its truth, and return the rows of `truth.tsv`."""
+        participant = self.participant
+        scan = acquire(self.subject, scanner, modality, run, self.rendered_by(scanner, modality))
+        name = participant.stem(scanner, run + 1 if runs > 1 else None)
+        stem = str(participant.folder(scanner) / name)
         noisy = scan.noisy if self.skull else np.where(scan.mask, scan.noisy, np.float32(0))
         _write_int16(self.study.folder / f"{stem}_{modality}.nii.gz", noisy, scan.grid.affine)
         content = describe.sidecar(scanner, modality, stripped=not self.skull)
@@ -286,7 +315,7 @@ class _Visitor:
     def _write_truth(
         self, scanner: Scanner, modality: str, stem: str, scan: Scan
     ) -> list[dict[str, str]]:
-        """Mask, labels, bias field, and the scan as every scanner would show it."""
+        """Write mask, labels, bias field, and the scan as every scanner would make it."""
         shared = {
             "scan": f"{stem}_{modality}.nii.gz", "participant": f"sub-{self.participant.label}",
             "modality": modality, "source_site": scanner.name,
@@ -301,8 +330,8 @@ class _Visitor:
         rows = []
         for target in self.study.scanners:
             image = f"{stem}_scanner-{target.name}_{modality}.nii.gz"
-            shown = grid.sample(self.shown(target, modality), self.person.affine)
-            _write_int16(where / image, shown, grid.affine)
+            image_data = grid.sample(self.rendered_by(target, modality), self.subject.affine)
+            _write_int16(where / image, image_data, grid.affine)
             rows.append({**shared, "target_site": target.name, "image": image})
         return rows
 
@@ -310,30 +339,30 @@ class _Visitor:
 def _write_images(
     study: Study, runs: int, skull: bool, truth: bool, progress: Callable[[str], None]
 ) -> None:
-    """All scans of all participants, and `truth.tsv` when all that it names is there."""
+    """Write all scans of all participants and, after them, `truth.tsv`."""
     rows: list[dict[str, str]] = []
     for participant in study.participants:
-        visitor = _Visitor(study, participant, skull, truth)
+        writer = _ScanWriter(study, participant, skull, truth)
         for scanner in participant.scanners:
             for run in range(runs):
                 for modality in study.modalities:
-                    rows += visitor.visit(scanner, modality, run, runs)
+                    rows += writer.write_scan(scanner, modality, run, runs)
             progress(f"sub-{participant.label} ({participant.age:g} years, {participant.sex}) "
                      f"on {scanner.name} ({scanner.manufacturer} {scanner.model})")
     if truth:
         describe.write_tsv(study.truth / "truth.tsv", describe.TRUTH_JSON, rows)
 
 
-def _person_of(participant: Participant) -> Person:
-    """The anatomy on the grid that the finest of the participant's scanners needs."""
+def _subject_of(participant: Participant) -> Subject:
+    """Make the anatomy on the grid that the finest of the participant's scanners needs."""
     finest = min(min(scanner.voxel_mm) for scanner in participant.scanners)
     spacing = 1.0 if finest < 1.5 else 2.0 if finest < 3.5 else 4.0
-    return make_person(participant.seed, participant.age, participant.sex, spacing)
+    return make_subject(participant.seed, participant.age, participant.sex, spacing)
 
 
 def _write_int16(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
-    """Store non-negative intensities as int16 with a slope, as scanners' converters do."""
-    slope = max(float(data.max()), 1e-6) / INT16_TOP
+    """Store non-negative intensities as int16 with a slope, as converters of scanner data do."""
+    slope = max(float(data.max()), 1e-6) / MAX_STORED_INTENSITY
     stored = np.round(data / np.float32(slope)).astype(np.int16)
     image = nib.Nifti1Image(stored, affine)
     image.header.set_data_dtype(np.int16)

@@ -1,4 +1,4 @@
-"""The words of a phantom study: descriptions, tables, sidecars, READMEs."""
+"""Descriptions, tables, sidecars and README files of a phantom study."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ BIDS_VERSION = "1.10.0"
 README = """\
 # Digital phantom
 
-Simulated MR images of invented people on invented scanners, written by harmonizer.phantom.
-No person was scanned. Anatomy is bent from the MNI152NLin2009aSym template (ICBM, Fonov 2009, as
+Simulated MR images of simulated subjects and scanners, written by harmonizer.phantom. Nobody was
+scanned. The anatomy is deformed from the MNI152NLin2009aSym template (ICBM, Fonov 2009, as
 bundled with nilearn); age widens the ventricles and thins the cortex; contrast follows from tissue
-relaxation times and the sequences in the sidecars. The makers and models of the scanners do not
-exist, so that no image is taken for a vendor's.
+relaxation times and the sequences in the sidecars. Manufacturers and models of the
+scanners are invented, so that no image is mistaken for a vendor's.
 
-The truth (labels, masks, noise-free images, bias fields) is in the folder beside this one whose
-name ends in -truth. `dataset_description.json` holds the seed and the design.
+The truth (labels, masks, noise-free images, bias fields) is in the folder with the same name and
+the ending -truth. `dataset_description.json` holds the seed and the design.
 """
 
 TRUTH_README = """\
 # Truth of a digital phantom
 
-This folder belongs to the BIDS dataset beside it (same name without -truth) and is kept outside of
-it so that no app that is given the dataset can find it.
+This folder belongs to the BIDS dataset with the same name without -truth. It lies outside of the
+dataset, so that an app that reads the dataset cannot find it.
 
 All images of a scan lie on that scan's own grid (same shape, same affine), with the head in the
-same pose. `truth.tsv` has one row for each scan and each scanner it might have been made on:
+same pose. `truth.tsv` has one row for each scan and each target scanner:
 
 * `scan`: the image in the dataset, relative to the dataset
 * `participant`, `modality`, `source_site` (where it was scanned), `target_site`
 * `image`, relative to this folder: `<scan>_scanner-<target>_<modality>.nii.gz`, the scan as if made
   on the target scanner: that scanner's contrast, resolution and gain, without noise and without
-  bias field. With target_site = source_site it is the scan itself, cleaned. This is what a
-  harmonization to the target should give.
+  bias field. With target_site = source_site it is the scan itself without noise and
+  bias. A perfect harmonization to the target gives this image.
 * `mask`: inside the brain's surface, ventricles and fissures included
 * `labels`: 0 air, 1 CSF, 2 GM (with subcortical), 3 WM, 4 bone, 5 soft tissue (`dseg.tsv`); CSF
   reaches beyond the mask, up to the bone
 * `bias`: the bias field of the scan, around 1. bias x (image at target_site = source_site) is
-  the scan as it was made, without its noise.
+  the scan without its noise.
 
 Intensities are comparable within a target: white matter is about the target's gain.
 """
 
 PARTICIPANTS_JSON = {
-    "age": {"Description": "Age that the anatomy was made to show", "Units": "year"},
+    "age": {"Description": "Simulated age", "Units": "year"},
     "sex": {
-        "Description": "Sex that the head size was drawn for",
+        "Description": "Simulated sex, which determines the mean head size",
         "Levels": {"F": "female", "M": "male"},
     },
-    "site": {"Description": "Scanner of the participant; n/a for people who travel (see sessions)"},
+    "site": {"Description": "Scanner of the participant; n/a for traveling subjects, see sessions"},
 }
 SESSIONS_JSON = {"site": {"Description": "Scanner of the session"}}
 TRUTH_JSON = {
@@ -68,7 +68,9 @@ TRUTH_JSON = {
     "participant": {"Description": "Participant label"},
     "modality": {"Description": "BIDS suffix of the image"},
     "source_site": {"Description": "Scanner that made the scan"},
-    "target_site": {"Description": "Scanner that the noise-free image is shown as by"},
+    "target_site": {
+        "Description": "Scanner whose contrast, resolution and gain the noise-free image has",
+    },
     "image": {"Description": "The scan as if on the target: noise-free, no bias field"},
     "mask": {"Description": "Brain mask on the scan's grid"},
     "labels": {"Description": "Labels on the scan's grid, see dseg.tsv"},
@@ -87,7 +89,7 @@ _SEQUENCES = {
 
 
 def write_tsv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a BIDS table: tabs, a header, ``n/a`` for what is missing or None."""
+    """Write a BIDS table with a header; `n/a` stands for missing values."""
     names = list(columns)
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
     return write_text(path, "\n".join("\t".join(line) for line in [names, *cells]) + "\n")
@@ -102,7 +104,7 @@ def _cell(value: Any) -> str:
 def description(
     seed: int, design: str, scanners: Iterable[Scanner], version: str
 ) -> dict[str, Any]:
-    """dataset_description.json of the raw dataset; the seed stands in it."""
+    """Return `dataset_description.json` of the raw dataset; it contains the seed and the design."""
     return {
         "Name": f"Digital phantom, {design} design, seed {seed}",
         "BIDSVersion": BIDS_VERSION,
@@ -120,7 +122,7 @@ def description(
 
 
 def truth_description(seed: int, raw: str, version: str) -> dict[str, Any]:
-    """dataset_description.json of the truth."""
+    """Return `dataset_description.json` of the truth."""
     return {
         "Name": f"Truth of the digital phantom in {raw}, seed {seed}",
         "BIDSVersion": BIDS_VERSION,
@@ -131,7 +133,7 @@ def truth_description(seed: int, raw: str, version: str) -> dict[str, Any]:
 
 
 def sidecar(scanner: Scanner, modality: str, stripped: bool) -> dict[str, Any]:
-    """JSON beside an image; times in seconds, as BIDS wants them."""
+    """Return the JSON sidecar of an image; times are in seconds, as in BIDS."""
     sequence = scanner.sequence(modality)
     kind, variant, name = _SEQUENCES[sequence.kind]
     content: dict[str, Any] = {
@@ -140,7 +142,7 @@ def sidecar(scanner: Scanner, modality: str, stripped: bool) -> dict[str, Any]:
         "Manufacturer": scanner.manufacturer,
         "ManufacturersModelName": scanner.model,
         "InstitutionName": scanner.name.capitalize(),
-        "InstitutionAddress": "nowhere: simulated",
+        "InstitutionAddress": "none: simulated",
         "InstitutionalDepartmentName": "harmonizer.phantom",
         "StationName": scanner.name.upper(),
         "DeviceSerialNumber": f"{scanner.bias_seed:05d}",

@@ -1,11 +1,12 @@
-"""The head around the brain, drawn from signed distances.
+"""Head around the brain, modeled by signed distances.
 
-Everything is a body with a signed distance in mm (negative inside), in template coordinates (mm,
-RAS+): shells of fluid, bone and scalp at a distance from the brain; a face with nose, jaw, eyes,
-sinuses and throat; a neck with the spinal canal. Bodies are painted from the innermost outwards,
-each taking its share of what is left of a voxel, so that shares always sum to at most one and the
-rest is air. It is no anatomy book, but it gives brain extraction its true enemies: bright fat, dark
-bone, muscle and eyes of brain-like intensity, a neck, a head that is no ball.
+Every body has a signed distance in mm (negative inside) in template coordinates (mm, RAS+): shells
+of fluid, bone and scalp at a distance from the brain; a face with nose, jaw, eyes, sinuses and
+throat; a neck with the spinal canal. Bodies are painted from the innermost outwards. Each takes a
+fraction of what remains of a voxel, so that fractions sum to at most one; the rest is air.
+
+The model is coarse. It contains what makes brain extraction difficult: bright fat, dark bone,
+muscle and eyes with intensities like the brain's, a neck, and a head that is not spherical.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from .physics import TISSUES
 
 __all__ = ["HeadShape", "Painter", "paint_head"]
 
-SKIN_MM = 2.2
+SKIN_THICKNESS_MM = 2.2
 FACE_TOP_MM = -15.0  # nothing of face and spine lies above
-BLEND_MM = 14.0  # how softly skull, face and neck grow into each other
+BLEND_WIDTH_MM = 14.0  # how softly skull, face and neck grow into each other
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What differs between heads: thicknesses in mm, sizes relative to the average head."""
+    """Differences between heads: thicknesses in mm, sizes relative to the average head."""
 
     fluid_mm: float = 2.0
     bone_mm: float = 6.5
@@ -36,35 +37,41 @@ class HeadShape:
 
 
 class Painter:
-    """Shares of each tissue in each voxel, painted front to back.
+    """Volume fractions of each tissue in each voxel, painted front to back.
 
-    `shares` is (tissues, ...) in the order of `TISSUES`; `left` (...) is what no body has taken.
-    `softness` (mm) is the width over which a surface goes from inside to outside: one voxel.
+    Attributes
+    ----------
+    fractions : (tissues, ...) ndarray
+        Volume fractions in the order of `TISSUES`.
+    remaining : (...) ndarray
+        Fraction of each voxel that no body has taken.
+    softness : float
+        Width in mm over which a surface goes from inside to outside: one voxel.
     """
 
-    def __init__(self, shares: np.ndarray, left: np.ndarray, softness: float) -> None:
-        self.shares, self.left, self.softness = shares, left, softness
+    def __init__(self, fractions: np.ndarray, remaining: np.ndarray, softness: float) -> None:
+        self.fractions, self.remaining, self.softness = fractions, remaining, softness
 
     @classmethod
     def blank(cls, shape: tuple[int, ...], softness: float) -> Painter:
-        """Nothing painted yet."""
-        shares = np.zeros((len(TISSUES), *shape), dtype=np.float32)
-        return cls(shares, np.ones(shape, dtype=np.float32), softness)
+        """Return a painter of an empty grid."""
+        fractions = np.zeros((len(TISSUES), *shape), dtype=np.float32)
+        return cls(fractions, np.ones(shape, dtype=np.float32), softness)
 
     def lowest(self, count: int) -> Painter:
-        """A painter of the `count` first slices of the last axis, sharing this one's memory."""
-        return Painter(self.shares[..., :count], self.left[..., :count], self.softness)
+        """Return a painter of the `count` first slices of the last axis, sharing memory."""
+        return Painter(self.fractions[..., :count], self.remaining[..., :count], self.softness)
 
     def inside(self, distance: np.ndarray) -> np.ndarray:
-        """Share of a voxel that lies inside a body at this signed distance (mm): 0..1."""
+        """Return the fraction (0 to 1) of a voxel inside a body at this signed distance (mm)."""
         return np.clip(0.5 - distance / np.float32(self.softness), 0, 1)
 
     def paint(self, tissue: str | None, distance: np.ndarray) -> None:
-        """Give a body to a tissue, or to air (None), as far as nothing lies before it."""
-        taken = self.left * self.inside(distance)
+        """Assign a body to a tissue, or to air (None), where no earlier body took the voxel."""
+        taken = self.remaining * self.inside(distance)
         if tissue is not None:
-            self.shares[TISSUES.index(tissue)] += taken
-        self.left -= taken
+            self.fractions[TISSUES.index(tissue)] += taken
+        self.remaining -= taken
 
 
 def paint_head(
@@ -74,16 +81,21 @@ def paint_head(
     shape: HeadShape,
     variation: np.ndarray,
 ) -> None:
-    """Paint everything but the brain, which the painter must already hold.
+    """Paint everything but the brain, which the painter must already contain.
 
     Parameters
     ----------
-    painter : collects the shares of (I, J, K) voxels; changed in place
-    points : (3, I, J, K) float32 template coordinates, mm; the last axis goes upwards
-    brain : (I, J, K) signed distance to the brain, mm
-    shape : thicknesses and sizes of this head
-    variation : (3, I, J, K) smooth unit-variance fields: of the thickness of fluid and bone, of the
-        scalp, and of how much fat is mixed into muscle
+    painter : Painter
+        Fractions of (I, J, K) voxels; changed in place.
+    points : (3, I, J, K) float32 ndarray
+        Template coordinates in mm; the last axis goes upwards.
+    brain : (I, J, K) ndarray
+        Signed distance to the brain in mm.
+    shape : HeadShape
+        Thicknesses and sizes of this head.
+    variation : (3, I, J, K) ndarray
+        Smooth unit-variance fields: variation of the thickness of fluid and bone, of the scalp, and
+        of the amount of fat in muscle.
     """
     inner = brain - shape.fluid_mm * np.exp(0.3 * np.clip(variation[0], -2, 2))
     bone = shape.bone_mm * (1 + 0.2 * np.clip(variation[0], -2.5, 2.5))
@@ -100,7 +112,7 @@ def paint_head(
 
 
 def _paint_canal(painter: Painter, points: np.ndarray) -> None:
-    """Spinal cord, its fluid, and the vertebrae, from the medulla's end downwards."""
+    """Paint spinal cord, its fluid, and the vertebrae, from the medulla's end downwards."""
     canal = _rod(points, (0, -45, -66), (0, -52, -160))
     painter.paint("wm", canal - 4.5)
     painter.paint("csf", canal - 8.5)
@@ -115,12 +127,12 @@ def _paint_canal(painter: Painter, points: np.ndarray) -> None:
 def _paint_face(
     painter: Painter, points: np.ndarray, skull: np.ndarray, outer: np.ndarray, shape: HeadShape
 ) -> None:
-    """Eyes, orbits, air-filled spaces with their thin bony walls, and the jaw."""
+    """Paint eyes, orbits, air-filled spaces with their thin bony walls, and the jaw."""
     mirrored = np.concatenate([np.abs(points[:1]), points[1:]])
     eye = _ball(mirrored, (31, 53 * shape.face, -40), (12, 12, 12))
     orbit = _ball(mirrored, (28, 42 * shape.face, -40), (17, 25, 15))
     walls = np.maximum(-skull, 0) * 4  # nothing of the face reaches into the skull
-    lids = outer + SKIN_MM  # eyes and orbits stay behind the skin
+    lids = outer + SKIN_THICKNESS_MM  # eyes and orbits stay behind the skin
     painter.paint("vitreous", np.maximum(eye, lids) + walls)
     painter.paint("muscle", np.abs(_ball(mirrored, (28, 36, -40), (9, 22, 8))) - 1 + walls)
     painter.paint("fat", np.maximum(orbit, lids + 2) + walls)
@@ -139,7 +151,7 @@ def _paint_face(
 
 
 def _paint_jaw(painter: Painter, mirrored: np.ndarray, shape: HeadShape) -> None:
-    """A lower jaw: a rod from below the ear to the chin, one on each side, with marrow."""
+    """Paint a lower jaw with marrow: on each side a rod from below the ear to the chin."""
     chin = (0, 76 * shape.face, -112)
     corner = (46, 6, -98)
     jaw = np.minimum(_rod(mirrored, corner, chin), _rod(mirrored, corner, (52, -8, -56)))
@@ -148,39 +160,39 @@ def _paint_jaw(painter: Painter, mirrored: np.ndarray, shape: HeadShape) -> None
 
 
 def _paint_soft(painter: Painter, outer: np.ndarray, scalp: np.ndarray, fatty: np.ndarray) -> None:
-    """Skin, a layer of fat beneath it, and muscle with streaks of fat down to the bone."""
-    skin = np.maximum(outer, -outer - SKIN_MM)
-    fat = np.maximum(outer, -outer - np.maximum(0.75 * scalp, SKIN_MM + 1.5))
+    """Paint skin, a layer of fat beneath it, and muscle with streaks of fat down to the bone."""
+    skin = np.maximum(outer, -outer - SKIN_THICKNESS_MM)
+    fat = np.maximum(outer, -outer - np.maximum(0.75 * scalp, SKIN_THICKNESS_MM + 1.5))
     painter.paint("skin", skin)
     painter.paint("fat", fat)
-    flesh = painter.left * painter.inside(outer)
-    fat_share = np.clip(0.12 + 0.22 * fatty, 0, 0.7) * flesh  # streaks between the muscles
-    painter.shares[TISSUES.index("fat")] += fat_share
-    painter.shares[TISSUES.index("muscle")] += flesh - fat_share
-    painter.left -= flesh
+    flesh = painter.remaining * painter.inside(outer)
+    fat_fraction = np.clip(0.12 + 0.22 * fatty, 0, 0.7) * flesh  # streaks between the muscles
+    painter.fractions[TISSUES.index("fat")] += fat_fraction
+    painter.fractions[TISSUES.index("muscle")] += flesh - fat_fraction
+    painter.remaining -= flesh
 
 
 def _outer(points: np.ndarray, scalp: np.ndarray, shape: HeadShape) -> np.ndarray:
-    """Signed distance to the skin: scalp, face, nose and neck grown into one another."""
+    """Return the signed distance to the skin: scalp, face, nose and neck blended."""
     f, n = shape.face, shape.neck
     face = _ball(points, (0, 28 * f, -72), (58 * f, 56 * f, 62 * f))
     neck = np.maximum(_ball(points, (0, -22, -140), (56 * n, 62 * n, 400)), points[2] + 40)
     nose = _ball(points, (0, 84 * f, -64), (13, 22 * shape.nose, 20))
-    body = _smooth_union(_smooth_union(scalp, face, BLEND_MM), neck, BLEND_MM)
+    body = _smooth_union(_smooth_union(scalp, face, BLEND_WIDTH_MM), neck, BLEND_WIDTH_MM)
     ears = _ball(np.concatenate([np.abs(points[:1]), points[1:]]), (76, -24, -36), (6, 14, 26))
     return _smooth_union(_smooth_union(body, nose, 8.0), ears, 6.0)
 
 
-def _ball(points: np.ndarray, centre: tuple, radii: tuple) -> np.ndarray:
-    """Signed distance (mm, approximate) to an ellipsoid: exact on its surface and for a ball."""
+def _ball(points: np.ndarray, center: tuple, radii: tuple) -> np.ndarray:
+    """Return the approximate signed distance (mm) to an ellipsoid; exact on its surface."""
     shape = (3,) + (1,) * (points.ndim - 1)
-    centre_, radii_ = (np.asarray(a, np.float32).reshape(shape) for a in (centre, radii))
-    scaled = np.sqrt((((points - centre_) / radii_) ** 2).sum(axis=0))
+    center_, radii_ = (np.asarray(a, np.float32).reshape(shape) for a in (center, radii))
+    scaled = np.sqrt((((points - center_) / radii_) ** 2).sum(axis=0))
     return (scaled - 1) * np.float32(min(radii))
 
 
 def _rod(points: np.ndarray, start: tuple, end: tuple) -> np.ndarray:
-    """Distance (mm) to the straight line from `start` to `end`."""
+    """Return the distance (mm) to the straight line from `start` to `end`."""
     shape = (3,) + (1,) * (points.ndim - 1)
     a, b = (np.asarray(p, np.float32) for p in (start, end))
     along = b - a
@@ -194,6 +206,9 @@ def _union(distances: list[np.ndarray]) -> np.ndarray:
 
 
 def _smooth_union(one: np.ndarray, two: np.ndarray, blend: float) -> np.ndarray:
-    """Union of two bodies with a fillet of about `blend` mm (Quilez's polynomial minimum)."""
+    """Return the union of two bodies with a fillet of about `blend` mm.
+
+    This is Quilez's polynomial minimum.
+    """
     near = np.maximum(blend - np.abs(one - two), 0) / np.float32(blend)
     return np.minimum(one, two) - near * near * np.float32(blend / 4)

@@ -1,16 +1,16 @@
-"""Scanners: what stands between an anatomy and an image.
+"""Simulated scanners: from an anatomy to an image.
 
-A scan is, voxel by voxel,
+A scan is, in each voxel,
 
-    noisy = gain x Rice(bias x blur(|sum of shares x signed signals|), sigma)
+    noisy = gain x Rice(bias x blur(|sum of tissue fractions x signed signals|), sigma)
 
-on a grid of its own: voxel size, axis order and obliquity are the scanner's, the pose of the head
-is the scan's. Everything that a harmonization should undo or keep apart is separate here: contrast
-(field strength, sequence), resolution (point spread, voxel), gain, bias field, noise. So the truth
-"this very scan, as if on scanner T" is known in every voxel: T's contrast, resolution and gain, on
-this scan's grid and in this pose, without noise and without bias field.
+on its own grid. Voxel size, axis order and obliquity are properties of the scanner; the pose of the
+head is a property of the scan. Everything that a harmonization should remove or keep is modeled
+separately: contrast (field strength, sequence), resolution (PSF, voxel), gain, bias field
+and noise. The scan as another scanner T would have made it is therefore known in every voxel: T's
+contrast, resolution and gain, on this scan's grid and in this pose, without noise and bias field.
 
-The scanners' makers are invented, so that nobody takes a simulated image for a vendor's.
+Manufacturers and models are invented, so that no image is mistaken for a vendor's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from ..errors import UsageError, did_you_mean
 from ..volume import Volume
-from .anatomy import Person
+from .anatomy import Subject
 from .physics import FIELDS, TISSUES, Sequence, signals
 
 __all__ = [
@@ -35,33 +35,47 @@ __all__ = [
 ]
 
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
-FOV_MM = np.array([196.0, 244.0, 224.0])  # right-left, back-front, foot-head
-FOV_CENTRE = np.array([0.0, -9.0, -12.0])  # of the head, in the person's world
-VOXELS_MM = (0.5, 12.0)  # smallest side that can be asked for
-NECK_MM = (-130.0, -92.0)  # the coil sees nothing below the first, all above the second
+FOV_MM = np.array([196.0, 244.0, 224.0])  # field of view: right-left, back-front, foot-head
+FOV_CENTER_MM = np.array([0.0, -9.0, -12.0])  # in the subject's world
+VOXEL_RANGE_MM = (0.5, 12.0)  # limits of the smallest voxel side
+COIL_FADE_MM = (-130.0, -92.0)  # the coil's sensitivity rises from 0 to 1 between these heights
 FWHM_PER_SIGMA = 2.3548
 BOX_VARIANCE = 12.0  # a voxel of width w averages like a Gaussian of variance w^2 / 12
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """One machine and its protocol.
+    """Scanner and its protocol.
 
     Attributes
     ----------
-    name : site label, alphanumeric; also the session label of travelling people
-    manufacturer, model : invented
-    tesla : 1.5 or 3
-    protocol : modality -> `Sequence`
-    psf_mm : full width at half maximum of the point spread, before the voxel's own averaging
-    voxel_mm : (3,) voxel size right-left, back-front, foot-head
-    noise : sigma of the Gaussian noise in either channel, relative to white matter's signal
-    gain : stored units of white matter's signal
-    bias : half of the log range of the bias field over the field of view (0.2: about +-20 %)
-    bias_seed : its shape; the same in all scans of the scanner, up to a tenth
-    orientation : axis codes of the stored voxels, such as "LAS" (nibabel's convention)
-    tilt_deg : obliquity of the slices about the left-right axis
-    pose_deg, pose_mm : standard deviation of the head's rotation and shift from scan to scan
+    name : str
+        Site label, alphanumeric; also the session label of traveling subjects.
+    manufacturer, model : str
+        Invented names.
+    tesla : float
+        Field strength: 1.5 or 3 T.
+    protocol : mapping from str to Sequence
+        Sequence of each modality.
+    psf_mm : float
+        Full width at half maximum of the PSF before voxel averaging.
+    voxel_mm : tuple of float
+        Voxel size right-left, back-front, foot-head.
+    noise : float
+        Standard deviation of the Gaussian noise in either channel, relative to white matter's
+        signal.
+    gain : float
+        Stored intensity of white matter.
+    bias : float
+        Half of the log range of the bias field over the field of view (0.2: about +-20 %).
+    bias_seed : int
+        Seed of the bias field's shape, which all scans of the scanner have in common up to a tenth.
+    orientation : str
+        Axis codes of the stored voxels, such as "LAS" (nibabel's convention).
+    tilt_deg : float
+        Obliquity of the slices about the left-right axis.
+    pose_deg, pose_mm : float
+        Standard deviation of the head's rotation and shift from scan to scan.
     """
 
     name: str
@@ -86,7 +100,8 @@ class Scanner:
 
     def _check(self) -> None:
         if not self.name.isalnum():
-            raise UsageError(f"a scanner's name has letters and digits alone, not {self.name!r}.")
+            raise UsageError(f"the name of a scanner must have letters and digits only, "
+                             f"got {self.name!r}.")
         if self.tesla not in FIELDS:
             raise UsageError(f"scanner {self.name}: expected 1.5 or 3 T, got {self.tesla} T.")
         axes = sorted("RASRAS"["LPIRAS".index(c)] for c in self.orientation if c in "LPIRAS")
@@ -99,7 +114,7 @@ class Scanner:
             raise UsageError(f"scanner {self.name}: sizes, noise, bias and gain must be positive.")
 
     def sequence(self, modality: str) -> Sequence:
-        """The sequence of a modality; a modality without one is a `UsageError`."""
+        """Return the sequence of a modality; UsageError if the protocol has none."""
         if modality not in self.protocol:
             raise UsageError(
                 f"scanner {self.name} has no {modality!r}. {did_you_mean(modality, self.protocol)}"
@@ -107,10 +122,10 @@ class Scanner:
         return self.protocol[modality]
 
     def at_voxel(self, voxel_mm: float | None) -> Scanner:
-        """The same scanner with voxels scaled so that the smallest side is `voxel_mm`."""
+        """Return the same scanner with voxels scaled to a smallest side of `voxel_mm`."""
         if voxel_mm is None:
             return self
-        low, high = VOXELS_MM
+        low, high = VOXEL_RANGE_MM
         if not low <= voxel_mm <= high:
             raise UsageError(f"expected a voxel size of {low:g} to {high:g} mm, got {voxel_mm:g}.")
         factor = voxel_mm / min(self.voxel_mm)
@@ -160,12 +175,12 @@ SCANNERS: tuple[Scanner, ...] = (
         orientation="LPS",
     ),
 )
-"""Scanners that a study may consist of, clearly different from one another."""
+"""Preset scanners of a study, with clearly different contrast and resolution."""
 
 _LABEL_TISSUES = {
     1: ("csf",), 2: ("gm", "deep"), 3: ("wm",), 4: ("bone", "marrow"),
     5: ("fat", "muscle", "skin", "vitreous"),
-}  # the values of `anatomy.LABELS`
+}  # keys: `anatomy.LABELS`
 
 UNSEEN = Scanner(
     "elm", "Elmwood Devices", "Grove 3T", 3.0,
@@ -176,11 +191,11 @@ UNSEEN = Scanner(
     psf_mm=1.15, voxel_mm=(0.9, 1.0, 1.0), noise=0.025, gain=5200, bias=0.28, bias_seed=71,
     orientation="LIP", tilt_deg=-6.0,
 )
-"""A scanner kept apart, for questions about sites that a model has not seen."""
+"""Scanner for tests on a site that a model was not fitted on."""
 
 
 def scanner_named(name: str) -> Scanner:
-    """A preset by name; an unknown name is a `UsageError` that lists them."""
+    """Return a preset by name; UsageError with the known names for another."""
     known = {scanner.name: scanner for scanner in (*SCANNERS, UNSEEN)}
     if name not in known:
         raise UsageError(f"no scanner is called {name!r}. {did_you_mean(name, known)}")
@@ -189,24 +204,27 @@ def scanner_named(name: str) -> Scanner:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels of one scan lie, and how the head lay among them.
+    """Voxel grid of one scan and the pose of the head in it.
 
     Attributes
     ----------
-    shape : (3,) voxels
-    affine : (4, 4) voxel -> scanner world, mm, RAS+ (what the header says)
-    pose : (4, 4) person's world -> scanner world, mm: a rotation and a shift
+    shape : tuple of int
+        Number of voxels along the three axes.
+    affine : (4, 4) ndarray
+        From voxels to scanner world coordinates in mm, RAS+, as in the header.
+    pose : (4, 4) ndarray
+        From the subject's to the scanner's world coordinates in mm: a rotation and a shift.
     """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
     pose: np.ndarray
 
-    def sample(self, array: np.ndarray, person_affine: np.ndarray) -> np.ndarray:
-        """Linear interpolation of an array on a person's grid; zero outside it."""
-        matrix = np.linalg.inv(person_affine) @ np.linalg.inv(self.pose) @ self.affine
+    def sample(self, array: np.ndarray, subject_affine: np.ndarray) -> np.ndarray:
+        """Interpolate an array on a subject's grid linearly; 0 outside it."""
+        matrix = np.linalg.inv(subject_affine) @ np.linalg.inv(self.pose) @ self.affine
         result = np.zeros(self.shape, dtype=np.float32)
-        low, high = _reach(array, matrix, self.shape)  # elsewhere there is nothing to sample
+        low, high = _reach(array, matrix, self.shape)  # the rest is 0
         if (high > low).all():
             where = tuple(slice(a, b) for a, b in zip(low, high))
             result[where] = ndimage.affine_transform(
@@ -219,15 +237,17 @@ class Grid:
 def _reach(
     array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First and one past last index of the output voxels that the array's non-zero box may touch.
+    """Return the box of output voxels that the array's non-zero voxels may reach.
 
-    `matrix` (4, 4) takes output indices to indices of the array.
+    The box is given by its first and one past its last index. `matrix` (4, 4) maps output indices
+    to indices of the array.
     """
     used = array != 0
     spans = [np.flatnonzero(used.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     if not all(span.size for span in spans):
         return np.zeros(3, int), np.zeros(3, int)
-    ends = [(span[0] - 1, span[-1] + 1) for span in spans]  # one voxel more: linear interpolation
+    # Linear interpolation needs one more voxel.
+    ends = [(span[0] - 1, span[-1] + 1) for span in spans]
     corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
     back = np.linalg.inv(matrix)
     reached = back[:3, :3] @ corners + back[:3, 3:]
@@ -238,16 +258,22 @@ def _reach(
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A scan with its truth, all (I, J, K) on one grid.
+    """Simulated scan with its truth; all arrays are (I, J, K) on one grid.
 
     Attributes
     ----------
-    noisy : what the scanner stores
-    clean : the same without noise, with bias field
-    bias : the bias field, around 1
-    mask : inside the brain's surface
-    labels : uint8, see `anatomy.LABELS`
-    grid : where it lies
+    noisy : ndarray
+        Image as stored by the scanner.
+    clean : ndarray
+        Image without noise, with bias field.
+    bias : ndarray
+        Bias field, around 1.
+    mask : ndarray of bool
+        Inside of the brain's surface.
+    labels : ndarray of uint8
+        Tissue labels, see `anatomy.LABELS`.
+    grid : Grid
+        Grid and pose.
     """
 
     noisy: np.ndarray
@@ -259,83 +285,119 @@ class Scan:
 
 
 def image_of(
-    person: Person, scanner: Scanner, modality: str = "T1w", rescan: int = 0
+    subject: Subject, scanner: Scanner, modality: str = "T1w", rescan: int = 0
 ) -> tuple[Volume, Volume]:
-    """The image that a scanner stores of a person, and the same without noise.
+    """Simulate the image that a scanner stores of a subject, and the same image without noise.
 
-    Both carry the true brain mask. The noise-free one includes the scanner's bias field; what
-    a scanner without one would show is `shown_by`. Another `rescan` is another pose, another draw
-    of the noise and a slightly other bias field.
+    Both volumes have the true brain mask. The noise-free image includes the scanner's bias field;
+    for an image without it, see `shown_by`.
+
+    Parameters
+    ----------
+    subject : Subject
+        Anatomy.
+    scanner : Scanner
+        Scanner and protocol.
+    modality : str
+        "T1w", "T2w", "FLAIR" or "PDw".
+    rescan : int
+        Number of the repeated scan; each has another pose, noise and slightly different bias field.
+
+    Returns
+    -------
+    tuple of Volume
+        Stored image and noise-free image.
 
     Raises
     ------
     UsageError
         If the scanner has no such modality.
     """
-    scan = acquire(person, scanner, modality, rescan)
+    scan = acquire(subject, scanner, modality, rescan)
     return tuple(  # type: ignore[return-value]
         Volume(data, scan.grid.affine, scan.mask) for data in (scan.noisy, scan.clean)
     )
 
 
 def acquire(
-    person: Person,
+    subject: Subject,
     scanner: Scanner,
     modality: str = "T1w",
     rescan: int = 0,
     rendered: np.ndarray | None = None,
 ) -> Scan:
-    """A scan of a person with everything that is true about it; see `Scan`.
+    """Simulate a scan of a subject with its truth.
 
-    `rendered` saves time where `render(person, scanner, modality)` is already there.
+    Parameters
+    ----------
+    subject, scanner, modality, rescan
+        See `image_of`.
+    rendered : ndarray, optional
+        Result of `render(subject, scanner, modality)`, where it was computed before.
+
+    Returns
+    -------
+    Scan
+        Images, bias field, mask and labels.
     """
-    grid = grid_of(person, scanner, modality, rescan)
-    bias = _bias_field(scanner, grid.shape, _rng(person, scanner, modality, rescan, "bias"))
+    grid = grid_of(subject, scanner, modality, rescan)
+    bias = _bias_field(scanner, grid.shape, _rng(subject, scanner, modality, rescan, "bias"))
     if rendered is None:
-        rendered = render(person, scanner, modality)
-    clean = grid.sample(rendered, person.affine) * bias
-    noise = _rng(person, scanner, modality, rescan, "noise")
+        rendered = render(subject, scanner, modality)
+    clean = grid.sample(rendered, subject.affine) * bias
+    noise = _rng(subject, scanner, modality, rescan, "noise")
     noisy = _rician(clean, scanner.noise * scanner.gain, noise)
-    mask, labels = _truth(person, grid)
+    mask, labels = _truth(subject, grid)
     return Scan(noisy, clean, bias, mask, labels, grid)
 
 
-def shown_by(person: Person, scanner: Scanner, modality: str, grid: Grid) -> np.ndarray:
-    """(I, J, K) float32: a person as a scanner shows it, without noise and bias, on any grid.
+def shown_by(subject: Subject, scanner: Scanner, modality: str, grid: Grid) -> np.ndarray:
+    """Simulate a subject's image by a scanner without noise and bias field, on any grid.
 
-    The scanner gives contrast, resolution (point spread and voxel averaging) and gain; the grid
-    may be another scanner's scan of the same person.
+    The scanner determines contrast, resolution (PSF and voxel averaging) and gain. The
+    grid may be that of another scanner's scan of the same subject.
+
+    Returns
+    -------
+    (I, J, K) float32 ndarray
+        The image.
     """
-    return grid.sample(render(person, scanner, modality), person.affine)
+    return grid.sample(render(subject, scanner, modality), subject.affine)
 
 
-def render(person: Person, scanner: Scanner, modality: str = "T1w") -> np.ndarray:
-    """(I, J, K) float32 on the person's own grid: contrast, resolution and gain of a scanner."""
+def render(subject: Subject, scanner: Scanner, modality: str = "T1w") -> np.ndarray:
+    """Simulate contrast, resolution and gain of a scan on the subject's own grid.
+
+    Returns
+    -------
+    (I, J, K) float32 ndarray
+        The image without noise and bias field.
+    """
     table = signals(scanner.tesla, scanner.sequence(modality)).astype(np.float32)
-    flat = table.T @ person.shares.reshape(len(TISSUES), -1)
-    mean, one, two = flat.reshape(3, *person.brain.shape)
-    magnetization = np.abs(mean + one * person.texture[0] + two * person.texture[1])
-    magnetization *= _coil(person)
-    sigma = _blur_sigma(scanner) / person.spacing
+    flat = table.T @ subject.fractions.reshape(len(TISSUES), -1)
+    mean, one, two = flat.reshape(3, *subject.brain.shape)
+    magnetization = np.abs(mean + one * subject.texture[0] + two * subject.texture[1])
+    magnetization *= _coil(subject)
+    sigma = _blur_sigma(scanner) / subject.spacing
     blurred = ndimage.gaussian_filter(magnetization, sigma, mode="constant", truncate=3.0)
     unit = scanner.gain / abs(float(table[TISSUES.index("wm"), 0]))
     return blurred * np.float32(unit)
 
 
-def _coil(person: Person) -> np.ndarray:
-    """(K,) how well the head coil sees each slice of a person: it fades out over the neck."""
-    height = person.affine[2, 3] + person.spacing * np.arange(person.brain.shape[2])
-    fade = np.clip((height - NECK_MM[0]) / (NECK_MM[1] - NECK_MM[0]), 0, 1)
+def _coil(subject: Subject) -> np.ndarray:
+    """Return the (K,) sensitivity of the head coil in each slice; it fades out over the neck."""
+    height = subject.affine[2, 3] + subject.spacing * np.arange(subject.brain.shape[2])
+    fade = np.clip((height - COIL_FADE_MM[0]) / (COIL_FADE_MM[1] - COIL_FADE_MM[0]), 0, 1)
     return (fade * fade * (3 - 2 * fade)).astype(np.float32)
 
 
-def grid_of(person: Person, scanner: Scanner, modality: str = "T1w", rescan: int = 0) -> Grid:
-    """The grid of a scan and the pose of the head in it.
+def grid_of(subject: Subject, scanner: Scanner, modality: str = "T1w", rescan: int = 0) -> Grid:
+    """Return the grid of a scan and the pose of the head in it.
 
-    The modalities of one session share a position up to a small movement.
+    The modalities of one session have a common position up to a small movement.
     """
-    session = _rng(person, scanner, "", rescan, "pose")
-    moved = _rng(person, scanner, modality, rescan, "movement")
+    session = _rng(subject, scanner, "", rescan, "pose")
+    moved = _rng(subject, scanner, modality, rescan, "movement")
     angles = session.normal(0, scanner.pose_deg, 3) + moved.normal(0, 0.1 * scanner.pose_deg, 3)
     shift = session.normal(0, scanner.pose_mm, 3) + moved.normal(0, 0.1 * scanner.pose_mm, 3)
     pose = np.eye(4)
@@ -345,12 +407,12 @@ def grid_of(person: Person, scanner: Scanner, modality: str = "T1w", rescan: int
 
 
 def _voxel_grid(scanner: Scanner) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of the scanner's stored volume: oblique, flipped and permuted as it says."""
+    """Return shape and affine of the stored volume, with the scanner's tilt and axis codes."""
     size = np.array(scanner.voxel_mm)
     count = np.ceil(FOV_MM / size).astype(int)
     affine = np.eye(4)
     affine[:3, :3] = _rotation(np.array([scanner.tilt_deg, 0, 0])) @ np.diag(size)
-    affine[:3, 3] = FOV_CENTRE - affine[:3, :3] @ ((count - 1) / 2)
+    affine[:3, 3] = FOV_CENTER_MM - affine[:3, :3] @ ((count - 1) / 2)
     codes = nib.orientations.axcodes2ornt(scanner.orientation)
     ras = nib.orientations.axcodes2ornt("RAS")
     turn = nib.orientations.ornt_transform(ras, codes)
@@ -359,7 +421,7 @@ def _voxel_grid(scanner: Scanner) -> tuple[tuple[int, int, int], np.ndarray]:
 
 
 def _rotation(degrees: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation about x, then y, then z."""
+    """Return the (3, 3) rotation about x, then y, then z."""
     result = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         c, s = np.cos(angle), np.sin(angle)
@@ -371,23 +433,23 @@ def _rotation(degrees: np.ndarray) -> np.ndarray:
 
 
 def _blur_sigma(scanner: Scanner) -> np.ndarray:
-    """(3,) standard deviation (mm) of point spread and voxel averaging together."""
+    """Return the (3,) standard deviation (mm) of PSF and voxel averaging together."""
     voxel = np.array(scanner.voxel_mm)
     return np.sqrt((scanner.psf_mm / FWHM_PER_SIGMA) ** 2 + voxel**2 / BOX_VARIANCE)
 
 
 def _bias_field(scanner: Scanner, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """(I, J, K) smooth positive field: exp of a few slow cosines along the stored axes.
+    """Return an (I, J, K) smooth positive field: exp of a few slow cosines along the stored axes.
 
-    The shape is the scanner's, a tenth of the amplitude is the scan's.
+    The shape is the scanner's; a tenth of the amplitude varies from scan to scan.
     """
-    own = _cosines(np.random.default_rng(scanner.bias_seed), shape)
-    now = _cosines(rng, shape)
-    return np.exp(np.float32(scanner.bias) * (own + np.float32(0.1) * now))
+    fixed = _cosines(np.random.default_rng(scanner.bias_seed), shape)
+    varying = _cosines(rng, shape)
+    return np.exp(np.float32(scanner.bias) * (fixed + np.float32(0.1) * varying))
 
 
 def _cosines(rng: np.random.Generator, shape: tuple[int, ...], terms: int = 5) -> np.ndarray:
-    """Sum of products of slow cosines (at most one period per axis), scaled to -1..1."""
+    """Return a sum of products of slow cosines (at most one period per axis), scaled to -1..1."""
     axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
     total = np.zeros(shape, dtype=np.float32)
     for _ in range(terms):
@@ -402,31 +464,31 @@ def _cosines(rng: np.random.Generator, shape: tuple[int, ...], terms: int = 5) -
 
 
 def _rician(clean: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Magnitude of a complex signal with Gaussian noise of `sigma` in either channel."""
+    """Return the magnitude of a complex signal with Gaussian noise of `sigma` in either channel."""
     real = rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(sigma) + clean
     imaginary = rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(sigma)
     return np.hypot(real, imaginary)
 
 
-def _truth(person: Person, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Brain mask and the label with the largest share, on a scan's grid."""
-    mask = grid.sample(person.brain, person.affine) > 0.5
+def _truth(subject: Subject, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Return brain mask and the label with the largest fraction, on a scan's grid."""
+    mask = grid.sample(subject.brain, subject.affine) > 0.5
     labels = np.zeros(grid.shape, dtype=np.uint8)
-    left = np.ones(grid.shape, dtype=np.float32)  # what is no tissue is air
+    air = np.ones(grid.shape, dtype=np.float32)
     best = np.full(grid.shape, -1, dtype=np.float32)
     for label, names in _LABEL_TISSUES.items():
-        group = sum(person.shares[TISSUES.index(name)] for name in names)
-        share = grid.sample(group, person.affine)
-        wins = share > best
-        labels[wins], best[wins] = label, share[wins]
-        left -= share
-    labels[left > best] = 0
+        group = sum(subject.fractions[TISSUES.index(name)] for name in names)
+        fraction = grid.sample(group, subject.affine)
+        wins = fraction > best
+        labels[wins], best[wins] = label, fraction[wins]
+        air -= fraction
+    labels[air > best] = 0
     return mask, labels
 
 
 def _rng(
-    person: Person, scanner: Scanner, modality: str, rescan: int, purpose: str
+    subject: Subject, scanner: Scanner, modality: str, rescan: int, purpose: str
 ) -> np.random.Generator:
-    """An independent stream for each person, scanner, modality, rescan and purpose."""
+    """Return an independent stream for each subject, scanner, modality, rescan and purpose."""
     words = [zlib.crc32(word.encode()) for word in (scanner.name, modality, purpose)]
-    return np.random.default_rng([person.seed, rescan, *words])
+    return np.random.default_rng([subject.seed, rescan, *words])

@@ -1,1 +1,1 @@
-"""How it is told: self-contained HTML reports of one participant and of the whole cohort."""
+"""Self-contained HTML reports of one subject and of the whole cohort."""

@@ -1,7 +1,7 @@
-"""python -m harmonizer.reports FOLDER: the group report from the tables that lie in a folder.
+"""Command `python -m harmonizer.reports FOLDER`: make the group report from existing tables.
 
-The folder holds what `python -m harmonizer.evaluation` or the group level wrote: cohort.tsv,
-metrics.tsv, metrics_quantiles.tsv, group_statistics.tsv. No image is opened.
+FOLDER holds cohort.tsv, metrics.tsv, metrics_quantiles.tsv and group_statistics.tsv as written by
+`python -m harmonizer.evaluation` or the group level. No image is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["main", "report_of", "verdicts_of"]
 
 
 def verdicts_of(metrics: Metrics, statistics: Statistics) -> dict[str, dict[str, AnatomyCheck]]:
-    """Method -> scan -> the anatomy guard's verdict, read back from the two tables."""
+    """Read the anatomy guard's verdicts from the two tables: method -> scan -> verdict."""
     limits = {(row.modality, row.reference): row.effect
               for row in statistics.select(name="anatomy_limit") if row.known}
     values: dict[tuple[str, str], dict[str, float]] = {}
@@ -42,7 +42,13 @@ def verdicts_of(metrics: Metrics, statistics: Statistics) -> dict[str, dict[str,
 
 
 def report_of(folder: Path) -> GroupReport:
-    """The report that a folder's tables make; InputError where one is missing or broken."""
+    """Collect a group report from the tables of a folder.
+
+    Raises
+    ------
+    InputError
+        If a table is missing or invalid.
+    """
     folder = Path(folder)
     metrics = Metrics.from_tsv(folder / "metrics.tsv")
     statistics = Statistics.from_tsv(folder / "group_statistics.tsv")
@@ -50,8 +56,8 @@ def report_of(folder: Path) -> GroupReport:
     scans = tuple(ScanRow(s.scan_id, s.subject, s.site, s.modality, s.age, s.sex,
                           covariates=s.covariates)
                   for s in Cohort.from_tsv(folder / "cohort.tsv"))
-    named = tuple(name for name in statistics.select(name="site_confounding").distinct("reference")
-                  if name not in ("age", "sex"))
+    tested = statistics.select(name="site_confounding").distinct("reference")
+    covariates = tuple(name for name in tested if name not in ("age", "sex"))
     links = {scan.subject: f"sub-{scan.subject}.html" for scan in scans
              if (folder / f"sub-{scan.subject}.html").is_file()}
     backend = next(iter(verdicts), "none")
@@ -60,11 +66,11 @@ def report_of(folder: Path) -> GroupReport:
     return GroupReport(
         scans, metrics, QuantileTable.from_tsv(folder / "metrics_quantiles.tsv"),
         backend=backend, targets=targets,
-        links=links, named=named, statistics=statistics, verdicts=verdicts)
+        links=links, covariates=covariates, statistics=statistics, verdicts=verdicts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report; returns the exit code, and explains what went wrong in one line."""
+    """Write the report and return the exit code; an error is printed in one line."""
     parser = argparse.ArgumentParser(prog="python -m harmonizer.reports",
                                      description="The group report from a folder's tables.")
     parser.add_argument("folder", type=Path, help="with cohort.tsv, metrics.tsv, "

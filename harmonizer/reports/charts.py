@@ -1,4 +1,4 @@
-"""The figures of a cohort: histograms per site, distances between sites, distance of every scan."""
+"""Figures of a cohort: histograms per site, distances between sites, distance of every scan."""
 
 from __future__ import annotations
 
@@ -17,26 +17,34 @@ __all__ = ["STAGE_TITLES", "distance_matrix", "histograms_figure", "sites_figure
            "heatmaps_figure", "scans_figure"]
 
 STAGE_TITLES = {"before": "before", "rescaled": "only rescaled", "after": "after"}
-# Okabe and Ito's palette, which colour-blind readers can tell apart; then the lines change
+# Palette of Okabe and Ito, distinguishable for color-blind readers; line styles come after it
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a6d3b")
-STYLES = ("-", "--", "-.", ":")
-BINS = 90
-WIDTH = 1180
-ACROSS = 5  # small multiples in a row
-MOST_LEVEL_NAMES = 8  # sites up to which their names need not be turned
-MOST_ANNOTATED = 14  # sites up to which a heat map's cells carry their number
+LINE_STYLES = ("-", "--", "-.", ":")
+HISTOGRAM_BINS = 90
+CHART_WIDTH = 1180
+PANELS_PER_ROW = 5
+MAX_SITES_WITH_LEVEL_NAMES = 8  # more names are turned
+MAX_SITES_WITH_CELL_NUMBERS = 14  # more cells have no number
 
 
 def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], target: np.ndarray,
                       target_name: str) -> Figure:
-    """One curve per site, all sites in one panel, a panel per stage.
+    """Draw one histogram per site, all sites in one panel, one panel per stage.
 
-    ``stages``: title -> quantile functions (scans, 200); ``sites``: one label per scan;
-    ``target``: the target's quantile function (200,).
+    Parameters
+    ----------
+    stages : mapping from str to (scans, 200) ndarray
+        Title of the panel -> quantile functions of the scans.
+    sites : sequence of str
+        Site of each scan.
+    target : (200,) ndarray
+        Quantile function of the target.
+    target_name : str
+        Label of the target.
     """
     names = sorted(set(sites))
     legend = 22 * math.ceil((len(names) + 1) / 6)
-    canvas = new_canvas(WIDTH, 280 + legend)
+    canvas = new_canvas(CHART_WIDTH, 280 + legend)
     for column, (title, quantiles) in enumerate(stages.items()):
         axes = canvas.add_subplot(1, len(stages), column + 1)
         edges = _edges([*site_means(quantiles, sites).values(), target])
@@ -59,67 +67,67 @@ def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], ta
 
 
 def sites_figure(before: QuantileTable, after: QuantileTable, target: np.ndarray) -> Figure:
-    """Small multiples: one panel per site, every scan a thin line; frames before and after."""
+    """Draw one panel per site with a thin line per scan, in two frames: before and after."""
     sites = sorted(set(before.column("site")))
     frames = tuple(_site_panels(table, sites, target) for table in (before, after))
     return Figure(
         "Histograms site by site",
-        "Thin lines: single scans; thick line: the site; grey: the target. Scans that leave their "
-        "site stand out here. All panels of one frame share one axis.",
+        "Thin lines: single scans; thick line: the site; gray: the target. Scans that differ from "
+        "their site are visible here. All panels of one frame share one axis.",
         "One panel of histograms per site, before and after harmonization in turn",
         frames, ("before", "after"))
 
 
 def heatmaps_figure(metrics: Metrics) -> Figure:
-    """Wasserstein distances between every two sites, one panel per stage, one colour scale."""
+    """Draw Wasserstein distances between all pairs of sites, one panel per stage."""
     matrices = {stage: distance_matrix(metrics.select(stage=stage)) for stage in STAGE_TITLES
                 if len(metrics.select(stage=stage, measure="wasserstein_between_sites"))}
     count = max(len(sites) for sites, _ in matrices.values())
     top = max(float(matrix.max()) for _, matrix in matrices.values()) or 1.0
     height = int(min(540, 190 + 34 * count))
-    canvas = new_canvas(WIDTH, height)
+    canvas = new_canvas(CHART_WIDTH, height)
     axes = [canvas.add_subplot(1, len(matrices), n + 1) for n in range(len(matrices))]
     for column, (axis, (stage, (sites, matrix))) in enumerate(zip(axes, matrices.items())):
         drawn = axis.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=top)
         axis.set_title(STAGE_TITLES[stage], fontsize=10)
-        _name_cells(axis, sites, matrix, top, named=column == 0)
+        _name_cells(axis, sites, matrix, top, show_names=column == 0)
     canvas.subplots_adjust(left=0.1, right=0.92, top=0.9, bottom=0.24, wspace=0.06)
     bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.94, 0.24, 0.012, 0.66)))
     bar.ax.tick_params(labelsize=8)
     bar.ax.set_title("R", fontsize=8)
     return Figure(
         "Distances between sites",
-        "Wasserstein distance between the sites' typical in-mask histograms as a share of the "
-        "target's intensity range R; 0 is none. All panels share one colour scale.",
+        "Wasserstein distance between the sites' typical in-mask histograms in units of the "
+        "target's intensity range R. All panels share one color scale.",
         "Heat maps of the distance between every two sites before and after harmonization",
         (to_png(canvas),))
 
 
 def scans_figure(metrics: Metrics) -> Figure:
-    """Every scan's distance to the target, before, rescaled and after, by site."""
+    """Draw every scan's distance to the target by site: before, rescaled and after."""
     rows = [row for row in metrics.select(measure="wasserstein_to_target") if row.scan]
     sites = sorted({row.site for row in rows})
-    canvas = new_canvas(WIDTH, 280)
-    low = 0.24 if len(sites) > MOST_LEVEL_NAMES else 0.11
+    canvas = new_canvas(CHART_WIDTH, 280)
+    low = 0.24 if len(sites) > MAX_SITES_WITH_LEVEL_NAMES else 0.11
     axes = canvas.add_axes((0.06, low, 0.92, 0.87 - low))
     looks = {"before": ("#d55e00", "o"), "rescaled": ("#9a9a9a", "s"), "after": ("#0072b2", "o")}
-    for shift, (stage, (colour, marker)) in enumerate(looks.items()):
+    for shift, (stage, (color, marker)) in enumerate(looks.items()):
         points = [(sites.index(row.site) + 0.22 * (shift - 1), row.value)
                   for row in rows if row.stage == stage]
         if points:
-            axes.scatter(*zip(*points), s=22, color=colour, marker=marker, alpha=0.75,
+            axes.scatter(*zip(*points), s=22, color=color, marker=marker, alpha=0.75,
                          label=STAGE_TITLES[stage], linewidths=0)
     _dress_scans(axes, sites)
     return Figure(
         "Distance of every scan to the target",
-        "Wasserstein distance of each scan's in-mask histogram to the target's, as a share of R; "
+        "Wasserstein distance of each scan's in-mask histogram to the target's, in units of R; "
         "one mark per scan.",
         "Marks for every scan's distance to the target before, rescaled and after",
         (to_png(canvas),))
 
 
 def distance_matrix(metrics: Metrics) -> tuple[list[str], np.ndarray]:
-    """Sites and the (K, K) symmetric matrix that the rows of one stage describe."""
+    """Return the sites and their symmetric (K, K) distance matrix from the rows of one stage."""
     rows = metrics.select(measure="wasserstein_between_sites")
     sites = sorted(set(rows.distinct("site")) | set(rows.distinct("reference")))
     matrix = np.zeros((len(sites), len(sites)))
@@ -130,10 +138,10 @@ def distance_matrix(metrics: Metrics) -> tuple[list[str], np.ndarray]:
 
 
 def _site_panels(table: QuantileTable, sites: Sequence[str], target: np.ndarray) -> bytes:
-    across = min(ACROSS, len(sites))
+    across = min(PANELS_PER_ROW, len(sites))
     down = math.ceil(len(sites) / across)
     height = 165 * down + 40
-    canvas = new_canvas(WIDTH, height)
+    canvas = new_canvas(CHART_WIDTH, height)
     edges = _edges([*table.matrix(), target])
     for number, site in enumerate(sites):
         axes = canvas.add_subplot(down, across, number + 1)
@@ -150,7 +158,7 @@ def _site_panels(table: QuantileTable, sites: Sequence[str], target: np.ndarray)
 
 
 def _look(number: int) -> tuple[str, str]:
-    return PALETTE[number % len(PALETTE)], STYLES[number // len(PALETTE) % len(STYLES)]
+    return PALETTE[number % len(PALETTE)], LINE_STYLES[number // len(PALETTE) % len(LINE_STYLES)]
 
 
 def _edges(quantiles: Sequence[np.ndarray]) -> np.ndarray:
@@ -158,14 +166,14 @@ def _edges(quantiles: Sequence[np.ndarray]) -> np.ndarray:
     ends = np.array([np.interp([0.003, 0.997], LEVELS, q) for q in quantiles])
     low, high = ends[:, 0].min(), ends[:, 1].max()
     pad = 0.06 * (high - low) + 1e-6
-    return np.linspace(low - pad, high + pad, BINS + 1)
+    return np.linspace(low - pad, high + pad, HISTOGRAM_BINS + 1)
 
 
-def _curve(axes: Any, quantiles: np.ndarray, edges: np.ndarray, colour: str, style: str,
+def _curve(axes: Any, quantiles: np.ndarray, edges: np.ndarray, color: str, style: str,
            label: str, width: float) -> None:
     heights = density(quantiles, edges)
     axes.plot((edges[1:] + edges[:-1]) / 2, heights / max(float(heights.max()), 1e-30),
-              color=colour, linestyle=style, linewidth=width, label=label or None)
+              color=color, linestyle=style, linewidth=width, label=label or None)
 
 
 def _dress(axes: Any, title: str) -> None:
@@ -179,16 +187,16 @@ def _dress(axes: Any, title: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float, named: bool
+def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float, show_names: bool
                 ) -> None:
     places = range(len(sites))
     names = [short_label(site) for site in sites]
-    steep = len(sites) > MOST_LEVEL_NAMES
+    steep = len(sites) > MAX_SITES_WITH_LEVEL_NAMES
     axes.set_xticks(places, names, rotation=90 if steep else 40, ha="center" if steep else "right",
                     fontsize=8)
-    axes.set_yticks(places, names if named else [""] * len(sites), fontsize=8)
+    axes.set_yticks(places, names if show_names else [""] * len(sites), fontsize=8)
     axes.tick_params(length=0)
-    if len(sites) > MOST_ANNOTATED:
+    if len(sites) > MAX_SITES_WITH_CELL_NUMBERS:
         return
     for i in places:
         for j in places:
@@ -198,7 +206,7 @@ def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float,
 
 
 def _dress_scans(axes: Any, sites: Sequence[str]) -> None:
-    turned = len(sites) > MOST_LEVEL_NAMES
+    turned = len(sites) > MAX_SITES_WITH_LEVEL_NAMES
     axes.set_xticks(range(len(sites)), [short_label(site) for site in sites], fontsize=8,
                     rotation=20 if turned else 0, ha="right" if turned else "center")
     axes.set_ylabel("distance to target, R", fontsize=8)

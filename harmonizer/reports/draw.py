@@ -1,7 +1,8 @@
-"""From numbers to PNG bytes: matplotlib's Agg canvas, no global state, no window, no dates inside.
+"""PNG images from arrays, drawn with matplotlib's Agg canvas.
 
-Equal input gives equal bytes. Pictures are cut down to a palette before they are saved: a report
-has ten of them for every scan and must stay small enough to be mailed.
+There is no global state, window or date, so that equal input gives equal bytes. Images are reduced
+to a palette before they are saved: a report has about ten images per scan and must remain small
+enough for email.
 """
 
 from __future__ import annotations
@@ -15,24 +16,36 @@ import numpy as np
 
 from .mosaic import Mosaic
 
-__all__ = ["Contour", "Colours", "draw_mosaic", "new_canvas", "to_png"]
+__all__ = ["Contour", "ColorScale", "draw_mosaic", "new_canvas", "to_png"]
 
 DPI = 100
-BAR_PIXELS = 40  # height of the strip that holds a colour bar
+COLOR_BAR_PIXELS = 40  # height of the strip with the color bar
 
 
 @dataclass(frozen=True)
 class Contour:
-    """The outline of ``mask`` (I, J, K), drawn in ``colour``."""
+    """Outline of a mask (I, J, K) in a color."""
 
     mask: np.ndarray
-    colour: str
+    color: str
     width: float = 0.9
 
 
 @dataclass(frozen=True)
-class Colours:
-    """A map of colours: its name, the values at both ends, the words beside its bar."""
+class ColorScale:
+    """Colormap with its range and the label of its bar.
+
+    Attributes
+    ----------
+    name : str
+        Name of a matplotlib colormap.
+    low, high : float
+        Values at both ends.
+    label : str
+        Text beside the color bar.
+    alpha : float
+        Opacity.
+    """
 
     name: str
     low: float
@@ -42,7 +55,7 @@ class Colours:
 
 
 def new_canvas(width: int, height: int) -> Any:
-    """An empty matplotlib Figure of that many pixels, drawn by Agg."""
+    """Return an empty matplotlib figure of that many pixels, drawn by Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,7 +65,7 @@ def new_canvas(width: int, height: int) -> Any:
 
 
 def to_png(canvas: Any) -> bytes:
-    """PNG bytes of a canvas, in greys where it has no colour, else in a palette of 256 colours."""
+    """Return the PNG bytes of a canvas: in grayscale if it has no color, else with 256 colors."""
     from PIL import Image
 
     canvas.canvas.draw()
@@ -73,60 +86,78 @@ def draw_mosaic(
     window: tuple[float, float] = (0.0, 1.0),
     contours: Sequence[Contour] = (),
     overlay: np.ndarray | None = None,
-    colours: Colours | None = None,
+    color_scale: ColorScale | None = None,
 ) -> bytes:
-    """The mosaic of ``image`` in greys between ``window``, with contours and a coloured overlay.
+    """Draw slices of an image with contours and a colored overlay.
 
-    Arrays are (I, J, K) on the mosaic's grid. ``overlay`` is drawn in ``colours`` where it is
-    finite, with a colour bar below. Without ``image`` the ground is white.
+    Parameters
+    ----------
+    mosaic : Mosaic
+        Plan of the slices.
+    image : (I, J, K) ndarray, optional
+        Image on the mosaic's grid; without it the background is white.
+    window : tuple of float
+        Intensities shown in black and in white.
+    contours : sequence of Contour
+        Outlines to draw.
+    overlay : (I, J, K) ndarray, optional
+        Values that are drawn in color where they are finite, with a color bar below.
+    color_scale : ColorScale, optional
+        Colors of the overlay.
+
+    Returns
+    -------
+    bytes
+        PNG image.
     """
     rows, columns = mosaic.size
-    canvas = new_canvas(columns, rows + (BAR_PIXELS if overlay is not None else 0))
+    canvas = new_canvas(columns, rows + (COLOR_BAR_PIXELS if overlay is not None else 0))
     axes = _pixel_axes(canvas, rows)
-    ground = np.full(mosaic.size, 1.0) if image is None else _grey(mosaic.cut(image), window)
+    ground = np.full(mosaic.size, 1.0) if image is None else _gray(mosaic.cut(image), window)
     axes.imshow(ground, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    if overlay is not None and colours is not None:
-        _colour(canvas, axes, mosaic, overlay, colours)
+    if overlay is not None and color_scale is not None:
+        _draw_overlay(canvas, axes, mosaic, overlay, color_scale)
     for contour in contours:
         line = mosaic.cut(np.asarray(contour.mask, dtype=np.float32))
         if line.max() > 0.5:
-            axes.contour(line, levels=[0.5], colors=[contour.colour], linewidths=contour.width)
+            axes.contour(line, levels=[0.5], colors=[contour.color], linewidths=contour.width)
     _write_letters(axes, mosaic, "black" if image is None else "white")
     return to_png(canvas)
 
 
 def _pixel_axes(canvas: Any, rows: int) -> Any:
-    """Axes at the top of the canvas in which one unit is one pixel."""
-    share = rows / round(canvas.get_figheight() * DPI)
-    axes = canvas.add_axes((0, 1 - share, 1, share))
+    """Return axes at the top of the canvas in which one unit is one pixel."""
+    fraction = rows / round(canvas.get_figheight() * DPI)
+    axes = canvas.add_axes((0, 1 - fraction, 1, fraction))
     axes.set_axis_off()
     return axes
 
 
-def _grey(picture: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+def _gray(picture: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     low, high = window
     return np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
 
 
-def _colour(canvas: Any, axes: Any, mosaic: Mosaic, overlay: np.ndarray, colours: Colours) -> None:
+def _draw_overlay(canvas: Any, axes: Any, mosaic: Mosaic, overlay: np.ndarray,
+                  color_scale: ColorScale) -> None:
     layer = mosaic.cut(overlay, order=0, fill=np.nan)
-    drawn = axes.imshow(np.ma.masked_invalid(layer), cmap=colours.name, vmin=colours.low,
-                        vmax=colours.high, alpha=colours.alpha, interpolation="nearest")
+    drawn = axes.imshow(np.ma.masked_invalid(layer), cmap=color_scale.name, vmin=color_scale.low,
+                        vmax=color_scale.high, alpha=color_scale.alpha, interpolation="nearest")
     height = canvas.get_figheight() * DPI
     bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.3, 26 / height, 0.4, 10 / height)),
                           orientation="horizontal")
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
-    bar.ax.text(-0.02, 0.5, colours.label, transform=bar.ax.transAxes, ha="right", va="center",
+    bar.ax.text(-0.02, 0.5, color_scale.label, transform=bar.ax.transAxes, ha="right", va="center",
                 fontsize=8)
 
 
-def _write_letters(axes: Any, mosaic: Mosaic, colour: str) -> None:
+def _write_letters(axes: Any, mosaic: Mosaic, color: str) -> None:
     from matplotlib.patheffects import withStroke
 
-    halo = [withStroke(linewidth=2, foreground="white" if colour == "black" else "black")]
+    halo = [withStroke(linewidth=2, foreground="white" if color == "black" else "black")]
     for letter in mosaic.letters():
         direction = len(letter.text) == 1
-        axes.text(letter.column, letter.row, letter.text, color=colour,
+        axes.text(letter.column, letter.row, letter.text, color=color,
                   ha="left" if letter.anchor == "l" else "right",
                   va="center" if direction else "bottom",
                   fontsize=10 if direction else 6.5, fontweight="bold" if direction else "normal",

@@ -1,8 +1,8 @@
-"""The figures of one scan: what was seen, what was decided, what was changed.
+"""Figures of one scan: brain mask, bias field, registration, tissues, harmonization.
 
-Each function takes arrays on one grid and returns a :class:`Figure`: PNG frames with the words that
-go with them. Two frames of a figure lie on top of each other in the report and flicker, so they are
-always drawn on the same slices with the same window.
+Each function takes arrays on one grid and returns a :class:`Figure`: PNG frames and their texts.
+The frames of a figure lie on top of each other in the report and alternate. They are therefore
+drawn on the same slices with the same window.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..evaluation.metrics.distribution import LEVELS, quantile_function
-from .draw import Colours, Contour, draw_mosaic, new_canvas, to_png
+from .draw import ColorScale, Contour, draw_mosaic, new_canvas, to_png
 from .mosaic import plan_mosaic
 
 if TYPE_CHECKING:
@@ -26,17 +26,25 @@ __all__ = ["Figure", "ScanImages", "scan_figures", "mask_figure", "bias_figures"
            "histogram_figure", "density", "short_label"]
 
 TISSUES = {"CSF": 1, "GM": 2, "WM": 3}
-GAIN_SHOWN_AS_IS = 1.5  # medians apart by less than this factor need no rescaling for display
-BINS = 80
-MASK_COLOUR, WHITE_COLOUR, GREY_COLOUR = "#ff4b3e", "#ffd400", "#3fa7ff"
+MAX_UNSCALED_GAIN = 1.5  # ratio of medians below which the display needs no rescaling
+HISTOGRAM_BINS = 80
+MASK_COLOR, WM_COLOR, GM_COLOR = "#ff4b3e", "#ffd400", "#3fa7ff"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a report.
+    """Figure of a report.
 
-    ``frames`` holds one PNG, or two or more that are shown in turn; ``labels`` names each frame.
-    ``alt`` is read aloud in place of the picture. All text is escaped when the report is rendered.
+    Attributes
+    ----------
+    title, caption : str
+        Texts; they are escaped when the report is rendered.
+    alt : str
+        Description for screen readers.
+    frames : tuple of bytes
+        One PNG, or several that are shown in turn.
+    labels : tuple of str
+        Name of each frame.
     """
 
     title: str
@@ -48,17 +56,27 @@ class Figure:
 
 @dataclass(frozen=True)
 class ScanImages:
-    """The arrays that the figures of one scan are drawn from; what is ``None`` is left out.
+    """Arrays for the figures of one scan; figures without their arrays are omitted.
 
-    ``native``: the image as conformed, before bias correction, with its brain mask (native grid).
-    ``bias_field``: the multiplicative field on the native grid; native / field = corrected.
-    ``registered``: the preprocessed image on the template's grid, with its mask.
-    ``template``, ``template_tissues``: template (with its brain mask) and its tissue labels
-    (0 outside, 1 CSF, 2 GM, 3 WM), same grid as ``registered``.
-    ``harmonized``: the harmonized image, same grid as ``registered``.
-    ``tissues``: tissue labels of this scan, same grid and codes as ``template_tissues``.
-    ``target_quantiles``: quantile functions of the target's scans, (scans, 200) each, by tissue:
-    "brain", "CSF", "GM", "WM"; levels as `harmonizer.evaluation.metrics.distribution.LEVELS`.
+    Attributes
+    ----------
+    native : Volume, optional
+        Conformed image before bias correction with its brain mask, on the native grid.
+    bias_field : (I, J, K) ndarray, optional
+        Multiplicative field on the native grid; corrected image = native / field.
+    registered : Volume, optional
+        Preprocessed image with its mask on the template's grid.
+    template : Volume, optional
+        Template with its brain mask.
+    template_tissues : (I, J, K) ndarray, optional
+        Tissue labels of the template: 0 outside, 1 CSF, 2 GM, 3 WM.
+    harmonized : Volume, optional
+        Harmonized image on the grid of `registered`.
+    tissues : (I, J, K) ndarray, optional
+        Tissue labels of this scan, coded as `template_tissues`.
+    target_quantiles : mapping, optional
+        Tissue ("brain", "CSF", "GM", "WM") -> quantile functions (scans, 200) of the target's scans
+        at `harmonizer.evaluation.metrics.distribution.LEVELS`.
     """
 
     native: Volume | None = None
@@ -74,9 +92,16 @@ class ScanImages:
 def scan_figures(
     images: ScanImages, target: str = "target", convention: str = "neurological"
 ) -> tuple[Figure, ...]:
-    """Every figure that the given arrays allow, in the order of the pipeline.
+    """Draw every figure that the given arrays allow, in the order of the pipeline.
 
-    ``convention``: "neurological" (patient's left at the left) or "radiological".
+    Parameters
+    ----------
+    images : ScanImages
+        Arrays of the scan.
+    target : str
+        Label of the target.
+    convention : str
+        "neurological" (patient's left at the left) or "radiological".
     """
     figures: list[Figure] = []
     native, registered, harmonized = images.native, images.registered, images.harmonized
@@ -99,14 +124,14 @@ def scan_figures(
 
 
 def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
-    """The brain mask's outline on the image it was found in."""
+    """Draw the brain mask's outline on the image from which it was estimated."""
     mosaic = plan_mosaic(volume.mask, volume.affine, convention=convention, margin_mm=14)
     picture = draw_mosaic(mosaic, volume.data, _window(volume.in_mask()),
-                          [Contour(volume.mask, MASK_COLOUR)])
-    litres = volume.mask.sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
+                          [Contour(volume.mask, MASK_COLOR)])
+    liters = volume.mask.sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
     return Figure(
         "Brain mask",
-        f"Red: outline of the brain mask ({litres:.2f} litres) on the image before bias "
+        f"Red: outline of the brain mask ({liters:.2f} liters) on the image before bias "
         "correction, native grid. Look for skull or neck inside the line and for cortex outside.",
         "Axial, coronal and sagittal slices of the head with the brain mask outlined in red",
         (picture,))
@@ -114,7 +139,7 @@ def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
 
 def bias_figures(volume: Volume, field: np.ndarray, convention: str = "neurological"
                  ) -> list[Figure]:
-    """The multiplicative field over the image, and the image with and without it."""
+    """Draw the bias field over the image, and the image before and after correction."""
     mask = volume.mask
     middle = np.median(field[mask])
     percent = np.where(mask, 100 * (field / middle - 1), np.nan)
@@ -128,8 +153,8 @@ def bias_figures(volume: Volume, field: np.ndarray, convention: str = "neurologi
                "The smooth field that was divided out, as deviation from its median. In this "
                f"brain it runs from {low:+.0f} % to {high:+.0f} % (1st and 99th percentile). It "
                "should be smooth and show no anatomy.",
-               "Slices of the brain with the bias field laid over it in colours",
-               (draw_mosaic(mosaic, volume.data, window, overlay=percent, colours=Colours(
+               "Slices of the brain with the bias field in color",
+               (draw_mosaic(mosaic, volume.data, window, overlay=percent, color_scale=ColorScale(
                    "RdBu_r", -limit, limit, "field, % from its median", 0.6)),)),
         Figure("Bias correction",
                "The image before and after the field was divided out, at one window. White matter "
@@ -145,14 +170,14 @@ def registration_figures(
     tissues: np.ndarray | None = None,
     convention: str = "neurological",
 ) -> list[Figure]:
-    """Template edges on the registered image, and both in turn; all on the template's grid."""
+    """Draw template edges on the registered image, and image and template as two frames."""
     brain = template.mask if template.mask is not None else template.data > 0
     mosaic = plan_mosaic(brain, template.affine, convention=convention)
     inside = registered.in_mask() if registered.mask is not None else registered.data[brain]
     window = _window(inside)
-    contours = [Contour(brain, MASK_COLOUR)]
+    contours = [Contour(brain, MASK_COLOR)]
     if tissues is not None:
-        contours.append(Contour(tissues == TISSUES["WM"], WHITE_COLOUR, 0.7))
+        contours.append(Contour(tissues == TISSUES["WM"], WM_COLOR, 0.7))
     image = draw_mosaic(mosaic, registered.data, window)
     edges = ("Red: the template's brain edge" + ("; yellow: the edge of its white matter"
                                                  if tissues is not None else ""))
@@ -172,17 +197,17 @@ def registration_figures(
 def tissue_figure(
     registered: Volume, tissues: np.ndarray, convention: str = "neurological"
 ) -> Figure:
-    """Borders of white and grey matter, as the segmenter drew them; tissues as in `ScanImages`."""
+    """Draw the borders of gray and white matter; labels as in `ScanImages.tissues`."""
     mosaic = plan_mosaic(registered.mask, registered.affine, convention=convention)
     window = _window(registered.in_mask())
-    contours = [Contour(tissues >= TISSUES["GM"], GREY_COLOUR, 0.6),
-                Contour(tissues == TISSUES["WM"], WHITE_COLOUR, 0.6)]
-    share = {name: (tissues == code).sum() / max((tissues > 0).sum(), 1)
-             for name, code in TISSUES.items()}
-    told = ", ".join(f"{name} {part:.0%}" for name, part in share.items())
+    contours = [Contour(tissues >= TISSUES["GM"], GM_COLOR, 0.6),
+                Contour(tissues == TISSUES["WM"], WM_COLOR, 0.6)]
+    fractions = {name: (tissues == code).sum() / max((tissues > 0).sum(), 1)
+                 for name, code in TISSUES.items()}
+    words = ", ".join(f"{name} {part:.0%}" for name, part in fractions.items())
     return Figure(
         "Tissues",
-        f"Blue: the edge of grey matter; yellow: that of white matter ({told} of the brain). The "
+        f"Blue: the edge of gray matter; yellow: that of white matter ({words} of the brain). The "
         "yellow line should run under the cortex, ventricles should lie outside the blue one. "
         "Lesions of white matter are counted as white matter.",
         "Slices of the registered brain without lines, then with the edges of its tissues",
@@ -192,13 +217,16 @@ def tissue_figure(
 
 
 def harmonization_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:
-    """Before and after in turn, same slices, one window; a gain is shown away and said."""
+    """Draw the image before and after harmonization as two frames with the same slices and window.
+
+    A large difference of scale is removed for display; the caption states the factor.
+    """
     mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
     window = _window(after.data[before.mask])
     shown, words = _for_display(before, after)
     return Figure(
         "Before and after harmonization",
-        f"Both at one window, {window[0]:.4g} to {window[1]:.4g}. {words}Grey levels may change; "
+        f"Both at one window, {window[0]:.4g} to {window[1]:.4g}. {words}Intensities may change; "
         "edges, sulci and lesions may not.",
         "Slices of the brain before and after harmonization in turn",
         (draw_mosaic(mosaic, shown, window), draw_mosaic(mosaic, after.data, window)),
@@ -206,7 +234,7 @@ def harmonization_figure(before: Volume, after: Volume, convention: str = "neuro
 
 
 def difference_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:
-    """After minus before inside the mask, in percent of the harmonized image's range."""
+    """Draw after minus before inside the mask, in percent of the harmonized image's range."""
     shown, words = _for_display(before, after)
     low, high = np.percentile(after.data[before.mask], [0.5, 99.5])
     scale = max(float(high - low), 1e-12)
@@ -218,10 +246,11 @@ def difference_figure(before: Volume, after: Volume, convention: str = "neurolog
         "What changed",
         f"After minus before, in percent of the harmonized image's 0.5 to 99.5 % range. {words}"
         f"Red: brighter now, blue: darker now; {mean:.1f} % on average. A change of contrast "
-        "follows the tissues; a lesion or a gyrus that stands alone here was invented.",
+        "follows the tissues; an isolated lesion or gyrus in this map was invented by the method.",
         "Slices with the signed difference of harmonized and original image in red and blue",
         (draw_mosaic(mosaic, None, overlay=percent, contours=[Contour(before.mask, "#777777", 0.5)],
-                     colours=Colours("RdBu_r", -limit, limit, "after - before, % of range")),))
+                     color_scale=ColorScale("RdBu_r", -limit, limit,
+                                            "after - before, % of range")),))
 
 
 def histogram_figure(
@@ -231,10 +260,19 @@ def histogram_figure(
     target_quantiles: Mapping[str, np.ndarray] | None = None,
     target: str = "target",
 ) -> Figure:
-    """In-mask and per-tissue histograms before and after, against the band of the target's scans.
+    """Draw histograms of brain and tissues before and after, with the range of the target's scans.
 
-    ``target_quantiles``: (scans, 200) by tissue name; the band spans the 5th to 95th percentile of
-    the target scans' densities at each intensity.
+    Parameters
+    ----------
+    before, after : Volume
+        Images on one grid.
+    tissues : (I, J, K) ndarray, optional
+        Tissue labels.
+    target_quantiles : mapping, optional
+        Tissue -> quantile functions (scans, 200). The band covers the 5th to 95th percentile of the
+        target scans' densities at each intensity.
+    target : str
+        Label of the target.
     """
     shown, words = _for_display(before, after)
     places = {"brain": before.mask}
@@ -257,28 +295,28 @@ def histogram_figure(
     return Figure(
         "Histograms",
         f"Intensities in the brain mask and in each tissue. {have}{words}",
-        "Histograms of intensity before and after harmonization for brain, CSF, grey and white "
+        "Histograms of intensity before and after harmonization for brain, CSF, gray and white "
         "matter", (to_png(canvas),))
 
 
 def density(quantiles: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Probability density over ``edges`` (n + 1) of a quantile function (200,): (n,) per unit.
+    """Return the probability density over bin edges (n + 1) of a quantile function (200,): (n,).
 
-    Smoothed with one bin, as 200 levels make rough histograms.
+    It is smoothed by one bin, because 200 levels give rough histograms.
     """
-    shares = np.diff(np.interp(edges, quantiles, LEVELS, left=0.0, right=1.0))
-    return ndimage.gaussian_filter1d(shares, 1.0, mode="constant") / np.diff(edges)
+    masses = np.diff(np.interp(edges, quantiles, LEVELS, left=0.0, right=1.0))
+    return ndimage.gaussian_filter1d(masses, 1.0, mode="constant") / np.diff(edges)
 
 
 def _edges(quantiles: list[np.ndarray]) -> np.ndarray:
-    """Bin edges that hold the 0.5 to 99.5 % range of all the given quantile functions."""
+    """Return bin edges that cover the 0.5 to 99.5 % range of all given quantile functions."""
     ends = np.array([np.interp([0.005, 0.995], LEVELS, q) for q in quantiles])
     low, high = ends[:, 0].min(), ends[:, 1].max()
     pad = 0.05 * (high - low) + 1e-6
-    return np.linspace(low - pad, high + pad, BINS + 1)
+    return np.linspace(low - pad, high + pad, HISTOGRAM_BINS + 1)
 
 
-def _centres(edges: np.ndarray) -> np.ndarray:
+def _centers(edges: np.ndarray) -> np.ndarray:
     return (edges[1:] + edges[:-1]) / 2
 
 
@@ -287,13 +325,13 @@ def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) ->
         return
     curves = np.stack([density(q, edges) for q in np.atleast_2d(quantiles)])
     low, high = np.percentile(curves, [5, 95], axis=0)
-    axes.fill_between(_centres(edges), low, high, color="#e69f00", alpha=0.35, linewidth=0,
+    axes.fill_between(_centers(edges), low, high, color="#e69f00", alpha=0.35, linewidth=0,
                       label=f"{short_label(target)} (n={len(curves)})")
-    axes.plot(_centres(edges), np.median(curves, axis=0), color="#b87400", linewidth=1)
+    axes.plot(_centers(edges), np.median(curves, axis=0), color="#b87400", linewidth=1)
 
 
-def _line(axes, values: np.ndarray, edges: np.ndarray, colour: str, label: str, style: str) -> None:
-    axes.plot(_centres(edges), density(quantile_function(values), edges), color=colour,
+def _line(axes, values: np.ndarray, edges: np.ndarray, color: str, label: str, style: str) -> None:
+    axes.plot(_centers(edges), density(quantile_function(values), edges), color=color,
               linestyle=style, linewidth=1.4, label=label)
 
 
@@ -310,22 +348,22 @@ def _dress(axes, name: str, first: bool) -> None:
 
 
 def short_label(text: str, longest: int = 18) -> str:
-    """A label that fits, its dollar signs kept from being read as mathematics."""
+    """Shorten a label, and escape dollar signs, which matplotlib reads as mathematics."""
     text = text if len(text) <= longest else text[:longest - 1] + "…"
     return text.replace("$", r"\$")
 
 
 def _window(inside: np.ndarray) -> tuple[float, float]:
-    """Grey window: from zero, or the darkest, to a little above the 99.5th percentile."""
+    """Return the gray window: from 0, or the minimum, to a little above the 99.5th percentile."""
     low, high = np.percentile(inside, [0.5, 99.5])
     return min(0.0, float(low)), float(high + 0.05 * abs(high - low))
 
 
 def _for_display(before: Volume, after: Volume) -> tuple[np.ndarray, str]:
-    """``before`` brought to ``after``'s brightness where a gain would hide the rest, and words."""
+    """Rescale the image before harmonization if its scale differs; return it with a note."""
     medians = [float(np.median(volume.data[before.mask])) for volume in (before, after)]
     gain = medians[1] / medians[0] if medians[0] > 0 and medians[1] > 0 else 1.0
-    if 1 / GAIN_SHOWN_AS_IS <= gain <= GAIN_SHOWN_AS_IS:
+    if 1 / MAX_UNSCALED_GAIN <= gain <= MAX_UNSCALED_GAIN:
         return before.data, ""
     return before.data * gain, (f"For display only, the image before is multiplied by {gain:.3g}, "
-                                "because its scale is another one. ")
+                                "because its scale differs. ")

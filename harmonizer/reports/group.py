@@ -1,4 +1,4 @@
-"""The report of the whole cohort: is the scanner gone, and may the numbers be trusted?"""
+"""Report of the whole cohort: site effects, subjects, biology and anatomy before and after."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["ScanRow", "Failure", "GroupReport", "render_group_report", "target_c
 
 @dataclass(frozen=True)
 class ScanRow:
-    """One scan of the cohort as the group report needs it."""
+    """Scan of the cohort as the group report needs it."""
 
     scan_id: str
     subject: str
@@ -50,7 +50,7 @@ class ScanRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """A scan or participant that was not finished: where it stopped, why, and what to do."""
+    """Scan or subject that was not finished: step, error message and remedy."""
 
     name: str
     step: str
@@ -60,17 +60,42 @@ class Failure:
 
 @dataclass(frozen=True)
 class GroupReport:
-    """Everything the group report says.
+    """Content of the group report.
 
-    ``scans``: the scans that were used. ``metrics``, ``quantiles``: as written by
-    `harmonizer.evaluation`. ``links``: participant label -> relative path of the subject report.
-    ``methods``: a small Markdown text. ``statistics``: the referee's tests, from which the four
-    answers are told. ``targets``: modality -> what its images were harmonized to. ``verdicts``:
-    method -> scan -> the anatomy guard's verdict. ``moved``: maps of where flagged images moved.
-    ``explained``: maps of what each scanner did to each tissue. ``doubts``: sentences that a reader
-    must see before any result, such as a covariate that is the site. ``named``: columns of the
-    scans' covariates that are compared with the site. ``fit``: sentences on what the fit modelled
-    and whom it left out.
+    Attributes
+    ----------
+    scans : tuple of ScanRow
+        Scans that were used.
+    metrics, quantiles : Metrics, QuantileTable
+        Tables of `harmonizer.evaluation`.
+    backend : str
+        The run's own method.
+    targets : mapping
+        Modality -> target.
+    title : str
+        Heading of the page.
+    failures, warnings : tuple
+        Unfinished scans; sentences at the top of the page.
+    links : mapping
+        Subject label -> relative path of the subject report.
+    methods : str
+        Methods text in a small Markdown.
+    software, provenance : mapping
+        Versions; method and model.
+    statistics : Statistics, optional
+        Tests on which the verdicts are based.
+    verdicts : mapping
+        Method -> scan -> verdict of the anatomy guard.
+    anatomy_changes : tuple of Figure
+        Maps of the changes of flagged images.
+    site_effects : tuple of Figure
+        Maps of the effect of each site on each tissue.
+    critical_warnings : tuple of str
+        Sentences that must be read before any result, such as a covariate confounded with site.
+    covariates : tuple of str
+        Columns of the scans' covariates that are compared between sites.
+    fit : tuple of str
+        Sentences on the model of the fit and on the scans that it excluded.
     """
 
     scans: tuple[ScanRow, ...]
@@ -87,22 +112,22 @@ class GroupReport:
     provenance: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
     verdicts: Mapping[str, Mapping[str, AnatomyCheck]] = field(default_factory=dict)
-    moved: tuple[Figure, ...] = ()
-    explained: tuple[Figure, ...] = ()
-    doubts: tuple[str, ...] = ()
-    named: tuple[str, ...] = ()
+    anatomy_changes: tuple[Figure, ...] = ()
+    site_effects: tuple[Figure, ...] = ()
+    critical_warnings: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
     fit: tuple[str, ...] = ()
 
     @property
-    def aimed_at(self) -> dict[str, tuple[str, ...]]:
-        """Target -> the modalities that aimed at it."""
+    def modalities_by_target(self) -> dict[str, tuple[str, ...]]:
+        """Target -> modalities that are harmonized to it."""
         return {target: tuple(m for m, t in self.targets.items() if t == target)
                 for target in dict.fromkeys(self.targets.values())}
 
 
 @dataclass(frozen=True)
 class ModalityView:
-    """What one modality's part of the report shows."""
+    """Content of one modality's part of the report."""
 
     modality: str
     target: str
@@ -117,31 +142,33 @@ class ModalityView:
 
 
 def render_group_report(path: Path, report: GroupReport) -> Path:
-    """Write ``report`` as one self-contained HTML file, atomically, and return its path."""
+    """Write the report as one self-contained HTML file, atomically, and return its path."""
     modalities = report.metrics.distinct("modality")
-    others = {name: [scan.covariates.get(name) for scan in report.scans] for name in report.named}
-    checks = check_confounding(*_people(report.scans), others=others)
-    grave = [check.warning for check in checks if check.is_site]
+    others = {name: [scan.covariates.get(name) for scan in report.scans]
+              for name in report.covariates}
+    checks = check_confounding(*_subject_columns(report.scans), others=others)
+    severe = [check.warning for check in checks if check.is_site]
     return render("group.html.j2", Path(path), {
         "title": report.title,
         "report": report,
         "checks": checks,
-        "doubts": list(dict.fromkeys((*grave, *report.doubts))),
+        "critical_warnings": list(dict.fromkeys((*severe, *report.critical_warnings))),
         "alarms": [check.warning for check in checks if check.warning],
         "variables": [check.variable for check in checks],
+        "unknown": _unknown_subjects(report),
         "sites": _site_counts(report.scans, checks),
         "targets": _target_words(report),
-        "people": len({scan.subject for scan in report.scans}),
+        "n_subjects": len({scan.subject for scan in report.scans}),
         "views": [_view(report, modality) for modality in modalities],
         "site_features": SITE_FEATURES,
         "scan_rows": _scan_rows(report),
-        "people_of": {scan.scan_id: scan.subject for scan in report.scans},
+        "subject_of": {scan.scan_id: scan.subject for scan in report.scans},
     }, script="sort.js")
 
 
 @dataclass(frozen=True)
 class ScanLine:
-    """One scan in the list of all: its person, place, and how its anatomy was judged."""
+    """Row of the table of scans: the scan, its numbers and its anatomy verdict."""
 
     scan: ScanRow
     before: float | None
@@ -151,38 +178,50 @@ class ScanLine:
 
 
 def _scan_rows(report: GroupReport) -> list[ScanLine]:
-    """Every scan with its distance to the target before and after, structure, and verdict."""
+    """Return every scan with its distances to the target, structure measure and verdict."""
     found: dict[tuple[str, str], dict[str, float | None]] = {}
     for row in report.metrics:
         if row.scan and row.tissue == "brain" and row.backend in ("", report.backend):
             found.setdefault((row.measure, row.stage), {})[row.scan] = row.value
     distance = [found.get(("wasserstein_to_target", stage), {}) for stage in ("before", "after")]
     structure = found.get(("ssim_structure", "change"), {})
-    judged = report.verdicts.get(report.backend, {})
+    verdicts = report.verdicts.get(report.backend, {})
     return [ScanLine(scan, distance[0].get(scan.scan_id), distance[1].get(scan.scan_id),
                      structure.get(scan.scan_id),
-                     "" if scan.scan_id not in judged else
-                     "held" if judged[scan.scan_id].ok else "flagged")
+                     "" if scan.scan_id not in verdicts else
+                     "within limits" if verdicts[scan.scan_id].ok else "flagged")
             for scan in report.scans]
 
 
 def _target_words(report: GroupReport) -> str:
-    """The target, or each with its modalities where they are several."""
-    aimed_at = report.aimed_at
-    if len(aimed_at) < 2:
-        return next(iter(aimed_at), "none")
+    """Return the target, or several targets with their modalities."""
+    modalities_by_target = report.modalities_by_target
+    if len(modalities_by_target) < 2:
+        return next(iter(modalities_by_target), "none")
     return "; ".join(f"{target} ({', '.join(modalities)})"
-                     for target, modalities in aimed_at.items())
+                     for target, modalities in modalities_by_target.items())
 
 
-def _people(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
+def _subject_columns(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
     return ([scan.subject for scan in scans], [scan.site for scan in scans],
             [scan.age for scan in scans], [scan.sex for scan in scans])
 
 
+def _unknown_subjects(report: GroupReport) -> dict[str, int]:
+    """Count the subjects without a value of each variable that is compared between sites."""
+    known = {"age": {scan.subject for scan in report.scans if scan.age is not None},
+             "sex": {scan.subject for scan in report.scans
+                     if (scan.sex or "").strip()[:1].upper() in ("M", "F")}}
+    known |= {name: {scan.subject for scan in report.scans
+                     if scan.covariates.get(name) not in (None, "", "n/a")}
+              for name in report.covariates}
+    subjects = {scan.subject for scan in report.scans}
+    return {name: len(subjects - with_value) for name, with_value in known.items()}
+
+
 def _site_counts(scans: Sequence[ScanRow], checks: Sequence[ConfoundingCheck]
                  ) -> list[tuple[str, int, int, list[str]]]:
-    """Site, scans, people, and each variable in words, sites sorted."""
+    """Return site, scans, subjects, and each variable in words, sorted by site."""
     rows = []
     for site in sorted({scan.site for scan in scans}):
         here = [scan for scan in scans if scan.site == site]
@@ -203,7 +242,7 @@ def _view(report: GroupReport, modality: str) -> ModalityView:
 
 
 def _evidence(report: GroupReport, modality: str) -> Evidence:
-    """The referee's cards and tables; nothing where nothing was tested."""
+    """Return cards and tables, or nothing if no test was made."""
     if report.statistics is None:
         return Evidence()
     others = [name for name in report.verdicts if name != report.backend]
@@ -211,13 +250,13 @@ def _evidence(report: GroupReport, modality: str) -> Evidence:
 
 
 def _of_method(metrics: Metrics, backend: str) -> Metrics:
-    """The rows of one method; all where no row names it (tables of another maker)."""
+    """Return the rows of one method; all rows if none names it."""
     own = metrics.select(backend=backend)
     return own if len(own) else metrics
 
 
 def _figures(metrics: Metrics, quantiles: QuantileTable, target: str) -> tuple[Figure, ...]:
-    """The modality's figures; those between sites only where there are two."""
+    """Draw the modality's figures; those between sites need two sites."""
     before, after = quantiles.select(stage="before"), quantiles.select(stage="after")
     figures: list[Figure] = []
     if len(after):
@@ -245,9 +284,10 @@ def _histograms(before: QuantileTable, after: QuantileTable, ruler: np.ndarray, 
 
 
 def target_curve(quantiles: QuantileTable, target: str) -> np.ndarray:
-    """What the images were aimed at, (200,): the target site's mean before, else all scans' after.
+    """Return the quantile function (200,) of the target.
 
-    A target that is no site of the cohort is shown by what the scans became.
+    It is the mean of the target site before harmonization. If the target is not a site of the
+    cohort, it is the mean of all harmonized scans.
     """
     of_target = quantiles.select(stage="before", site=target)
     return (of_target if len(of_target) else quantiles.select(stage="after")).matrix().mean(axis=0)

@@ -1,8 +1,8 @@
-"""One HTML file that needs nothing else: no network, no folder beside it, no trust in its text.
+"""Rendering of a self-contained HTML file.
 
-Participant labels, site names and error messages come from strangers. Jinja2 escapes all of them;
-pictures are inlined as data; a content security policy forbids the file to load anything and to run
-anything but the one script that sorts tables, known by its hash.
+The file needs no network and no other file. Subject labels, site names and error messages are not
+trusted: Jinja2 escapes them, images are inlined as data, and a content security policy forbids
+loading anything and running any script except the bundled one, which is identified by its hash.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _INLINE = re.compile(r"\*\*(?P<bold>[^*]+)\*\*|\*(?P<slanted>[^*\s][^*]*)\*|`(?P
 
 
 def render(template: str, path: Path, context: Mapping[str, Any], *, script: str = "") -> Path:
-    """Fill ``templates/<template>`` with ``context`` and write it to ``path`` atomically.
+    """Render `templates/<template>` with `context` and write it to `path` atomically.
 
-    ``script``: a file of ``templates``, the only one that the page may run, or none.
+    `script` is the file of `templates` that the page may run, or empty.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -42,38 +42,43 @@ def render(template: str, path: Path, context: Mapping[str, Any], *, script: str
 
 
 def script_hash(code: str) -> str:
-    """The hash by which a content security policy knows an inline script."""
+    """Return the hash by which a content security policy allows an inline script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
 
 
 def image_uri(png: bytes) -> str:
-    """PNG bytes as a data URI."""
+    """Return PNG bytes as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def number_words(value: float | None, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits; n/a for None and NaN; no exponents."""
+    """Format a number with `digits` significant digits and no exponent; n/a for None and NaN.
+
+    Values below 1e-12 are rounding errors and shown as 0.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "n/a"
-    if 0 < abs(value) < 1e-4:
+    if abs(value) < 1e-12:
+        return "0"
+    if abs(value) < 1e-4:
         return "< 0.0001" if value > 0 else "> -0.0001"
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 def relative_link(path: str) -> str:
-    """A relative path as a link: everything but plain characters and slashes is percent-encoded."""
+    """Percent-encode a relative path for a link, except plain characters and slashes."""
     return quote(path, safe="/._-")
 
 
 def anchor(text: str) -> str:
-    """A fragment name made of letters, digits, underscores and hyphens."""
+    """Return a fragment name made of letters, digits, underscores and hyphens."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", text)
 
 
 def markdown(text: str) -> Any:
-    """HTML of a small Markdown: headings, lists, paragraphs, bold, slanted, code, web links.
+    """Convert a small Markdown to HTML: headings, lists, bold, italics, code, web links.
 
-    Everything else, HTML tags included, is shown as it stands.
+    Everything else, including HTML tags, is shown literally.
     """
     from markupsafe import Markup
 
@@ -83,7 +88,7 @@ def markdown(text: str) -> Any:
 
 
 def _split_headings(block: str) -> list[str]:
-    """A block cut so that every heading stands alone, also where no blank line follows it."""
+    """Split a block so that every heading is separate, even without a blank line after it."""
     parts: list[str] = [""]
     for line in block.split("\n"):
         if line.startswith("#"):
@@ -108,7 +113,7 @@ def _block(block: str) -> Any:
 
 
 def _inline(text: str) -> Any:
-    """Escaped text with bold, slanted, code and web links."""
+    """Escape text and convert bold, italics, code and web links."""
     from markupsafe import Markup, escape
 
     done, end = Markup(""), 0

@@ -1,13 +1,12 @@
-"""Slices of a volume laid side by side, the right way up.
+"""Upright slices of a volume, side by side.
 
-A :class:`Mosaic` is planned once, from one mask and one affine, and then cuts any array of that
-grid on the very same slices, so that frames can flicker and contours fit. Voxels are first brought
-to RAS order (first axis to the patient's right, second to the front, third to the top). Then
+A :class:`Mosaic` is planned once from a mask and an affine. It then cuts any array of that grid on
+the same slices, so that frames and contours match. Voxels are first brought to RAS order (first
+axis to the patient's right, second to the front, third to the top). Axial slices show front up;
+coronal slices top up; sagittal slices top up and front to the right.
 
-* axial: front up; * coronal: top up; * sagittal: top up, front to the right.
-
-Left and right follow the convention: "neurological" shows the patient's left at the left, as
-nilearn and fMRIPrep do; "radiological" shows it at the right. The letters are drawn on the picture.
+The "neurological" convention shows the patient's left at the left, as in nilearn and fMRIPrep;
+"radiological" shows it at the right. Letters on the image mark the directions.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from scipy import ndimage
 
 __all__ = ["Mosaic", "Letter", "plan_mosaic"]
 
-PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+PLANE_AXES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 """Plane -> RAS axes (across the slices, horizontal, vertical)."""
-ENDS = {0: ("L", "R"), 1: ("P", "A"), 2: ("I", "S")}
-GAP = 4  # pixels between tiles
-FIRST, LAST = 0.14, 0.86  # first and last slice as shares of the brain's extent
+DIRECTION_LETTERS = {0: ("L", "R"), 1: ("P", "A"), 2: ("I", "S")}
+TILE_GAP_PIXELS = 4
+FIRST_SLICE_FRACTION, LAST_SLICE_FRACTION = 0.14, 0.86  # of the brain's extent
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A short text on the mosaic; row and column in pixels from the top left, anchor "l" or "r"."""
+    """Short text on the mosaic: row and column in pixels from the top left, anchor "l" or "r"."""
 
     row: float
     column: float
@@ -40,7 +39,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Tile:
-    """One slice: plane, index across, first and last voxel along both axes, its place in pixels."""
+    """Slice: plane, index, first and last voxel along both axes, and place in pixels."""
 
     plane: str
     index: int
@@ -54,7 +53,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Mosaic:
-    """A plan of slices for one grid; :meth:`cut` applies it to any array of that grid."""
+    """Plan of slices for one grid; :meth:`cut` applies it to any array of that grid."""
 
     affine: np.ndarray
     shape: tuple[int, int, int]
@@ -63,9 +62,21 @@ class Mosaic:
     convention: str = "neurological"
 
     def cut(self, array: np.ndarray, order: int = 1, fill: float = 0.0) -> np.ndarray:
-        """The mosaic of ``array`` (I, J, K): 2D float32, first row on top; ``fill`` between tiles.
+        """Cut the slices out of an array.
 
-        ``order``: 1 interpolates linearly, 0 takes the nearest voxel (labels, masks).
+        Parameters
+        ----------
+        array : (I, J, K) ndarray
+            Values on the mosaic's grid.
+        order : int
+            1 interpolates linearly; 0 takes the nearest voxel (labels, masks).
+        fill : float
+            Value between tiles.
+
+        Returns
+        -------
+        (rows, columns) float32 ndarray
+            Image with the first row on top.
         """
         canvas = np.full(self.size, fill, dtype=np.float32)
         upright = _to_ras(np.asarray(array), self.affine)
@@ -76,7 +87,7 @@ class Mosaic:
         return canvas
 
     def letters(self) -> tuple[Letter, ...]:
-        """Direction letters on the first tile of each plane, and each slice's place in mm."""
+        """Return direction letters of each plane and each slice's position in mm."""
         first = {tile.plane: tile for tile in reversed(self.tiles)}
         letters = [letter for tile in first.values() for letter in self._ends(tile)]
         return tuple(letters + [self._place(tile) for tile in self.tiles])
@@ -85,26 +96,26 @@ class Mosaic:
         return self.convention == "radiological" and plane != "sagittal"
 
     def _slice(self, upright: np.ndarray, tile: Tile, order: int, fill: float) -> np.ndarray:
-        across, _, _ = PLANES[tile.plane]
+        across, _, _ = PLANE_AXES[tile.plane]
         plane = np.take(upright, tile.index, axis=across).astype(np.float32)
-        x, y = (_centres(*tile.horizontal, tile.width), _centres(*tile.vertical, tile.height))
+        x, y = (_centers(*tile.horizontal, tile.width), _centers(*tile.vertical, tile.height))
         x = x[::-1] if self._flipped(tile.plane) else x
         grid = np.meshgrid(x, y[::-1])  # the top row is the far end of the vertical axis
         return ndimage.map_coordinates(plane, grid, order=order, mode="constant", cval=fill)
 
     def _ends(self, tile: Tile) -> list[Letter]:
-        low, high = ENDS[PLANES[tile.plane][1]]
+        low, high = DIRECTION_LETTERS[PLANE_AXES[tile.plane][1]]
         if self._flipped(tile.plane):
             low, high = high, low
         return [Letter(tile.top + 9, tile.left + 2, low),
                 Letter(tile.top + 9, tile.left + tile.width - 2, high, "r")]
 
     def _place(self, tile: Tile) -> Letter:
-        across, *_ = PLANES[tile.plane]
+        across, *_ = PLANE_AXES[tile.plane]
         upright = _ras_affine(self.affine, self.shape)
-        centre = (np.array(_ras_shape(self.affine, self.shape)) - 1) / 2
-        centre[across] = tile.index
-        position = (upright @ [*centre, 1])[across]
+        center = (np.array(_ras_shape(self.affine, self.shape)) - 1) / 2
+        center[across] = tile.index
+        position = (upright @ [*center, 1])[across]
         text = f"{'xyz'[across]} {round(position):+d}"
         return Letter(tile.top + tile.height - 2, tile.left + 2, text)
 
@@ -118,10 +129,27 @@ def plan_mosaic(
     convention: str = "neurological",
     margin_mm: float = 6.0,
 ) -> Mosaic:
-    """Plan ``columns`` slices of each plane, spread over the box of ``mask`` (I, J, K).
+    """Plan `columns` slices of each plane, evenly spaced over the bounding box of a mask.
 
-    All tiles share one scale, in which the widest one is ``tile_pixels`` wide, and show
-    ``margin_mm`` of what lies around the mask. An empty mask means the whole volume.
+    All tiles have one scale, at which the widest is `tile_pixels` wide, and include a margin around
+    the mask.
+
+    Parameters
+    ----------
+    mask : (I, J, K) ndarray
+        Mask; if empty, the whole volume is shown.
+    affine : (4, 4) ndarray
+        Affine of the grid.
+    columns : int
+        Number of slices per plane.
+    tile_pixels : int
+        Width of the widest tile.
+    planes : sequence of str
+        "axial", "coronal", "sagittal".
+    convention : str
+        "neurological" or "radiological".
+    margin_mm : float
+        Margin around the mask.
     """
     upright = _to_ras(np.asarray(mask, dtype=bool), affine)
     spacing = np.linalg.norm(_ras_affine(affine, mask.shape)[:3, :3], axis=0)
@@ -129,31 +157,33 @@ def plan_mosaic(
     margin = margin_mm / spacing
     edges = [(a - m, b + m) for a, b, m in zip(low - 0.5, high + 0.5, margin)]
     extent = np.array([b - a for a, b in edges]) * spacing
-    scale = tile_pixels / max(extent[PLANES[plane][1]] for plane in planes)
+    scale = tile_pixels / max(extent[PLANE_AXES[plane][1]] for plane in planes)
     tiles: list[Tile] = []
-    top = GAP
+    top = TILE_GAP_PIXELS
     for plane in planes:
-        across, h, v = PLANES[plane]
+        across, h, v = PLANE_AXES[plane]
         width, height = round(extent[h] * scale), round(extent[v] * scale)
-        for column, index in enumerate(_spread(low[across], high[across], columns)):
-            left = GAP + column * (tile_pixels + GAP) + (tile_pixels - width) // 2
+        for column, index in enumerate(_slice_indices(low[across], high[across], columns)):
+            left = (TILE_GAP_PIXELS + column * (tile_pixels + TILE_GAP_PIXELS)
+                    + (tile_pixels - width) // 2)
             tiles.append(Tile(plane, index, edges[h], edges[v], top, left, height, width))
-        top += height + GAP
+        top += height + TILE_GAP_PIXELS
     return Mosaic(np.asarray(affine), mask.shape, tuple(tiles),
-                  (top, GAP + columns * (tile_pixels + GAP)), convention)
+                  (top, TILE_GAP_PIXELS + columns * (tile_pixels + TILE_GAP_PIXELS)), convention)
 
 
-def _spread(low: int, high: int, count: int) -> list[int]:
-    return [round(low + share * (high - low)) for share in np.linspace(FIRST, LAST, count)]
+def _slice_indices(low: int, high: int, count: int) -> list[int]:
+    fractions = np.linspace(FIRST_SLICE_FRACTION, LAST_SLICE_FRACTION, count)
+    return [round(low + fraction * (high - low)) for fraction in fractions]
 
 
-def _centres(start: float, stop: float, count: int) -> np.ndarray:
-    """Voxel coordinates of the centres of ``count`` equal pixels between two edges."""
+def _centers(start: float, stop: float, count: int) -> np.ndarray:
+    """Return voxel coordinates of the centers of `count` equal pixels between two edges."""
     return start + (np.arange(count) + 0.5) * (stop - start) / count
 
 
 def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last index of the mask along each axis."""
+    """Return first and last index of the mask along each axis."""
     found = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return np.array([f[0] for f in found]), np.array([f[-1] for f in found])
 

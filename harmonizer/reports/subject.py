@@ -1,4 +1,4 @@
-"""The report of one participant: what came in, what was decided, what was changed, on one page."""
+"""Report of one subject: input, processing decisions, quality checks and figures on one page."""
 
 from __future__ import annotations
 
@@ -20,9 +20,20 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One number of a scan with the limits it is held to; ``flagged`` where it breaks them.
+    """Measure of a scan with its limits.
 
-    ``limits`` is text such as "at least 0.90"; empty where the number is only reported.
+    Attributes
+    ----------
+    name : str
+        Measure.
+    value : float, optional
+        Value.
+    unit : str
+        Unit.
+    limits : str
+        Text such as "at least 0.90"; empty if there is no limit.
+    flagged : bool
+        Whether the value is outside of its limits.
     """
 
     name: str
@@ -34,12 +45,27 @@ class Check:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """Everything the report says about one scan. Plain values; all text is escaped on rendering.
+    """Content of the report on one scan; all text is escaped on rendering.
 
-    ``facts``: what came in (site, its provenance, scanner, field strength, voxel size,
-    orientation), in the order to be shown. ``checks``: mask and registration quality and anatomy
-    numbers. ``provenance``: backend, version, target, model hash, seed, device. ``timing``: seconds
-    by step. ``error``: the message of the error that stopped this scan, with ``remedy``.
+    Attributes
+    ----------
+    scan_id : str
+        Scan.
+    facts : mapping
+        Input (site, source of the site label, scanner, field strength, voxel size, orientation), in
+        the order of the page.
+    figures : tuple of Figure
+        Figures.
+    checks : tuple of Check
+        Mask, registration and anatomy measures.
+    warnings : tuple of str
+        Sentences.
+    provenance : mapping
+        Backend, version, target, model hash, seed, device.
+    timing : mapping
+        Step -> seconds.
+    error, remedy : str, optional
+        Message of the error that stopped this scan, and what to do.
     """
 
     scan_id: str
@@ -55,11 +81,22 @@ class ScanReport:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """One participant's scans with the method text and what was used to make them.
+    """Content of the report of one subject.
 
-    ``participant``: label without "sub-". ``methods``: a small Markdown text. ``software``: version
-    by name. ``settings``: value by name. ``group_report``: its relative path, linked where given.
-    ``convention``: the one the figures were drawn in.
+    Attributes
+    ----------
+    participant : str
+        Label without "sub-".
+    scans : tuple of ScanReport
+        Scans.
+    methods : str
+        Methods text in a small Markdown.
+    software, settings : mapping
+        Versions and settings by name.
+    group_report : str, optional
+        Relative path of the group report.
+    convention : str
+        Convention of the figures: "neurological" or "radiological".
     """
 
     participant: str
@@ -72,7 +109,7 @@ class SubjectReport:
 
 
 def render_subject_report(path: Path, report: SubjectReport) -> Path:
-    """Write ``report`` as one self-contained HTML file, atomically, and return its path."""
+    """Write the report as one self-contained HTML file, atomically, and return its path."""
     return render("subject.html.j2", Path(path), {
         "title": f"sub-{report.participant}: harmonization report",
         "report": report,
@@ -83,5 +120,5 @@ def render_subject_report(path: Path, report: SubjectReport) -> Path:
 
 
 def needs_a_look(scan: ScanReport) -> bool:
-    """Whether a scan has a warning, a number outside its limits, or an error."""
+    """Return whether a scan has a warning, a measure outside its limits, or an error."""
     return bool(scan.error or scan.warnings or any(check.flagged for check in scan.checks))

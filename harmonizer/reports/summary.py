@@ -1,4 +1,4 @@
-"""What the tables of a cohort say, in rows and sentences for the group report."""
+"""Rows and sentences of the group report from the tables of the evaluation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..evaluation.table import MEASURES, Metrics
 __all__ = ["DistanceRow", "FeatureRow", "SiteRow", "Outlier", "mean_distance", "headline",
            "anatomy_sentence", "distance_rows", "feature_rows", "site_rows", "outliers"]
 
-WHISKER = 1.5  # Tukey's fences: this many interquartile ranges beyond the quartiles
-FEWEST_FOR_OUTLIERS = 8
-CONTRAST_KEPT = (0.8, 1.25)  # mean range over R within which distances can be compared
+TUKEY_FENCE_IQR = 1.5  # distance from the quartiles in interquartile ranges
+MIN_SCANS_FOR_OUTLIERS = 8
+COMPARABLE_RANGE_RATIO = (0.8, 1.25)  # range over R at which distances are comparable
 SITE_FEATURES = ("median", "p95", "gm_wm_ratio", "csf_wm_ratio", "noise_wm", "blur_x", "blur_y",
                  "blur_z")
-WATCHED = (("wasserstein_to_target", "after", 0.01), ("ssim_structure", "change", 0.99),
+OUTLIER_MEASURES = (("wasserstein_to_target", "after", 0.01), ("ssim_structure", "change", 0.99),
            ("gradient_agreement", "change", 0.99))
-"""Measure, stage, and the value up to which no scan is worth a look, however far from the rest."""
+"""Measure, stage, and the value up to which a scan is never reported as an outlier."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,31 @@ class DistanceRow:
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """What the site does to one feature, before and after.
+    """Site effect on one feature before and after harmonization.
 
-    ``before``, ``after``: eta squared. ``spread_before``, ``spread_after``: standard deviation of
-    the sites' means over their mean, in percent. ``chance``: (k - 1) / (n - 1).
+    Attributes
+    ----------
+    feature : str
+        Feature.
+    before, after : float, optional
+        Eta squared of site.
+    site_cv_before, site_cv_after : float, optional
+        Coefficient of variation of the sites' means in percent.
+    chance : float
+        Expected eta squared by chance: (k - 1) / (n - 1) for k sites and n scans.
     """
 
     feature: str
     before: float | None
     after: float | None
-    spread_before: float | None
-    spread_after: float | None
+    site_cv_before: float | None
+    site_cv_after: float | None
     chance: float
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """A site's mean features, "before" and "after" texts in the order of SITE_FEATURES."""
+    """Mean features of a site: "before" and "after" texts in the order of `SITE_FEATURES`."""
 
     site: str
     scans: int
@@ -59,7 +67,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A scan whose number lies beyond the fence of the cohort."""
+    """Scan whose value lies beyond the cohort's fence."""
 
     scan: str
     site: str
@@ -69,32 +77,32 @@ class Outlier:
 
 
 def mean_distance(metrics: Metrics, stage: str, tissue: str = "brain") -> float | None:
-    """Mean over all pairs of sites of the distance between them at one stage, in R, or None."""
+    """Return the mean distance between all pairs of sites at one stage in R, or None."""
     values = metrics.select(measure="wasserstein_between_sites", stage=stage,
                             tissue=tissue).values()
     return float(np.mean(values)) if values else None
 
 
 def headline(metrics: Metrics, backend: str, target: str) -> str:
-    """The distance between sites before, rescaled and after, in two plain sentences."""
+    """Return the distance between sites before, rescaled and after, in two sentences."""
     before, rescaled, after = (mean_distance(metrics, stage)
                                for stage in ("before", "rescaled", "after"))
     if before is None:
         return ("Only one site was evaluated, so no distance between sites can be given. "
-                "Harmonization needs at least two sites to be judged.")
+                "An evaluation of harmonization needs at least two sites.")
     if after is None:
         return (f"Before harmonization the mean distance between two sites is {before:.3f} R. "
                 "No harmonized image was evaluated.")
-    way = "fell" if after < before else "did not fall: it went"
+    way = "fell" if after < before else "did not fall but changed"
     words = (f"With {backend} to {target}, the mean distance between two sites' histograms {way} "
              f"from {before:.3f} R to {after:.3f} R")
     return words + _against_rescaling(after, rescaled) + _faded(metrics)
 
 
 def _faded(metrics: Metrics) -> str:
-    """A warning where the harmonized images do not have the target's contrast; else empty."""
+    """Return a warning if the harmonized images lack the target's contrast, else ""."""
     ratios = metrics.select(measure="range_ratio", stage="after").values()
-    low, high = CONTRAST_KEPT
+    low, high = COMPARABLE_RANGE_RATIO
     if not ratios or low <= np.mean(ratios) <= high:
         return ""
     return (f" Caution: the harmonized images have {100 * np.mean(ratios):.0f} % of the target's "
@@ -105,14 +113,14 @@ def _against_rescaling(after: float, rescaled: float | None) -> str:
     if rescaled is None:
         return "."
     if after < rescaled:
-        return (f". Giving every scan the target's mean and spread, and nothing more, would reach "
-                f"{rescaled:.3f} R.")
-    return (f". But giving every scan the target's mean and spread, and nothing more, reaches "
-            f"{rescaled:.3f} R: on this measure the method gains nothing over a linear rescaling.")
+        return (f". Giving every scan the target's mean and standard "
+                f"deviation alone would reach {rescaled:.3f} R.")
+    return (f". But giving every scan the target's mean and standard deviation alone reaches "
+            f"{rescaled:.3f} R: by this measure the method is no better than linear rescaling.")
 
 
 def anatomy_sentence(metrics: Metrics) -> str:
-    """Mean and worst scan of both anatomy measures; empty where nothing was harmonized."""
+    """Return mean and worst scan of both anatomy measures; "" if nothing was harmonized."""
     parts = []
     for measure, name in (("ssim_structure", "the structure term of SSIM"),
                           ("gradient_agreement", "the agreement of edge directions")):
@@ -128,7 +136,7 @@ def anatomy_sentence(metrics: Metrics) -> str:
 
 
 def distance_rows(metrics: Metrics) -> list[DistanceRow]:
-    """Mean distance between sites for the whole brain and every tissue that was measured."""
+    """Return the mean distance between sites for the whole brain and every measured tissue."""
     table = metrics.select(measure="wasserstein_between_sites")
     return [DistanceRow(tissue, *(mean_distance(metrics, stage, tissue)
                                   for stage in ("before", "rescaled", "after")))
@@ -136,7 +144,7 @@ def distance_rows(metrics: Metrics) -> list[DistanceRow]:
 
 
 def feature_rows(metrics: Metrics) -> list[FeatureRow]:
-    """Site eta squared and spread of the sites' means of each feature, before and after."""
+    """Return site eta squared and variation of the sites' means of each feature."""
     table = metrics.select(measure="site_eta_squared")
     scans = metrics.select(stage="before", measure="median")
     sites, count = len(scans.distinct("site")), len(scans.distinct("scan"))
@@ -145,34 +153,34 @@ def feature_rows(metrics: Metrics) -> list[FeatureRow]:
         feature,
         _only(table.select(reference=feature, stage="before")),
         _only(table.select(reference=feature, stage="after")),
-        _site_spread(metrics.select(measure=feature, stage="before")),
-        _site_spread(metrics.select(measure=feature, stage="after")), chance)
+        _site_cv(metrics.select(measure=feature, stage="before")),
+        _site_cv(metrics.select(measure=feature, stage="after")), chance)
         for feature in table.distinct("reference")]
 
 
-def _site_spread(metrics: Metrics) -> float | None:
-    """Standard deviation of the sites' means over the absolute mean of them, percent."""
+def _site_cv(metrics: Metrics) -> float | None:
+    """Return the coefficient of variation of the sites' means in percent."""
     means = [np.nanmean(metrics.select(site=site).values()) for site in metrics.distinct("site")]
-    centre = abs(np.mean(means)) if means else 0.0
-    return float(100 * np.std(means, ddof=1) / centre) if len(means) > 1 and centre > 0 else None
+    center = abs(np.mean(means)) if means else 0.0
+    return float(100 * np.std(means, ddof=1) / center) if len(means) > 1 and center > 0 else None
 
 
 def site_rows(metrics: Metrics) -> list[SiteRow]:
-    """Mean and standard deviation of SITE_FEATURES over each site's scans, before and after."""
+    """Return mean and standard deviation of `SITE_FEATURES` over each site's scans."""
     rows = []
     for site in sorted(metrics.select(stage="before", measure="median").distinct("site")):
         of_site = metrics.select(site=site)
-        cells = tuple((_spread(of_site.select(measure=name, stage="before")),
-                       _spread(of_site.select(measure=name, stage="after")))
+        cells = tuple((_mean_std_words(of_site.select(measure=name, stage="before")),
+                       _mean_std_words(of_site.select(measure=name, stage="after")))
                       for name in SITE_FEATURES)
         rows.append(SiteRow(site, len(of_site.select(stage="before", measure="median")), cells))
     return rows
 
 
 def outliers(metrics: Metrics) -> list[Outlier]:
-    """Scans beyond Tukey's fence on the bad side of a watched measure; none below 8 scans."""
+    """Return scans beyond Tukey's fence on the worse side of a measure; none below 8 scans."""
     found = []
-    for measure, stage, harmless in WATCHED:
+    for measure, stage, harmless in OUTLIER_MEASURES:
         rows = [row for row in metrics.select(measure=measure, stage=stage, tissue="brain")
                 if row.scan and row.value is not None]
         lower_is_better = MEASURES[measure].better == "lower"
@@ -185,11 +193,11 @@ def outliers(metrics: Metrics) -> list[Outlier]:
 
 
 def _fence(values: Sequence[float], upper: bool) -> float:
-    """Tukey's upper or lower fence; infinitely far with too few values."""
-    if len(values) < FEWEST_FOR_OUTLIERS:
+    """Return Tukey's upper or lower fence; infinite with too few values."""
+    if len(values) < MIN_SCANS_FOR_OUTLIERS:
         return np.inf if upper else -np.inf
     first, third = np.percentile(values, [25, 75])
-    reach = WHISKER * (third - first)
+    reach = TUKEY_FENCE_IQR * (third - first)
     return float(third + reach if upper else first - reach)
 
 
@@ -197,7 +205,7 @@ def _only(metrics: Metrics) -> float | None:
     return metrics.rows[0].value if len(metrics) else None
 
 
-def _spread(metrics: Metrics) -> str:
+def _mean_std_words(metrics: Metrics) -> str:
     """Mean and, from two values on, standard deviation as text."""
     values = [value for value in metrics.values() if np.isfinite(value)]
     if not values:
@@ -205,5 +213,5 @@ def _spread(metrics: Metrics) -> str:
     mean = f"{np.mean(values):.3g}" if abs(np.mean(values)) < 1000 else f"{np.mean(values):.0f}"
     if len(values) < 2:
         return mean
-    spread = np.std(values, ddof=1)
-    return f"{mean} ± {spread:.2g}" if abs(spread) < 100 else f"{mean} ± {spread:.0f}"
+    std = np.std(values, ddof=1)
+    return f"{mean} ± {std:.2g}" if abs(std) < 100 else f"{mean} ± {std:.0f}"

@@ -28,7 +28,7 @@ from harmonizer.files import read_json, write_json
 from harmonizer.methods.model_folder import is_model, model_hash
 from harmonizer.progress import phases
 from harmonizer.reports.__main__ import verdicts_of
-from harmonizer.reports.anatomy_change import moved_figure
+from harmonizer.reports.anatomy_change import anatomy_change_figure
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
@@ -373,12 +373,13 @@ def _group_report(
         backend=next(iter(own.values())).name, targets={m: v.target for m, v in own.items()},
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)
                        if selection.concerns(log.scan_id)),
-        warnings=warnings, doubts=tuple(doubts), named=named, fit=_fit_lines(settings, own),
+        warnings=warnings, critical_warnings=tuple(doubts), covariates=named,
+        fit=_fit_lines(settings, own),
         links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, judged),
         statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
-        moved=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
-        explained=_explained(settings, own))
+        anatomy_changes=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
+        site_effects=_explained(settings, own))
 
 
 def _moved_sites(judged: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
@@ -414,8 +415,9 @@ def _moved(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
     figures = []
     for item in flagged[:MAX_ANATOMY_CHANGE_FIGURES]:
         try:
-            figures.append(moved_figure(item.scan_id, item.scan.read(), after[item.scan_id].read(),
-                                        "; ".join(verdicts[item.scan_id].reasons)))
+            figures.append(anatomy_change_figure(
+                item.scan_id, item.scan.read(), after[item.scan_id].read(),
+                "; ".join(verdicts[item.scan_id].reasons)))
         except InputError as error:  # a constant image: everything moved, and the flag says so
             LOGGER.warning("%s: no map of where it moved: %s", item.scan_id, error)
     return tuple(figures)

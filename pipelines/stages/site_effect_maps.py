@@ -10,7 +10,7 @@ from harmonizer.methods import registry
 from harmonizer.methods.model_folder import model_hash
 from harmonizer.methods.target import Target
 from harmonizer.reports.figures import Figure
-from harmonizer.reports.site_effect_maps import explained_figure, tissue_difference
+from harmonizer.reports.site_effect_maps import site_effect_figure, tissue_difference
 
 from ..outputs.collect import Preprocessed
 from ..outputs.names import sidecar
@@ -59,6 +59,6 @@ def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tup
         return ()
     sites = sorted(fitted.sites_, key=lambda site: -fitted.sites_[site])
     return tuple(
-        explained_figure(site, target.label, lattice, tissue_difference(
+        site_effect_figure(site, target.label, lattice, tissue_difference(
             fitted.statistics_of(fitted.target(site).style)[1], target_means))
         for site in sites[:MAX_DRAWN_SITES] if (target.kind, target.label) != ("site", site))

@@ -28,7 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from harmonizer.phantom.dataset import write_dataset
 
     folder = tmp_path_factory.mktemp("phantom") / "raw"
-    write_dataset(folder, people=2, scanners=2, voxel_mm=4, seed=3)
+    write_dataset(folder, subjects=2, scanners=2, voxel_mm=4, seed=3)
     return folder
 
 

@@ -135,5 +135,5 @@ def test_what_the_app_explains_is_no_traceback(capsys):
     def main():
         raise InputError("no label maps. Give the folder.")
 
-    assert module("command_line").explained(main) == 1
+    assert module("command_line").report_errors(main) == 1
     assert capsys.readouterr().err == "no label maps. Give the folder.\n"

@@ -12,7 +12,7 @@ import pytest
 
 import harmonizer as hz
 from harmonizer.errors import InputError, UsageError
-from harmonizer.phantom import SCANNERS, make_person
+from harmonizer.phantom import SCANNERS, make_subject
 from harmonizer.phantom.aligned import aligned_image
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -107,7 +107,7 @@ def test_params_are_those_of_scikit_learn():
 
 
 def test_whole_heads_given_as_registered_need_a_mask():
-    data = aligned_image(make_person(1), SCANNERS[0])
+    data = aligned_image(make_subject(1), SCANNERS[0])
     noisy = data.data + np.random.default_rng(0).uniform(1, 50, data.shape).astype(np.float32)
     image = nib.Nifti1Image(noisy, data.affine)
     with pytest.raises(InputError, match="not brain only. Give its brain mask"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.evaluation.paired_metrics import label_tissues
-from harmonizer.phantom import make_person, render, scanner_named
+from harmonizer.phantom import make_subject, render, scanner_named
 from harmonizer.phantom.aligned import aligned_image
 from harmonizer.phantom.dataset import plan_participants
 from harmonizer.template import tissue_priors
@@ -43,14 +43,14 @@ def study(folder: Path, subjects: int = 10, sites=(TARGET, "cedar"), ill: tuple[
     machines = tuple(scanner_named(name) for name in sites)
     scans, truth = [], {}
     for who in plan_participants(subjects, machines, 0, "nested"):
-        subject = make_person(who.seed, who.age, who.sex, 4.0)
+        subject = make_subject(who.seed, who.age, who.sex, 4.0)
         scanner = who.scanners[0]
         rendered = {seen.name: render(subject, seen) for seen in (scanner, machines[0])}
         for run in range(1 + (who.label in twice)):
             name = f"sub-{who.label}_run-{run + 1}_T1w"
             source, truth_image = (
                 aligned_image(subject, scanner, rescan=run, resolution_mm=RESOLUTION_MM,
-                              seen_by=seen, rendered=rendered[seen.name])
+                              as_scanner=seen, rendered=rendered[seen.name])
                 for seen in (scanner, machines[0]))
             if who.label in ill:
                 source, truth_image = (v.with_data(with_lesion(v.data, v.mask))

@@ -6,18 +6,18 @@ import pytest
 
 from harmonizer.cohort import Cohort
 from harmonizer.evaluation.metrics.image import gradient_agreement
-from harmonizer.phantom import SCANNERS, make_person, scanner_named
+from harmonizer.phantom import SCANNERS, make_subject, scanner_named
 from harmonizer.phantom.aligned import aligned_image, write_aligned
 from harmonizer.template import load_template
 
 
 @pytest.fixture(scope="module")
-def person():
-    return make_person(7, 40.0, "F", 4.0)
+def subject():
+    return make_subject(7, 40.0, "F", 4.0)
 
 
-def test_the_brain_lies_on_the_templates(person):
-    volume, template = aligned_image(person, SCANNERS[0], resolution_mm=4), load_template(4)
+def test_the_brain_lies_on_the_templates(subject):
+    volume, template = aligned_image(subject, SCANNERS[0], resolution_mm=4), load_template(4)
     assert volume.same_grid(template)
     shared = 2 * (volume.mask & template.mask).sum() / (volume.mask.sum() + template.mask.sum())
     assert 0.88 < shared < 0.99  # the template's mask takes the fluid around the brain along
@@ -25,24 +25,24 @@ def test_the_brain_lies_on_the_templates(person):
 
 
 def test_head_size_is_registered_away():
-    small, large = make_person(3, 40.0, "F", 4.0), make_person(4, 40.0, "M", 4.0)
+    small, large = make_subject(3, 40.0, "F", 4.0), make_subject(4, 40.0, "M", 4.0)
     sizes = [aligned_image(p, SCANNERS[0], resolution_mm=4).mask.sum() for p in (small, large)]
     assert abs(np.log(sizes[0] / sizes[1])) < 0.12  # shapes differ still
     assert abs(np.log(small.brain.sum() / large.brain.sum())) > 0.25
 
 
-def test_gain_and_contrast_are_the_scanners(person):
-    one, two = (aligned_image(person, scanner_named(n), resolution_mm=4) for n in
+def test_gain_and_contrast_are_the_scanners(subject):
+    one, two = (aligned_image(subject, scanner_named(n), resolution_mm=4) for n in
                 ("aspen", "cedar"))
     assert np.median(two.in_mask()) / np.median(one.in_mask()) == pytest.approx(31000 / 420, rel=.3)
-    spread = [v.in_mask().std() / v.in_mask().mean() for v in (one, two)]
-    assert abs(np.log(spread[0] / spread[1])) > 0.05
+    variation = [v.in_mask().std() / v.in_mask().mean() for v in (one, two)]
+    assert abs(np.log(variation[0] / variation[1])) > 0.05
     both = one.mask & two.mask
     assert gradient_agreement(one.data, two.data, both, (4, 4, 4)) > 0.9
 
 
-def test_a_rescan_is_the_same_brain_with_other_noise(person):
-    first, again, other = (aligned_image(person, SCANNERS[0], rescan=n, resolution_mm=4)
+def test_a_rescan_is_the_same_brain_with_other_noise(subject):
+    first, again, other = (aligned_image(subject, SCANNERS[0], rescan=n, resolution_mm=4)
                            for n in (0, 0, 1))
     assert np.array_equal(first.data, again.data)
     inside = first.mask & other.mask
@@ -51,8 +51,8 @@ def test_a_rescan_is_the_same_brain_with_other_noise(person):
 
 
 def test_a_study_is_a_cohort(tmp_path):
-    cohort = write_aligned(tmp_path, SCANNERS[:2], people=1, design="mixed", travellers=1, runs=2,
-                           resolution_mm=8)
+    cohort = write_aligned(tmp_path, SCANNERS[:2], subjects=1, design="mixed",
+                           traveling_subjects=1, runs=2, resolution_mm=8)
     assert len(cohort) == 1 * 2 * 2 + 2 * 2 and cohort.sites == {"aspen": 4, "birch": 4}
     again = Cohort.from_tsv(tmp_path / "cohort.tsv")
     assert [s.scan_id for s in again] == [s.scan_id for s in cohort]

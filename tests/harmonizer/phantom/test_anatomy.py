@@ -1,4 +1,4 @@
-"""People: whole, different, the same for a seed, and older with age."""
+"""Tests of simulated anatomies: complete, reproducible, different, and aging."""
 
 from __future__ import annotations
 
@@ -6,43 +6,50 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import UsageError
-from harmonizer.phantom import TISSUES, make_deformation, make_person
-from harmonizer.phantom.anatomy import LATTICE_MM, _exponential, _look_up, _points, _smooth_noise
+from harmonizer.phantom import TISSUES, make_deformation, make_subject
+from harmonizer.phantom.anatomy import (
+    DEFORMATION_LATTICE_MM,
+    _exponential,
+    _look_up,
+    _points,
+    _smooth_noise,
+)
 
 
-def _share(person, name):
-    return person.shares[TISSUES.index(name)]
+def _fraction(subject, name):
+    return subject.fractions[TISSUES.index(name)]
 
 
-def _volumes_ml(person):
+def _volumes_ml(subject):
     """Milliliters of each tissue inside the brain's surface; GM includes the deep nuclei."""
-    voxel = person.spacing**3 / 1000
-    csf, gm, wm, deep = (float((person.shares[i] * person.brain).sum()) * voxel for i in range(4))
-    brain, ventricles = (float(a.sum()) * voxel for a in (person.brain, person.ventricles))
+    voxel = subject.spacing**3 / 1000
+    csf, gm, wm, deep = (float((subject.fractions[i] * subject.brain).sum()) * voxel
+                         for i in range(4))
+    brain, ventricles = (float(a.sum()) * voxel for a in (subject.brain, subject.ventricles))
     return {"csf": csf, "gm": gm + deep, "wm": wm, "brain": brain, "ventricles": ventricles}
 
 
 def _jacobian(deformation):
     """(I, J, K) determinant of the deformation on its lattice; positive where nothing folds."""
-    gradient = [np.gradient(part, LATTICE_MM) for part in deformation.displacement]
+    gradient = [np.gradient(part, DEFORMATION_LATTICE_MM) for part in deformation.displacement]
     matrix = np.moveaxis(np.array(gradient), (0, 1), (-2, -1)) + np.eye(3)
     return np.linalg.det(matrix) / np.prod(deformation.size)
 
 
 def test_shares_are_shares(young):
-    total = young.shares.sum(axis=0)
-    assert young.shares.min() >= -1e-5
+    total = young.fractions.sum(axis=0)
+    assert young.fractions.min() >= -1e-5
     assert total.max() <= 1 + 1e-4
     brain = young.brain > 0.999
     assert total[brain] == pytest.approx(1, abs=1e-4), "a brain has no air in it"
-    inner = sum(_share(young, name) for name in ("csf", "gm", "wm", "deep"))
+    inner = sum(_fraction(young, name) for name in ("csf", "gm", "wm", "deep"))
     assert inner[brain] == pytest.approx(1, abs=1e-4), "nor bone"
 
 
 def test_the_head_has_a_skull_between_brain_and_scalp(young):
     """Along a ray to the left from the brain's middle: brain, fluid, bone, scalp, air."""
     middle = np.round(np.linalg.inv(young.affine) @ [0, -15, 30, 1])[:3].astype(int)
-    ray = young.shares[:, : middle[0], middle[1], middle[2]][:, ::-1]
+    ray = young.fractions[:, : middle[0], middle[1], middle[2]][:, ::-1]
     soft = _sum(ray, "fat", "skin", "muscle")
     bone = _sum(ray, "bone", "marrow")
     brain = young.brain[: middle[0], middle[1], middle[2]][::-1]
@@ -57,19 +64,19 @@ def _sum(ray, *names):
 
 
 def test_the_same_seed_is_the_same_person_bit_by_bit(young):
-    again = make_person(3, age=25, sex="F", spacing=4.0)
-    for name in ("shares", "texture", "brain", "ventricles"):
+    again = make_subject(3, age=25, sex="F", spacing=4.0)
+    for name in ("fractions", "texture", "brain", "ventricles"):
         assert np.array_equal(getattr(again, name), getattr(young, name))
 
 
 def test_another_seed_is_another_person(young):
-    other = make_person(4, age=25, sex="F", spacing=4.0)
-    assert np.abs(other.shares - young.shares).mean() > 1e-3
+    other = make_subject(4, age=25, sex="F", spacing=4.0)
+    assert np.abs(other.fractions - young.fractions).mean() > 1e-3
     assert _volumes_ml(other)["brain"] != pytest.approx(_volumes_ml(young)["brain"], rel=1e-4)
 
 
 def test_age_widens_the_ventricles_and_thins_the_cortex():
-    lives = [_volumes_ml(make_person(7, age, "F", 4.0)) for age in (20, 40, 60, 80)]
+    lives = [_volumes_ml(make_subject(7, age, "F", 4.0)) for age in (20, 40, 60, 80)]
     ventricles, gm, csf = (np.array([v[k] for v in lives]) for k in ("ventricles", "gm", "csf"))
     assert (np.diff(ventricles) > 0).all() and (np.diff(csf) > 0).all()
     assert (np.diff(gm) < 0).all()
@@ -80,7 +87,7 @@ def test_age_widens_the_ventricles_and_thins_the_cortex():
 
 
 def test_old_ventricles_are_filled_with_fluid(old):
-    fluid = (_share(old, "csf") * old.ventricles).sum() / old.ventricles.sum()
+    fluid = (_fraction(old, "csf") * old.ventricles).sum() / old.ventricles.sum()
     assert 0.7 < fluid < 1
 
 
@@ -99,7 +106,7 @@ def test_the_flow_of_a_velocity_is_undone_by_its_opposite():
     rng, origin = np.random.default_rng(0), np.array([-60.0, -60.0, -60.0])
     velocity = np.stack([4 * _smooth_noise(rng, (25, 25, 25), 5.0) for _ in range(3)])
     there, back = (_exponential(sign * velocity, origin, 5) for sign in (1, -1))
-    points = _points(origin, (25, 25, 25), LATTICE_MM)
+    points = _points(origin, (25, 25, 25), DEFORMATION_LATTICE_MM)
     round_trip = there + _look_up(back, points + there, origin)
     inner = (slice(None), *[slice(4, -4)] * 3)
     assert np.abs(there[inner]).max() > 5
@@ -107,31 +114,32 @@ def test_the_flow_of_a_velocity_is_undone_by_its_opposite():
 
 
 def test_a_person_is_the_same_at_every_voxel_size(young):
-    fine = make_person(3, age=25, sex="F", spacing=2.0)
+    fine = make_subject(3, age=25, sex="F", spacing=2.0)
     for name, volume in _volumes_ml(fine).items():
         thin = name in ("csf", "ventricles")  # narrower than a coarse voxel
         blur = 0.2 if thin else 0.04
         assert _volumes_ml(young)[name] == pytest.approx(volume, rel=blur), name
-    centre = [_centroid(p) for p in (fine, young)]
-    assert centre[0] == pytest.approx(centre[1], abs=0.5)
+    center = [_centroid(p) for p in (fine, young)]
+    assert center[0] == pytest.approx(center[1], abs=0.5)
 
 
-def _centroid(person):
-    where = np.argwhere(person.brain > 0.5).mean(axis=0)
-    return (person.affine @ [*where, 1])[:3]
+def _centroid(subject):
+    where = np.argwhere(subject.brain > 0.5).mean(axis=0)
+    return (subject.affine @ [*where, 1])[:3]
 
 
 def test_without_skull_only_the_brain_is_left(young):
     bare = young.without_skull()
-    assert bare.shares[:, young.brain == 0].max() == 0
-    assert bare.shares[:, young.brain == 1] == pytest.approx(young.shares[:, young.brain == 1])
+    assert bare.fractions[:, young.brain == 0].max() == 0
+    inside = young.brain == 1
+    assert bare.fractions[:, inside] == pytest.approx(young.fractions[:, inside])
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"age": 130}, "5 to 100 years, got 130"),
     ({"sex": "X"}, "expected sex 'F' or 'M', got 'X'"),
-    ({"spacing": 3.0}, "1, 2 or 4 mm, not 3"),
+    ({"spacing": 3.0}, "1, 2 or 4 mm, got 3"),
 ])
 def test_impossible_people_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
-        make_person(1, **wrong)
+        make_subject(1, **wrong)

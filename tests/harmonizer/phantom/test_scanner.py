@@ -36,7 +36,7 @@ def test_the_header_says_what_the_scanner_says(young, scanner):
 
 @EACH
 def test_the_head_lies_where_affine_and_pose_say(young, scanner):
-    """The mask's centroid, taken through the header and the pose, is the person's own."""
+    """The mask's centroid, taken through the header and the pose, is the subject's own."""
     scan = acquire(young, scanner)
     world = scan.grid.affine @ [*np.argwhere(scan.mask).mean(axis=0), 1]
     own = young.affine @ [*np.argwhere(young.brain > 0.5).mean(axis=0), 1]
@@ -158,7 +158,7 @@ def test_scanners_show_one_person_differently_on_one_grid(young):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"name": "site A"}, "letters and digits alone"),
+    ({"name": "site A"}, "letters and digits only"),
     ({"tesla": 7.0}, "expected 1.5 or 3 T, got 7"),
     ({"orientation": "RAR"}, "axis codes such as 'LAS', got 'RAR'"),
     ({"orientation": "XYZ"}, "axis codes such as 'LAS', got 'XYZ'"),

@@ -1,4 +1,4 @@
-"""What the group report makes of the referee's tests: cards, drawings, sortable tables."""
+"""What the group report makes of the evaluation's tests: cards, drawings, sortable tables."""
 from __future__ import annotations
 
 import re
@@ -8,26 +8,27 @@ import pytest
 
 from harmonizer.evaluation.questions.anatomy_limits import AnatomyCheck
 from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
-from harmonizer.reports.evidence import COMBAT, evidence_of
+from harmonizer.reports.evidence import evidence_of
 from harmonizer.reports.intervals import Band, Mark, Strip, interval_chart, strip_chart
+from harmonizer.reports.results import COMBAT
 
 EVIL = "<script>alert('x')</script>"
 LIMITS = {"ssim_structure": 0.9, "edge_displacement": 0.5}
 
 
-def row(name: str, backend: str = "", effect: float = 0.5, p: float | None = None, spread=0.1,
+def row(name: str, backend: str = "", effect: float = 0.5, p: float | None = None, std=0.1,
         **more) -> Test:
     given = {"stage": "after" if backend else "before", "modality": "T1w", **more}
-    return Test(name, 20, effect, effect - spread, effect + spread, p, p, backend=backend, **given)
+    return Test(name, 20, effect, effect - std, effect + std, p, p, backend=backend, **given)
 
 
 NOTHING = (not_possible("traveling_pair", "no subject was scanned at two sites", modality="T1w"),
-           not_possible("age_r2", "2 people with an age", modality="T1w"))
+           not_possible("age_r2", "2 subjects with an age", modality="T1w"))
 
 
 def statistics(*more: Test) -> Statistics:
     rows = [row("site_f1_retrained", "", 0.9, 0.005), row("site_f1_retrained", "x", 0.3, 0.4),
-            row("site_f1_retrained", COMBAT, 0.35, 0.3), row("site_chance", "x", 0.3, spread=0.15),
+            row("site_f1_retrained", COMBAT, 0.35, 0.3), row("site_chance", "x", 0.3, std=0.15),
             row("anatomy_limit", reference="ssim_structure", effect=0.9, question="anatomy"),
             row("anatomy_flagged", "x", 0.5, method="limits from 5 pairs of rescans; more")]
     return Statistics((*rows, *(more or NOTHING)))
@@ -39,12 +40,12 @@ def verdict(structure: float, edges: float) -> AnatomyCheck:
     return AnatomyCheck(ok, () if ok else ("structure (SSIM): low",), values, LIMITS)
 
 
-VERDICTS = {"x": {"a": verdict(0.99, 0.1), "b": verdict(0.8, 0.1), "c": verdict(0.95, 0.6)}}
+VERDICT_WORDS = {"x": {"a": verdict(0.99, 0.1), "b": verdict(0.8, 0.1), "c": verdict(0.95, 0.6)}}
 
 
 @pytest.fixture(scope="module")
 def evidence():
-    return evidence_of(statistics(), "T1w", ["x"], VERDICTS)
+    return evidence_of(statistics(), "T1w", ["x"], VERDICT_WORDS)
 
 
 def circles(chart, look: str) -> list[float]:
@@ -89,7 +90,7 @@ def test_tables_hold_numbers_or_the_reason_why_not(evidence):
 
 def test_methods_side_by_side():
     table = evidence_of(statistics(row("site_f1_retrained", "y", 0.75, 0.005)), "T1w", ["x", "y"],
-                        VERDICTS).methods
+                        VERDICT_WORDS).methods
     assert [r[0].text for r in table.rows] == ["before", "x", "y", "ComBat (features)"]
     assert table.rows[1][1].text == "Yes" and table.rows[2][1].text == "Partly"
     assert [r[5].text for r in table.rows] == ["0.9", "0.3", "0.75", "0.35"]
@@ -102,10 +103,10 @@ def test_travelling_pairs_biology_and_volumes_are_told():
     changes = [row("traveling_wilcoxon", "x", value, 0.03, unit="dB", reference=f"psnr | {other}")
                for value, other in ((7.0, "unharmonized"), (3.0, "rescaled"))]
     rest = [row("age_r2", name, value) for name, value in (("", 0.4), ("x", 0.5))]
-    rest += [row("standardized_beta", name, 0.4, 0.02, reference="GM ratio | age", spread=0.2)
+    rest += [row("standardized_beta", name, 0.4, 0.02, reference="GM ratio | age", std=0.2)
              for name in ("", "x")]
     rest += [row("marginal_r2", name, 0.3, tissue="GM") for name in ("", "x")]
-    found = evidence_of(statistics(*pairs, *changes, *rest), "T1w", ["x"], VERDICTS)
+    found = evidence_of(statistics(*pairs, *changes, *rest), "T1w", ["x"], VERDICT_WORDS)
     cards = {card.question: card for card in found.cards}
     assert cards["subject"].number == "+3 dB" and len(circles(cards["subject"].chart, "other")) == 1
     assert cards["biology"].verdict == "yes" and cards["biology"].number == "0.5"
@@ -117,8 +118,8 @@ def test_travelling_pairs_biology_and_volumes_are_told():
 
 
 def test_a_prediction_that_failed_altogether_is_told_in_words():
-    rows = [row("age_r2", "", -1.2e5, spread=1e5), row("age_r2", "x", 0.8)]
-    found = evidence_of(statistics(*rows), "T1w", ["x"], VERDICTS)
+    rows = [row("age_r2", "", -1.2e5, std=1e5), row("age_r2", "x", 0.8)]
+    found = evidence_of(statistics(*rows), "T1w", ["x"], VERDICT_WORDS)
     assert [r[1].text for r in found.tables["biology"][0].rows] == ["< -10", "0.8 (0.7 to 0.9)"]
     drawn = str(found.cards[2].chart)
     assert "&lt; -10" in drawn and "120000" not in drawn and "-1.2" not in drawn
@@ -126,20 +127,20 @@ def test_a_prediction_that_failed_altogether_is_told_in_words():
 
 
 def test_without_age_the_card_draws_effects():
-    effects = [row("standardized_beta", name, value, 0.02, reference="GM ratio | age", spread=0.2)
+    effects = [row("standardized_beta", name, value, 0.02, reference="GM ratio | age", std=0.2)
                for name, value in (("", -0.6), ("x", -0.5))]
-    card = evidence_of(statistics(*effects), "T1w", ["x"], VERDICTS).cards[2]
+    card = evidence_of(statistics(*effects), "T1w", ["x"], VERDICT_WORDS).cards[2]
     assert card.verdict == "yes" and "GM, age" in str(card.chart)
     assert circles(card.chart, "before")[0] < circles(card.chart, "after")[0]
     assert (card.number, card.number_words) == (
-        "-0.5", "effect of age on the GM ratio (standardised slope)")
+        "-0.5", "effect of age on the GM ratio (standardized slope)")
 
 
 def test_the_picture_is_of_what_the_answer_rests_on():
     rows = [row("age_r2", name, -0.5) for name in ("", "x")]
-    rows += [row("standardized_beta", name, -0.6, 0.02, reference="GM ratio | age", spread=0.2)
+    rows += [row("standardized_beta", name, -0.6, 0.02, reference="GM ratio | age", std=0.2)
              for name in ("", "x")]
-    card = evidence_of(statistics(*rows), "T1w", ["x"], VERDICTS).cards[2]
+    card = evidence_of(statistics(*rows), "T1w", ["x"], VERDICT_WORDS).cards[2]
     assert card.verdict == "yes" and "GM, age" in str(card.chart)
 
 

@@ -96,7 +96,7 @@ def test_nilearns_template_has_its_eyes_in_front():
     assert top > front_below  # the vault is wider than the frontal floor is low
 
 
-def test_pixels_are_square_in_millimetres():
+def test_pixels_are_square_in_millimeters():
     """A 40 mm cube on thick slices (1 x 1 x 5 mm) is as high as wide."""
     mask = np.zeros((60, 60, 12), bool)
     mask[10:50, 10:50, 2:10] = True

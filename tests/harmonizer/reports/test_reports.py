@@ -147,8 +147,8 @@ def test_warnings_and_flags_ask_for_a_look():
 def images() -> ScanImages:
     """A small ball brain on both grids, harmonized by a curve."""
     shape = (24, 28, 22)
-    centre = (np.array(shape) - 1).reshape(3, 1, 1, 1) / 2
-    radius = np.sqrt(np.sum((np.indices(shape) - centre) ** 2, axis=0))
+    center = (np.array(shape) - 1).reshape(3, 1, 1, 1) / 2
+    radius = np.sqrt(np.sum((np.indices(shape) - center) ** 2, axis=0))
     mask = radius < 9
     tissues = np.where(mask, np.select([radius < 4, radius < 7], [3, 2], 1), 0).astype(np.uint8)
     data = (tissues * 100 + np.random.default_rng(0).normal(0, 5, shape)) * (radius < 11)
@@ -271,10 +271,10 @@ def test_the_policy_knows_the_script_by_its_hash_and_no_other(tmp_path):
 
 def test_group_report_tells_sites_confounding_distances_and_failures(group_page):
     text = group_page.text
-    for words in ("9 scans of 9 people from 3 sites", "1 failure", "1 not finished.",
+    for words in ("9 scans of 9 subjects from 3 sites", "1 failure", "1 not finished.",
                   "Age differs between sites", "fell from 1.000 R to 0.020 R",
                   "would reach 0.050 R", "Distance between sites by tissue",
-                  "Look at the image.", "Scans that stand out", "All well."):
+                  "Look at the image.", "Outliers", "All well."):
         assert words in text, words
     assert len(group_page.all("img")) == 5  # all sites, two frames site by site, maps, scans
     assert "sub-0.html" in [attrs["href"] for attrs in group_page.all("a")]
@@ -282,18 +282,32 @@ def test_group_report_tells_sites_confounding_distances_and_failures(group_page)
 
 def test_what_cannot_be_told_comes_before_every_result(tmp_path):
     metrics, quantiles, scans = tables()
-    told = tuple(replace(scan, covariates={"diagnosis": "HC" if scan.site == "A" else "MS"})
+    labeled = tuple(replace(scan, covariates={"diagnosis": "HC" if scan.site == "A" else "MS"})
                  for scan in scans)
     page = read(render_group_report(tmp_path / "g.html", GroupReport(
-        told, metrics, quantiles, "x", {"T1w": "A"}, named=("diagnosis",),
-        failures=(Failure("sub-1", "read", "No."),), doubts=("Sixty years apart.",),
-        warnings=("Something less.",), fit=("T1w, covariate age: modelled (number).",))))
+        labeled, metrics, quantiles, "x", {"T1w": "A"}, covariates=("diagnosis",),
+        failures=(Failure("sub-1", "read", "No."),), critical_warnings=("Sixty years apart.",),
+        warnings=("Something less.",), fit=("T1w, covariate age: modeled (number).",))))
     text = page.text
     first = text.index("Diagnosis cannot be told from site")
     assert first < text.index("Sixty years apart.") < text.index("1 not finished")
     assert first < text.index("Something less.") < text.index("fell from 1.000 R")
-    assert "Does the site also tell age, sex or diagnosis?" in text
-    assert "covariate age: modelled (number)" in text and "was found to differ" not in text
+    assert "Confounding of the site with age, sex and diagnosis" in text
+    assert "covariate age: modeled (number)" in text and "No difference of" not in text
+
+
+def test_confounding_table_counts_each_traveling_subject_once(tmp_path):
+    scans = tuple(ScanRow(f"{subject}{site}", subject, site, age=30.0 + int(subject), sex="F")
+                  for subject in "0123" for site in "ABC")
+    page = render_group_report(tmp_path / "g.html", GroupReport(
+        scans, Metrics(), QuantileTable(), "none", {"T1w": "A"})).read_text(encoding="utf-8")
+    table = page.partition("Confounding of the site")[2].partition("</table>")[0]
+    numbers = re.findall(r'<td class="number">(\d+)</td><td class="number">(\d+)</td></tr>', table)
+    assert numbers == [("4", "0"), ("4", "0")], table
+
+
+def test_rounding_errors_are_shown_as_zero():
+    assert [number_words(value) for value in (-2e-17, 3e-16, -0.5)] == ["0", "0", "-0.5"]
 
 
 def test_group_report_before_harmonization_and_of_one_site(tmp_path):
@@ -312,7 +326,7 @@ def test_group_report_of_nothing_but_failures(tmp_path):
     page = read(render_group_report(tmp_path / "g.html", GroupReport(
         (), Metrics(), QuantileTable(), "none", {"T1w": "A"},
         failures=(Failure("sub-1", "read", "No."),))))
-    assert "0 scans of 0 people from 0 sites" in page.text
+    assert "0 scans of 0 subjects from 0 sites" in page.text
     assert "No." in page.text
 
 
@@ -321,8 +335,8 @@ def test_headline_does_not_praise_what_rescaling_does_alone():
     worse = Metrics(tuple(Metric("wasserstein_between_sites", value, "R", stage, modality="T1w",
                                  site="A", reference="B")
                           for stage, value in (("before", 1.0), ("rescaled", 0.1), ("after", 0.2))))
-    assert "gains nothing over a linear rescaling" in headline(worse, "x", "A")
-    assert "gains nothing" not in headline(metrics, "x", "A")
+    assert "no better than linear rescaling" in headline(worse, "x", "A")
+    assert "no better" not in headline(metrics, "x", "A")
 
 
 def test_headline_warns_of_faded_images():

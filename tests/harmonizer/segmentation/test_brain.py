@@ -11,7 +11,7 @@ import torch
 from harmonizer.deep.networks.blocks import pixel_unshuffle
 from harmonizer.deep.processor import torch_threads
 from harmonizer.errors import InputError
-from harmonizer.phantom import image_of, make_person, scanner_named
+from harmonizer.phantom import image_of, make_subject, scanner_named
 from harmonizer.preprocessing.brain import MIN_NETWORK_DICE, MIN_TEMPLATE_DICE
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
@@ -128,7 +128,7 @@ def test_training_for_the_brain_resumes_and_tells_its_story(tmp_path) -> None:
 def head() -> Volume:
     """A whole head of 3 mm voxels with its true mask."""
     scanner = replace(scanner_named("aspen"), voxel_mm=(3.0, 3.0, 3.0))
-    return image_of(make_person(11, spacing=4.0), scanner)[0]
+    return image_of(make_subject(11, spacing=4.0), scanner)[0]
 
 
 def test_the_shipped_network_finds_the_brain_of_a_phantom(head) -> None:

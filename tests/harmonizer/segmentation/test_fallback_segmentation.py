@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from harmonizer.phantom import SCANNERS
 from harmonizer.phantom.aligned import aligned_image
-from harmonizer.phantom.anatomy import make_person
+from harmonizer.phantom.anatomy import make_subject
 from harmonizer.preprocessing.transforms import resample
 from harmonizer.segmentation.fallback_segmentation import transfer_segmentation
 from harmonizer.volume import Volume
@@ -17,7 +17,7 @@ from tests.contract.brains import three_levels
 
 @pytest.fixture(scope="module")
 def source() -> Volume:
-    return aligned_image(make_person(3, 40, "F", 4.0), SCANNERS[0], "T1w", resolution_mm=4)
+    return aligned_image(make_subject(3, 40, "F", 4.0), SCANNERS[0], "T1w", resolution_mm=4)
 
 
 def transformed(volume: Volume, slice_mm: float) -> tuple[Volume, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The map of where it moved: a picture for the report, and images on request."""
+"""The map of local changes: a figure of the report, and images on request."""
 from __future__ import annotations
 
 import io
@@ -14,7 +14,7 @@ from harmonizer.evaluation.questions.anatomy_limits import AnatomyCheck
 from harmonizer.evaluation.run import EvaluationResult
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
-from harmonizer.reports.anatomy_change import moved_figure
+from harmonizer.reports.anatomy_change import anatomy_change_figure
 from harmonizer.volume import read_volume
 from tests.harmonizer.evaluation import cohorts
 
@@ -36,7 +36,8 @@ def test_the_figure_goes_through_the_lesion_and_says_where(before):
     from PIL import Image
 
     source = before.scans[0].read()
-    figure = moved_figure("sub-00", source, source.with_data(painted(source.data)), "too much")
+    after = source.with_data(painted(source.data))
+    figure = anatomy_change_figure("sub-00", source, after, "too much")
     assert "(52, 72, 36) mm" in figure.caption and "too much" in figure.caption
     first, second = (np.asarray(Image.open(io.BytesIO(f)).convert("RGB")).astype(int)
                      for f in figure.frames)

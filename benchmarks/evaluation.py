@@ -1,13 +1,14 @@
-"""What the referee costs: time and memory, how they grow, and what a thousand scans would take.
+"""Cost of the evaluation: time and memory, how they grow, and what a thousand scans would take.
 
-    python benchmarks/referee.py WORK [--scans 25 50 100] [--many 250 500 1000] [--fine OUT]
+    python benchmarks/evaluation.py WORK [--scans 25 50 100] [--many 250 500 1000] [--fine OUT]
         [--markdown FILE]
 
-Two parts are measured apart, because they grow differently. *Images*: phantom scans at 2 mm on four
+Two parts are measured differences, because they grow differently. *Images*: phantom scans at 2 mm
+on four
 scanners, before and after histogram matching, each run in a process of its own, first with nothing
 kept, then again with another covariate. *Numbers*: what is left once images are closed (tests,
 intervals, permutations), on many tiny scans. With --fine, an output folder of this app, also what a
-scan at 1 mm costs: two scans of it, opened and measured as the referee does. WORK keeps phantom
+scan at 1 mm costs: two scans of it, opened and measured as the evaluation does. WORK keeps phantom
 and results, so that a command that was stopped goes on; delete WORK/measured to measure again.
 Seconds are processor seconds of one process: on a busy machine the clock says nothing.
 """
@@ -28,7 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import explained  # noqa: E402
+from command_line import report_errors  # noqa: E402
 from peak_memory import peak_gb  # noqa: E402
 from sections import put_section  # noqa: E402
 
@@ -43,7 +44,7 @@ from harmonizer.template import load_template, tissue_priors  # noqa: E402
 from harmonizer.volume import Volume, write_mask, write_volume  # noqa: E402
 
 TARGET = "aspen"
-TRAVELLERS = 3
+TRAVELING_SUBJECTS = 3
 FINE, TINY = 2, 8  # mm
 FINE_SCANS = 2  # of those at 1 mm
 CORES = 16
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     text = report(images, numbers, given.tissues, fine)
     print(text)
     if given.markdown:
-        put_section(given.markdown, "The referee: time and memory", text)
+        put_section(given.markdown, "Evaluation: time and memory", text)
     return 0
 
 
@@ -87,14 +88,14 @@ def cohort_of(work: Path, count: int, most: int) -> Path:
     """A folder with ``count`` of ``most`` scans of a phantom study, and their harmonized images."""
     study = work / f"phantom-{FINE}mm-{most}"
     if not (study / "cohort.tsv").is_file():
-        write_aligned(study, SCANNERS, people=most // 4 - TRAVELLERS, design="mixed",
-                      travellers=TRAVELLERS, resolution_mm=FINE)
+        write_aligned(study, SCANNERS, subjects=most // 4 - TRAVELING_SUBJECTS, design="mixed",
+                      traveling_subjects=TRAVELING_SUBJECTS, resolution_mm=FINE)
     scans = in_order(Cohort.from_tsv(study / "cohort.tsv"))[:count]
     return _harmonized(Cohort(scans), work / f"run-{FINE}mm-{count}")
 
 
 def in_order(cohort: Cohort) -> tuple[Scan, ...]:
-    """Scans so that any first part has all sites alike and its share of travelling people."""
+    """Scans so that any first part has all sites alike and its share of traveling subjects."""
     settled = [s for s in cohort if s.session is None]
     rank = {s.scan_id: [o.site for o in settled[:i]].count(s.site) for i, s in enumerate(settled)}
     settled.sort(key=lambda s: (rank[s.scan_id], s.site))
@@ -109,10 +110,10 @@ def in_order(cohort: Cohort) -> tuple[Scan, ...]:
 
 
 def tiny_cohort(work: Path, count: int) -> Path:
-    """As many scans at 8 mm, each a phantom person with folds and age of his or her own."""
+    """As many scans at 8 mm, each a phantom subject with folds and age of his or her own."""
     few = work / f"phantom-{TINY}mm"
     if not (few / "cohort.tsv").is_file():
-        write_aligned(few, SCANNERS, people=4, design="nested", resolution_mm=TINY)
+        write_aligned(few, SCANNERS, subjects=4, design="nested", resolution_mm=TINY)
     base = Cohort.from_tsv(few / "cohort.tsv").scans
     folder = work / f"tiny-{count}"
     scans = []
@@ -147,7 +148,7 @@ def _harmonized(chosen: Cohort, folder: Path) -> Path:
 def nearest_mean(volume: Volume) -> np.ndarray:
     """Labels by the nearest of three mean intensities, taken where the template is sure of them.
 
-    A segmentation that costs nothing: what is measured is the referee, not a segmentation.
+    A segmentation that costs nothing: measures the evaluation, not a segmentation.
     """
     resolution = int(round(float(volume.spacing[0])))
     sure = label_tissues(tissue_priors(resolution))
@@ -230,7 +231,8 @@ def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tiss
            fine: list[dict[str, float]]) -> str:
     """The section's text."""
     asked = f"--tissues {tissues}{' --fine OUT' if fine else ''}"
-    lines = [f"`python benchmarks/referee.py WORK {asked}`: one process, processor seconds. Before "
+    lines = [f"`python benchmarks/evaluation.py WORK {asked}`: one process, processor seconds. "
+             "Before "
              "and after one method, 200 permutations, ComBat beside it.", "",
              "| scans | what | nothing kept | per scan | again, other covariate | peak |",
              "|---|---|---|---|---|---|"]
@@ -282,4 +284,4 @@ def _slope(rows: list[dict[str, float]]) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -1,9 +1,9 @@
 """The brain's mask in whole heads whose truth is known voxel for voxel at 1 mm.
 
-    python benchmarks/synthesised_heads.py LABEL_MAPS [--count 6] [--seed 777] [--weights FILE]
+    python benchmarks/synthesized_heads.py LABEL_MAPS [--count 6] [--seed 777] [--weights FILE]
                                            [--template]
 
-Heads are synthesised from the two label maps that training holds out: *familiar* as T1w, T2w, FLAIR
+Heads are synthesized from the two label maps that training holds out: *familiar* as T1w, T2w, FLAIR
 or PDw images of 1 mm; *any* with any contrast, a third in thick slices, a fifth defaced. Nothing is
 cut off. The truth is all tissue of the brain and the fluid within 4 mm. One line for each head;
 with ``--template`` also the template's way, half a minute a head.
@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import existing_folder, explained, printed  # noqa: E402
+from command_line import existing_folder, printed, report_errors  # noqa: E402
 
 from harmonizer.preprocessing.bias import correct_bias  # noqa: E402
 from harmonizer.preprocessing.brain import extract_brain  # noqa: E402
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each head: Dice of each way, and litres of the masks."""
+    """One row for each head: Dice of each way, and liters of the masks."""
     maps = load_label_maps(given.label_maps)[-PRESETS["brain"].n_validation_maps:]
     network = None if given.weights is None else read_weights(given.weights)
     for kind, settings in KINDS.items():
@@ -78,4 +78,4 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harmonizer.contrast.local_statistics import Lattice, LocalStatistics
-from harmonizer.reports.site_effect_maps import explained_figure, tissue_difference
+from harmonizer.reports.site_effect_maps import site_effect_figure, tissue_difference
 from harmonizer.template import load_template
 
 
@@ -27,13 +27,13 @@ def test_overall_brightness_is_no_difference(lattice):
 
 
 def test_figure_says_which_tissue_was_brighter_where(lattice):
-    """Grey matter 10 % brighter, white 10 % darker at the front only, both about one gain."""
+    """Gray matter 10 % brighter, white 10 % darker at the front only, both about one gain."""
     target, site = flat(lattice, 20, 60, 100), flat(lattice, 20, 60, 100)
     mean = site.mean.copy()
     front = np.arange(lattice.shape[1]) * lattice.step_mm + lattice.affine[1, 3] > 0
     mean[2][:, front] *= 0.8
     percent = tissue_difference(replace(site, mean=mean), target)
-    figure = explained_figure("birch", "aspen", lattice, percent)
-    assert figure.labels == ("fluid", "grey matter", "white matter") and len(figure.frames) == 3
+    figure = site_effect_figure("birch", "aspen", lattice, percent)
+    assert figure.labels == ("fluid", "gray matter", "white matter") and len(figure.frames) == 3
     assert "white matter" in figure.caption and "places from -20 to +0" in figure.caption
     assert len(set(figure.frames)) == 3

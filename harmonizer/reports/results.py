@@ -1,0 +1,112 @@
+"""Access to the test results of one modality, for cards and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
+from ..evaluation.statistics.resampling import Statistics, Test
+from ..evaluation.verdicts import MIN_SHOWN_R2
+from .html import number_words
+
+__all__ = ["COMBAT", "EFFECT_NAMES", "EFFECT_SYMBOLS", "ModalityResults", "effect_row",
+           "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
+
+COMBAT = "combat_features"
+EFFECT_NAMES = {"cohens_d": "Cohen's d", "standardized_beta": "standardized slope",
+                "partial_eta_squared": "fraction of variance"}
+EFFECT_SYMBOLS = {"cohens_d": "d", "standardized_beta": "β", "partial_eta_squared": "η²"}
+
+
+@dataclass(frozen=True)
+class ModalityResults:
+    """Tests and anatomy verdicts of one modality.
+
+    Attributes
+    ----------
+    table : Statistics
+        Rows of the modality.
+    methods : tuple of str
+        Methods; the run's own is first.
+    verdicts : mapping
+        Method -> scan -> verdict of the anatomy guard.
+    modality : str
+        "T1w", "T2w", "FLAIR" or "PDw".
+    """
+
+    table: Statistics
+    methods: tuple[str, ...]
+    verdicts: Mapping[str, Mapping[str, AnatomyCheck]]
+    modality: str
+
+    @property
+    def combat(self) -> tuple[str, ...]:
+        """ComBat's name if it has a number, else nothing."""
+        known = any(row.known for row in self.table.select(backend=COMBAT))
+        return (COMBAT,) if known else ()
+
+    def images(self, combat: bool = True) -> tuple[str, ...]:
+        """Return the rows of a table: "" (unharmonized), the methods and, if asked, ComBat."""
+        return ("", *self.methods, *(self.combat if combat else ()))
+
+    def row(self, name: str, backend: str = "", **more: str) -> Test | None:
+        """Return the first matching row, or None."""
+        rows = self.table.select(name=name, backend=backend, **more).rows
+        return rows[0] if rows else None
+
+    def known(self, name: str, backend: str = "", **more: str) -> Test | None:
+        """Return the first matching row if it has a number, else None."""
+        row = self.row(name, backend, **more)
+        return row if row is not None and row.known else None
+
+
+def method_words(name: str) -> str:
+    """Return the label of a method: "before" for none, "ComBat (features)" for the baseline."""
+    return {"": "before", COMBAT: "ComBat (features)"}.get(name, name)
+
+
+def value_words(row: Test, digits: int = 3) -> str:
+    """Format the number of a test; very low R² of age is shown as a bound only."""
+    if row.name == "age_r2" and row.effect < MIN_SHOWN_R2:
+        return f"< {MIN_SHOWN_R2:.0f}"
+    return number_words(row.effect, digits)
+
+
+def pair_rows(results: ModalityResults, measure: str) -> list[tuple[str, str, Test | None]]:
+    """Return (label, style, row) of a measure of traveling pairs: before, rescaled, each method."""
+    rows = [("before", "before", results.row("traveling_pair", "", reference=measure,
+                                            stage="before")),
+            ("rescaled", "other", results.row("traveling_pair", "", reference=measure,
+                                             stage="rescaled"))]
+    return rows + [(name, "after" if name == results.methods[0] else "other",
+                    results.row("traveling_pair", name, reference=measure))
+                   for name in results.methods]
+
+
+def effect_row(results: ModalityResults, method: str, reference: str) -> Test | None:
+    """Return the effect of a covariate on a feature (`reference`) if it is known, else None."""
+    return next((row for name in EFFECT_SYMBOLS
+                 if (row := results.known(name, method, reference=reference))), None)
+
+
+def strongest_effects(results: ModalityResults) -> list[str]:
+    """Sort effects on unharmonized images: those that exclude zero first, then by size."""
+    rows = [row for name in EFFECT_SYMBOLS for row in results.table.select(name=name, backend="")
+            if row.known]
+    rows.sort(key=lambda r: (not (r.low is not None and r.low * r.high > 0), -abs(r.effect)))
+    return [row.reference for row in rows]
+
+
+def limit_fraction(verdict: AnatomyCheck, name: str, higher: bool) -> tuple[float, bool]:
+    """Return a measure as a fraction of its limit, and whether it exceeds the limit.
+
+    The fraction is 0 without a change and 1 at the limit.
+    """
+    value, limit = verdict.values[name], verdict.limits[name]
+    if not math.isfinite(value):
+        return math.inf, True
+    bad = value < limit if higher else value > limit
+    ideal = 1.0 if higher else 0.0
+    return ((value - ideal) / (limit - ideal) if limit != ideal else float(bad)), bad
