@@ -190,7 +190,8 @@ class Harmonizer:
             brain_only=done.brain_only)
         plain = done.to_nifti(result.native.data)
         image = HarmonizedImage(plain.dataobj, plain.affine, header=plain.header)
-        image.report = {"HarmonizationMethod": backend.name, "Target": resolved.label, **result.facts}
+        image.report = {"HarmonizationMethod": backend.name, "Target": resolved.label,
+                        **result.facts}
         image.template = nib.Nifti1Image(result.template.data, result.template.affine)
         image.uncertainty = None if result.uncertainty is None else nib.Nifti1Image(
             result.uncertainty, result.template.affine)

@@ -208,7 +208,7 @@ def test_numbers_of_a_card_that_are_refused(
 def test_a_card_without_the_numbers_of_the_method(
     models: dict[str, Backend], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="its numbers are none of moment_matching"):
+    with pytest.raises(InputError, match="its numbers do not belong to moment_matching"):
         aim(models["moment_matching"], Target.load(card(tmp_path, {"other": np.ones(2)})))
 
 
@@ -221,7 +221,7 @@ def test_a_card_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 
 def test_a_card_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     target = Target("site", "a/b", 1, "moment_matching", "T1w", {"moments": np.ones(2)})
-    with pytest.raises(InputError, match="target 'a/b' cannot be kept: label 'a/b' is not made of"):
+    with pytest.raises(InputError, match="target 'a/b' cannot be saved: label 'a/b' is not made of"):
         target.save(tmp_path / "card.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -339,7 +339,7 @@ def test_sites_that_are_none(folder: Path, sites: Any) -> None:
 ], ids=str)
 def test_facts_of_another_type(folder: Path, facts: dict[str, Any]) -> None:
     change(folder / "config.json", **facts)
-    refused(folder, f"lacks {next(iter(facts))}, or they are not")
+    refused(folder, f"lacks {next(iter(facts))}, or they have another type")
 
 
 @pytest.mark.parametrize("file", ["config.json", "cohort.json"])

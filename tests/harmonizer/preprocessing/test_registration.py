@@ -60,7 +60,7 @@ def test_without_mask_is_refused():
 
 
 def test_image_without_signal_is_refused():
-    with pytest.raises(InputError, match="no positive voxel"):
+    with pytest.raises(InputError, match="needs positive voxels, the image has none"):
         search_pose(Volume(-np.ones((30, 30, 30)), np.diag([4.0, 4, 4, 1])))
 
 

@@ -61,7 +61,7 @@ def check_target(settings: Settings, records: tuple[ScanRecord, ...]) -> None:
 
 
 def test_a_target_that_no_scan_is_of_is_refused_early():
-    with pytest.raises(UsageError, match="no T1w scan is of that site. Did you mean 'NYU'"):
+    with pytest.raises(UsageError, match="no T1w scan is from that site. Did you mean 'NYU'"):
         check_target(settings(target=["NYUU"]), (record("NYU"), record("KKI")))
     check_target(settings(target=["NYU"]), (record("NYU"), record("KKI")))
     check_target(settings(target=["New York"]), (record("New-York"), record("KKI")))
@@ -71,7 +71,7 @@ def test_a_target_where_a_modality_was_not_taken_is_refused_early():
     records = (record("NYU"), record("KKI"), record("KKI", "FLAIR"), record("UCLA", "FLAIR"))
     both = {"modalities": ["T1w", "FLAIR"]}
     check_target(settings(target=["KKI"], **both), records)
-    with pytest.raises(UsageError, match="no FLAIR scan is of that site.*run for FLAIR alone"):
+    with pytest.raises(UsageError, match="no FLAIR scan is from that site.*run for FLAIR alone"):
         check_target(settings(target=["NYU"], **both), records)
 
 
@@ -85,7 +85,7 @@ def test_a_target_where_nobody_is_fitted_on_is_refused_before_the_fit():
                record("UCLA", group="control"))
     asked = {"fit_participants": ["group=control"]}
     check_target(settings(target=["NYU"], **asked), records)
-    with pytest.raises(UsageError, match="no T1w scan of --fit-participants is of that site"):
+    with pytest.raises(UsageError, match="no T1w scan of --fit-participants is from that site"):
         check_target(settings(target=["KKI"], **asked), records)
     with pytest.raises(UsageError, match="--fit-participants group=contrl: no scan matches"):
         check_target(settings(fit_participants=["group=contrl"]), records)
@@ -100,7 +100,7 @@ def test_scans_of_one_site_are_refused_before_they_are_preprocessed():
 def test_options_and_targets_that_the_method_does_not_have_are_refused_early():
     with pytest.raises(UsageError, match="has no option 'bund'. Did you mean 'band'"):
         check_target(settings(backend="spectrum_swap", backend_option=["bund=0.1"]), ())
-    with pytest.raises(UsageError, match="band must lie above 0"):
+    with pytest.raises(UsageError, match="band: expected a number in"):
         check_target(settings(backend="spectrum_swap", backend_option=["band=7"]), ())
     with pytest.raises(UsageError, match="no scanner-free target"):
         check_target(settings(target=["scanner-free"]), ())
@@ -131,7 +131,7 @@ def test_modality_of_a_reference_image():
     one = settings()
     assert modality_of(Path("/r/sub-01_FLAIR.nii.gz"), one) == "FLAIR"
     assert modality_of(Path("/r/mean.nii.gz"), one) == "T1w"
-    with pytest.raises(UsageError, match="its modality is not known among T1w, T2w"):
+    with pytest.raises(UsageError, match="its modality is not known; the run has T1w, T2w"):
         modality_of(Path("/r/mean.nii.gz"), settings(modalities=["T1w", "T2w"]))
 
 
