@@ -40,7 +40,7 @@ from harmonizer.contrast.texture_transfer import (  # noqa: E402
     texture_parts,
 )
 from harmonizer.files import atomic_path, write_json  # noqa: E402
-from harmonizer.methods.base import Known  # noqa: E402
+from harmonizer.methods.base import ScanContext  # noqa: E402
 from harmonizer.methods.statistical.tissue_matching import TissueMatching, TissueMatchingConfig  # noqa: E402
 from harmonizer.phantom import SCANNERS  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image  # noqa: E402
@@ -135,7 +135,7 @@ def make_pairs(work: Path, subjects: int, count: int) -> None:
         body = bodies[who.label]
         scan = aligned_image(body, source)
         truth = aligned_image(body, source, as_scanner=replace(target, noise=0.0))
-        known = Known(source.name if named else None, {"age": who.age, "sex": who.sex})
+        known = ScanContext(source.name if named else None, {"age": who.age, "sex": who.sex})
         after = model.intensity_map(scan, model.target(target.name), source=known.source,
                                     covariates=known.covariates).apply(scan)
         _keep(pair_path(work, who, source, target), scan, y=after.data, C=truth.data,
