@@ -140,8 +140,9 @@ class _State:
 
     def _one_step(self) -> None:
         torch.manual_seed(step_seed(self.seed, self.step, self.ranks.rank))
+        began = time.perf_counter()
         batch = _moved(self.game.batch(self.step, self.ranks.rank), self.ranks.device)
-        said: dict[str, float] = {}
+        said: dict[str, float] = {"seconds/data": time.perf_counter() - began}
         for player in self.players:
             if player.plays_at(self.step):
                 said |= self._turn(player, batch)
@@ -151,6 +152,7 @@ class _State:
             weights = self._weights(copy=False)
             torch._foreach_lerp_([self.average[k] for k in weights], list(weights.values()),
                                  1 - decay)
+        said["seconds/step"] = time.perf_counter() - began
         self.history.add(said)
 
     def _turn(self, player: Player, batch: Batch) -> dict[str, float]:
@@ -170,6 +172,9 @@ class _State:
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(parameters, player.clip)
         self._refuse_strange(player, {f"{player.name}/gradient": float(norm)})
+        if player.rate_factor is not None:
+            for group in self.optimisers[player.name].param_groups:
+                group["lr"] = player.learning_rate * player.rate_factor(self.step)
         self.optimisers[player.name].step()
         return {**said, f"{player.name}/gradient": float(norm)}
 

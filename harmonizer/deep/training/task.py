@@ -40,6 +40,7 @@ class Player:
     learning_rate, betas, weight_decay : of Adam (AdamW where weight_decay > 0)
     clip : largest norm of the gradient
     every, offset : plays at steps where step % every == offset
+    rate_factor : factor of the learning rate by step; None is 1 throughout
     """
 
     name: str
@@ -51,6 +52,7 @@ class Player:
     clip: float = 1.0
     every: int = 1
     offset: int = 0
+    rate_factor: Callable[[int], float] | None = None
 
     def plays_at(self, step: int) -> bool:
         """Whether it is this player's turn."""

@@ -1,0 +1,242 @@
+"""Train the residual U-Net on prepared pairs: loss, batches, validation, presets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....deep.training.loop import Outcome, step_seed, train
+from ....deep.training.settings import Pace, Resources
+from ....deep.training.task import Batch, Game, Player
+from ....errors import InputError
+from ....files import read_json, write_json
+from .channels import CHANNELS, CONDITIONS
+from .network import ResidualUNet
+from .store import Pair, PairStore, condition_statistics
+
+__all__ = ["PRESETS", "UNetSettings", "ResidualTransfer", "train_unet", "residual_loss"]
+
+NORMALIZATION = "normalization.json"
+KNEE = 0.1  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
+REFRESH_EVERY = 50  # steps between looks for new pairs
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """How the network is trained.
+
+    Attributes
+    ----------
+    steps, batch, patch : number of steps, patches of a step, voxels along a patch's side
+    learning_rate, warmup, decay : peak rate of AdamW, steps to reach it, final part of the steps
+        in which it falls to zero
+    ema : decay of the average of the weights
+    gradient_weight : of the L1 error of the image gradient
+    level_weight : of the error with the subject's own tissue levels
+    validate_every, validation_pairs : steps between validations, and pairs of one
+    kind_weights : how often pairs of a kind of study are drawn, relative to others
+    widths : of the network
+    seed : of weights and batches
+    """
+
+    steps: int = 4000
+    batch: int = 4
+    patch: int = 48
+    learning_rate: float = 1.2e-3
+    warmup: int = 50
+    decay: float = 0.3
+    ema: float = 0.998
+    gradient_weight: float = 0.5
+    level_weight: float = 0.25
+    validate_every: int = 200
+    validation_pairs: int = 18
+    kind_weights: tuple[tuple[str, float], ...] = (
+        ("coarse", 1.0), ("mixed", 0.6), ("fine", 0.9), ("fine_native", 0.7))
+    widths: tuple[int, ...] = (48, 48, 48)
+    seed: int = 0
+
+
+PRESETS = {
+    "tiny": UNetSettings(steps=20, batch=2, patch=16, validate_every=10, validation_pairs=2,
+                         widths=(8, 8, 8)),
+    "cpu": UNetSettings(),
+    "gpu": UNetSettings(steps=60_000, batch=16, patch=64, learning_rate=1e-3, ema=0.9995,
+                        validate_every=1000, validation_pairs=64),
+}
+"""`cpu`: about two hours of two cores; `gpu`: a few hours of one GPU."""
+
+
+def residual_loss(output: torch.Tensor, truth: torch.Tensor, level: torch.Tensor,
+                  mask: torch.Tensor, scales: torch.Tensor, gradient_weight: float,
+                  level_weight: float) -> dict[str, torch.Tensor]:
+    """Charbonnier loss and L1 loss of gradients, relative to the baseline's error.
+
+    The subject's own tissue levels are unknown, so they are taken out of the truth for the larger
+    part of the loss; a smaller part keeps them, for what of them can be predicted.
+
+    Parameters
+    ----------
+    output, truth, level, mask : (N, I, J, K); `level` is the part of the truth that is left out
+    scales : (N, 2, 1, 1, 1) root mean square error of the baseline, without and with the levels
+    """
+    weight = 1 / mask.sum().clamp_min(1)
+    error = (output - truth + level) / scales[:, 0]
+    value = (_charbonnier(error) * mask).sum() * weight
+    whole = (_charbonnier((output - truth) / scales[:, 1]) * mask).sum() * weight
+    gradient = output.new_zeros(())
+    for axis in range(1, 4):
+        n = error.shape[axis]
+        step = error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1)
+        both = mask.narrow(axis, 1, n - 1) * mask.narrow(axis, 0, n - 1)
+        gradient = gradient + (step.abs() * both).sum() * weight / 3
+    return {"value": value, "edges": gradient_weight * gradient, "level": level_weight * whole}
+
+
+def _charbonnier(error: torch.Tensor) -> torch.Tensor:
+    return torch.sqrt(error ** 2 + KNEE ** 2) - KNEE
+
+
+class ResidualTransfer(Game):
+    """The residual-transfer task for the residual U-Net."""
+
+    def __init__(self, store: PairStore, settings: UNetSettings, center: np.ndarray,
+                 scale: np.ndarray) -> None:
+        self.store, self.settings = store, settings
+        torch.manual_seed(settings.seed)
+        network = ResidualUNet(len(CHANNELS), len(CONDITIONS), settings.widths)
+        network.center.copy_(torch.as_tensor(center, dtype=torch.float32))
+        network.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
+        self.network = network
+        self.networks = {"unet": network}
+        # The number of steps may be raised to train on.
+        self.identity = {"method": "unet", "settings": {**asdict(settings), "steps": None,
+                                                        "decay": None, "validate_every": None,
+                                                        "kind_weights": None}}
+        self.validation = chosen_for_validation(store.validation, settings.validation_pairs)
+
+    def players(self) -> tuple[Player, ...]:
+        """One optimizer."""
+        s = self.settings
+        return (Player("unet", ("unet",), self.loss, learning_rate=s.learning_rate,
+                       weight_decay=1e-4, clip=1.0, rate_factor=self.rate_factor),)
+
+    def rate_factor(self, step: int) -> float:
+        """Linear warm-up, constant, cosine decay over the last part of the steps."""
+        s = self.settings
+        first = s.steps * (1 - s.decay)
+        late = min(max((step - first) / max(s.steps - first, 1), 0.0), 1.0)
+        return min(1.0, (step + 1) / s.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+
+    def batch(self, step: int, rank: int) -> Batch:
+        """Patches, mirrored and permuted, with a gain of their own and blurred conditioning."""
+        if step % REFRESH_EVERY == 0:
+            self.store.refresh()
+        s = self.settings
+        rng = np.random.default_rng(step_seed(s.seed + 1, step, rank))
+        patches, conditions, scales, levels = [], [], [], []
+        std = self.network.scale.cpu().numpy()
+        for _ in range(s.batch):
+            patch, condition, pair = self.store.draw(rng, s.patch, dict(s.kind_weights))
+            gain, own = np.exp(rng.normal(0, 0.03, 2)).astype(np.float32)
+            patch[[0, -1]] *= gain
+            patch[1] *= own
+            patches.append(patch)
+            conditions.append(condition + std * rng.normal(0, 0.1, len(condition)))
+            scales.append(pair.scales)
+            levels.append(gain * np.tensordot(pair.level, patch[2:5], 1))
+        arrays = torch.from_numpy(np.stack(patches))
+        return {"input": arrays[:, :-1], "truth": arrays[:, -1],
+                "condition": torch.from_numpy(np.stack(conditions).astype(np.float32)),
+                "level": torch.from_numpy(np.stack(levels)),
+                "scales": torch.tensor(scales, dtype=torch.float32)[..., None, None, None]}
+
+    def loss(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """See `residual_loss`; the residual is added in single precision."""
+        x = batch["input"]
+        output = x[:, 0] + self.network(x, batch["condition"])[:, 0].float()
+        s = self.settings
+        return residual_loss(output, batch["truth"], batch["level"], x[:, CHANNELS.index("mask")],
+                             batch["scales"], s.gradient_weight, s.level_weight)
+
+    def score(self) -> Mapping[str, float]:
+        """Error over the baseline's on validation pairs (geometric mean), and the gain in dB."""
+        both = [relative_errors(self.network, pair) for pair in self.validation]
+        found = [whole for whole, _ in both]
+        logs = [math.log(e) for e, pair in zip(found, self.validation) if not pair.identity]
+        if not logs:
+            return {}
+        fine = [math.log(e) for _, e in both]
+        numbers = {"gain_db_fine": -10 / math.log(10) * float(np.mean(fine)),
+                   "error": math.exp(float(np.mean(logs)) / 2),
+                   "gain_db": -10 / math.log(10) * float(np.mean(logs)),
+                   "better": float(np.mean([v < 0 for v in logs]))}
+        for kind in sorted({p.kind for p in self.validation}):
+            part = [math.log(e) for e, p in zip(found, self.validation)
+                    if p.kind == kind and not p.identity]
+            if part:
+                numbers[f"gain_db_{kind}"] = -10 / math.log(10) * float(np.mean(part))
+        return numbers
+
+
+def chosen_for_validation(pairs: list[Pair], count: int) -> list[Pair]:
+    """At most `count` pairs without identity, evenly over the list."""
+    usable = [pair for pair in pairs if not pair.identity]
+    if len(usable) <= count:
+        return usable
+    return [usable[int(i)] for i in np.linspace(0, len(usable) - 1, count)]
+
+
+def relative_errors(network: ResidualUNet, pair: Pair) -> tuple[float, float]:
+    """Mean square error of the network's result over that of the baseline, in the mask: of the
+    truth, and of the truth without the subject's own tissue levels."""
+    arrays = np.asarray(pair.open(), np.float32)
+    padding = [(0, 0)] + [(0, -n % network.multiple) for n in arrays.shape[1:]]
+    stack = torch.from_numpy(np.pad(arrays, padding))
+    device = next(network.parameters()).device
+    condition = torch.from_numpy(pair.condition)[None].to(device)
+    bf16 = device.type == "cpu"
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        residual = network(stack[None, :-1].to(device), condition)[0, 0].float().cpu()
+    mask = stack[CHANNELS.index("mask")] > 0
+    before = (stack[0] - stack[-1])[mask]
+    after = before + residual[mask]
+    level = torch.tensordot(torch.from_numpy(pair.level), stack[2:5], 1)[mask]
+    return tuple(float(((after + part) ** 2).mean()  # type: ignore[return-value]
+                       / ((before + part) ** 2).mean().clamp_min(1e-12)) for part in (0, level))
+
+
+def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Resources, *,
+               progress: Any = None) -> tuple[Outcome, ResidualUNet]:
+    """Train, or go on, in `folder`; returns the outcome and the network with averaged weights.
+
+    Raises
+    ------
+    InputError
+        If `pairs` holds no training pairs.
+    UsageError
+        If `folder` holds a training with other settings.
+    """
+    store = PairStore(pairs)
+    if not store.training:
+        raise InputError(f"{pairs}: no training pairs. Prepare some first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NORMALIZATION
+    if not path.exists():
+        center, scale = condition_statistics(store.training)
+        write_json(path, {"center": center.tolist(), "scale": scale.tolist()})
+    kept = read_json(path)
+    task = ResidualTransfer(store, settings, np.array(kept["center"]), np.array(kept["scale"]))
+    pace = Pace(steps=settings.steps, ema=settings.ema, log_every=50,
+                validate_every=settings.validate_every, save_every=100)
+    outcome = train(task, pace, replace(resources, folder=folder), folder, settings.seed,
+                    progress=progress)
+    network = ResidualUNet(**task.network.config)
+    network.load_state_dict({**{k.removeprefix("unet."): v for k, v in outcome.weights.items()},
+                             "center": task.network.center, "scale": task.network.scale})
+    return outcome, network.eval()
