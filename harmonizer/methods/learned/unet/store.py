@@ -18,7 +18,8 @@ __all__ = ["Pair", "PairStore", "condition_statistics"]
 
 LEAST_BRAIN = 0.25  # of a patch
 ERROR_BOUNDS = (1e-4, 1.5e-2)  # of the baseline's mean square error that scales a pair's loss
-STD_FLOOR = 0.05  # of a conditioning number: below it, differences are noise
+SIZES = (0.35, 0.5)  # center and scale of the logarithm of a voxel's side in mm
+STD_FLOOR = 0.1  # of a conditioning number: below it, differences are noise
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,11 @@ def condition_statistics(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]
     if not pairs:
         raise InputError("the store of pairs is empty. Prepare pairs first (unet prepare).")
     values = np.stack([pair.condition for pair in pairs])
-    return values.mean(axis=0), np.maximum(values.std(axis=0), STD_FLOOR)
+    center, scale = values.mean(axis=0), np.maximum(values.std(axis=0), STD_FLOOR)
+    for i, name in enumerate(CONDITIONS):
+        if name.startswith("voxel_") or name == "template_mm":
+            center[i], scale[i] = SIZES  # whatever sizes happen to be prepared first
+    return center, scale
 
 
 def _pair_of(folder: Path, facts: dict[str, Any], one: dict[str, Any]) -> Pair:

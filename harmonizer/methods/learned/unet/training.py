@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ....deep.processor import trains_in_bf16
 from ....deep.training.loop import Outcome, step_seed, train
 from ....deep.training.settings import Pace, Resources
 from ....deep.training.task import Batch, Game, Player
@@ -20,7 +21,8 @@ from .channels import CHANNELS, CONDITIONS
 from .network import ResidualUNet
 from .store import Pair, PairStore, condition_statistics
 
-__all__ = ["PRESETS", "UNetSettings", "ResidualTransfer", "train_unet", "residual_loss"]
+__all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "train_unet",
+           "residual_loss", "relative_errors", "validation_sums"]
 
 NORMALIZATION = "normalization.json"
 KNEE = 0.1  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
@@ -131,7 +133,8 @@ class ResidualTransfer(Game):
         s = self.settings
         first = s.steps * (1 - s.decay)
         late = min(max((step - first) / max(s.steps - first, 1), 0.0), 1.0)
-        return min(1.0, (step + 1) / s.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late))
+        return min(1.0, (step + 1) / s.warmup) * falling
 
     def batch(self, step: int, rank: int) -> Batch:
         """Patches, mirrored and permuted, with a gain of their own and blurred conditioning."""
@@ -192,23 +195,34 @@ def chosen_for_validation(pairs: list[Pair], count: int) -> list[Pair]:
     return [usable[int(i)] for i in np.linspace(0, len(usable) - 1, count)]
 
 
-def relative_errors(network: ResidualUNet, pair: Pair) -> tuple[float, float]:
-    """Mean square error of the network's result over that of the baseline, in the mask: of the
-    truth, and of the truth without the subject's own tissue levels."""
+def predicted(network: ResidualUNet, pair: Pair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(residual, truth - baseline, level) in the mask of a pair: (n,) float32 each."""
     arrays = np.asarray(pair.open(), np.float32)
     padding = [(0, 0)] + [(0, -n % network.multiple) for n in arrays.shape[1:]]
     stack = torch.from_numpy(np.pad(arrays, padding))
     device = next(network.parameters()).device
     condition = torch.from_numpy(pair.condition)[None].to(device)
-    bf16 = device.type == "cpu"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(str(device))):
         residual = network(stack[None, :-1].to(device), condition)[0, 0].float().cpu()
     mask = stack[CHANNELS.index("mask")] > 0
-    before = (stack[0] - stack[-1])[mask]
-    after = before + residual[mask]
-    level = torch.tensordot(torch.from_numpy(pair.level), stack[2:5], 1)[mask]
-    return tuple(float(((after + part) ** 2).mean()  # type: ignore[return-value]
-                       / ((before + part) ** 2).mean().clamp_min(1e-12)) for part in (0, level))
+    level = torch.tensordot(torch.from_numpy(pair.level), stack[2:5], 1)
+    return residual[mask], (stack[-1] - stack[0])[mask], level[mask]
+
+
+def relative_errors(network: ResidualUNet, pair: Pair) -> tuple[float, float]:
+    """Mean square error of the network's result over that of the baseline, in the mask: of the
+    truth, and of the truth without the subject's own tissue levels."""
+    residual, wrong, level = predicted(network, pair)
+    return tuple(float(((residual - part) ** 2).mean()  # type: ignore[return-value]
+                       / (part ** 2).mean().clamp_min(1e-12)) for part in (wrong, wrong - level))
+
+
+def validation_sums(network: ResidualUNet, pair: Pair) -> tuple[float, float, float]:
+    """Means over the mask of the baseline's squared error, of error x residual, and of the squared
+    residual."""
+    residual, wrong, _ = predicted(network, pair)
+    return (float((wrong ** 2).mean().clamp_min(1e-12)), float((wrong * residual).mean()),
+            float((residual ** 2).mean()))
 
 
 def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Resources, *,
