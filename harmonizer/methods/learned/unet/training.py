@@ -25,7 +25,7 @@ __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "trai
            "residual_loss", "relative_errors", "validation_sums"]
 
 NORMALIZATION = "normalization.json"
-KNEE = 0.1  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
+KNEE = 0.3  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
 REFRESH_EVERY = 50  # steps between looks for new pairs
 
 
@@ -49,14 +49,14 @@ class UNetSettings:
 
     steps: int = 4000
     batch: int = 4
-    patch: int = 48
-    learning_rate: float = 1.2e-3
+    patch: int = 40
+    learning_rate: float = 8e-4
     warmup: int = 50
-    decay: float = 0.3
+    decay: float = 0.35
     ema: float = 0.998
     gradient_weight: float = 0.5
     level_weight: float = 0.25
-    validate_every: int = 200
+    validate_every: int = 250
     validation_pairs: int = 18
     kind_weights: tuple[tuple[str, float], ...] = (
         ("coarse", 1.0), ("mixed", 0.6), ("fine", 0.9), ("fine_native", 0.7))
