@@ -100,13 +100,11 @@ def acquire(rng: np.random.Generator, anatomy: Anatomy, scanner: SimulatedScanne
     """A scan with its brain mask: sampled, with bias field and noise; zero outside the mask.
 
     `rendered` is `render(anatomy, scanner)`. Noise is drawn from `rng`, so two scans of one anatomy
-    never share it. A grid of other voxels than the scanner's own has the noise of the mean over
-    them.
+    never share it. Its level is that of the grid's voxels, whatever their size.
     """
     clean = sample(rendered, anatomy, grid)
     side = np.sqrt((grid.affine[:3, :3] ** 2).sum(axis=0))
-    larger = max(float(np.prod(side) / np.prod(scanner.voxel_mm)), 1.0)
-    sigma = scanner.noise * scanner.gain / np.sqrt(larger)
+    sigma = scanner.noise * scanner.gain
     axes = [s * (np.arange(n) - (n - 1) / 2) for s, n in zip(side, grid.shape)]
     if scanner.noise_unevenness:
         level = smooth_field(rng, axes, 50.0)[0]

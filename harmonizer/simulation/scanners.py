@@ -54,11 +54,11 @@ class ScannerPrior:
     mprage: float = 0.6
     csf_std: float = 0.2
     tissue_std: float = 0.04
-    structure_std: float = 0.035
-    region_std: tuple[float, float] = (0.0, 0.04)
+    structure_std: float = 0.02
+    region_std: tuple[float, float] = (0.0, 0.025)
     region_knot_mm: tuple[float, float] = (18.0, 60.0)
     texture_std: float = 0.4
-    tone: float = 0.5
+    tone: float = 0.3
     tone_amplitude: tuple[float, float] = (0.0, 0.07)
     tone_cycles: tuple[float, float] = (0.5, 1.6)
     gamma_std: float = 0.12
@@ -137,7 +137,7 @@ def draw_scanner(rng: np.random.Generator, structures: int, prior: ScannerPrior 
         structure_gains=_structure_gains(rng, structures, prior.structure_std),
         region_std=rng.uniform(*prior.region_std),
         region_knot_mm=rng.uniform(*prior.region_knot_mm),
-        outside=rng.uniform(0.0, 0.6) if rng.random() < 0.7 else 0.0,
+        outside=rng.uniform(0.0, 0.4) if rng.random() < 0.5 else 0.0,
         tone=tone, gamma=math.exp(rng.normal(0, prior.gamma_std)),
         psf_mm=psf, voxel_mm=_draw_voxel(rng, prior), noise=_log_uniform(rng, prior.noise),
         noise_sigma_voxels=rng.uniform(0.35, 0.75) if rng.random() < prior.correlated else 0.0,

@@ -3,7 +3,9 @@
 Blocks of 2 x 2 x 2 voxels become channels at the entrance and voxels again at the exit, as in
 FFDNet (Zhang, Zuo and Zhang 2018, doi:10.1109/TIP.2018.2839891): nothing of the image is lost, and
 all convolutions run on an eighth of the voxels. There is no normalization, which would remove
-intensity. The last layer starts at zero, so an untrained network returns the baseline.
+intensity. The output is a free residual plus the baseline's own bands of detail, weighted by gains:
+of the whole volume, from the cards, and of each voxel. So denoising and sharpening need little
+training. The last layers start at zero: an untrained network returns the baseline.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from torch.nn import functional
 from ....deep.networks.blocks import fold, unfold, zeroed
 from ....deep.networks.convolution import Conv3d
 
-__all__ = ["ResidualUNet"]
+__all__ = ["ResidualUNet", "local_mean"]
 
-RESIDUAL_SCALE = 0.03  # usual size of a residual: without it, the last layer's first steps overshoot
-BANDS = 4  # channels of fine detail that are derived from baseline and scan
-FINE_GAIN, COARSE_GAIN = 20.0, 10.0  # bring the bands near unit variance
+RESIDUAL_SCALE = 0.03  # usual size of a residual: else the last layer's first steps overshoot
+GAIN_SCALE = 0.2  # of the local gains, for the same reason
+BANDS = 7  # channels of fine detail that are derived from baseline and scan, see `detail_of`
+GAINS = 5  # the first bands, the baseline's, are also weighted by gains and added to the output
+FINE_GAIN = 20.0  # brings the bands near unit variance
 MIDDLE = 0.6  # of the intensities of a brain, relative to its brightest tissue
 BLOCK = 2  # voxels along each side of what becomes channels
 
@@ -57,7 +61,8 @@ class ResidualUNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2)
                                 for a, b in zip(widths[:-1], widths[1:]))
         self.decoder = nn.ModuleList(ModulatedBlock(w, embedding) for w in widths[:-1])
-        self.head = zeroed(Conv3d(widths[0], BLOCK ** 3, 3, padding=1))
+        self.gains = zeroed(nn.Linear(embedding, GAINS))
+        self.head = zeroed(Conv3d(widths[0], (1 + GAINS) * BLOCK ** 3, 3, padding=1))
 
     @property
     def multiple(self) -> int:
@@ -67,7 +72,8 @@ class ResidualUNet(nn.Module):
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """(N, 1, I, J, K) residual of (N, channels, I, J, K) inputs and (N, conditions) numbers."""
         code = self.embed(((condition - self.center) / self.scale).clamp(-4, 4))
-        h = self.stem(fold(conditioned(x), BLOCK))
+        images, bands = detail_of(x)
+        h = self.stem(fold(torch.cat([images, x[:, 2:], bands], dim=1), BLOCK))
         kept = []
         for level, blocks in enumerate(self.encoder):
             for block in blocks:
@@ -77,14 +83,18 @@ class ResidualUNet(nn.Module):
                 h = self.down[level](h)
         for level in reversed(range(len(self.up))):
             h = self.decoder[level](kept[level] + self.up[level](h), code)
-        return RESIDUAL_SCALE * unfold(self.head(functional.silu(h)).float(), BLOCK)
+        out = unfold(self.head(functional.silu(h)).float(), BLOCK)
+        gains = self.gains(code).float()[..., None, None, None] + GAIN_SCALE * out[:, 1:]
+        detail = (gains * bands[:, :GAINS] / FINE_GAIN).sum(dim=1, keepdim=True)
+        return RESIDUAL_SCALE * out[:, :1] + detail
 
 
-def conditioned(x: torch.Tensor) -> torch.Tensor:
-    """(N, channels + BANDS, I, J, K): intensities centered, and fine bands of both amplified.
+def detail_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centered intensities (N, 2, ...) and bands of fine detail (N, BANDS, ...), amplified.
 
     Noise and sharpness are a few per cent of the intensities; without bands of their own, gradient
-    descent learns them last.
+    descent learns them last. The bands are, of the baseline: what a mean along each axis takes
+    away, what a mean over 3 voxels cubed takes away, and the next band; the last two of the scan.
 
     Parameters
     ----------
@@ -92,17 +102,24 @@ def conditioned(x: torch.Tensor) -> torch.Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         images, mask = x[:, :2].float(), x[:, -1:].float()
-        near = _local_mean(images, mask, 3)
-        wide = _local_mean(near, mask, 5)
-        bands = torch.cat([FINE_GAIN * (images - near), COARSE_GAIN * (near - wide)], dim=1) * mask
-        return torch.cat([2 * (images - MIDDLE) * mask, x[:, 2:], bands], dim=1)
+        near = local_mean(images, mask, (3, 3, 3))
+        wide = local_mean(near, mask, (5, 5, 5))
+        along = [images[:, :1] - local_mean(images[:, :1], mask, width)
+                 for width in ((3, 1, 1), (1, 3, 1), (1, 1, 3))]
+        fine, coarse = images - near, near - wide
+        bands = torch.cat([*along, fine[:, :1], coarse[:, :1], fine[:, 1:], coarse[:, 1:]], dim=1)
+        return 2 * (images - MIDDLE) * mask, FINE_GAIN * bands * mask
 
 
-def _local_mean(images: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
-    """Mean over a cube of `width` voxels, of voxels in the mask."""
-    total = functional.avg_pool3d(images * mask, width, stride=1, padding=width // 2)
-    count = functional.avg_pool3d(mask, width, stride=1, padding=width // 2)
-    return total / count.clamp_min(1e-3)
+def local_mean(images: torch.Tensor, mask: torch.Tensor, widths: tuple[int, int, int]
+               ) -> torch.Tensor:
+    """Mean over a box of `widths` voxels (odd), of voxels in the mask; (N, C, I, J, K)."""
+    both = torch.cat([images * mask, mask], dim=1)
+    for axis, width in enumerate(widths):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = width, width // 2
+        both = functional.avg_pool3d(both, kernel, 1, padding)
+    return both[:, :-1] / both[:, -1:].clamp_min(1e-3)
 
 
 class ModulatedBlock(nn.Module):

@@ -233,7 +233,7 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
     numbers = condition(target_card, card, map_numbers(change), spacing, float(how.template_mm))
     return {"arrays": stack.astype(np.float16), "condition": [float(v) for v in numbers],
             "error": float(np.mean(wrong ** 2)), "level": [float(v) for v in level],
-            "fine_error": float(np.mean(rest ** 2)), "identity": bool(same),
+            "fine_error": float((1.2533 * np.mean(np.abs(rest))) ** 2), "identity": bool(same),
             "source_known": known.source is not None,
             "shape": list(mask.shape), "voxels": int(mask.sum()),
             "target_noise": float(target.noise)}

@@ -18,7 +18,7 @@ from ....deep.training.task import Batch, Game, Player
 from ....errors import InputError
 from ....files import read_json, write_json
 from .channels import CHANNELS, CONDITIONS
-from .network import ResidualUNet
+from .network import ResidualUNet, local_mean
 from .store import Pair, PairStore, condition_statistics
 
 __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "train_unet",
@@ -26,6 +26,8 @@ __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "trai
 
 NORMALIZATION = "normalization.json"
 KNEE = 0.3  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
+LOCAL = 7  # voxels along the side of the cube whose mean is taken out of the error
+SMALLEST = 0.004  # error of a baseline below which a patch does not count more
 REFRESH_EVERY = 50  # steps between looks for new pairs
 
 
@@ -55,7 +57,7 @@ class UNetSettings:
     decay: float = 0.35
     ema: float = 0.998
     gradient_weight: float = 0.5
-    level_weight: float = 0.25
+    level_weight: float = 0.1
     validate_every: int = 250
     validation_pairs: int = 18
     kind_weights: tuple[tuple[str, float], ...] = (
@@ -74,30 +76,53 @@ PRESETS = {
 """`cpu`: about two hours of two cores; `gpu`: a few hours of one GPU."""
 
 
-def residual_loss(output: torch.Tensor, truth: torch.Tensor, level: torch.Tensor,
+def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, level: torch.Tensor,
                   mask: torch.Tensor, scales: torch.Tensor, gradient_weight: float,
                   level_weight: float) -> dict[str, torch.Tensor]:
-    """Charbonnier loss and L1 loss of gradients, relative to the baseline's error.
+    """Loss of fine detail, of its gradient, and, with a small weight, of everything.
 
-    The subject's own tissue levels are unknown, so they are taken out of the truth for the larger
-    part of the loss; a smaller part keeps them, for what of them can be predicted.
+    Most of the baseline's error is smooth: levels of the subject's own, which no card tells. Its
+    gradient would swamp that of noise and sharpness, so the local mean is taken out of the error
+    for the larger part of the loss. Every patch counts relative to the baseline's error there.
 
     Parameters
     ----------
-    output, truth, level, mask : (N, I, J, K); `level` is the part of the truth that is left out
+    residual, wrong : (N, I, J, K) output, and truth - baseline
+    level : (N, I, J, K) part of `wrong` that the tissues' overall levels explain
+    mask : (N, I, J, K)
     scales : (N, 2, 1, 1, 1) root mean square error of the baseline, without and with the levels
     """
     weight = 1 / mask.sum().clamp_min(1)
-    error = (output - truth + level) / scales[:, 0]
-    value = (_charbonnier(error) * mask).sum() * weight
-    whole = (_charbonnier((output - truth) / scales[:, 1]) * mask).sum() * weight
-    gradient = output.new_zeros(())
+    error = _fine(residual - wrong, mask)
+    unit = _root_mean_square(_fine(wrong, mask), mask)
+    value = (_charbonnier(error / unit) * mask).sum() * weight
+    edges = residual.new_zeros(())
     for axis in range(1, 4):
-        n = error.shape[axis]
-        step = error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1)
-        both = mask.narrow(axis, 1, n - 1) * mask.narrow(axis, 0, n - 1)
-        gradient = gradient + (step.abs() * both).sum() * weight / 3
-    return {"value": value, "edges": gradient_weight * gradient, "level": level_weight * whole}
+        step, both = _steps(residual - wrong, mask, axis)
+        usual, _ = _steps(wrong, mask, axis)
+        size = (usual.abs() * both).sum(dim=(1, 2, 3)) / both.sum(dim=(1, 2, 3)).clamp_min(1)
+        size = size.clamp_min(SMALLEST)[:, None, None, None]
+        edges = edges + (step.abs() * both / size).sum() * weight / 3
+    whole = (_charbonnier((residual - wrong + level) / scales[:, 0]) * mask).sum() * weight
+    return {"value": value, "edges": gradient_weight * edges, "level": level_weight * whole}
+
+
+def _fine(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Without the mean over a cube of `LOCAL` voxels, of voxels in the mask."""
+    return (error - local_mean(error[:, None], mask[:, None], (LOCAL,) * 3)[:, 0]) * mask
+
+
+def _root_mean_square(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(N, 1, 1, 1) in the mask, at least `SMALLEST`."""
+    square = (error ** 2 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
+    return square.sqrt().clamp_min(SMALLEST)[:, None, None, None]
+
+
+def _steps(error: torch.Tensor, mask: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences of neighbors along an axis, and where both lie in the mask."""
+    n = error.shape[axis]
+    return (error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1),
+            mask.narrow(axis, 1, n - 1) * mask.narrow(axis, 0, n - 1))
 
 
 def _charbonnier(error: torch.Tensor) -> torch.Tensor:
@@ -160,12 +185,12 @@ class ResidualTransfer(Game):
                 "scales": torch.tensor(scales, dtype=torch.float32)[..., None, None, None]}
 
     def loss(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """See `residual_loss`; the residual is added in single precision."""
-        x = batch["input"]
-        output = x[:, 0] + self.network(x, batch["condition"])[:, 0].float()
-        s = self.settings
-        return residual_loss(output, batch["truth"], batch["level"], x[:, CHANNELS.index("mask")],
-                             batch["scales"], s.gradient_weight, s.level_weight)
+        """See `residual_loss`."""
+        x, s = batch["input"], self.settings
+        residual = self.network(x, batch["condition"])[:, 0].float()
+        return residual_loss(residual, batch["truth"] - x[:, 0], batch["level"],
+                             x[:, CHANNELS.index("mask")], batch["scales"], s.gradient_weight,
+                             s.level_weight)
 
     def score(self) -> Mapping[str, float]:
         """Error over the baseline's on validation pairs (geometric mean), and the gain in dB."""
