@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from harmonizer.segmentation import structures as st
+from harmonizer.simulation import anatomy as anatomy_module
 from harmonizer.simulation.anatomy import label_map_anatomy, phantom_anatomy
 from harmonizer.simulation.fields import smooth_field
 from harmonizer.simulation.imaging import acquire, render, sample, scan_grid
@@ -90,11 +91,13 @@ def test_anatomies_hold_detail_that_no_label_map_has(anatomy):
     assert np.std(detail) > 0.005  # beyond what the tissues' shares explain
 
 
-def test_a_label_map_becomes_an_anatomy_and_the_cache_changes_nothing(tmp_path):
-    size = np.array([120, 140, 110])
+def test_a_label_map_becomes_an_anatomy_and_the_cache_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(anatomy_module, "STEPS", 4)
+    anatomy_module._aligned_map.cache_clear()
+    size = np.array([100, 120, 90])
     axes = [np.arange(n) - (n - 1) / 2 for n in size]
     radius = np.sqrt(sum((a / s) ** 2 for a, s in zip(np.meshgrid(*axes, indexing="ij"),
-                                                     (50, 60, 45))))
+                                                     (40, 50, 36))))
     labels = np.zeros(size, np.int16)
     for limit, label in ((1.0, 24), (0.95, 3), (0.8, 2), (0.25, 4)):
         labels[radius < limit] = label
