@@ -39,11 +39,14 @@ FROM ${BASE_IMAGE}
 ARG DEVICE=cpu
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG CREATED=unknown
 LABEL org.opencontainers.image.title="brain-harmonizer" \
       org.opencontainers.image.description="A BIDS App that harmonizes brain MRI across scanners" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="https://github.com/brain-harmonizer/harmonizer" \
       org.brain-harmonizer.device="${DEVICE}"
 # HOME and USER: an unknown UID (docker --user) has neither, and libraries ask for both.
 # MALLOC_*: keep freed memory instead of faulting it in again at each training step.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""The BIDS App's front door: `run.py BIDS_DIR OUTPUT_DIR {participant,group}...`.
+"""Run the BIDS App: `run.py BIDS_DIR OUTPUT_DIR {participant,group}...`.
 
-All that happens here is handing the arguments to `pipelines.app.main` and returning its exit code.
+Passes the arguments to `pipelines.app.main` and returns its exit code.
 """
 
 import sys

@@ -39,7 +39,7 @@ from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.metrics.distribution import LEVELS  # noqa: E402
 from harmonizer.evaluation.metrics.image import ssim_structure  # noqa: E402
 from harmonizer.evaluation.statistics.distribution_tests import anderson_darling  # noqa: E402
-from harmonizer.methods.base import Known  # noqa: E402
+from harmonizer.methods.base import ScanContext  # noqa: E402
 from harmonizer.methods.learned.disarm.backend import Disarm  # noqa: E402
 from harmonizer.methods.target import Target  # noqa: E402
 from harmonizer.phantom import UNSEEN  # noqa: E402
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join([f"`{_command(given)}`", *parts, " ".join([
         f"{given.people} people at {len(next(iter(scans.values())))} scanners. Codes named: "
         f"{named(model, scans):.2f} of those at scanners of the fit (chance "
-        f"{1 / len(model.labels_):.2f}). Scanner found:",
+        f"{1 / len(model.model_.sites):.2f}). Scanner found:",
         ", ".join(f"{share:.2f} from the {what}" for what, share in found.items()) + ".",
         *model.training_facts()])])
     print(text)
@@ -88,9 +88,9 @@ def methods(model: Disarm, aim: Target) -> dict[str, Method]:
     """The scan at median 1, what DISARM starts from, and DISARM; a scan and its site go in."""
     return {
         "scaled": lambda scan, site: scan.with_data(scan.data / np.median(scan.in_mask())),
-        f"{model.config.start} (its start)": lambda scan, site: model._first_guess(
-            scan, aim, model._found(scan, Known(source=site))),
-        f"disarm, {model.share_:.0%} of its change": lambda scan, site: model.harmonize(
+        f"{model.config.baseline} (its baseline)": lambda scan, site: model.baseline_only(
+            scan, aim, ScanContext(source=site)),
+        f"disarm, {model.residual_weight_:.0%} of its change": lambda scan, site: model.harmonize(
             scan, aim, source=site),
     }
 
@@ -136,13 +136,13 @@ def named(model: Disarm, scans: Scans) -> float:
 
     right = []
     for mine in scans.values():
-        for site in model.labels_:
-            said = np.zeros(len(model.labels_))
+        for site in model.model_.sites:
+            said = np.zeros(len(model.model_.sites))
             for code, m in codes_of(model, mine[site]):
                 with torch.no_grad():
-                    said += model.networks_["content"](code, model._tensor(m[None, None])
-                                                       )[0].cpu().numpy() * m.sum()
-            right.append(model.labels_[int(said.argmax())] == site)
+                    said += model.model_.networks["content"](
+                        code, model.model_.tensor(m[None, None]))[0].cpu().numpy() * m.sum()
+            right.append(model.model_.sites[int(said.argmax())] == site)
     return float(np.mean(right))
 
 
@@ -150,27 +150,31 @@ def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
     """(1, channels, i/2, j/2, k/2) anatomy code and (i, j, k) mask of each patch with brain."""
     import torch
 
-    shown = model._shown(volume)
-    for x, m in model._brain_patches(shown.unit, shown.mask):
+    scan = model.inference.network_input(volume)
+    for x, m in model.model_.brain_patches(scan.image, scan.mask):
         with torch.no_grad():
-            yield model.networks_["anatomy"].code(model._tensor(x[None, None])), m
+            yield model.model_.networks["anatomy"].code(model.model_.tensor(x[None, None])), m
 
 
 def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dict[str, float]:
     """Share of held-out scans whose scanner is found: from scans, first guesses, codes of both."""
     known = [(scan.site, scan.read(), scan.read_tissues()) for scan in cohort]
-    held = [(site, mine[site], {}) for mine in scans.values() for site in model.labels_]
-    sites, rows = zip(*((site, _levels_of_all(model, volume, free, Known(site, tissues=tissues)))
-                        for site, volume, tissues in [*known, *held]))
+    held = [(site, mine[site], {}) for mine in scans.values() for site in model.model_.sites]
+    sites, rows = zip(
+        *(
+            (site, _levels_of_all(model, volume, free, ScanContext(site, tissues=tissues)))
+            for site, volume, tissues in [*known, *held]
+        )
+    )
     n = len(known)
     return {what: float(judge().fit([row[what] for row in rows[:n]], sites[:n])
                         .score([row[what] for row in rows[n:]], sites[n:])) for what in rows[0]}
 
 
-def _levels_of_all(model: Disarm, volume: Volume, free: Target, known: Known
+def _levels_of_all(model: Disarm, volume: Volume, free: Target, context: ScanContext
                    ) -> dict[str, np.ndarray]:
     """What a judge sees of one scan; the generator is given codes of its first guess."""
-    first = model._first_guess(volume, free, model._found(volume, known))
+    first = model.baseline_only(volume, free, context)
     return {"scan": levels_of(volume), "first guess": levels_of(first),
             "codes of the scan": levels_of_codes(model, volume),
             "codes of the first guess": levels_of_codes(model, first)}

@@ -98,11 +98,11 @@ def enrolled(given: argparse.Namespace, references: Cohort, count: int
         name = read(folder)[0]["Backend"]
         model: Any = registry.get(name).load(folder)
         target, spent = timed(model, scans)
-        if (start := model.config.start) not in starts:
+        if (start := model.config.baseline) not in starts:
             starts.add(start)
-            yield f"{start}, as {name} starts", shared(model, 0.0), target, spent
-        yield f"{name}, {model.share_:.0%} of its change", model, target, spent
-        if given.whole and model.share_ < 1:
+            yield f"{start}, as the baseline of {name}", shared(model, 0.0), target, spent
+        yield f"{name}, {model.residual_weight_:.0%} of its change", model, target, spent
+        if given.whole and model.residual_weight_ < 1:
             yield f"{name}, all of its change", shared(model, 1.0), target, spent
 
 
@@ -116,7 +116,7 @@ def timed(method: Any, scans: Sequence[Scan]) -> tuple[Target, float]:
 def shared(model: Any, share: float) -> Any:
     """The same model with another share of its change."""
     other = copy.copy(model)
-    other.share_ = share
+    other.residual_weight_ = share
     return other
 
 

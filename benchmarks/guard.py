@@ -30,14 +30,14 @@ from command_line import explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.cohort import Cohort, Scan  # noqa: E402
-from harmonizer.evaluation.cache import file_key, kept  # noqa: E402
+from harmonizer.evaluation.cache import cached, file_key  # noqa: E402
 from harmonizer.evaluation.paired_metrics import label_tissues  # noqa: E402
 from harmonizer.evaluation.questions.anatomy import GUARDED, compare_anatomy  # noqa: E402
 from harmonizer.evaluation.questions.anatomy_limits import (  # noqa: E402
     Tolerance,
-    judge,
+    check_anatomy,
     learn_tolerance,
-    tolerance_of,
+    tolerance_from_pairs,
 )
 from harmonizer.phantom import SCANNERS, make_person, render  # noqa: E402
 from harmonizer.phantom.aligned import aligned_image  # noqa: E402
@@ -136,7 +136,7 @@ def report(work: Path, cohort: Cohort) -> str:
     """The section's text."""
     limits = {
         "simulated": learn_tolerance(cohort, nearest_mean, mapper=partial(_keeping, work)),
-        "real": tolerance_of([_kept(work, scan, "rescan", lambda scan=scan: compare_anatomy(
+        "real": tolerance_from_pairs([_kept(work, scan, "rescan", lambda scan=scan: compare_anatomy(
             scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
             for scan in cohort], f"{len(cohort)} real rescans"),
     }
@@ -192,7 +192,7 @@ def _beside(scan: Scan, folder: str) -> Path:
 
 def _kept(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
           ) -> dict[str, float]:
-    return kept(work / "cache", file_key([scan.image, _beside(scan, "truth")], name), compute)
+    return cached(work / "cache", file_key([scan.image, _beside(scan, "truth")], name), compute)
 
 
 def _keeping(work: Path, compute: Callable[[tuple[Scan, int]], dict[str, float]],
@@ -208,13 +208,13 @@ def _judged(scan: Scan, change: Change) -> dict[str, float]:
 
 
 def _share(values: list[dict[str, float]], tolerance: Tolerance) -> str:
-    flagged = sum(not judge(v, tolerance).ok for v in values)
+    flagged = sum(not check_anatomy(v, tolerance).ok for v in values)
     return f"{flagged} of {len(values)}"
 
 
 def _broken(values: list[dict[str, float]], tolerance: Tolerance) -> str:
     counts = {words.split(" (")[0].split(",")[0]: sum(
-        any(r.startswith(words) for r in judge(v, tolerance).reasons) for v in values)
+        any(r.startswith(words) for r in check_anatomy(v, tolerance).reasons) for v in values)
         for words, _ in GUARDED.values()}
     return ", ".join(f"{words} {count}" for words, count in counts.items() if count) or "none"
 

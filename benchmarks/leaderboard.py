@@ -39,9 +39,9 @@ from sections import put_section  # noqa: E402
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.deep.training.settings import Resources  # noqa: E402
 from harmonizer.errors import HarmonizerError  # noqa: E402
-from harmonizer.evaluation.run import COMBAT, Ruling, referee  # noqa: E402
+from harmonizer.evaluation.run import COMBAT, EvaluationResult, evaluate  # noqa: E402
 from harmonizer.evaluation.statistics.resampling import Statistics  # noqa: E402
-from harmonizer.evaluation.verdicts import answers  # noqa: E402
+from harmonizer.evaluation.verdicts import compute_verdicts  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.base import Backend  # noqa: E402
 from harmonizer.methods.statistical.tissue_matching import SEGMENTERS  # noqa: E402
@@ -60,9 +60,9 @@ RESCALED = "only rescaled"
 COLUMNS = (  # heading, test, reference or tissue, digits
     ("site F1", "site_f1_retrained", {}, 2),
     ("distance, R", "distribution_distance", {"tissue": "brain"}, 3),
-    ("PSNR, dB", "travelling_pair", {"reference": "psnr"}, 1),
-    ("SSIM", "travelling_pair", {"reference": "ssim"}, 3),
-    ("RMSE, R", "travelling_pair", {"reference": "rmse"}, 4),
+    ("PSNR, dB", "traveling_pair", {"reference": "psnr"}, 1),
+    ("SSIM", "traveling_pair", {"reference": "ssim"}, 3),
+    ("RMSE, R", "traveling_pair", {"reference": "rmse"}, 4),
     ("identified", "identification", {}, 2),
     ("GM site R²", "marginal_r2", {"tissue": "GM"}, 2),
     ("GM site + person R²", "conditional_r2", {"tissue": "GM"}, 2),
@@ -187,7 +187,7 @@ def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
     resolution = int(round(float(cohort.scans[0].read().spacing[0])))
     segment = (CachedSegmenter(NetworkSegmenter(quick=True), work / "cache")
                if given.tissues else None)
-    ruling = referee(cohort, variants, target, segment=segment,
+    ruling = evaluate(cohort, variants, target, segment=segment,
                      priors=tissue_priors(resolution), permutations=given.permutations,
                      workers=given.nprocs, cache=work / "cache", covariates=_known(cohort))
     ruling.statistics.to_tsv(work / "group_statistics.tsv")
@@ -242,7 +242,7 @@ def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
     return [order[part::count] for part in range(count)]
 
 
-def table(ruling: Ruling, methods: Sequence[str]) -> list[str]:
+def table(ruling: EvaluationResult, methods: Sequence[str]) -> list[str]:
     """Markdown: what was there before, what a linear map does, every method, ComBat."""
     rows = [("unharmonized", "", "before"), (RESCALED, "", "rescaled"),
             *((name, name, "") for name in methods), ("ComBat on features", COMBAT, "")]
@@ -256,7 +256,7 @@ def table(ruling: Ruling, methods: Sequence[str]) -> list[str]:
     for name, backend, _ in rows:
         if not any(cells[name]):
             continue
-        verdicts = ([MARKS[a.verdict] for a in answers(ruling.statistics, name)]
+        verdicts = ([MARKS[a.answer] for a in compute_verdicts(ruling.statistics, name)]
                     if backend in methods else [""] * 4)
         lines.append("| " + " | ".join([name, *(cells[name][i] for i in shown), *verdicts]) + " |")
     if chance and chance[0].known:
@@ -270,7 +270,7 @@ def _cell(statistics: Statistics, test: str, more: dict[str, str], digits: int, 
     found = statistics.select(name=test, backend=backend, **more)
     found = found.select(stage=stage) if stage else found
     known = [row for row in found.rows if row.known]
-    if not known or (stage == "rescaled" and test != "travelling_pair"):
+    if not known or (stage == "rescaled" and test != "traveling_pair"):
         return ""
     value = known[0].effect
     return "< -10" if value < -10 and test == "age_r2" else f"{np.round(value, digits):.{digits}f}"

@@ -18,6 +18,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ def _methods(model: PatchDiffusion, modes: Sequence[str], share: float | None
              ) -> Iterator[tuple[str, PatchDiffusion | None]]:
     """Names and methods, those that need no network first: a share of 0 is the start alone."""
     yield "scaled", None
-    yield f"{model.config.start} (its start)", _with(model, 0.0)
-    used = model.share_ if share is None else share
+    yield f"{model.config.baseline} (its baseline)", _with(model, 0.0)
+    used = model.residual_weight_ if share is None else share
     yield from ((f"{mode}, {used:.0%} of its change", _with(model, used, **MODES[mode]))
                 for mode in modes)
 
@@ -123,6 +124,8 @@ def _with(model: PatchDiffusion, share: float, **values: Any) -> PatchDiffusion:
     """The same model, sampled otherwise."""
     other: PatchDiffusion = shared(model, share)
     other.config = replace(model.config, **values)
+    other.model_ = copy(model.model_)
+    other.model_.config = other.config
     return other
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from harmonizer.preprocessing.conform import conform
-from harmonizer.segmentation.label_maps import FLUID_MM
+from harmonizer.segmentation.label_maps import CSF_MARGIN_MM
 
 CSF = 1  # of the phantom's labels
 
@@ -18,5 +18,5 @@ def true_brains(folder: Path, stem: str, suffix: str) -> tuple[np.ndarray, np.nd
     volume = conform(next(folder.glob(f"**/{stem}_desc-brain{suffix}_mask.nii.gz"))).volume
     labels = conform(next(folder.glob(f"**/{stem}_desc-{suffix}_dseg.nii.gz"))).volume.data
     brain = volume.data > 0
-    near = ndimage.distance_transform_edt(~brain, sampling=volume.spacing) <= FLUID_MM
+    near = ndimage.distance_transform_edt(~brain, sampling=volume.spacing) <= CSF_MARGIN_MM
     return brain, brain | ((np.rint(labels) == CSF) & near)

@@ -176,7 +176,7 @@ def _one(folder: Path, tissues: str) -> int:
     """Both runs of one cohort, in this process; a line of JSON."""
     import shutil
 
-    from harmonizer.evaluation.run import referee
+    from harmonizer.evaluation.run import evaluate
 
     before, after = (Cohort.from_tsv(folder / f"{name}.tsv") for name in ("before", "after"))
     resolution = int(round(float(before.scans[0].read().spacing[0])))
@@ -187,7 +187,7 @@ def _one(folder: Path, tissues: str) -> int:
     times = []
     for covariates in (("age",), ("sex",)):
         started = time.process_time()
-        referee(before, {"histogram_matching": after}, TARGET, covariates=covariates, **given)
+        evaluate(before, {"histogram_matching": after}, TARGET, covariates=covariates, **given)
         times.append(time.process_time() - started)
     print(json.dumps({"scans": len(before), "first": times[0], "again": times[1],
                       "peak_mb": 1e3 * peak_gb()}))
@@ -196,8 +196,8 @@ def _one(folder: Path, tissues: str) -> int:
 
 def _one_fine(out: Path, work: Path, tissues: str) -> int:
     """What a scan and its harmonized image cost at 1 mm, and one simulated rescan."""
-    from harmonizer.evaluation.metrics.scan_features import Job, measure
-    from harmonizer.evaluation.paired_metrics import evaluate_cohort
+    from harmonizer.evaluation.metrics.scan_features import ScanJob, measure_scan
+    from harmonizer.evaluation.paired_metrics import measure_cohort
     from harmonizer.evaluation.questions.anatomy import compare_anatomy
     from harmonizer.evaluation.questions.rescans import simulated_rescan
     from harmonizer.methods import registry
@@ -210,9 +210,9 @@ def _one_fine(out: Path, work: Path, tissues: str) -> int:
         work / "fine" / f"{scan.scan_id}.nii.gz",
         model.harmonize(scan.read(), model.target(target), source=scan.site))) for scan in before))
     started = time.process_time()
-    evaluate_cohort(before, after, target, priors=priors)
+    measure_cohort(before, after, target, priors=priors)
     for scan, result in zip(before, after):
-        measure(Job(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0), segment))
+        measure_scan(ScanJob(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0), segment))
     first = (time.process_time() - started) / len(before)
     started, volume = time.process_time(), before.scans[0].read()
     compare_anatomy(volume, simulated_rescan(volume, 0), segment)

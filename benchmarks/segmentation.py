@@ -27,7 +27,8 @@ from command_line import existing_folder, explained, printed  # noqa: E402
 from sections import write_rows  # noqa: E402
 
 from harmonizer.segmentation.predict import segment  # noqa: E402
-from harmonizer.segmentation.segmentations import TISSUES, as_labels, dice  # noqa: E402
+from harmonizer.segmentation.segmentations import as_labels, dice  # noqa: E402
+from harmonizer.tissues import TISSUES  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 
 CODES = {name: code for code, name in enumerate(TISSUES, start=1)}  # also of the truth's dseg.tsv

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import existing_folder, explained  # noqa: E402
 from sections import put_section  # noqa: E402
 
-from harmonizer.contrast.local_statistics import shares_of  # noqa: E402
+from harmonizer.contrast.local_statistics import stack_probabilities  # noqa: E402
 from harmonizer.errors import InputError  # noqa: E402
 from harmonizer.methods.learned.unet.channels import CONDITIONS  # noqa: E402
 from harmonizer.methods.learned.unet.scan_card import CARD_NAMES, scan_card  # noqa: E402
@@ -69,7 +69,7 @@ def real_cards(out: Path, modality: str, resolution: int) -> np.ndarray:
     cards = []
     for item in find_preprocessed(out.resolve(), resolution, (modality,)):
         volume, known = item.scan.read(), item.scan.read_tissues()
-        shares = shares_of(known, volume) if known else segmented(volume)
+        shares = stack_probabilities(known, volume) if known else segmented(volume)
         cards.append(scan_card(volume, shares))
     if not cards:
         raise InputError(f"{out}: no preprocessed {modality} at {resolution} mm. Run the "
@@ -79,7 +79,7 @@ def real_cards(out: Path, modality: str, resolution: int) -> np.ndarray:
 
 def segmented(volume: Volume) -> np.ndarray:
     """(3, I, J, K) probabilities of a scan that preprocessing did not segment."""
-    return tissue_matching.shares_with(tissue_matching.DEFAULT_SEGMENTER, volume)
+    return tissue_matching.segment_with(tissue_matching.DEFAULT_SEGMENTER, volume)
 
 
 def simulated_cards(folder: Path, resolution: int) -> np.ndarray:

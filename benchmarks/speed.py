@@ -123,12 +123,12 @@ def fit_once(given: argparse.Namespace) -> dict[str, Any]:
 
     kind: Any = registry.get(given.backends[0])
     backend = kind(kind.config_from({
-        "preset": given.presets[0], "start": "none", "held_out": 0.0, "steps": 1,
+        "preset": given.presets[0], "baseline": "none", "validation_fraction": 0.0, "steps": 1,
         "validate_every": 0, **dict(map(named_value, given.set))}))
     backend.resources = Resources(device=given.devices[0], threads=given.threads)
     backend.fit(cohort_in(given.work, given.resolution), seed=1)
     backend.save(_folder(given))
-    return {"step, s": f"{60 * backend.training_['Minutes']:.1f}"}
+    return {"step, s": f"{60 * backend.training_.minutes:.1f}"}
 
 
 def apply_once(given: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def apply_once(given: argparse.Namespace) -> dict[str, Any]:
     begun, cpu = time.monotonic(), time.process_time()
     backend.harmonize(volume, backend.target(other.site), source=scan.site)
     spent, cpu = time.monotonic() - begun, time.process_time() - cpu
-    weights = sum(p.numel() for n in backend.networks_.values() for p in n.parameters())
+    weights = sum(p.numel() for n in backend.model_.networks.values() for p in n.parameters())
     held = torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else 0
     return {"weights, M": f"{weights / 1e6:.2f}", "load, s": f"{loaded - started:.1f}",
             "volume, s": f"{spent:.1f}", "CPU s": f"{cpu:.1f}", "peak, GB": f"{peak_gb():.2f}",

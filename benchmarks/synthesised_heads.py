@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each head: Dice of each way, and litres of the masks."""
-    maps = load_label_maps(given.label_maps)[-PRESETS["brain"].held_out:]
+    maps = load_label_maps(given.label_maps)[-PRESETS["brain"].n_validation_maps:]
     network = None if given.weights is None else read_weights(given.weights)
     for kind, settings in KINDS.items():
         for index in range(given.count):

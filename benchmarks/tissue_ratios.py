@@ -29,11 +29,12 @@ from sections import put_section  # noqa: E402
 from trained import Case, cases_of, parser_for_a_model  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.evaluation.metrics.volumes import variance_shares  # noqa: E402
+from harmonizer.evaluation.metrics.volumes import variance_components  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.model_folder import read  # noqa: E402
 from harmonizer.segmentation.predict import NetworkSegmenter  # noqa: E402
-from harmonizer.segmentation.segmentations import TISSUES, tissue_ratios  # noqa: E402
+from harmonizer.segmentation.segmentations import tissue_ratios  # noqa: E402
+from harmonizer.tissues import TISSUES  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 
 
@@ -68,8 +69,8 @@ def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
     people = Cohort.from_tsv(given.fit / "cohort.tsv")
     null = registry.get("histogram_matching")().fit(people)
     return [("unharmonized", None), ("histogram_matching", null),
-            (f"{model.config.start} (its start)", shared(model, 0.0)),
-            (f"{name}, {model.share_:.0%} of its change", model)]
+            (f"{model.config.baseline} (its baseline)", shared(model, 0.0)),
+            (f"{name}, {model.residual_weight_:.0%} of its change", model)]
 
 
 def _result(method: Any, case: Case) -> Volume:
@@ -80,9 +81,9 @@ def _result(method: Any, case: Case) -> Volume:
 
 def _cell(cases: Sequence[Case], found: Sequence[dict[str, float]], tissue: str) -> str:
     ratios = np.array([one[tissue] for one in found])
-    shares = variance_shares(ratios, [case.source for case in cases],
+    shares = variance_components(ratios, [case.source for case in cases],
                              [case.person for case in cases])
-    return f"{shares.marginal:.3f} / {shares.conditional:.3f}"
+    return f"{shares.marginal_r2:.3f} / {shares.conditional_r2:.3f}"
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def _against(rows: list[dict[str, Any]], method: str, null: str, group: str) -> 
 
 
 def _facts(backend: Any, seconds: float, speed: float, cases: Sequence[Case]) -> str:
-    facts = getattr(backend, "training_facts", list)()
+    facts = backend.training_facts()
     people = len({case.person for case in cases})
     return " ".join([*facts, f"{seconds:.0f} CPU seconds in this call; {speed:.1f} CPU seconds for "
                      f"a volume of 2 mm. {len(cases)} cases of {people} held-out people."])

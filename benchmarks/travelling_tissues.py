@@ -26,8 +26,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import existing_folder, explained, printed  # noqa: E402
 
 from harmonizer.segmentation.predict import segment  # noqa: E402
-from harmonizer.segmentation.segmentations import TISSUES, as_labels, dice  # noqa: E402
+from harmonizer.segmentation.segmentations import as_labels, dice  # noqa: E402
 from harmonizer.segmentation.weights_file import read_weights  # noqa: E402
+from harmonizer.tissues import TISSUES  # noqa: E402
 from harmonizer.volume import read_volume  # noqa: E402
 
 

@@ -39,7 +39,6 @@ from command_line import explained  # noqa: E402
 from sections import write_rows  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
-from harmonizer.contrast.local_statistics import TISSUES  # noqa: E402
 from harmonizer.evaluation.metrics.image import psnr, ssim  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from harmonizer.methods.base import Backend  # noqa: E402
@@ -47,6 +46,7 @@ from harmonizer.methods.native_grid import apply_with_head, change_of  # noqa: E
 from harmonizer.methods.statistical.tissue_matching import SEGMENTERS  # noqa: E402
 from harmonizer.preprocessing.transforms import read_itk_affine, resample  # noqa: E402
 from harmonizer.segmentation.segmentations import CachedSegmenter  # noqa: E402
+from harmonizer.tissues import TISSUES  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
 

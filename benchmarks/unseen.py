@@ -39,7 +39,7 @@ from harmonizer.methods.target import Target  # noqa: E402
 from harmonizer.preprocessing.transforms import read_itk_affine  # noqa: E402
 from harmonizer.volume import Volume, read_volume  # noqa: E402
 from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed  # noqa: E402
-from pipelines.outputs.tissues import shares_of_scan  # noqa: E402
+from pipelines.outputs.tissues import probabilities_of_scan  # noqa: E402
 
 NULLS = ("moment_matching", "histogram_matching", "spectrum_swap")
 
@@ -126,7 +126,7 @@ def changes(item: Preprocessed, template: Volume, methods: dict[str, tuple[Any, 
     """(method, its change or None, seconds of the change)."""
     yield "none", None, 0.0
     yield "scaled", None, 0.0
-    tissues, own = shares_of_scan(item.paths)
+    tissues, own = probabilities_of_scan(item.paths)
     for name, (method, target) in methods.items():
         started = time.monotonic()
         change: IntensityMap = change_of(method, template, target,

@@ -1,8 +1,42 @@
-"""The science of multi-site harmonization: numbers and volumes, never nipype, never BIDS.
+"""Harmonization of multi-site brain MRI: methods, preprocessing, evaluation and reports.
 
-A `Volume` enters, a `Volume` leaves, and its geometry never leaves its side. The plumbing that
-finds the images of a BIDS dataset and writes the results lives in `pipelines`, which imports this
-package; this package never imports `pipelines`. docs/architecture.md draws rooms and arrows.
+For notebooks::
+
+    import harmonizer as hz
+
+    model = hz.TissueMatching().fit(images, sites=sites, covariates=table)
+    result = model.transform(image, target="siteA")
+
+`images` are paths or nibabel images in any space; `result` is a nibabel image on the subject's own
+grid. docs/python.md shows more. This package knows neither nipype nor BIDS. The package `pipelines`
+reads BIDS datasets, runs workflows and writes derivatives; it imports this package, never the other
+way round. docs/architecture.md shows the packages and their dependencies.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    **dict.fromkeys(("Harmonizer", "TissueMatching", "HistogramMatching", "MomentMatching",
+                     "SpectrumSwap", "Cacd", "Disarm", "Ihf", "PatchDiffusion", "SiteCard",
+                     "list_backends", "load"), "harmonizer.api.estimators"),
+    **dict.fromkeys(("preprocess", "segment"), "harmonizer.api.images"),
+    "evaluate": "harmonizer.api.evaluation",
+    "ComBat": "harmonizer.combat",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used: `import harmonizer` itself stays quick."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'harmonizer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

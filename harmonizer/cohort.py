@@ -1,7 +1,7 @@
-"""The `Cohort`: which preprocessed scans there are, whose, and from which site.
+"""`Cohort`: the preprocessed scans of a dataset, with their subjects, sites and covariates.
 
-It is a table and is kept as one (`cohort.tsv`): a fit reads nothing else. Splits go by subject,
-never by scan: two scans of one person are never on both sides.
+A cohort is stored as a table (`cohort.tsv`), which is all that a fit reads. Splits are by subject,
+so all scans of a subject are on the same side.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,32 +21,51 @@ import numpy as np
 
 from .errors import InputError, did_you_mean
 from .files import write_text
-from .volume import Volume, read_volume
+from .volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, read_volume, same_grid
 
-__all__ = ["Scan", "Cohort"]
+__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "Cohort", "Scan", "years_between"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
     "image", "mask", "age", "sex",
 )
+"""Columns of cohort.tsv that every scan has; covariates have other names."""
 MISSING = "n/a"
+MAX_TRAVELING_YEARS = 1.0
+"""Scans of one subject at two sites show one and the same brain if they are at most this far apart.
+Ages are often whole years, so that a birthday between two scans makes them one apart.
+"""
+ACQUISITION_TIME = "acq_time"  # column of sessions.tsv (BIDS, Sessions file)
+DAYS_PER_YEAR = 365.25
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One preprocessed image and what is known of it.
+    """One preprocessed scan.
 
     Attributes
     ----------
-    scan_id : source name without extension, such as ``sub-01_ses-A_run-1_T1w``; unique
-    subject, session : labels without ``sub-``/``ses-``; session may be None
-    modality : BIDS suffix, such as ``T1w``
-    site, site_source : acquisition site, and on whose word (``participants.tsv: site``)
-    image, mask : template-grid image and brain mask
-    age : years, or None
-    sex : ``M``, ``F`` or None
-    covariates : other columns of participants.tsv, as text
-    tissues : tissue -> map of its share, same grid; empty where none were found. Not in the table
+    scan_id : str
+        Source name without extension, such as ``sub-01_ses-A_run-1_T1w``; unique.
+    subject, session : str
+        Labels without ``sub-`` and ``ses-``; the session may be None.
+    modality : str
+        BIDS suffix, such as ``T1w``.
+    site : str
+        Acquisition site.
+    site_source : str
+        Where the site was found, such as ``participants.tsv: site``.
+    image, mask : Path
+        Image and brain mask on the template grid.
+    age : float or None
+        Years.
+    sex : str or None
+        ``M`` or ``F``.
+    covariates : mapping of str to str
+        Further columns of participants.tsv.
+    tissues : mapping of str to Path
+        Probability map of each tissue on the template grid; empty without a segmentation. Not part
+        of the table.
     """
 
     scan_id: str
@@ -67,17 +87,23 @@ class Scan:
         return Scan, tuple(plain)  # a mapping proxy itself cannot be pickled
 
     def read(self) -> Volume:
-        """The image with its mask; `InputError` if either cannot be read."""
+        """Read the image with its mask.
+
+        Raises
+        ------
+        InputError
+            If either file cannot be read.
+        """
         return read_volume(self.image, self.mask)
 
     def read_tissues(self) -> dict[str, np.ndarray]:
-        """Tissue -> (I, J, K) float32 share of each voxel, 0..1; empty where none were found."""
+        """Read the tissue probabilities, (I, J, K) float32 in 0..1; may be empty."""
         return {name: read_volume(path).data for name, path in self.tissues.items()}
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Scans in a stable order (by scan_id); iterating gives `Scan`."""
+    """Scans in order of their ID; iterating yields `Scan`."""
 
     scans: tuple[Scan, ...]
 
@@ -95,59 +121,150 @@ class Cohort:
 
     @property
     def sites(self) -> dict[str, int]:
-        """Scans per site, sites in alphabetical order."""
+        """Number of scans of each site, in alphabetical order."""
         return dict(sorted(Counter(scan.site for scan in self.scans).items()))
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Subject labels, sorted, each once."""
+        """Subject labels, sorted and unique."""
         return tuple(sorted({scan.subject for scan in self.scans}))
 
     @property
     def largest_site(self) -> str:
-        """The site with most scans; of equals the first by name. `InputError` when empty."""
+        """Site with the most scans, the first by name if several are equal.
+
+        Raises
+        ------
+        InputError
+            If the cohort is empty.
+        """
         if not self.scans:
-            raise InputError("the cohort is empty: no preprocessed scan was found.")
+            raise InputError("the cohort is empty: no preprocessed scan was found. Run the "
+                             "preprocess stage first.")
         return max(self.sites, key=lambda site: self.sites[site])
 
     def of_site(self, site: str) -> Cohort:
-        """Scans of one site; an unknown label is an `InputError` that lists the known ones."""
+        """Return the scans of one site.
+
+        Raises
+        ------
+        InputError
+            If the site is unknown; the message lists the known ones.
+        """
         if site not in self.sites:
-            raise InputError(f"site {site!r} is not known here. {did_you_mean(site, self.sites)}")
+            raise InputError(f"unknown site {site!r}. {did_you_mean(site, self.sites)}")
         return self.where(lambda scan: scan.site == site)
 
     def of_modality(self, modality: str) -> Cohort:
-        """Scans of one modality; may be empty."""
+        """Return the scans of one modality; may be empty."""
         return self.where(lambda scan: scan.modality == modality)
 
     def of_subjects(self, subjects: Iterable[str]) -> Cohort:
-        """Scans of the named subjects."""
+        """Return the scans of the named subjects."""
         wanted = set(subjects)
         return self.where(lambda scan: scan.subject in wanted)
 
     def where(self, condition: Callable[[Scan], bool]) -> Cohort:
-        """Scans for which `condition` holds."""
+        """Return the scans for which `condition` holds."""
         return Cohort(tuple(scan for scan in self.scans if condition(scan)))
 
-    def split(self, fraction: float, seed: int) -> tuple[Cohort, Cohort]:
-        """(rest, held out): about `fraction` of the subjects of each site are held out.
+    def traveling(self) -> Cohort:
+        """Return the scans of traveling subjects; may be empty.
 
-        Subjects are drawn site by site (a traveller counts at the first of his sites), so that
-        both sides see every site that has two or more subjects; a person is never divided.
+        A traveling subject was scanned in one modality at two or more sites, the scans at most
+        `MAX_TRAVELING_YEARS` apart. Where a subject was scanned over a longer time (a longitudinal
+        study with a change of scanner), only the scans of the year that covers most sites count.
+        Where the time between scans is not known, all of them count.
+        """
+        chosen = {scan.scan_id for visit, _ in self._visits() for scan in visit}
+        return self.where(lambda scan: scan.scan_id in chosen)
+
+    def scanned_years_apart(self) -> Cohort:
+        """Return the scans of subjects at several sites that do not count as `traveling`."""
+        others = {scan.scan_id for _, rest in self._visits() for scan in rest}
+        return self.where(lambda scan: scan.scan_id in others)
+
+    def _visits(self) -> Iterator[tuple[list[Scan], list[Scan]]]:
+        """Traveling scans and the others, of each subject and modality with two or more sites."""
+        groups: dict[tuple[str, str], list[Scan]] = {}
+        for scan in self.scans:
+            groups.setdefault((scan.subject, scan.modality), []).append(scan)
+        for scans in groups.values():
+            if _count_sites(scans) > 1:
+                visit = _visit_with_most_sites(scans)
+                visit = visit if _count_sites(visit) > 1 else []
+                yield visit, [scan for scan in scans if scan not in visit]
+
+    def require_one_grid(self) -> None:
+        """Check that all images lie on one grid; only headers are read.
+
+        Raises
+        ------
+        InputError
+            If two images differ in shape, or a corner of the grid differs by more than 0.001 mm.
+        """
+        first: tuple[Scan, Any] | None = None
+        for scan in self.scans:
+            image = load_nifti(scan.image)
+            if first is None:
+                first = scan, image
+            elif not same_grid(_shape(first[1]), first[1].affine, _shape(image), image.affine):
+                raise InputError(
+                    f"expected images on one grid, got {first[0].image} (shape "
+                    f"{_shape(first[1])}) and {scan.image} (shape {_shape(image)}), whose shapes "
+                    f"or affines differ (tolerance {AFFINE_TOLERANCE_MM} mm). Register them to the "
+                    "template and resample them on its grid first."
+                )
+
+    def split(self, fraction: float, seed: int) -> tuple[Cohort, Cohort]:
+        """Split the cohort by subject, within each site.
+
+        A subject with scans at several sites counts at the first site by name. At least one subject
+        of each site stays in the first part, so both parts have every site with two or more
+        subjects.
+
+        Parameters
+        ----------
+        fraction : float
+            Fraction of each site's subjects in the second part, 0 to 1.
+        seed : int
+            Seed of the draw.
+
+        Returns
+        -------
+        training, held_out : Cohort
         """
         rng = np.random.default_rng(seed)
-        held: set[str] = set()
-        home = {s: min(x.site for x in self.scans if x.subject == s) for s in self.subjects}
-        for site in sorted(set(home.values())):
-            people = [s for s in self.subjects if home[s] == site]
-            count = min(int(round(fraction * len(people))), len(people) - 1)
-            held.update(rng.permutation(people)[:count].tolist())
-        return self.where(lambda s: s.subject not in held), self.of_subjects(held)
+        held_out: set[str] = set()
+        site_of = {s: min(x.site for x in self.scans if x.subject == s) for s in self.subjects}
+        for site in sorted(set(site_of.values())):
+            subjects = [s for s in self.subjects if site_of[s] == site]
+            count = min(int(round(fraction * len(subjects))), len(subjects) - 1)
+            held_out.update(rng.permutation(subjects)[:count].tolist())
+        return self.where(lambda s: s.subject not in held_out), self.of_subjects(held_out)
 
     def to_tsv(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table atomically; paths relative to the table's folder where they lie below."""
+        """Write the table, atomically.
+
+        Parameters
+        ----------
+        path : path-like
+            The file. Paths below its folder are written relative to it.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        InputError
+            If a covariate has the name of one of the table's own columns.
+        """
         folder = Path(path).resolve().parent
         extra = sorted({key for scan in self.scans for key in scan.covariates})
+        if taken := [name for name in extra if name.lower() in COLUMNS]:
+            raise InputError(f"{path}: covariates {', '.join(taken)} have names of the table's own "
+                             "columns. Rename them.")
         stream = io.StringIO()
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow((*COLUMNS, *extra))
@@ -157,7 +274,13 @@ class Cohort:
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike[str]) -> Cohort:
-        """Read a table written by `to_tsv`; `InputError` if it is missing or lacks a column."""
+        """Read a table written by `to_tsv`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or lacks a column.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
@@ -167,9 +290,57 @@ class Cohort:
         rows = list(csv.DictReader(io.StringIO(text), delimiter="\t"))
         lacking = [c for c in COLUMNS if rows and c not in rows[0]]
         if lacking:
-            raise InputError(f"{path}: lacks the column(s) {', '.join(lacking)}. Write it anew.")
+            raise InputError(f"{path}: lacks the column(s) {', '.join(lacking)}. Run the "
+                             "preprocess stage again.")
         folder = Path(path).resolve().parent
         return cls(tuple(_scan(row, folder) for row in rows))
+
+
+def years_between(one: Scan, two: Scan) -> float | None:
+    """Return the time between two scans of a subject in years, or None where it is not known.
+
+    From the column ``acq_time`` of both, else from both ages.
+    """
+    years = _years([one, two])
+    return None if years is None else abs(years[1] - years[0])
+
+
+def _years(scans: Iterable[Scan]) -> list[float] | None:
+    """Times of the scans of one subject in years on one scale, or None if one is not known."""
+    scans = list(scans)
+    for known in (_acquired, lambda scan: scan.age):
+        years = [known(scan) for scan in scans]
+        if None not in years:
+            return [time for time in years if time is not None]
+    return None
+
+
+def _acquired(scan: Scan) -> float | None:
+    """Date of a scan in years, from ``acq_time``."""
+    try:
+        date = datetime.fromisoformat(str(scan.covariates[ACQUISITION_TIME]).removesuffix("Z"))
+    except (KeyError, ValueError):
+        return None
+    return date.toordinal() / DAYS_PER_YEAR
+
+
+def _count_sites(scans: Iterable[Scan]) -> int:
+    return len({scan.site for scan in scans})
+
+
+def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
+    """Scans within `MAX_TRAVELING_YEARS` that cover most sites; all where years are not known."""
+    years = _years(scans)
+    if years is None:
+        return scans
+    visits = [[scan for scan, time in zip(scans, years)
+               if start <= time <= start + MAX_TRAVELING_YEARS] for start in years]
+    return max(visits, key=lambda visit: (_count_sites(visit), len(visit)))
+
+
+def _shape(image: Any) -> tuple[int, ...]:
+    """Shape of an image in three dimensions; trailing ones do not count."""
+    return tuple(image.shape[:3]) if set(image.shape[3:]) <= {1} else tuple(image.shape)
 
 
 def _row(scan: Scan, folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""One family of errors, each with the exit code that the app answers with.
+"""Exceptions with the exit code of the app.
 
-A message says what was expected, what came, and what to do next. The app prints it without a
-traceback; anything that is not a `HarmonizerError` is a fault of ours and says so.
+A message states what was expected, what was found, and what to do next. The app prints it without
+a traceback. Any exception that is not a `HarmonizerError` is a bug and is reported as one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ __all__ = [
     "HarmonizerError",
     "UsageError",
     "InputError",
+    "NotEstimableError",
     "UnavailableError",
     "OutputError",
     "InternalError",
@@ -22,25 +23,33 @@ __all__ = [
 
 
 class HarmonizerError(Exception):
-    """Base of every error that is explained to the user."""
+    """Base class of all errors with a message for the user."""
 
     exit_code = 1
 
 
 class UsageError(HarmonizerError):
-    """The command line or a configuration file asks for something that cannot be done."""
+    """The command line or a configuration file requests something impossible."""
 
     exit_code = 2
 
 
 class InputError(HarmonizerError):
-    """An image, table or folder that was given cannot be used (EX_DATAERR)."""
+    """An input image, table or folder cannot be used (EX_DATAERR)."""
 
     exit_code = 65
 
 
+class NotEstimableError(InputError):
+    """A statistic cannot be estimated from these data, such as a site effect from one site.
+
+    The evaluation reports it as a row without a value and with the message as the reason. Every
+    other exception in a statistic is a fault and is not caught.
+    """
+
+
 class UnavailableError(HarmonizerError):
-    """A device or a model that was asked for is not there (EX_UNAVAILABLE)."""
+    """A requested device or model is not available (EX_UNAVAILABLE)."""
 
     exit_code = 69
 
@@ -52,18 +61,32 @@ class OutputError(HarmonizerError):
 
 
 class InternalError(HarmonizerError):
-    """We broke our own contract (EX_SOFTWARE); the message asks for a report."""
+    """A bug in this package (EX_SOFTWARE); the message asks for a report."""
 
     exit_code = 70
 
 
 class Terminated(KeyboardInterrupt):
-    """A scheduler asked this process to end (SIGTERM, SIGUSR1): like Ctrl-C, but not by hand."""
+    """A scheduler asked this process to end (SIGTERM, SIGUSR1); handled like Ctrl-C."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that lists what is known and, where one is near, what was probably meant.
+    """List the known words and suggest the most similar one.
 
+    Parameters
+    ----------
+    word : str
+        The unknown word.
+    known : iterable of str
+        The known words.
+
+    Returns
+    -------
+    str
+        One or two sentences for an error message.
+
+    Examples
+    --------
     >>> did_you_mean("histogram", ["histogram_matching", "spectrum_swap"])
     "Did you mean 'histogram_matching'? Known: histogram_matching, spectrum_swap."
     """

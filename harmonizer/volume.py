@@ -1,7 +1,7 @@
-"""A `Volume` is what flows through the house: intensities, where they lie, and what is brain.
+"""`Volume`: a 3D image with its affine and brain mask; reading and writing of NIfTI.
 
-It is the only reader and writer of NIfTI here. Geometry never leaves its side: every function that
-changes intensities returns `volume.with_data(...)`, so affine and mask are the very same objects.
+This module is the only reader and writer of NIfTI. Functions that change intensities return
+`volume.with_data(...)`, so that affine and mask stay the very same objects.
 """
 
 from __future__ import annotations
@@ -17,25 +17,35 @@ import numpy as np
 from .errors import InputError
 from .files import atomic_path
 
-__all__ = ["Volume", "read_volume", "write_volume", "write_mask", "write_labels", "load_nifti"]
+__all__ = [
+    "Volume", "affine_in_mm", "load_nifti", "mm_per_unit", "read_volume", "unit_name",
+    "write_labels", "write_mask", "write_volume",
+]
 
+UNITS = {1: ("meters", 1e3), 2: ("mm", 1.0), 3: ("micrometers", 1e-3)}  # NIfTI: name, mm
+VOXEL_SIZE_RANGE_MM = (0.05, 20.0)  # ex-vivo microscopy to thick localizer slices
+MAX_EXTENT_MM = 1000.0  # along one axis of a head's image
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no voxel corner moves by more than this
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """One 3D image on one grid.
+    """3D image on one grid.
 
     Attributes
     ----------
-    data : (I, J, K) float32, read-only; scanner units unless said otherwise
-    affine : (4, 4) float64, read-only; voxel indices -> world, mm, RAS+
-    mask : (I, J, K) bool, read-only, or None; True inside the brain. Given, never inferred here.
+    data : (I, J, K) float32 ndarray
+        Intensities, read-only; in scanner units unless stated otherwise.
+    affine : (4, 4) float64 ndarray
+        Voxel indices to world, mm, RAS+; read-only.
+    mask : (I, J, K) bool ndarray or None
+        True inside the brain; read-only. It is given, never estimated here.
 
     Raises
     ------
     InputError
-        If `data` is not 3D, the affine is not an invertible (4, 4), or the mask has another shape.
+        If `data` is not 3D, the affine is not an invertible (4, 4) matrix, or the mask has another
+        shape.
     """
 
     data: np.ndarray
@@ -46,7 +56,8 @@ class Volume:
         object.__setattr__(self, "data", _frozen(self.data, np.float32))
         object.__setattr__(self, "affine", _frozen(self.affine, np.float64))
         if self.data.ndim != 3:
-            raise InputError(f"expected a 3D volume, got {self.data.shape}. Give one 3D image.")
+            raise InputError(f"expected a 3D volume, got shape {self.data.shape}. Give one 3D "
+                             "image.")
         if self.affine.shape != (4, 4) or abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
             raise InputError("expected an invertible (4, 4) affine. Repair the image's header.")
         if self.mask is not None:
@@ -68,28 +79,34 @@ class Volume:
         return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
 
     def in_mask(self) -> np.ndarray:
-        """(n,) float32 intensities inside the mask; without a mask that is an `InputError`."""
+        """Return the (n,) float32 intensities inside the mask.
+
+        Raises
+        ------
+        InputError
+            If the volume has no mask.
+        """
         if self.mask is None:
             raise InputError("this step needs a brain mask and the volume has none. Give a mask.")
         return self.data[self.mask]
 
     def with_data(self, data: np.ndarray) -> Volume:
-        """The same grid and mask with other intensities (I, J, K)."""
+        """Return a volume with other intensities (I, J, K) on the same grid, with the same mask."""
         return replace(self, data=data)
 
     def with_mask(self, mask: np.ndarray | None) -> Volume:
-        """The same intensities with another mask (I, J, K) or none."""
+        """Return a volume with the same intensities and another mask (I, J, K), or none."""
         return replace(self, mask=mask)
 
     def same_grid(self, other: Volume) -> bool:
-        """Whether both lie on one grid: equal shape, no corner apart by more than 0.001 mm."""
+        """Return whether another volume lies on the same grid, see `same_grid`."""
         return same_grid(self.shape, self.affine, other.shape, other.affine)
 
 
 def same_grid(
     shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray
 ) -> bool:
-    """Whether two grids agree: equal shape and every corner within 0.001 mm."""
+    """Return whether two grids have the same shape and no corner differs by over 0.001 mm."""
     if tuple(shape) != tuple(other_shape):
         return False
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
@@ -98,7 +115,7 @@ def same_grid(
 
 
 def _frozen(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """A read-only view in `dtype` (the array itself if it is one); the caller's stays writeable."""
+    """Read-only view in `dtype`, or the array itself; the caller's array stays writable."""
     if isinstance(array, np.ndarray) and array.dtype == dtype and not array.flags.writeable:
         return array
     view = np.asarray(array, dtype=dtype).view()
@@ -107,7 +124,22 @@ def _frozen(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def load_nifti(path: str | os.PathLike[str]) -> Any:
-    """Open an image with nibabel; what cannot be opened is an `InputError` that names the file."""
+    """Open an image with nibabel.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    nibabel image
+
+    Raises
+    ------
+    InputError
+        If the file is missing or cannot be opened; the message names it.
+    """
     try:
         return nib.load(os.fspath(path))
     except FileNotFoundError as error:
@@ -119,27 +151,84 @@ def load_nifti(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+def unit_name(image: Any) -> str:
+    """Spatial unit that a header states, `mm` where it states none."""
+    return _unit(image)[0]
+
+
+def mm_per_unit(image: Any) -> float:
+    """Length in mm of the unit of an image's affine, after its header (NIfTI xyzt_units).
+
+    Micrometers and meters are believed where they give plausible voxel sizes. Where they do not
+    and millimeters do, the affine is in millimeters.
+
+    Raises
+    ------
+    InputError
+        If neither gives voxel sizes of 0.05 to 20 mm in at most 1000 mm along each axis.
+    """
+    shape, (name, stated) = np.array(image.shape[:3]), _unit(image)
+    sizes = np.linalg.norm(np.asarray(image.affine, np.float64)[:3, :3], axis=0)
+    if not (np.isfinite(sizes).all() and sizes.all()):
+        sizes = np.abs(np.asarray(image.header.get_zooms()[:3], np.float64))
+    if len(shape) < 3 or not (np.isfinite(sizes).all() and sizes.all()):
+        return stated  # no geometry at all, which is for others to refuse
+    for scale in (stated, 1.0):
+        if _is_plausible(sizes * scale, shape):
+            return scale
+    low, high = VOXEL_SIZE_RANGE_MM
+    raise InputError(
+        f"{image.get_filename()}: expected voxels of {low:g} to {high:g} mm and at most "
+        f"{MAX_EXTENT_MM:g} mm along an axis, got voxels of {_product(sizes)} {name} and "
+        f"{_product(sizes * shape)} {name} in all. Correct its affine or the unit in its header "
+        "(xyzt_units), or exclude the image."
+    )
+
+
+def affine_in_mm(image: Any) -> np.ndarray:
+    """(4, 4) float64 affine of a nibabel image, voxel indices -> world mm (see `mm_per_unit`)."""
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= mm_per_unit(image)
+    return affine
+
+
+def _unit(image: Any) -> tuple[str, float]:
+    known = isinstance(image.header, nib.Nifti1Header)
+    return UNITS.get(int(image.header["xyzt_units"]) & 7 if known else 2, UNITS[2])
+
+
+def _is_plausible(sizes_mm: np.ndarray, shape: np.ndarray) -> bool:
+    low, high = VOXEL_SIZE_RANGE_MM
+    in_range = (low <= sizes_mm) & (sizes_mm <= high) & (sizes_mm * shape <= MAX_EXTENT_MM)
+    return bool(in_range.all())
+
+
+def _product(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)
+
+
 def read_volume(
     path: str | os.PathLike[str], mask: str | os.PathLike[str] | None = None
 ) -> Volume:
     """Read an image, and its mask where a path is given.
 
-    Accepts (I, J, K) and (I, J, K, 1). Data are scaled by the header's slope and intercept.
+    Accepts (I, J, K) and (I, J, K, 1). Data are scaled by the header's slope and intercept, and the
+    affine to mm by its unit (`mm_per_unit`).
 
     Raises
     ------
     InputError
-        If a file cannot be read, is not 3D, is empty, or holds NaN or infinity, or if the mask
-        lies on another grid.
+        If a file cannot be read, is not 3D, is empty, has implausible voxel sizes, or holds NaN or
+        infinity, or if the mask lies on another grid.
     """
     image = load_nifti(path)
-    data = _read_data(image, path)
-    volume = Volume(data, image.affine)
+    affine = affine_in_mm(image)
+    volume = Volume(_read_data(image, path), affine)
     return volume if mask is None else volume.with_mask(_read_mask(mask, volume))
 
 
 def _read_data(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
-    """(I, J, K) float32 data of an image, with what a stranger's file may get wrong refused."""
+    """(I, J, K) float32 data of an image; raises InputError for unusable data."""
     shape = image.shape[:3] if image.shape[3:] in ((1,), (1, 1)) else image.shape
     if len(shape) != 3 or min(shape, default=0) < 2:
         raise InputError(f"{path}: expected one 3D image, got {image.shape}. Split or drop it.")
@@ -158,8 +247,9 @@ def _read_data(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
 
 def _read_mask(path: str | os.PathLike[str], volume: Volume) -> np.ndarray:
     image = load_nifti(path)
+    affine = affine_in_mm(image)
     data = _read_data(image, path)
-    if not same_grid(data.shape, image.affine, volume.shape, volume.affine):
+    if not same_grid(data.shape, affine, volume.shape, volume.affine):
         raise InputError(
             f"{path}: the mask's grid (shape {data.shape}) is not the image's (shape "
             f"{volume.shape}, or another affine). Resample the mask to the image."
@@ -170,11 +260,24 @@ def _read_mask(path: str | os.PathLike[str], volume: Volume) -> np.ndarray:
 def write_volume(
     path: str | os.PathLike[str], volume: Volume, *, header: Any = None, code: int | None = None
 ) -> Path:
-    """Write float32 intensities atomically; bytes depend on the content alone (gzip time 0).
+    """Write intensities as float32, atomically.
 
-    `header` lends units, qform and sform codes and description of the source image; `code` sets
-    both codes instead (4 = MNI152). The affine is written to the sform, and to the qform as far
-    as a qform can hold it (no shear).
+    The bytes depend on the content alone (the gzip time is 0).
+
+    Parameters
+    ----------
+    path : path-like
+        The file, `.nii` or `.nii.gz`.
+    volume : Volume
+        Image to write. Its affine is written to the sform, and to the qform without shear.
+    header : nibabel header, optional
+        Source of the qform and sform codes.
+    code : int, optional
+        Value of both codes instead, such as 4 for MNI152.
+
+    Returns
+    -------
+    Path
     """
     return _write(path, volume.data, volume.affine, header, code)
 
@@ -187,7 +290,7 @@ def write_mask(
     header: Any = None,
     code: int | None = None,
 ) -> Path:
-    """Write a (I, J, K) mask as uint8 zeros and ones, atomically."""
+    """Write a (I, J, K) mask as uint8 zeros and ones, atomically; see `write_volume`."""
     return _write(path, np.asarray(mask, dtype=np.bool_).astype(np.uint8), affine, header, code)
 
 
@@ -199,7 +302,7 @@ def write_labels(
     header: Any = None,
     code: int | None = None,
 ) -> Path:
-    """Write (I, J, K) integer labels 0..255 as uint8, atomically."""
+    """Write (I, J, K) integer labels 0 to 255 as uint8, atomically; see `write_volume`."""
     return _write(path, np.asarray(labels).astype(np.uint8), affine, header, code)
 
 
@@ -218,7 +321,7 @@ def _write(
 
 
 def _codes(header: Any) -> tuple[int, int]:
-    """(qform, sform) codes of a source header; an sform code of 0 becomes 1, as we write one."""
+    """Codes of qform and sform from a source header; a code of 0 becomes 1, as both are written."""
     if header is None:
         return 1, 1
     return int(header["qform_code"]) or 1, int(header["sform_code"]) or 1

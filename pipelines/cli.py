@@ -1,54 +1,60 @@
-"""The command line: flags into `Settings`, and the questions that only the disk can answer.
+"""Command-line parser, and checks of the arguments that need the disk.
 
-Every flag has `default=SUPPRESS`: what was not typed does not exist, so it cannot beat the
-configuration file. Flags of other BIDS Apps are taken under all their names, and underscores may
-stand for hyphens. Nothing heavy is imported: `--help` must answer at once.
+Every flag has `default=SUPPRESS`: a flag that was not given cannot override the configuration file.
+Flags are accepted under the names that other BIDS Apps use, and underscores may replace hyphens.
+Nothing heavy is imported, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from harmonizer import __version__
 from harmonizer.errors import UnavailableError, UsageError, did_you_mean
+from harmonizer.methods.registry import BUILT_IN
 
+from .flag_hints import unknown_flags_message
 from .settings import (
+    ANATOMY_CHANGE_MAPS,
     CARD_SUFFIX,
     DETAIL,
+    EXPORT_NAMES,
+    EXPORTS,
     LEVELS,
     MODALITIES,
-    MOVED_MAPS,
     PRECISION,
+    PRESETS,
     SCANNER_FREE,
     SITE_SOURCES,
     SKULL_STRIP,
     STAGES,
+    TEXTURE,
     TRAVELING,
     Settings,
     load_toml,
     parse_memory,
 )
 
-__all__ = ["build_parser", "check_world", "parse"]
+__all__ = ["build_parser", "check_environment", "named_folders", "parse"]
 
 DESCRIPTION = """\
-Harmonize brain MRI across scanners: a BIDS dataset from many scanners goes in; the same people, as
-if scanned on one scanner, come out as BIDS derivatives, with the evidence for it."""
+Harmonize brain MRI across scanners: reads a multi-site BIDS dataset, removes scanner effects from
+the images, and writes BIDS derivatives with an evaluation report."""
 EPILOG = """\
-Underscores may stand for hyphens in all flags (--participant_label, --n_cpus).
-stages: participant = preprocess, harmonize; group = fit, evaluate. Both levels together run
-preprocess, fit, harmonize, evaluate in that order.
+Underscores may replace hyphens in all flags (--participant_label, --n_cpus).
+stages: participant = preprocess, and harmonize if a model is fitted; group = fit, harmonize,
+evaluate. Both levels in one command run preprocess, fit, harmonize, evaluate. One participant
+command for each participant, followed by one group command, gives the same result.
 exit codes: 0 all done; 1 some participants failed; 2 usage; 65 no usable input; 69 device or model
-not available; 70 our own fault; 74 results cannot be written; 130 interrupted; 143 terminated."""
+not available; 70 internal error; 74 results cannot be written; 130 interrupted; 143 terminated."""
 
 
 class Switch(argparse.Action):
-    """A flag that is on (`--x`) or off (`--no-x`), so that it can also overrule a file."""
+    """A flag that is on (`--x`) or off (`--no-x`), so that it can also override a file."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         first = next(s for s in option_strings if s.startswith("--"))
@@ -60,34 +66,28 @@ class Switch(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors say what was probably meant; they end with exit code 2."""
+    """Parser whose errors suggest the nearest flag; they end with exit code 2."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(_about_unknown(unknown, list(self._option_string_actions)))
+            self.error(unknown_flags_message(unknown, list(self._option_string_actions)))
         return parsed
 
     def error(self, message: str) -> NoReturn:
         if "required" in message:
             message += (
-                ". Give BIDS_DIR OUTPUT_DIR and the level first, then the flags: a flag that takes "
-                "several values would swallow them"
+                ". Give BIDS_DIR OUTPUT_DIR and the level first, then the flags: a flag with several "
+                "values takes all words that follow it"
             )
         super().error(message)
 
 
-def _about_unknown(unknown: list[str], flags: list[str]) -> str:
-    flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-    near = difflib.get_close_matches(flag, flags, n=1)
-    guess = f". Did you mean {near[0]}?" if near else ""
-    return f"unrecognized arguments: {' '.join(unknown)}{guess}"
-
-
 def build_parser(prog: str = "run.py") -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Build the parser of the command line; `prog` is the name of the program in messages."""
     parser = Parser(
         prog=prog,
+        usage=f"%(prog)s BIDS_DIR OUTPUT_DIR {_one_of(LEVELS)} [...] [FLAGS]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,161 +97,190 @@ def build_parser(prog: str = "run.py") -> argparse.ArgumentParser:
     parser.add_argument("bids_dir", metavar="BIDS_DIR", help="raw BIDS dataset; only read")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR",
                         help="derivative dataset; jobs of several participants may share it")
-    parser.add_argument("levels", metavar="LEVEL", nargs="+",
-                        help=f"analysis level, one or both: {', '.join(LEVELS)}")
+    parser.add_argument("levels", metavar=_one_of(LEVELS), nargs="+",
+                        help="analysis level, one or both")
     parser.add_argument("--version", action="version", version=f"harmonizer {__version__}",
                         help="print the version and exit")
-    for add in (_add_selection, _add_sites, _add_method, _add_evaluation, _add_images,
+    for add in (_add_selection, _add_sites, _add_method, _add_evaluation, _add_images, _add_export,
                 _add_resources, _add_run):
         add(parser)
     return parser
 
 
-def _adder(parser: argparse.ArgumentParser, title: str) -> Callable[..., Any]:
-    return parser.add_argument_group(title).add_argument
+def _adder(parser: argparse.ArgumentParser, title: str, example: str) -> Callable[..., Any]:
+    """Add a section to `--help`; return the function that adds its flags."""
+    command = f"Example: {parser.prog} BIDS_DIR OUTPUT_DIR {example}"
+    return parser.add_argument_group(title, command).add_argument
+
+
+def _one_of(choices: Iterable[str]) -> str:
+    """Format choices in braces; `Settings` checks them, so that files are checked too."""
+    return "{" + ",".join(choices) + "}"
 
 
 def _many(**more: Any) -> dict[str, Any]:
-    """Arguments of a flag that takes several values and may be repeated."""
+    """Return the arguments of a flag that takes several values and may be repeated."""
     return {"nargs": "+", "action": "extend", **more}
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "which images")
-    add("--participant-label", metavar="LABEL", **_many(),
+    add = _adder(parser, "which images",
+                 "participant --participant-label 01 02 --modalities T1w FLAIR")
+    add("--participant-label", "--participant-labels", metavar="LABEL", **_many(),
         help="participants to process, with or without 'sub-' (default: all)")
     add("--session-label", "--session-id", metavar="LABEL", **_many(),
         help="sessions to process, with or without 'ses-' (default: all)")
-    add("--modalities", metavar="SUFFIX", **_many(),
-        help=f"image types, each harmonized within itself: {', '.join(MODALITIES)} (default: T1w)")
+    add("--modalities", metavar=_one_of(MODALITIES), **_many(),
+        help="modalities; each is harmonized separately (default: T1w)")
     add("--bids-filter-file", metavar="JSON",
-        help='queries by modality, {"t1w": {"acquisition": "mprage", "session": null}}: null = the '
-             'entity is absent, "*" = it is there')
+        help='queries by modality, {"t1w": {"acquisition": "mprage", "session": null}}: null = '
+             'without the entity, "*" = with any value')
     add("--bids-database-dir", metavar="DIR",
-        help="pybids index of the dataset, made if absent, else opened as it is")
+        help="pybids index of the dataset; built if absent, otherwise opened unchanged")
     add("--skip-bids-validation", "--skip-bids-validator", action=Switch,
         help="do not run bids-validator-deno")
+    add("--include-existing", action=Switch,
+        help="also fit, harmonize and evaluate preprocessed scans of OUTPUT_DIR whose image is not in "
+             "BIDS_DIR (default: exclude and list them)")
     add("-d", "--derivatives", metavar="[NAME=]DIR", **_many(),
-        help="folders of precomputed brain masks and preprocessed images (ours, fMRIPrep's, "
-             "sMRIPrep's), used where they fit an image's entities and grid")
+        help="derivatives with brain masks and preprocessed images (of this app, fMRIPrep or "
+             "sMRIPrep); used if entities and voxel grid match the image")
 
 
 def _add_sites(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "sites")
-    add("--site-from", metavar="SOURCE",
-        help=f"{', '.join(SITE_SOURCES)}; auto = sessions.tsv, else participants.tsv, else the "
-             "sidecar's scanner fields; 'ses' takes session labels as sites (default: auto)")
+    add = _adder(parser, "sites", "participant group --site-column scanner --target siteA")
+    add("--site-from", metavar=_one_of(SITE_SOURCES),
+        help="site source; auto = sessions.tsv, else participants.tsv, else scanner fields of the "
+             "sidecar; ses = session labels (default: auto)")
     add("--site-column", metavar="NAME",
         help="column of sessions.tsv and participants.tsv that names the site (default: site)")
-    add("--site", metavar="LABEL", help="one site for all images, whatever the dataset says")
+    add("--site", metavar="LABEL", help="one site for all images; overrides the dataset")
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "harmonization")
-    add("--stages", metavar="STAGE", **_many(),
-        help=f"run only these stages of the levels: {', '.join(STAGES)}")
-    add("--backend", metavar="NAME", help="method (default: tissue_matching)")
+    add = _adder(parser, "harmonization",
+                 "participant group --backend histogram_matching --backend-option method=landmarks")
+    add("--stages", metavar=_one_of(STAGES), **_many(), help="run only these stages of the levels")
+    add("--backend", metavar=_one_of(BUILT_IN),
+        help="harmonization method; also one that another package provides (default: "
+             "tissue_matching)")
     add("--backend-option", metavar="NAME=VALUE", **_many(),
-        help="options of the method, such as method=landmarks or band=0.02; they are fitted with "
-             "the model and kept in it")
+        help="options of the method, such as method=landmarks or band=0.02; stored in the model")
     add("--target", metavar="TARGET", **_many(),
         help=f"a site label, reference images (.nii, .nii.gz), a site card ({CARD_SUFFIX}), or "
-             f"'{SCANNER_FREE}' (default: the site with most scans)")
+             f"'{SCANNER_FREE}' (default: the target of the images in OUTPUT_DIR, else the site "
+             "with the most scans)")
     add("--model", metavar="DIR", help="apply this fitted model instead of fitting one")
     add("--fit-participants", metavar="WHO", **_many(),
-        help="fit on these only: labels, or column=value such as group=HC (default: everybody)")
+        help="participants to fit on: labels, or column=value such as group=HC (default: all)")
+    add("--fit-low-confidence-masks", action=Switch,
+        help="also fit on scans whose brain mask has low confidence (default: exclude them from "
+             "the fit; they are harmonized)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
-    add("--detail", metavar="HOW",
-        help=f"{', '.join(DETAIL)}: the method's result as it is, or its change of contrast as "
-             "smooth maps on the scan's own voxels, so that invented detail cannot pass "
-             "(default: direct)")
-    add("--detail-map", action=Switch,
-        help="also write what guided leaves out (direct minus guided): where the method changed "
-             "more than contrast")
-    add("--device", metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:N; one that is asked for and missing is an error "
-             "(default: auto)")
-    add("--preset", metavar="SIZE",
-        help="size of a method with networks: tiny (tests), small (CPU), paper (GPU) "
-             "(default: small)")
+    add("--texture", metavar=_one_of(TEXTURE),
+        help="match noise and blur to the target, or keep them; only methods with this option "
+             "(default of tissue_matching: match)")
+    add("--detail", metavar=_one_of(DETAIL),
+        help="direct = the image that the method returns; guided = only its contrast change, as "
+             "smooth maps applied to the scan, which excludes invented detail (default: direct)")
+    add("--device", metavar="{auto,cpu,cuda,cuda:N}",
+        help="device of networks; a missing CUDA device is an error (default: auto)")
+    add("--preset", metavar=_one_of(PRESETS),
+        help="size of a learned method: for tests, a CPU, or a GPU (default: small)")
     add("--max-minutes", type=float, metavar="M",
-        help="end a training after so long; the same command goes on with it (default: no limit)")
-    add("--devices", type=int, metavar="N", help="devices of each node for a training (default: 1)")
+        help="time limit of a training in minutes; the same command resumes it (default: no limit)")
+    add("--devices", type=int, metavar="N", help="devices for each node of a training (default: 1)")
     add("--num-nodes", type=int, metavar="K",
-        help="nodes for a training, under srun with one task for each device (default: 1)")
-    add("--precision", metavar="HOW",
-        help=f"{', '.join(PRECISION)}: of training; auto = bf16 where the hardware multiplies it "
-             "(default: auto)")
+        help="nodes of a training, under srun with one task for each device (default: 1)")
+    add("--precision", metavar=_one_of(PRECISION),
+        help="precision of training; auto = bf16 if the hardware supports it (default: auto)")
     add("--random-seed", type=int, metavar="N",
-        help="the one seed of ANTs, numpy and torch (default: 1)")
+        help="seed of ANTs, numpy and torch (default: 1)")
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "evaluation")
+    add = _adder(parser, "evaluation", "group --stages evaluate --covariates age sex group")
     add("--covariates", metavar="NAME", **_many(),
-        help="age, sex and columns of participants.tsv whose effects must survive "
+        help="age, sex and columns of participants.tsv whose effects must be preserved "
              "(default: age sex)")
     add("--reference-site", metavar="LABEL",
         help="site that the others are tested against (default: the target, else the largest)")
-    add("--traveling", "--travelling", metavar="HOW",
-        help=f"{', '.join(TRAVELING)}: take one label at several sites for one person, or for "
-             "several people (default: auto)")
+    add("--traveling", metavar=_one_of(TRAVELING),
+        help="auto = one label at several sites is one traveling subject, no = several subjects "
+             "(default: auto)")
     add("--compare", action=Switch,
-        help="judge all harmonized variants in OUTPUT_DIR side by side")
-    add("--lpips-weights", type=Path, metavar="FILE",
-        help="safetensors file with the weights of LPIPS, see docs/evaluation.md (default: no "
-             "LPIPS; nothing is downloaded)")
-    add("--moved-maps", metavar="WHICH",
-        help=f"{', '.join(MOVED_MAPS)}: write the map of where anatomy moved, of no image, of "
-             "those that the anatomy guard flags, or of every one (default: none)")
+        help="evaluate all harmonized variants in OUTPUT_DIR")
+    add("--anatomy-change-maps", metavar=_one_of(ANATOMY_CHANGE_MAPS),
+        help="write maps of anatomy changes: for no image, for images that the anatomy guard "
+             "flags, or for all (default: none)")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "preprocessing")
-    add("--skull-strip", metavar="HOW",
-        help=f"{', '.join(SKULL_STRIP)}: recognise brain-only images, always extract the brain, "
-             "take images as brain only, or as auto, but by the network instead of the template "
-             "(default: auto)")
-    add("--sloppy", action=Switch, help="coarse and fast, for tests only: never for results")
+    add = _adder(parser, "preprocessing", "participant --stages preprocess --skull-strip network")
+    add("--skull-strip", metavar=_one_of(SKULL_STRIP),
+        help="auto = detect brain-only images; force = always extract the brain; skip = images are "
+             "brain only; network = as auto, by a network instead of the template (default: auto)")
+    add("--sloppy", action=Switch, help="coarse and fast, for tests only, not for results")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = _adder(parser, "export", "group --stages export --export raw")
+    add("--export", metavar=_one_of(EXPORTS),
+        help="also write the harmonized images as a raw-like BIDS dataset, as input for fMRIPrep, "
+             "FreeSurfer or CAT12")
+    add("--export-dir", metavar="DIR",
+        help="folder of that dataset (default: OUTPUT_DIR/derivatives/raw-DESC)")
+    add("--export-names", metavar=_one_of(EXPORT_NAMES),
+        help="names of its images: with rec-DESC, or as in BIDS_DIR (default: rec)")
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "resources")
+    add = _adder(parser, "resources", "participant --nprocs 8 --mem 16G -w /scratch/work")
     add("--nprocs", "--nthreads", "--n-cpus", type=int, metavar="N",
         help="CPU threads over all processes (default: those available)")
     add("--omp-nthreads", type=int, metavar="N",
-        help="CPU threads of one process (default: 1; people side by side are faster)")
-    add("--mem", "--mem-gb", dest="mem_gb", type=parse_memory, metavar="SIZE",
-        help="memory limit; suffix K, M, G or T, without one GB (default: 90 %% of the machine)")
-    add("--mem-mb", dest="mem_gb", type=_megabytes, metavar="SIZE",
-        help="the same, MB where no suffix is given")
+        help="CPU threads of one process (default: 1; scans in parallel are faster)")
+    add("--mem", dest="mem_gb", type=parse_memory, metavar="SIZE",
+        help="memory limit with suffix K, M, G or T; without one, GB below 1000 and MB from 1000 "
+             "(default: 90 %% of the machine)")
+    add("--mem-gb", dest="mem_gb", type=_gigabytes, metavar="SIZE",
+        help="memory limit, in GB without a suffix")
     add("--use-plugin", "--nipype-plugin-file", metavar="YAML",
         help="Nipype plugin: a file with the keys plugin and plugin_args")
     add("-w", "--work-dir", metavar="DIR",
-        help="intermediate results, not inside BIDS_DIR; with it a stopped run resumes "
+        help="folder of intermediate results, outside BIDS_DIR; a stopped run resumes from it "
              "(default: ./work)")
+    add("--clean-workdir", action=Switch,
+        help="first remove the results of earlier runs from the work folder, including trainings; "
+             "not while another run uses it")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser, "run")
+    add = _adder(parser, "run", "participant group --dry-run")
     add("--config-file", metavar="TOML",
-        help="options from a file, such as an earlier OUT/logs/settings_*.toml; the command line "
-             "wins over it")
+        help="options from a file, such as OUTPUT_DIR/logs/settings_*.toml of an earlier run; the "
+             "command line overrides it")
     add("--stop-on-first-crash", action=Switch,
         help="stop at the first failed step instead of finishing the others")
-    add("--dry-run", action=Switch, help="build the workflows and say what would be done")
-    add("--write-graph", action=Switch, help="write the workflow's graph into OUT/logs")
-    add("--notrack", action="store_true", help="accepted for habit's sake: nothing is ever sent")
-    add("-v", "--verbose", action="count", help="say more; twice: say everything")
+    add("--dry-run", action=Switch,
+        help="print the plan and run nothing: scans, sites, target, reused results, time, memory, "
+             "disk")
+    add("--reports-only", action=Switch,
+        help="write the HTML reports again from OUTPUT_DIR, run nothing")
+    add("--boilerplate-only", action=Switch,
+        help="write the methods text (logs/CITATION.md) of OUTPUT_DIR, run nothing")
+    add("--write-graph", action=Switch, help="write the graph of the workflow into OUTPUT_DIR/logs")
+    add("--notrack", action="store_true", help="accepted for compatibility with fMRIPrep; no data are ever sent")
+    add("-v", "--verbose", action="count", help="log details; twice: also details of all libraries")
 
 
-def _megabytes(text: str) -> float:
-    return parse_memory(text, default_unit="M")
+def _gigabytes(text: str) -> float:
+    return parse_memory(text, default_unit="G")
 
 
 def parse(argv: Sequence[str], prog: str = "run.py") -> Settings:
-    """Settings from the command line over the configuration file over the defaults.
+    """Parse the command line; it overrides the configuration file, which overrides the defaults.
 
     Raises
     ------
@@ -268,14 +297,14 @@ def parse(argv: Sequence[str], prog: str = "run.py") -> Settings:
 
 
 def _hyphens(word: str) -> str:
-    """`--omp_nthreads=4` as `--omp-nthreads=4`; values keep their underscores."""
+    """Replace underscores of a flag by hyphens; values keep theirs."""
     flag, equals, value = word.partition("=")
     is_flag = re.fullmatch(r"--[a-z][a-z_-]*", flag) is not None
     return flag.replace("_", "-") + equals + value if is_flag else word
 
 
 def named_folders(entries: Sequence[str]) -> dict[str, str]:
-    """{name: folder} from `[NAME=]DIR` texts; a folder without a name has that of its last part.
+    """Parse ``[NAME=]DIR`` texts; the default name is the last part of the path.
 
     Raises
     ------
@@ -295,8 +324,8 @@ def named_folders(entries: Sequence[str]) -> dict[str, str]:
     return folders
 
 
-def check_world(settings: Settings) -> None:
-    """Ask the disk and the machine what the settings take for granted.
+def check_environment(settings: Settings) -> None:
+    """Check that folders, files, labels, method and device of the settings exist.
 
     Raises
     ------
@@ -310,8 +339,10 @@ def check_world(settings: Settings) -> None:
 
 
 def _source(settings: Settings) -> Path:
-    """Where the participants are: in the raw data, or, without them, in the output folder."""
-    raw = "preprocess" in settings.planned_stages or settings.bids_dir.is_dir()
+    """Return the folder that lists the participants: raw data, or the output folder without them."""
+    from .dataset.labels import has_subjects
+
+    raw = "preprocess" in settings.planned_stages or has_subjects(settings.bids_dir)
     return settings.bids_dir if raw else settings.output_dir
 
 
@@ -321,7 +352,7 @@ def _check_data(settings: Settings) -> None:
     elif not settings.output_dir.is_dir():
         raise UsageError(
             f"OUTPUT_DIR {settings.output_dir}: no such folder, and the stages "
-            f"{', '.join(settings.planned_stages)} start from preprocessed images in it. Run "
+            f"{', '.join(settings.planned_stages)} need preprocessed images in it. Run "
             "the participant level first."
         )
 
@@ -336,7 +367,7 @@ def _check_labels(settings: Settings) -> None:
         sessions = session_labels(source, settings.participant_label)
         require_labels("--session-label", "ses-", settings.session_label, sessions)
     fit = tuple(entry for entry in settings.fit_participants if "=" not in entry)
-    if set(settings.levels) == set(LEVELS):  # else earlier jobs may know more people
+    if set(settings.levels) == set(LEVELS):  # otherwise earlier jobs may have more participants
         require_labels("--fit-participants", "sub-", fit, known)
 
 
@@ -354,9 +385,6 @@ def _check_files(settings: Settings) -> None:
         for target in settings.target:
             if not Path(target).is_file():
                 raise UsageError(f"--target {target}: no such file. Check the path.")
-    if settings.lpips_weights and not settings.lpips_weights.is_file():
-        raise UsageError(f"--lpips-weights {settings.lpips_weights}: no such file. "
-                         "docs/evaluation.md says how it is made.")
     if settings.model and not settings.model.is_dir():
         raise UnavailableError(
             f"--model {settings.model}: no such folder. Expected a fitted model, such as "
@@ -379,7 +407,7 @@ def _check_backend(settings: Settings) -> None:
 
 
 def _check_device(settings: Settings) -> None:
-    """Look for CUDA only if it was asked for: importing torch takes seconds."""
+    """Check a requested CUDA device; otherwise torch, which takes seconds, is not imported."""
     if not settings.device.startswith("cuda"):
         return
     import torch

@@ -54,7 +54,7 @@ ARROWS = {
     "harmonizer/phantom": ("harmonizer.methods", "harmonizer.deep.training",
                            "harmonizer.evaluation", "harmonizer.reports", "torch"),
     "pipelines": ("run",),
-    "pipelines/settings.py": ("pipelines", "nipype", "bids", "torch", "ants"),
+    "pipelines/settings": ("pipelines", "nipype", "bids", "torch", "ants"),
     "pipelines/dataset": ("nipype", "torch", "ants", "pipelines.app", "pipelines.cli",
                           "pipelines.stages", "pipelines.workflows", "pipelines.interfaces"),
     "pipelines/interfaces": ("pipelines.app", "pipelines.cli", "pipelines.stages",
@@ -71,11 +71,8 @@ HEAVY = ("ants", "bids", "lightning", "matplotlib", "nilearn", "nipype", "pandas
 MAY_BE_HEAVY = {
     "pipelines/interfaces": ("nipype",),
     "pipelines/workflows": ("nipype",),
-    "harmonizer/deep/networks": ("torch",),
-    "harmonizer/deep/diffusion": ("torch",),
-    "harmonizer/deep/losses": ("torch",),
-    "harmonizer/deep/training": ("torch", "lightning"),
-    "harmonizer/deep/augmentation": ("torch",),
+    "harmonizer/deep": ("torch",),
+    "harmonizer/methods/learned": ("torch",),
     "harmonizer/segmentation": ("torch",),
 }
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "requests",
@@ -285,7 +282,7 @@ BROKEN = {
         ("harmonizer/reports/figures.py", "def f():\n    import torch.nn"),
         ("pipelines/dataset/index.py", "from nipype.pipeline import engine"),
         ("pipelines/interfaces/ants.py", "from ..workflows.base import run"),
-        ("pipelines/settings.py", "from . import app"),
+        ("pipelines/settings/model.py", "from .. import app"),
     ],
     "heavy_at_import": [
         ("pipelines/app.py", "import nipype"),
@@ -347,6 +344,41 @@ def test_every_folder_of_code_is_a_package() -> None:
     folders = {f.parent for top in ("harmonizer", "pipelines") for f in (ROOT / top).rglob("*.py")}
     missing = [str(d.relative_to(ROOT)) for d in folders if not (d / "__init__.py").is_file()]
     assert not missing, f"setuptools would leave these out: {missing}"
+
+
+def cycles(sources: list[Source]) -> list[str]:
+    """Chains of imports, also inside functions, that lead back to their first module.
+
+    An import of a module's own package (`from . import name`) does not count.
+    """
+    modules = {s.path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): s
+               for s in sources}
+    graph = {name: sorted({n for _, n in imports(source) if n in modules
+                           and not name.startswith(n + ".") and n != name})
+             for name, source in modules.items()}
+    found, done = [], set()
+
+    def visit(name: str, chain: list[str]) -> None:
+        if name in chain:
+            found.append(" -> ".join([*chain[chain.index(name):], name]))
+        elif name not in done:
+            for other in graph[name]:
+                visit(other, [*chain, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+    return found
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert not cycles(app_sources())
+    texts = {
+        "a/__init__.py": "",
+        "a/b.py": "from .c import x",
+        "a/c.py": "def f():\n    import a.b",
+    }
+    assert cycles([Source(path, text) for path, text in texts.items()]) == ["a.b -> a.c -> a.b"]
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])

@@ -23,7 +23,8 @@ from harmonizer.phantom.__main__ import main as phantom
 from harmonizer.reports.__main__ import main as reports
 from harmonizer.segmentation.__main__ import main as segmentation
 from pipelines.cli import build_parser, parse
-from pipelines.settings import LEVELS, STAGES
+from pipelines.outputs.raw_dataset import exported_name
+from pipelines.settings import LEVEL_STAGES, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +32,15 @@ MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentatio
            "harmonizer.evaluation": evaluation, "harmonizer.reports": reports}
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
 CONTAINER = re.compile(r"(?:harmonizer:[\w.-]+|harmonizer\.sif|\$IMAGE)")
+EXPORT = Path("/data/out/derivatives/raw-harmonized")  # of the page on other tools
+OTHER_TOOLS = {  # flags that their documentation lists: fMRIPrep 25, sMRIPrep 0.19, FreeSurfer 7
+    "fmriprep": {"--participant-label", "--anat-only", "--fs-license-file", "--fs-subjects-dir",
+                 "-d", "-w"},
+    "smriprep": {"--participant-label", "--fs-license-file", "-w"},
+    "recon-all": {"-i", "-s", "-sd", "-all", "-FLAIR", "-FLAIRpial"},
+    "gunzip": {"-c"},
+    "cat_standalone.sh": {"-s", "-m", "-b"},
+}
 VARIABLES = {"BIDS": "/data", "OUT": "/out", "IMAGE": "$IMAGE", "TMPDIR": "/tmp", "label": "01"}
 
 
@@ -100,6 +110,21 @@ def check_apptainer(words: list[str]) -> None:
         assert (ROOT / words[-1]).is_file()
 
 
+def check_other_tool(name: str, words: list[str]) -> None:
+    """Flags are known, and each image of the exported dataset has the name that export gives."""
+    flags = {word for word in words if word.startswith("-")}
+    assert flags <= OTHER_TOOLS[name], f"{name} has no {sorted(flags - OTHER_TOOLS[name])}"
+    for path in map(Path, words):
+        if EXPORT in path.parents:
+            stem, _, modality = path.name.removesuffix(".nii.gz").rpartition("_")
+            source = stem.replace("_rec-harmonized", "")
+            assert path.name == exported_name(source, modality, "harmonized", "rec")
+            assert path.parent.name == "anat" and path.name.startswith(
+                "_".join(path.relative_to(EXPORT).parts[:-2]))
+    if name.endswith("prep"):
+        assert words[2] == "participant"
+
+
 def check(words: list[str]) -> None:
     """Fail if a command is not one that works here."""
     while re.fullmatch(r"[A-Z]+=.*", words[0]):  # NAME=value before a command
@@ -115,6 +140,8 @@ def check(words: list[str]) -> None:
         check_docker(rest)
     elif name == "apptainer":
         check_apptainer(rest)
+    elif name in OTHER_TOOLS:
+        check_other_tool(name, rest)
     elif name == "export":
         assert all("=" in word for word in rest)
     else:
@@ -138,9 +165,11 @@ def test_command(page: str, words: list[str], capsys: pytest.CaptureFixture[str]
     ["make", "demo", "PYTHONN=python3"],
     ["docker", "build", "--build-arg", "DEVIC=cpu", "."],
     ["rm", "-rf", "/"],
+    ["recon-all", "-i", "/data/t1.nii.gz", "-subject", "sub-01"],
+    ["recon-all", "-i", f"{EXPORT}/sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"],
 ], ids=" ".join)
 def test_the_check_sees_a_wrong_command(words: list[str]) -> None:
-    with pytest.raises(AssertionError, match="knows no|DEVIC|no test checks"):
+    with pytest.raises(AssertionError, match="knows no|DEVIC|no test checks|has no|harmonized"):
         check(words)
 
 
@@ -179,8 +208,10 @@ def test_usage_has_every_exit_code() -> None:
 
 def test_usage_has_every_stage_in_order() -> None:
     text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(participant|group)` \| `(\w+)` \|", text, re.M)
-    assert [(stage, level) for level, stage in rows] == list(STAGES.items())
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)`(?:, `(\w+)`)? \|", text, re.M)[:len(STAGES)]
+    assert tuple(stage for stage, *_ in rows) == STAGES
+    for level, stages in LEVEL_STAGES.items():
+        assert tuple(stage for stage, *levels in rows if level in levels) == stages
 
 
 def test_every_backend_is_in_the_readme() -> None:
@@ -196,7 +227,7 @@ def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
     text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8")
                    for page in ("usage.md", "learned-options.md"))
     told = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
-    told -= {row for row in told if row[0] in LEVELS}
+    told -= {row for row in told if row[0] in STAGES}
     assert told == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
                     for field in dataclasses.fields(registry.get(name).Config)}
 
@@ -223,33 +254,134 @@ def test_the_tree_of_the_architecture_is_the_tree() -> None:
             assert (folder / name).exists(), f"architecture.md names {folder.name}/{name}"
 
 
+def job_environment(tmp_path: Path, flags: str = "", apptainer_code: int = 0) -> dict[str, str]:
+    """What a job script sees; apptainer is a stand-in that prints its arguments."""
+    container = tmp_path / "apptainer"
+    container.write_text(f'#!/bin/sh\nprintf "%s\\n" apptainer "$@"\nexit {apptainer_code}\n')
+    container.chmod(0o755)
+    (tmp_path / "labels").write_text("01\n02 03\n")
+    return {"BIDS": "/data/study", "OUT": str(tmp_path / "out"), "IMAGE": "harmonizer.sif",
+            "LABELS": str(tmp_path / "labels"), "SLURM_ARRAY_TASK_ID": "2", "FLAGS": flags,
+            "SLURM_MEM_PER_NODE": "6000", "SLURM_CPUS_PER_TASK": "3",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 @pytest.mark.parametrize("flags", ["", "--site-from ses --backend disarm"])
 def test_cluster_jobs_call_the_app_as_it_is(job: Path, flags: str, tmp_path: Path) -> None:
-    container = tmp_path / "apptainer"
-    container.write_text('#!/bin/sh\nprintf "%s\\n" apptainer "$@"\n')
-    container.chmod(0o755)
-    (tmp_path / "labels").write_text("01\n02\n")
-    given = {"BIDS": "/data/study", "OUT": str(tmp_path / "out"), "IMAGE": "harmonizer.sif",
-             "LABELS": str(tmp_path / "labels"), "SLURM_ARRAY_TASK_ID": "2", "FLAGS": flags,
-             "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    done = subprocess.run(["bash", job], env=job_environment(tmp_path, flags), capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     settings = parse(app_arguments(done.stdout.splitlines()))
     stage = job.stem.partition("-")[2]
     assert settings.planned_stages == (stage,)
-    assert settings.participant_label == (("02",) if stage in ("preprocess", "harmonize") else ())
+    per_participant = stage in ("preprocess", "harmonize")
+    assert settings.participant_label == (("02", "03") if per_participant else ())
+    assert (settings.mem_gb, settings.nprocs) == (6.0, 3)  # what SLURM gives, no other number
     if flags:
         assert (settings.site_from, settings.backend) == ("ses", "disarm")
-    assert (tmp_path / "out-work").is_dir() == (stage == "fit")  # a training goes on from there
 
 
-def test_cluster_jobs_are_submitted_in_the_order_of_the_stages() -> None:
-    script = ROOT / "docs" / "slurm" / "submit.sh"
-    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
-    submitted = re.findall(r"/(\d-\w+)\.sbatch", script.read_text(encoding="utf-8"))
-    assert submitted == [f"{i}-{stage}" for i, stage in enumerate(STAGES, 1)]
-    assert [job.stem for job in JOBS] == submitted
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_a_job_that_the_time_limit_ends_keeps_its_work(job: Path, tmp_path: Path) -> None:
+    """A training, a sampling and an evaluation go on from there; a preprocessing starts anew."""
+    given = job_environment(tmp_path, apptainer_code=143)
+    done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    assert done.returncode == 143
+    mounted = re.search(r"^(.+):/work$", done.stdout, re.M).group(1)
+    assert Path(mounted).is_dir() == (job.stem != "1-preprocess")
+    work = {"1-preprocess": mounted, "3-harmonize": str(tmp_path / "out-work" / "sub-02")}
+    assert mounted == work.get(job.stem, str(tmp_path / "out-work"))
+    again = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
+    same = f"{mounted}:/work" in again.stdout.splitlines()
+    assert same == (job.stem != "1-preprocess")
+
+
+def test_a_finished_harmonization_leaves_no_work(tmp_path: Path) -> None:
+    job = next(job for job in JOBS if job.stem == "3-harmonize")
+    subprocess.run(["bash", job], env=job_environment(tmp_path), check=True, capture_output=True)
+    assert list((tmp_path / "out-work").iterdir()) == []
+
+
+def submitted(tmp_path: Path, scans: list[str], **more: str) -> tuple[list[list[str]], Path]:
+    """What submit.sh gives to sbatch for a dataset of these images, and the labels file."""
+    for name in scans:
+        subject, *session = [part for part in name.split("_") if part[:3] in ("sub", "ses")]
+        path = tmp_path.joinpath("bids", subject, *session, "anat", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    derived = tmp_path / "bids" / "derivatives" / "x" / "sub-99" / "anat" / "sub-99_T1w.nii.gz"
+    derived.parent.mkdir(parents=True)  # is no image of the dataset
+    derived.touch()
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {tmp_path}/calls\n'
+                      f'echo >> {tmp_path}/calls\necho "$(wc -l < {tmp_path}/calls);cluster"\n')
+    sbatch.chmod(0o755)
+    given = {"BIDS": str(tmp_path / "bids"), "OUT": str(tmp_path / "out"), "IMAGE": "h.sif",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}", **more}
+    done = subprocess.run(["bash", ROOT / "docs" / "slurm" / "submit.sh"], env=given,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split("\t")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    (labels,) = (tmp_path / "out-work").glob("labels-*.txt")
+    return calls, labels
+
+
+def options(call: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("--").split("=", 1) for word in call if "=" in word)
+
+
+def test_cluster_jobs_are_submitted_in_the_order_of_the_stages(tmp_path: Path) -> None:
+    scans = ["sub-01_T1w.nii.gz", "sub-02_ses-A_T1w.nii"]
+    calls, labels = submitted(tmp_path, scans)
+    cluster_stages = [stage for stage in STAGES if stage != "export"]
+    assert [Path(call[-1]).stem for call in calls] == [
+        f"{i}-{stage}" for i, stage in enumerate(cluster_stages, 1)]
+    assert [Path(call[-1]) for call in calls] == JOBS
+    assert [options(call).get("dependency") for call in calls] == [
+        None, "afterany:1", "afterok:2", "afterany:3"]
+    assert labels.read_text() == "01\n02\n"
+    arrays = [options(call).get("array") for call in calls]
+    assert arrays == ["1-2%50", None, "1-2%50", None]
+    logs = tmp_path / "out" / "logs" / "slurm"
+    assert logs.is_dir()
+    names = [Path(options(call)["output"]) for call in calls]
+    assert {path.parent for path in names} == {logs}
+    assert [path.name for path in names] == ["%x_%A_%a.out", "%x_%j.out"] * 2
+
+
+def test_time_and_memory_of_jobs_grow_with_the_scans(tmp_path: Path) -> None:
+    def asked(name: str, scans: list[str], **more: str) -> list[dict[str, str]]:
+        (tmp_path / name).mkdir()
+        calls, _ = submitted(tmp_path / name, scans, **more)
+        return [options(call) for call in calls]
+
+    few = [f"sub-{i:03d}_T1w.nii.gz" for i in range(10)]
+    many = [f"sub-{i:03d}_{m}.nii.gz" for i in range(600) for m in ("T1w", "T2w", "FLAIR")]
+    small = asked("few", few)
+    t1w = asked("t1w", many)
+    large = asked("large", many, FLAGS="--modalities T1w T2w FLAIR --max-minutes 90")
+    minutes = [int(job["time"]) for job in large]
+    assert minutes[3] > 1.5 * 4.5 * 60  # 1,800 scans take 4.5 hours on four processors
+    assert minutes[0] > int(t1w[0]["time"]) == int(small[0]["time"])  # of one participant
+    assert minutes[1] >= 90 + 60
+    assert int(large[3]["time"]) > int(t1w[3]["time"]) > int(small[3]["time"])
+    assert int(large[3]["mem"]) > int(small[3]["mem"])
+    slow = asked("slow", few, TIME_FACTOR="2", CPUS="8", THROTTLE="5")
+    assert [int(job["time"]) for job in slow[:1]] == [2 * int(small[0]["time"])]
+    assert slow[3]["cpus-per-task"] == "8" and slow[0]["array"] == "1-10%5"
+
+
+def test_an_array_is_never_longer_than_the_cluster_allows(tmp_path: Path) -> None:
+    calls, labels = submitted(tmp_path, [f"sub-{i}_T1w.nii.gz" for i in range(1, 8)],
+                              MAX_TASKS="3")
+    assert options(calls[0])["array"] == "1-3%50"
+    assert labels.read_text() == "1 2 3\n4 5 6\n7\n"
+
+
+def test_a_dataset_without_images_is_not_submitted(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no image"):
+        submitted(tmp_path, ["sub-01_T2w.nii.gz"])
 
 
 def test_the_readme_names_this_version() -> None:

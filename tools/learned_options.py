@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 HEAD = """# Settings of the learned methods
 
-Written by `tools/learned_options.py`. A setting is given as `--backend-option NAME=VALUE` and kept
-in the model; `--preset tiny|small|paper` chooses many at once. The defaults are those of `small`.
+Written by `tools/learned_options.py`. A setting is given as `--backend-option NAME=VALUE` and saved
+in the model; `--preset tiny|small|paper` sets many at once. The defaults are those of `small`.
 """
 
 
 def page() -> str:
-    """The whole page as text."""
-    from harmonizer.backends import registry
+    """Return the whole page as text."""
+    from harmonizer.methods import registry
 
     parts = [HEAD]
     for name in registry.BUILT_IN:

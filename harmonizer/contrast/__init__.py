@@ -1,1 +1,1 @@
-"""Contrast of an image as numbers and maps: fit, apply, invert, and carry to the native grid."""
+"""Intensity transforms: estimate them, apply them on any grid, and invert them."""

@@ -1,10 +1,13 @@
-"""The carrier: what a method did to contrast, on the subject's own voxels and nothing else.
+"""Contrast transfer: the part of a method's change that is a smooth map of tissue contrast.
 
-Between a scan x and the image h that a method made of it, on the same grid, the same family of maps
-is fitted as for local tissue matching: S_c and T_c are the local means of tissue c in x and in h,
-r_c the slope of the local regression of h on x. Applied to the scan's own voxels on its own grid,
-structure is the scan's by construction: detail that a method invented cannot pass. What is left
-out, h - guided, is the measure of how far the method changed anatomy.
+`fit_contrast_transfer` compares a scan x with the image h that a method made of it on the same
+grid, and fits a `TissueMap` to the change. For each tissue c, the source mean is the local mean of
+x, the target mean is the local mean of h at that intensity, and the ratio is the slope of the
+local regression of h on x. The map is then applied to the scan's own voxels on the scan's own
+grid, so detail that the method added cannot enter the result.
+
+`compute_residual` returns the rest, h minus the transferred image. A large residual means that the
+method changed anatomy.
 """
 
 from __future__ import annotations
@@ -15,44 +18,57 @@ import numpy as np
 
 from ..volume import Volume
 from .local_statistics import Lattice, measure, world_points
-from .tissue_map import STEEPEST, Shares, TissueMap
+from .tissue_map import TissueMap, TissueProbabilities, clip_std_ratio
 
-__all__ = ["guide", "left_out"]
+__all__ = ["fit_contrast_transfer", "compute_residual"]
 
 
-def guide(before: Volume, after: Volume, shares: np.ndarray, *, sigma_mm: float = 8.0,
-          step_mm: float = 4.0) -> TissueMap:
-    """The local tissue map that comes nearest to what a method did.
+def fit_contrast_transfer(before: Volume, after: Volume, probabilities: np.ndarray, *,
+                          sigma_mm: float = 8.0, step_mm: float = 4.0) -> TissueMap:
+    """Fit the local tissue map that is nearest to the change from one image to another.
 
     Parameters
     ----------
-    before, after : one grid, one mask
-    shares : (3, I, J, K) memberships of CSF, GM and WM on that grid
+    before, after : Volume
+        The scan and the method's result, on one grid and with one brain mask.
+    probabilities : (3, I, J, K) ndarray
+        Probabilities of CSF, GM and WM on that grid, 0 to 1.
+    sigma_mm : float
+        Standard deviation of the Gaussian neighborhood, mm.
+    step_mm : float
+        Distance of the lattice points on which the map is stored, mm.
+
+    Returns
+    -------
+    TissueMap
+        The map, to be applied to the scan on any grid.
     """
     lattice = Lattice.around(before, step_mm)
-    source = measure(before, shares, lattice, sigma_mm)
+    source = measure(before, probabilities, lattice, sigma_mm)
     points = world_points(before)
     x, h = before.in_mask().astype(np.float64), after.in_mask().astype(np.float64)
-    fits = [_regression(x, h, share[before.mask], mean, spread, points, lattice, sigma_mm)
-            for share, mean, spread in zip(shares, source.mean, source.spread)]
+    fits = [_regress(x, h, probability[before.mask], mean, std, points, lattice, sigma_mm)
+            for probability, mean, std in zip(probabilities, source.mean, source.std)]
     mean, ratio = (np.stack(maps).astype(np.float32) for maps in zip(*fits))
-    gain = mean / source.mean
-    return TissueMap(lattice, source, mean, np.clip(ratio, gain / STEEPEST, gain * STEEPEST),
-                     Shares.of(shares, before), {"Detail": "guided"})
+    return TissueMap(lattice, source, mean, clip_std_ratio(ratio, mean / source.mean),
+                     TissueProbabilities.of(probabilities, before), {"Detail": "guided"})
 
 
-def _regression(
-    x: np.ndarray, h: np.ndarray, share: np.ndarray, mean: np.ndarray, spread: np.ndarray,
+def _regress(
+    x: np.ndarray, h: np.ndarray, probability: np.ndarray, mean: np.ndarray, std: np.ndarray,
     points: np.ndarray, lattice: Lattice, sigma_mm: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(h at the local mean of x, slope) maps of one tissue, over the voxels near that mean."""
-    centre, width = lattice.sample(np.stack([mean, spread]), points)
-    off = x - centre
-    weight = share ** 2 * (np.abs(off) < 3 * width)
+    """Regress h on x locally, for one tissue: maps of h at the local mean of x, and of the slope.
+
+    Only voxels within three local standard deviations of the tissue's mean take part.
+    """
+    center, width = lattice.sample(np.stack([mean, std]), points)
+    offset = x - center
+    weight = probability ** 2 * (np.abs(offset) < 3 * width)
     cells = lattice.cells(points)
     total, first, second, level, product = (
         lattice.smooth(lattice.gather(cells, weight * part), sigma_mm)
-        for part in (1.0, off, off ** 2, h, h * off))
+        for part in (1.0, offset, offset ** 2, h, h * offset))
     total = np.maximum(total, 1e-12)
     first, second, level, product = (part / total for part in (first, second, level, product))
     slope = (product - first * level) / np.maximum(second - first ** 2, 1e-12 + 1e-6 * mean ** 2)
@@ -60,10 +76,23 @@ def _regression(
     return np.maximum(at_mean, 1e-2 * np.abs(level).max()), slope
 
 
-def left_out(direct: Volume, guided: Volume) -> tuple[np.ndarray, dict[str, Any]]:
-    """(direct - guided, its summary): where it is large, the method changed anatomy.
+def compute_residual(direct: Volume, guided: Volume) -> tuple[np.ndarray, dict[str, Any]]:
+    """Compute what a method changed beyond the contrast transfer.
 
-    The summary is relative to the 0.5 to 99.5 % range of the direct image in the mask.
+    Parameters
+    ----------
+    direct : Volume
+        The method's own result, with a brain mask.
+    guided : Volume
+        The scan after the contrast transfer, on the same grid.
+
+    Returns
+    -------
+    residual : (I, J, K) float32 ndarray
+        direct - guided inside the mask, 0 outside.
+    summary : dict
+        Root mean square (``RMS``) and 99th percentile of the absolute residual
+        (``Percentile99``), as fractions of the 0.5 to 99.5 % intensity range of ``direct``.
     """
     difference = np.where(direct.mask, direct.data - guided.data, np.float32(0))
     values = difference[direct.mask]

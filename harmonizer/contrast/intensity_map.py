@@ -1,8 +1,8 @@
-"""A change of contrast as a value: fitted on one grid, applied on another, printed in a sidecar.
+"""Intensity maps: changes of contrast that are fitted on one grid and applied on another.
 
-A method that needs no training does not hand out voxels but a map of intensities. The map is
-fitted on the template grid, where people can be compared, and applied to the subject's own voxels
-on the subject's own grid, so that nothing but the (smooth) map is ever resampled.
+Methods without training return an `IntensityMap` instead of an image. The map is fitted on the
+template grid, where scans can be compared, and applied to the voxels of the subject's own grid.
+Only the smooth map is resampled, never the image. A map describes itself for the sidecar.
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ from .intensity import strictly_increasing
 
 __all__ = ["IntensityMap", "PointwiseMap", "FieldMap"]
 
-FLOOR = 0.1  # an additive field may darken a voxel to a tenth, never to zero or below
+MIN_FIELD_FACTOR = 0.1  # an additive field darkens no voxel below this fraction of g x
 
 
 class IntensityMap(ABC):
-    """In-mask intensities before -> after. Voxels outside the mask are returned bit for bit."""
+    """Map of intensities inside a mask; voxels outside the mask keep their values bit for bit."""
 
     def apply(self, volume: Volume, to_map: np.ndarray | None = None) -> Volume:
-        """Map the voxels inside `volume.mask`.
+        """Map the intensities inside the mask of a volume.
 
         Parameters
         ----------
-        volume : image with a mask, on any grid
-        to_map : (4, 4) world mm of `volume` -> world mm in which the map was fitted; None if the
-            two are the same world
+        volume : Volume
+            Image on any grid. Without a mask, all voxels are mapped.
+        to_map : (4, 4) ndarray, optional
+            World of the volume to the world in which the map was fitted, mm; identity by default.
+
+        Returns
+        -------
+        Volume
+            Same grid and mask.
         """
         world = np.eye(4) if to_map is None else np.asarray(to_map, dtype=np.float64)
         data = volume.data.copy()
@@ -46,21 +52,22 @@ class IntensityMap(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What a sidecar says of the map; JSON types only."""
+        """Summarize the map for a sidecar, in JSON types only."""
 
 
 @dataclass(frozen=True, eq=False)
 class PointwiseMap(IntensityMap):
-    """y = f(x): piecewise linear through (x, y), strictly increasing, hence invertible.
+    """Piecewise linear, strictly increasing function of the intensity alone.
 
-    Between zero and a positive first knot f runs on the line from the origin, below zero with the
-    first slope; above the last knot on the line from the origin. So an intensity stays positive,
-    and a lesion brighter than all else keeps its contrast.
+    Between zero and a positive first knot, and above the last knot, the function follows the line
+    through the origin; below zero it keeps the slope of the first segment. Positive intensities
+    therefore stay positive, and a lesion brighter than all knots keeps its contrast.
 
     Attributes
     ----------
-    x, y : (n,) knots. Knots of equal x (8-bit images) are merged to their mean y, then y is made
-        strictly increasing; a y[0] of zero at a positive x[0] is lifted just above zero
+    x, y : (n,) ndarray
+        Knots. Knots with equal x (8-bit images) are merged to their mean y, then y is made strictly
+        increasing. A y[0] of zero at a positive x[0] is raised just above zero.
     """
 
     x: np.ndarray
@@ -78,7 +85,7 @@ class PointwiseMap(IntensityMap):
         return self(volume.data[mask])
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """(n,) intensities before -> (n,) float32 after."""
+        """Map (n,) intensities to (n,) float32 intensities."""
         knots_x, knots_y = self._from_origin()
         x = np.asarray(values, dtype=np.float64)
         y = np.interp(x, knots_x, knots_y)
@@ -92,17 +99,17 @@ class PointwiseMap(IntensityMap):
         return y.astype(np.float32)
 
     def _from_origin(self) -> tuple[np.ndarray, np.ndarray]:
-        """Knots with the origin in front where the first one is positive."""
+        """Knots, with the origin prepended where the first knot is positive."""
         if self.x[0] <= 0 or self.y[0] <= 0:
             return self.x, self.y
         return np.concatenate([[0.0], self.x]), np.concatenate([[0.0], self.y])
 
     def inverse(self) -> PointwiseMap:
-        """The map back, exact between the knots and beyond them."""
+        """Return the inverse map, which is exact between the knots and beyond them."""
         return PointwiseMap(self.y, self.x)
 
     def describe(self) -> dict[str, Any]:
-        """Type and knots, six significant digits."""
+        """Summarize the map for a sidecar: type and knots, with six significant digits."""
         return {
             "Type": "pointwise, piecewise linear",
             "Before": [float(f"{v:.6g}") for v in self.x],
@@ -111,28 +118,35 @@ class PointwiseMap(IntensityMap):
 
 
 def _merged(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Strictly increasing x, each with the mean y of its ties; at least two knots."""
+    """Merge knots of equal x to their mean y; returns at least two knots with increasing x."""
     unique, group = np.unique(x, return_inverse=True)
     mean = np.bincount(group, weights=y) / np.bincount(group)
     if len(unique) > 1:
         return unique, mean
-    reach = abs(unique[0]) or 1.0  # a single knot: go on along the line from the origin
-    return np.append(unique, unique[0] + reach), np.append(mean, mean[0] + (abs(mean[0]) or 1.0))
+    # A single knot gets a second one on the line through the origin.
+    return (np.append(unique, unique[0] + (abs(unique[0]) or 1.0)),
+            np.append(mean, mean[0] + (abs(mean[0]) or 1.0)))
 
 
 @dataclass(frozen=True, eq=False)
 class FieldMap(IntensityMap):
-    """y = max(g x + d(v) min(1, x / low), FLOOR g x): a gain g and a smooth additive field d.
+    """Map y = max(g x + d(v) min(1, x / low), MIN_FIELD_FACTOR g x).
 
-    The weight fades the field out towards zero intensity, so that dark voxels stay dark and
-    nothing becomes negative; voxels at or below zero get the gain alone.
+    A gain g and a smooth additive field d. The field fades out as the intensity approaches zero, so
+    dark voxels stay dark and no voxel becomes negative. Voxels at or below zero get the gain alone.
 
     Attributes
     ----------
-    gain : g; > 0
-    field : (I, J, K) d, intensity units, on the grid of `affine` (voxel -> world mm)
-    low : intensity below which the change fades; > 0
-    band : what is said of the field in a sidecar, such as its cut-off in cycles/mm
+    gain : float
+        g; > 0.
+    field : (I, J, K) ndarray
+        d, intensity units.
+    affine : (4, 4) ndarray
+        Voxel indices of the field to world, mm.
+    low : float
+        Intensity below which the field fades out; > 0.
+    band : str
+        Description of the field for the sidecar, such as its cutoff in cycles/mm.
     """
 
     gain: float
@@ -145,18 +159,18 @@ class FieldMap(IntensityMap):
         x = volume.data[mask].astype(np.float64)
         d = self._sample(volume.affine, mask, world)
         scaled = self.gain * x
-        y = np.maximum(scaled + d * np.clip(x / self.low, 0.0, 1.0), FLOOR * scaled)
+        y = np.maximum(scaled + d * np.clip(x / self.low, 0.0, 1.0), MIN_FIELD_FACTOR * scaled)
         return np.where(x > 0, y, scaled).astype(np.float32)
 
     def _sample(self, affine: np.ndarray, mask: np.ndarray, world: np.ndarray) -> np.ndarray:
-        """(n,) field at the masked voxels of another grid, linear; the edge value beyond."""
+        """(n,) field at the masked voxels of another grid, by linear interpolation."""
         to_field = np.linalg.inv(self.affine) @ world @ affine
         voxels = np.argwhere(mask)
         coordinates = voxels @ to_field[:3, :3].T + to_field[:3, 3]
         return ndimage.map_coordinates(self.field, coordinates.T, order=1, mode="nearest")
 
     def describe(self) -> dict[str, Any]:
-        """Type, band and range of the field."""
+        """Summarize the map for a sidecar: type, gain, band and range of the field."""
         return {
             "Type": "gain and additive smooth field",
             "Gain": float(f"{self.gain:.6g}"),

@@ -1,11 +1,18 @@
-"""How bright is a tissue where? Local means and spreads of the tissues on a coarse lattice.
+"""Local mean and standard deviation of each tissue, as smooth maps on a coarse lattice.
 
-    S_c(v) = sum_u G(v - u) w_c(u) x(u) / sum_u G(v - u) w_c(u)
+The local mean S_c of tissue c at place v is a normalized convolution [1]_ with a Gaussian G,
 
-is a normalised convolution (Knutsson and Westin 1993, doi:10.1109/CVPR.1993.341081) with a
-Gaussian G of some 8 mm. The weights w are the squared memberships, for a voxel shared by two
-tissues speaks for neither, times a weight that falls to zero 2.5 local spreads from S: a lesion or
-a vessel does not count. Where a tissue is rare, wider Gaussians take over.
+    S_c(v) = sum_u G(v - u) w_c(u) x(u) / sum_u G(v - u) w_c(u).
+
+The weight w_c of a voxel is its squared tissue probability, because a partial-volume voxel
+represents neither tissue, times Tukey's bisquare weight, which is zero beyond
+`OUTLIER_CUTOFF_STD` local standard deviations and so excludes lesions and vessels. Where a tissue
+is rare, a wider Gaussian and the mean over the brain take over.
+
+References
+----------
+.. [1] Knutsson, H. and Westin, C.-F. (1993). Normalized and differential convolution. CVPR.
+   doi:10.1109/CVPR.1993.341081
 """
 
 from __future__ import annotations
@@ -17,28 +24,31 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
+from ..tissues import TISSUES
 from ..volume import Volume
 
-__all__ = ["TISSUES", "Lattice", "LocalStatistics", "measure", "relative_gain", "pool",
-           "world_points", "shares_of"]
+__all__ = ["Lattice", "LocalStatistics", "measure", "relative_gain", "pool", "world_points",
+           "stack_probabilities"]
 
-TISSUES = ("CSF", "GM", "WM")  # the order of the first axis of all maps
-ENOUGH = 400_000  # voxels of a brain
-ROUNDS = 3  # of reweighting
-REACH = 2.5  # spreads beyond which a voxel does not count
-WIDER = (3.0, 0.02)  # a Gaussian this many times as wide helps out with this weight
-LEAST_SHARE = 0.05  # memberships below it say nothing of the tissue
-TRUNCATED = 1.1  # the spread of a normal distribution over that of its part within REACH
+MAX_SAMPLED_VOXELS = 400_000  # of a brain: more do not change the maps
+REWEIGHTING_ITERATIONS = 3
+OUTLIER_CUTOFF_STD = 2.5  # local standard deviations beyond which a voxel has no weight
+WIDE_SIGMA_FACTOR = 3.0  # width of the second Gaussian over that of the first
+WIDE_WEIGHT = 0.02  # weight of the second Gaussian
+MIN_TISSUE_PROBABILITY = 0.05  # below it, a voxel does not represent the tissue
+TRUNCATED_STD_CORRECTION = 1.1  # std of a normal distribution over that of its part in the cutoff
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """A coarse grid of points in a world, on which smooth maps live.
+    """Coarse grid of points in world space, on which smooth maps are stored.
 
     Attributes
     ----------
-    shape : (3,) points along each axis
-    affine : (4, 4) lattice indices -> world, mm
+    shape : tuple of int
+        Points along each of the three axes.
+    affine : (4, 4) ndarray
+        Lattice indices to world, mm.
     """
 
     shape: tuple[int, int, int]
@@ -46,9 +56,19 @@ class Lattice:
 
     @classmethod
     def around(cls, volume: Volume, step_mm: float = 4.0, margin_mm: float = 12.0) -> Lattice:
-        """A lattice along the world's axes over the mask of a volume and a margin.
+        """Create a lattice along the world axes that covers a brain.
 
-        Places further out are read and counted at its edge.
+        Parameters
+        ----------
+        volume : Volume
+            Image with a brain mask.
+        step_mm, margin_mm : float
+            Distance of neighboring points, and margin around the mask, mm. Places beyond the
+            margin are assigned to the edge of the lattice.
+
+        Returns
+        -------
+        Lattice
         """
         world = world_points(volume).T
         low = np.floor(world.min(axis=1) - margin_mm)
@@ -59,194 +79,282 @@ class Lattice:
 
     @property
     def step_mm(self) -> float:
-        """Distance of neighbouring points, mm."""
+        """Distance of neighboring points, mm."""
         return float(self.affine[0, 0])
 
     def indices(self, points: np.ndarray) -> np.ndarray:
-        """(3, n) fractional indices of (n, 3) world points."""
+        """Convert (n, 3) world points to (3, n) fractional lattice indices."""
         return ((points - self.affine[:3, 3]) / self.step_mm).T
 
     def cells(self, points: np.ndarray) -> np.ndarray:
-        """(n,) flat index of the nearest lattice point of (n, 3) world points."""
+        """Find the (n,) flat index of the lattice point nearest to each of (n, 3) world points."""
         top = np.array(self.shape)[:, None] - 1
         nearest = np.clip(np.rint(self.indices(points)).astype(np.intp), 0, top)
         return np.ravel_multi_index(tuple(nearest), self.shape)
 
     def gather(self, cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Map of the sums of (n,) values over the points that are nearest to each cell."""
+        """Sum (n,) values by lattice point.
+
+        Parameters
+        ----------
+        cells : (n,) int ndarray
+            Flat lattice indices, see `cells`.
+        values : (n,) ndarray
+            Values to sum.
+
+        Returns
+        -------
+        (I, J, K) float64 ndarray
+        """
         return np.bincount(cells, values, int(np.prod(self.shape))).reshape(self.shape)
 
     def sample(self, maps: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """(m, n) float32 linear readings of (m, I, J, K) maps at (n, 3) world points."""
+        """Interpolate maps linearly at world points.
+
+        Parameters
+        ----------
+        maps : (m, I, J, K) ndarray
+            Maps on this lattice.
+        points : (n, 3) ndarray
+            World coordinates, mm.
+
+        Returns
+        -------
+        (m, n) float32 ndarray
+        """
         at = self.indices(points)
         return np.stack([ndimage.map_coordinates(one, at, order=1, mode="nearest",
                                                  output=np.float32) for one in maps])
 
     def smooth(self, array: np.ndarray, sigma_mm: float) -> np.ndarray:
-        """A map under a Gaussian, with a wider one and the mean as faint helpers where it is zero.
+        """Smooth a map by a Gaussian, plus a wide Gaussian and the mean with small weights.
 
-        Numerator and denominator of a normalised convolution get the same treatment.
+        The additions keep the map positive far from all data. Numerator and denominator of a
+        normalized convolution must be smoothed alike.
+
+        Parameters
+        ----------
+        array : (I, J, K) ndarray
+            Map on this lattice.
+        sigma_mm : float
+            Standard deviation of the Gaussian, mm.
+
+        Returns
+        -------
+        (I, J, K) ndarray
         """
-        wide, share = WIDER
         sigma = sigma_mm / self.step_mm
         near = ndimage.gaussian_filter(array, sigma, mode="constant")
-        far = ndimage.gaussian_filter(array, wide * sigma, mode="constant", truncate=2.0)
-        return near + share * far + share ** 2 * array.mean()
+        far = ndimage.gaussian_filter(array, WIDE_SIGMA_FACTOR * sigma, mode="constant",
+                                      truncate=2.0)
+        return near + WIDE_WEIGHT * far + WIDE_WEIGHT ** 2 * array.mean()
 
 
 @dataclass(frozen=True, eq=False)
 class LocalStatistics:
-    """Of each tissue (first axis, in the order of `TISSUES`) at each lattice point.
+    """Local statistics of each tissue at each lattice point.
+
+    The first axis of all arrays is the tissue, in the order of `TISSUES`.
 
     Attributes
     ----------
-    mean, spread : (3, I, J, K) float32, intensity units; > 0
-    mass : (3, I, J, K) float32, how much tissue is near; unit arbitrary, the same for all scans of
-        one grid
+    mean, std : (3, I, J, K) float32 ndarray
+        Local mean and standard deviation, intensity units; > 0.
+    mass : (3, I, J, K) float32 ndarray
+        Amount of tissue near the point, in an arbitrary unit that all scans of one grid share.
     """
 
     mean: np.ndarray
-    spread: np.ndarray
+    std: np.ndarray
     mass: np.ndarray
 
     def scaled(self, gain: float) -> LocalStatistics:
-        """Those of an image that is `gain` times as bright."""
-        return replace(self, mean=self.mean * np.float32(gain),
-                       spread=self.spread * np.float32(gain))
-
-    def towards(self, other: LocalStatistics, weight: float) -> LocalStatistics:
-        """(1 - weight) of these and weight of the other ones."""
-        part = np.float32(weight)
-        return replace(self, mean=self.mean + part * (other.mean - self.mean),
-                       spread=self.spread + part * (other.spread - self.spread))
+        """Return the statistics of an image that is `gain` times as bright."""
+        return replace(self, mean=self.mean * np.float32(gain), std=self.std * np.float32(gain))
 
 
 def world_points(volume: Volume, matrix: np.ndarray | None = None,
                  mask: np.ndarray | None = None) -> np.ndarray:
-    """(n, 3) float32 world mm, after `matrix`, of the voxels of `mask` (the volume's own if None).
+    """Compute the world coordinates of voxels.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image whose grid is used.
+    matrix : (4, 4) ndarray, optional
+        Transform of the world coordinates, mm; identity by default.
+    mask : (I, J, K) bool ndarray, optional
+        Voxels to return; the volume's own mask by default.
+
+    Returns
+    -------
+    (n, 3) float32 ndarray
+        World coordinates, mm.
     """
     affine = volume.affine if matrix is None else np.asarray(matrix, np.float64) @ volume.affine
     voxels = np.argwhere(volume.mask if mask is None else mask)
     return (voxels @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
 
 
-def shares_of(maps: Mapping[str, np.ndarray], volume: Volume) -> np.ndarray:
-    """(3, I, J, K) float32 memberships in the order of `TISSUES`, checked against the grid.
+def stack_probabilities(maps: Mapping[str, np.ndarray], volume: Volume) -> np.ndarray:
+    """Stack tissue probability maps in the order of `TISSUES` and check them against an image.
+
+    Parameters
+    ----------
+    maps : mapping of str to (I, J, K) ndarray
+        Probabilities of "CSF", "GM" and "WM", 0 to 1.
+    volume : Volume
+        The segmented image, with a brain mask.
+
+    Returns
+    -------
+    (3, I, J, K) float32 ndarray
 
     Raises
     ------
     InputError
-        If a tissue is missing, lies on another grid, or there is no tissue in the mask at all.
+        If a tissue is missing or on another grid, or if the mask holds no tissue.
     """
     for name in TISSUES:
         if name not in maps or maps[name].shape != volume.shape:
-            came = maps[name].shape if name in maps else "nothing"
-            raise InputError(f"expected memberships of {name} on the image's grid {volume.shape}, "
-                             f"got {came}. Segment the image on its own grid.")
-    shares = np.stack([np.asarray(maps[name], np.float32) for name in TISSUES])
-    if not shares[:, volume.mask].any():
-        raise InputError("the segmentation found no tissue inside the brain mask. Look at the "
-                         "image and its mask.")
-    return shares
+            found = maps[name].shape if name in maps else "nothing"
+            raise InputError(f"expected probabilities of {name} on the image's grid "
+                             f"{volume.shape}, got {found}. Segment the image on its own grid.")
+    probabilities = np.stack([np.asarray(maps[name], np.float32) for name in TISSUES])
+    if not probabilities[:, volume.mask].any():
+        raise InputError("expected tissue inside the brain mask, but the segmentation found none. "
+                         "Check the image and its mask.")
+    return probabilities
 
 
-def measure(volume: Volume, shares: np.ndarray, lattice: Lattice, sigma_mm: float = 8.0
+def measure(volume: Volume, probabilities: np.ndarray, lattice: Lattice, sigma_mm: float = 8.0
             ) -> LocalStatistics:
-    """Local statistics of one image.
+    """Estimate the local statistics of one image.
 
     Parameters
     ----------
-    volume : image with a mask, in the lattice's world
-    shares : (3, I, J, K) memberships 0..1 on the volume's grid
-    sigma_mm : standard deviation of the Gaussian
+    volume : Volume
+        Image with a brain mask, in the world space of the lattice.
+    probabilities : (3, I, J, K) ndarray
+        Tissue probabilities on the volume's grid, 0 to 1.
+    lattice : Lattice
+        Grid of the result.
+    sigma_mm : float
+        Standard deviation of the Gaussian neighborhood, mm.
+
+    Returns
+    -------
+    LocalStatistics
     """
-    every = _stride(np.count_nonzero(volume.mask))
-    points, values = world_points(volume)[::every], volume.in_mask()[::every]
-    overall = max(float(np.median(np.abs(values))), 1e-30)
-    found = [_one_tissue(values, one[volume.mask][::every], points, lattice, sigma_mm, overall)
-             for one in shares]
-    mean, spread, mass = (np.stack(maps).astype(np.float32) for maps in zip(*found))
-    return LocalStatistics(mean, spread, mass * np.float32(every))
+    step = _sampling_step(np.count_nonzero(volume.mask))
+    points, values = world_points(volume)[::step], volume.in_mask()[::step]
+    scale = max(float(np.median(np.abs(values))), 1e-30)
+    maps = [_measure_tissue(values, one[volume.mask][::step], points, lattice, sigma_mm, scale)
+            for one in probabilities]
+    mean, std, mass = (np.stack(part).astype(np.float32) for part in zip(*maps))
+    return LocalStatistics(mean, std, mass * np.float32(step))
 
 
-def _stride(voxels: int) -> int:
-    """Which n-th voxels are enough; odd, so that all rows and slices take part."""
-    return max(1, voxels // ENOUGH) | 1
+def _sampling_step(voxels: int) -> int:
+    """Use every n-th voxel; n is odd, so that all rows and slices take part."""
+    return max(1, voxels // MAX_SAMPLED_VOXELS) | 1
 
 
-def _one_tissue(
-    values: np.ndarray, share: np.ndarray, points: np.ndarray, lattice: Lattice, sigma_mm: float,
-    overall: float,
+def _measure_tissue(
+    values: np.ndarray, probability: np.ndarray, points: np.ndarray, lattice: Lattice,
+    sigma_mm: float, scale: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, spread, mass) maps of one tissue; a tissue that is not there looks like the brain."""
-    chosen = share > LEAST_SHARE
+    """(mean, std, mass) maps of one tissue; an absent tissue gets those of the whole brain."""
+    chosen = probability > MIN_TISSUE_PROBABILITY
     if np.count_nonzero(chosen) < 10:
         chosen = np.ones_like(chosen)
-        share = np.full_like(share, LEAST_SHARE)
+        probability = np.full_like(probability, MIN_TISSUE_PROBABILITY)
     x, at = values[chosen].astype(np.float64), points[chosen]
-    weight = share[chosen].astype(np.float64) ** 2
+    weight = probability[chosen].astype(np.float64) ** 2
     pure = x[weight >= 0.25] if (weight >= 0.25).any() else x
-    centre = np.full_like(x, np.median(pure))
-    floor = 1e-4 * overall
-    width = np.full_like(x, 2 * 1.4826 * np.median(np.abs(pure - centre[0])) + floor)
-    for _ in range(ROUNDS):
-        mean, variance = _reweighted(x, weight, at, centre, width, lattice, sigma_mm)
-        centre, spread = lattice.sample(np.stack([mean, TRUNCATED * np.sqrt(variance)]), at)
-        width = np.maximum(spread, floor).astype(np.float64)
+    center = np.full_like(x, np.median(pure))
+    floor = 1e-4 * scale
+    width = np.full_like(x, 2 * 1.4826 * np.median(np.abs(pure - center[0])) + floor)
+    for _ in range(REWEIGHTING_ITERATIONS):
+        mean, variance = _reweighted_moments(x, weight, at, center, width, lattice, sigma_mm)
+        center, std = lattice.sample(
+            np.stack([mean, TRUNCATED_STD_CORRECTION * np.sqrt(variance)]), at)
+        width = np.maximum(std, floor).astype(np.float64)
     gathered = lattice.gather(lattice.cells(at), weight)
     mass = ndimage.gaussian_filter(gathered, sigma_mm / lattice.step_mm)
-    return (np.maximum(mean, 0.01 * overall), np.maximum(TRUNCATED * np.sqrt(variance), floor),
-            mass)
+    return (np.maximum(mean, 0.01 * scale),
+            np.maximum(TRUNCATED_STD_CORRECTION * np.sqrt(variance), floor), mass)
 
 
-def _reweighted(
-    x: np.ndarray, weight: np.ndarray, at: np.ndarray, centre: np.ndarray, width: np.ndarray,
+def _reweighted_moments(
+    x: np.ndarray, weight: np.ndarray, at: np.ndarray, center: np.ndarray, width: np.ndarray,
     lattice: Lattice, sigma_mm: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, variance) maps under Tukey's weights about the last centre and width."""
+    """(mean, variance) maps with bisquare weights about the last center and width."""
     cells = lattice.cells(at)
-    far = (x - centre) / (REACH * width)
-    trusted = weight * np.clip(1 - far ** 2, 0, 1)
-    near = weight * (np.abs(far) < 1)
+    distance = (x - center) / (OUTLIER_CUTOFF_STD * width)
+    bisquare = weight * np.clip(1 - distance ** 2, 0, 1)
+    near = weight * (np.abs(distance) < 1)
     total, first = (lattice.smooth(lattice.gather(cells, part), sigma_mm)
-                    for part in (trusted, trusted * x))
+                    for part in (bisquare, bisquare * x))
     mean = first / total
-    off = x - lattice.sample(mean[None], at)[0]
+    offset = x - lattice.sample(mean[None], at)[0]
     count, second = (lattice.smooth(lattice.gather(cells, part), sigma_mm)
-                     for part in (near, near * off ** 2))
+                     for part in (near, near * offset ** 2))
     return mean, second / count
 
 
 def relative_gain(own: LocalStatistics, reference: LocalStatistics) -> float:
-    """How many times as bright one is as the other: weighted median over places and tissues.
+    """Estimate the overall brightness of one image relative to another.
 
-    CSF is left out: how much of it lies in the mask is a matter of the mask.
+    The estimate is the weighted median of the ratio of local means, over GM and WM. CSF is left
+    out because its amount depends on the brain mask.
+
+    Parameters
+    ----------
+    own, reference : LocalStatistics
+        Statistics on one lattice.
+
+    Returns
+    -------
+    float
+        Brightness of `own` over that of `reference`; > 0.
     """
     ratio = (own.mean[1:] / reference.mean[1:]).ravel()
     weight = np.minimum(own.mass[1:], reference.mass[1:]).ravel().astype(np.float64)
     order = np.argsort(ratio, kind="stable")
-    heap = np.cumsum(weight[order])
-    return float(ratio[order][np.searchsorted(heap, heap[-1] / 2)])
+    cumulative = np.cumsum(weight[order])
+    return float(ratio[order][np.searchsorted(cumulative, cumulative[-1] / 2)])
 
 
-def pool(each: list[LocalStatistics]) -> tuple[LocalStatistics, list[float]]:
-    """Statistics of a site, and the gain of each of its scans relative to them.
+def pool(scans: list[LocalStatistics]) -> tuple[LocalStatistics, list[float]]:
+    """Average the statistics of a site's scans after removing each scan's gain.
 
-    Each scan is first freed of its own gain; the geometric mean of the gains is put back.
+    Parameters
+    ----------
+    scans : list of LocalStatistics
+        Statistics of each scan on one lattice; at least one.
+
+    Returns
+    -------
+    site : LocalStatistics
+        Their mean, at the geometric mean of the scans' brightness.
+    gains : list of float
+        Brightness of each scan relative to the mean.
     """
-    site, gains = each[0], [1.0] * len(each)
+    site, gains = scans[0], [1.0] * len(scans)
     for _ in range(3):
-        gains = [relative_gain(one, site) for one in each]
-        site = _mean([one.scaled(1 / gain) for one, gain in zip(each, gains)])
-    middle = float(np.exp(np.mean(np.log(gains))))
-    return site.scaled(middle), [gain / middle for gain in gains]
+        gains = [relative_gain(one, site) for one in scans]
+        site = _weighted_mean([one.scaled(1 / gain) for one, gain in zip(scans, gains)])
+    mean_gain = float(np.exp(np.mean(np.log(gains))))
+    return site.scaled(mean_gain), [gain / mean_gain for gain in gains]
 
 
-def _mean(each: list[LocalStatistics]) -> LocalStatistics:
-    """The mean, each scan weighing as much as it has tissue near the place."""
-    tiny = 1e-6 * max(float(one.mass.max()) for one in each)
-    weights = np.stack([one.mass for one in each]) + np.float32(tiny)
+def _weighted_mean(scans: list[LocalStatistics]) -> LocalStatistics:
+    """Average statistics, weighting each scan by the tissue it has near the place."""
+    tiny = 1e-6 * max(float(one.mass.max()) for one in scans)
+    weights = np.stack([one.mass for one in scans]) + np.float32(tiny)
     weights /= weights.sum(axis=0)
-    mean, spread = (np.einsum("s...,s...->...", weights, np.stack(maps)) for maps in
-                    ([one.mean for one in each], [one.spread for one in each]))
-    return LocalStatistics(mean, spread, np.mean([one.mass for one in each], axis=0))
+    mean, std = (np.einsum("s...,s...->...", weights, np.stack(maps)) for maps in
+                 ([one.mean for one in scans], [one.std for one in scans]))
+    return LocalStatistics(mean, std, np.mean([one.mass for one in scans], axis=0))

@@ -1,2 +1,1 @@
-"""Building blocks of networks: layers, losses, diffusion, augmentation and training. Tensors
-only."""
+"""Building blocks of networks: layers, losses, diffusion, augmentation and training."""

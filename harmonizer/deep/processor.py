@@ -1,4 +1,4 @@
-"""What the processor can do that changes how fast a network is, and how much of it torch uses."""
+"""Processor capabilities, numerical precision and thread count of torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 __all__ = ["full_precision", "has_fast_bf16", "trains_in_bf16", "torch_threads"]
 
-MULTIPLIES_BF16 = (8, 0)  # compute capability of NVIDIA's first GPUs that do (Ampere)
+MIN_BF16_COMPUTE_CAPABILITY = (8, 0)  # NVIDIA Ampere
 
 
 def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (elsewhere it is slower than float32)."""
+    """Return whether this CPU multiplies bfloat16 in hardware; elsewhere it is slower than fp32."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -21,22 +23,21 @@ def has_fast_bf16() -> bool:
 
 
 def trains_in_bf16(device: str) -> bool:
-    """Whether bfloat16 is the quicker way on a device, ``cpu`` or ``cuda[:N]``."""
+    """Return whether bfloat16 is faster than float32 on a device.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    """
     if not device.startswith("cuda"):
         return has_fast_bf16()
-    import torch
-
-    return torch.cuda.get_device_capability(device) >= MULTIPLIES_BF16
+    return torch.cuda.get_device_capability(device) >= MIN_BF16_COMPUTE_CAPABILITY
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """float32 inside, also where torch would let a GPU round factors of convolutions to 10 bits.
-
-    That is TensorFloat-32, on by default on Ampere and later.
-    """
-    import torch
-
+    """Compute convolutions in full float32, without TensorFloat-32 on GPUs from Ampere on."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -47,9 +48,7 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """So many threads for torch inside (None: as it is), as many as before after it."""
-    import torch
-
+    """Set the number of CPU threads of torch within the block; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

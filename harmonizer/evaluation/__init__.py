@@ -1,1 +1,1 @@
-"""How good it is: measures on arrays and tables, taken before and after, inside the brain mask."""
+"""Evaluation of harmonization: site effect, subject identity, biology and anatomy."""

@@ -1,6 +1,6 @@
-"""Numbers kept in a folder by what they were taken from, so that asking again opens no image.
+"""Cache of numbers in a folder, by the files and settings they were computed from.
 
-The folder may be deleted at any time; what is in it is JSON and can be read.
+The cache may be deleted at any time. Its files are JSON and can be read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,28 @@ import numpy as np
 
 from ..files import read_json, write_json
 
-__all__ = ["VERSION", "kept", "file_key", "array_key", "with_nan", "without_nan"]
+__all__ = ["CACHE_VERSION", "array_key", "cached", "file_key", "with_nan", "without_nan"]
 
-VERSION = 7  # raise when a measure changes: what was kept is then not used
+CACHE_VERSION = 8  # raised when a measure changes, so that older results are not used
 
 
-def kept(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returns (JSON values; NaN allowed), from the folder if it is kept there."""
+def cached(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
+    """Return the cached result of a computation, or compute it and add it to the cache.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Folder of the cache; None computes without a cache.
+    key : str
+        Name of the result, see `file_key`.
+    compute : callable
+        Takes no argument and returns JSON values; NaN is allowed.
+
+    Returns
+    -------
+    object
+        The result; None where the computation returned a number that is not finite reads as NaN.
+    """
     if folder is None:
         return compute()
     path = Path(folder) / f"{key}.json"
@@ -35,7 +50,18 @@ def kept(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
 
 
 def without_nan(value: Any) -> Any:
-    """The value with None for every number that is not finite."""
+    """Replace every number that is not finite by None, so that the value can be written as JSON.
+
+    Parameters
+    ----------
+    value : object
+        JSON values, nested in mappings and sequences.
+
+    Returns
+    -------
+    object
+        A copy with dicts and lists.
+    """
     if isinstance(value, Mapping):
         return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -44,7 +70,18 @@ def without_nan(value: Any) -> Any:
 
 
 def with_nan(value: Any) -> Any:
-    """The value with NaN for every None."""
+    """Replace every None by NaN, the inverse of `without_nan`.
+
+    Parameters
+    ----------
+    value : object
+        JSON values, nested in dicts and lists.
+
+    Returns
+    -------
+    object
+        A copy.
+    """
     if isinstance(value, dict):
         return {name: with_nan(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -53,12 +90,24 @@ def with_nan(value: Any) -> Any:
 
 
 def file_key(paths: Iterable[Path], *settings: Any) -> str:
-    """A name for numbers taken from these files with these settings.
+    """Return the cache key of numbers computed from files with settings.
 
-    Files are known by path, size and time of last change: reading them all to see whether they
-    must be read would save nothing.
+    Files are identified by path, size and modification time: hashing their content would cost as
+    much as computing the numbers again.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Files; a missing file is allowed.
+    *settings
+        JSON values, or objects with a unique text.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
     """
-    parts: list[Any] = [VERSION, *settings]
+    parts: list[Any] = [CACHE_VERSION, *settings]
     for path in paths:
         state = Path(path).stat() if Path(path).exists() else None
         parts.append((str(path), state and (state.st_size, state.st_mtime_ns)))
@@ -66,5 +115,16 @@ def file_key(paths: Iterable[Path], *settings: Any) -> str:
 
 
 def array_key(array: np.ndarray | None) -> int | None:
-    """A number that stands for an array's content in a key; None for none."""
+    """Return a checksum of the content of an array for a cache key.
+
+    Parameters
+    ----------
+    array : ndarray or None
+        Any array.
+
+    Returns
+    -------
+    int or None
+        CRC-32, or None for None.
+    """
     return None if array is None else zlib.crc32(np.ascontiguousarray(array).data)

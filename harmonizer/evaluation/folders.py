@@ -1,4 +1,4 @@
-"""Any two folders of images as cohorts: no BIDS, no app, a file name is all that is needed."""
+"""Cohorts from any two folders of images, paired by file name, without BIDS."""
 
 from __future__ import annotations
 
@@ -17,13 +17,29 @@ from ..volume import read_volume, write_mask
 __all__ = ["cohorts_of_folders", "images_of", "read_sites"]
 
 SUFFIXES = (".nii.gz", ".nii")
-NO_SITE = "unknown"
-BRAIN_ONLY = 0.2  # least share of zeros in an image whose mask may be taken from them
+UNKNOWN_SITE = "unknown"
+MIN_BACKGROUND_FRACTION = 0.2  # of zeros in a brain-only image
 _KNOWN = ("file", "subject", "participant_id", "session", "site", "age", "sex")
 
 
 def images_of(folder: Path) -> dict[str, Path]:
-    """Name without suffix -> image, of all NIfTI files below a folder except masks."""
+    """Find all NIfTI images below a folder, except masks.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to search.
+
+    Returns
+    -------
+    dict of str to Path
+        By file name without extension.
+
+    Raises
+    ------
+    InputError
+        If the folder does not exist, holds no image, or two images have the same name.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give a folder of NIfTI images.")
@@ -43,10 +59,23 @@ def images_of(folder: Path) -> dict[str, Path]:
 
 
 def read_sites(path: Path) -> dict[str, dict[str, str]]:
-    """File name without suffix -> row of a table with the columns file and site.
+    """Read a table of sites.
 
-    Further columns: subject (or participant_id), session, age, sex, and covariates. InputError for
-    a table that cannot be read or lacks a column.
+    Parameters
+    ----------
+    path : Path
+        TSV file with the columns file and site; optional: subject (or participant_id), session,
+        age, sex and covariates.
+
+    Returns
+    -------
+    dict of str to dict of str to str
+        Row by file name without extension.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read or lacks a column.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
@@ -74,12 +103,35 @@ def cohorts_of_folders(
     masks: Path | None = None,
     sites: Path | None = None,
 ) -> tuple[Cohort, dict[str, Cohort]]:
-    """The images of ``before``, and those of the same file name in each other folder.
+    """Pair the images of folders by file name.
 
-    ``masks``: folder of masks named as the images, or with ``_mask`` added; else the images must be
-    brain only, and what is not zero in ``before`` is the mask, written to ``scratch``. ``sites``:
-    see `read_sites`; without, all images are of one unknown site. Names such as
-    sub-01_ses-A_T1w.nii.gz give subject and session; else every file is a person of its own.
+    Names such as sub-01_ses-A_T1w.nii.gz give subject and session; else every file is a subject.
+
+    Parameters
+    ----------
+    before : Path
+        Folder of images before harmonization.
+    variants : mapping of str to Path
+        Folder of harmonized images by method.
+    scratch : Path
+        Folder for masks that are computed.
+    masks : Path, optional
+        Folder of masks named as the images, or with ``_mask`` added. Without it the images must be
+        brain only, and nonzero voxels are the mask.
+    sites : Path, optional
+        See `read_sites`; without it all images are of one unknown site.
+
+    Returns
+    -------
+    before : Cohort
+        Images of `before`.
+    variants : dict of str to Cohort
+        Images of the same names, by method.
+
+    Raises
+    ------
+    InputError
+        If images, masks or names in the table are missing.
     """
     images = images_of(before)
     table = {} if sites is None else read_sites(sites)
@@ -103,7 +155,8 @@ def _masks_of(folder: Path) -> dict[str, Path]:
     for path in sorted(Path(folder).rglob("*.nii*")):
         found[re.sub(r"(_desc-brain)?_mask$", "", _stem(path.name))] = path
     if not found:
-        raise InputError(f"{folder}: holds no mask (.nii, .nii.gz).")
+        raise InputError(f"{folder}: holds no mask (.nii, .nii.gz). Give another folder "
+                         "with --masks.")
     return found
 
 
@@ -115,20 +168,20 @@ def _mask_of(name: str, image: Path, given: Mapping[str, Path] | None, scratch: 
         return given[name]
     volume = read_volume(image)
     inside = volume.data != 0
-    if inside.mean() > 1 - BRAIN_ONLY or not inside.any():
-        raise InputError(f"{image}: {100 * inside.mean():.0f} % of its voxels are not zero, so it "
-                         "is no brain-only image. Give brain masks with --masks.")
+    if inside.mean() > 1 - MIN_BACKGROUND_FRACTION or not inside.any():
+        raise InputError(f"{image}: {100 * inside.mean():.0f} % of its voxels are not zero, so "
+                         "it is not brain-only. Give brain masks with --masks.")
     return write_mask(Path(scratch) / f"{name}_mask.nii.gz", inside, volume.affine)
 
 
 def _scan(name: str, image: Path, mask: Path, row: Mapping[str, str]) -> Scan:
-    labels = dict(re.findall(r"(sub|ses)-([a-zA-Z0-9]+)", name))
+    labels = dict(re.findall(r"(sub|ses)-([a-zA-Z0-9+]+)", name))
     who = row.get("subject") or row.get("participant_id", "").removeprefix("sub-")
     modality = name.rsplit("_", 1)[-1] if "_" in name else "image"
     return Scan(
         name, who or labels.get("sub", name), row.get("session") or labels.get("ses"),
         modality if modality in ("T1w", "T2w", "FLAIR", "PDw") else "image",
-        row.get("site") or NO_SITE, "table" if row.get("site") else "none given", image, mask,
+        row.get("site") or UNKNOWN_SITE, "table" if row.get("site") else "none given", image, mask,
         _age(row.get("age", ""), name),
         row.get("sex") if row.get("sex") not in ("n/a", "") else None,
         {key: value for key, value in row.items() if key not in _KNOWN and value})

@@ -1,7 +1,7 @@
-"""Before and after, scan by scan: from two cohorts of images to one table of numbers.
+"""Metrics of scans before and after harmonization, and of sites against each other.
 
-Only one pair of volumes is in memory at a time; a scan leaves behind its quantile functions and a
-handful of numbers, and everything between sites is computed from those.
+One pair of volumes is in memory at a time. Each scan contributes its quantile functions and a few
+numbers, from which the comparisons of sites are computed.
 """
 
 from __future__ import annotations
@@ -15,31 +15,42 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..errors import InputError
+from ..tissues import TISSUE_LABELS
 from ..volume import Volume
-from .cache import array_key, file_key, kept
+from .cache import array_key, cached, file_key
 from .metrics import distribution as dist
 from .metrics import image as near
 from .metrics.distribution import QuantileRow, QuantileTable
 from .table import MEASURES, Metric, Metrics
 
-__all__ = ["Evaluation", "evaluate_cohort", "label_tissues", "tissue_values", "scan_features"]
+__all__ = ["PairedMetrics", "eta_rows", "label_tissues", "measure_cohort", "scan_features",
+           "tissue_values"]
 
-TISSUE_CODES = {"CSF": 1, "GM": 2, "WM": 3}
-CERTAIN = 0.5  # least prior probability of a voxel that speaks for its tissue
-FEATURES = ("mean", "sd", "median", "p05", "p95", "mean_csf", "mean_gm", "mean_wm",
-            "gm_wm_ratio", "csf_wm_ratio")
+MIN_TISSUE_PROBABILITY = 0.5  # prior probability of a labeled voxel
+SCAN_FEATURES = ("mean", "sd", "median", "p05", "p95", "mean_csf", "mean_gm", "mean_wm",
+            "gm_wm_ratio", "csf_wm_ratio", "noise_gm", "noise_wm", "blur_x", "blur_y", "blur_z")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation leaves behind: the two tables, and the scans without an ``after``."""
+class PairedMetrics:
+    """Metrics of one method.
+
+    Attributes
+    ----------
+    metrics : Metrics
+        Rows of scans, sites and the study.
+    quantiles : QuantileTable
+        Quantile functions before and after.
+    missing : tuple of str
+        Scans without a harmonized image.
+    """
 
     metrics: Metrics
     quantiles: QuantileTable
     missing: tuple[str, ...] = ()
 
 
-def evaluate_cohort(
+def measure_cohort(
     before: Cohort,
     after: Cohort,
     target: str,
@@ -49,46 +60,76 @@ def evaluate_cohort(
     target_quantiles: Mapping[str, np.ndarray] | None = None,
     mapper: Callable[..., Iterable] = map,
     cache: Path | None = None,
-) -> Evaluation:
+) -> PairedMetrics:
     """Measure every scan before and after harmonization, and the sites against each other.
 
     Parameters
     ----------
-    before : preprocessed scans on the template grid.
-    after : the same scans with ``image`` naming the harmonized image (same grid), matched by
-        ``scan_id``; a scan that is not there is measured before only and named in ``missing``.
-    target : the site harmonized to, or another name (reference images, "scanner-free").
-    backend : name of the method, for the table.
-    priors : "GM", "WM", "CSF" probabilities (I, J, K) on the template grid, or None.
-    target_quantiles : modality -> the target's quantile function (200,), needed to measure
-        distances where ``target`` is no site of ``before``. Else the mean over the site's scans
-        or, where there is no such site, over all harmonized scans.
-    mapper : ``map``, or one with its signature that spreads scans over processes.
-    cache : folder for the numbers of each scan, or None.
+    before : Cohort
+        Preprocessed scans on the template grid.
+    after : Cohort
+        The same scans with harmonized images on the same grid, matched by ``scan_id``. A scan that
+        is missing is measured before only.
+    target : str
+        Site harmonized to, or another name (reference images, "scanner-free").
+    backend : str
+        Name of the method, for the table.
+    priors : mapping of str to ndarray, shape (I, J, K), optional
+        Probabilities, 0 to 1, of "GM", "WM" and "CSF" on the template grid.
+    target_quantiles : mapping of str to ndarray, shape (200,), optional
+        Quantile function of the target by modality, if the target is not a site. Default: the mean
+        over the scans of the target or, if it is not a site, over all harmonized scans.
+    mapper : callable
+        ``map``, or a parallel replacement.
+    cache : Path, optional
+        Folder for the numbers of each scan.
 
-    Each modality is measured within itself. Raises InputError for unreadable or misfitting images.
+    Returns
+    -------
+    PairedMetrics
+        Each modality is measured separately.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read or lies on another grid.
     """
     labels = None if priors is None else label_tissues(priors)
     parts = []
     for modality in dict.fromkeys(scan.modality for scan in before):
-        parts.append(_evaluate_modality(
+        parts.append(_measure_modality(
             before.of_modality(modality), after.of_modality(modality), target, labels,
             (target_quantiles or {}).get(modality), mapper, cache))
     metrics = Metrics(tuple(replace(row, backend=backend, target=target)
                             for part in parts for row in part.metrics))
     quantiles = QuantileTable(tuple(row for part in parts for row in part.quantiles.rows))
-    return Evaluation(metrics, quantiles, tuple(n for part in parts for n in part.missing))
+    return PairedMetrics(metrics, quantiles, tuple(n for part in parts for n in part.missing))
 
 
 def label_tissues(priors: Mapping[str, np.ndarray], mask: np.ndarray | None = None) -> np.ndarray:
-    """(I, J, K) uint8: the likeliest of 1 CSF, 2 GM, 3 WM, 0 where none is likely or off the mask.
+    """Return the most probable tissue of each voxel.
 
-    ``priors``: probabilities 0 to 1 by tissue name, on one grid; ``mask``: on that grid, or None.
+    Parameters
+    ----------
+    priors : mapping of str to ndarray, shape (I, J, K)
+        Probabilities, 0 to 1, by tissue.
+    mask : ndarray of bool, shape (I, J, K), optional
+        Voxels to label.
+
+    Returns
+    -------
+    ndarray, shape (I, J, K)
+        uint8: 1 CSF, 2 GM, 3 WM; 0 outside the mask and where no tissue reaches 0.5.
+
+    Raises
+    ------
+    InputError
+        If the mask has another shape.
     """
-    likeliest = np.maximum.reduce([priors[name] for name in TISSUE_CODES])
+    likeliest = np.maximum.reduce([priors[name] for name in TISSUE_LABELS])
     labels = np.zeros(likeliest.shape, dtype=np.uint8)
-    for name, code in TISSUE_CODES.items():
-        labels[(priors[name] == likeliest) & (likeliest >= CERTAIN)] = code
+    for name, code in TISSUE_LABELS.items():
+        labels[(priors[name] == likeliest) & (likeliest >= MIN_TISSUE_PROBABILITY)] = code
     return labels if mask is None else _within(labels, mask)
 
 
@@ -100,10 +141,23 @@ def _within(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def tissue_values(volume: Volume, labels: np.ndarray | None) -> dict[str, np.ndarray]:
-    """In-mask intensities, 1D, by tissue: "brain" always, "CSF", "GM", "WM" where labelled."""
+    """Return the intensities inside the mask by tissue.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image with its mask.
+    labels : ndarray, shape (I, J, K), or None
+        As `label_tissues` returns.
+
+    Returns
+    -------
+    dict of str to ndarray
+        "brain", and "CSF", "GM", "WM" if they have labels; one-dimensional.
+    """
     values = {"brain": volume.in_mask()}
     if labels is not None:
-        for name, code in TISSUE_CODES.items():
+        for name, code in TISSUE_LABELS.items():
             chosen = volume.data[labels == code]
             if chosen.size:
                 values[name] = chosen
@@ -111,11 +165,22 @@ def tissue_values(volume: Volume, labels: np.ndarray | None) -> dict[str, np.nda
 
 
 def scan_features(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Simple features of one scan from :func:`tissue_values`; names and meaning as in MEASURES."""
+    """Compute simple features of one scan.
+
+    Parameters
+    ----------
+    values : mapping of str to ndarray
+        As `tissue_values` returns.
+
+    Returns
+    -------
+    dict of str to float
+        Keys as in `MEASURES`.
+    """
     brain = np.asarray(values["brain"], dtype=np.float64)
     features = {"mean": brain.mean(), "sd": brain.std(), "median": np.median(brain),
                 "p05": np.percentile(brain, 5), "p95": np.percentile(brain, 95)}
-    for name in TISSUE_CODES:
+    for name in TISSUE_LABELS:
         if name in values:
             features[f"mean_{name.lower()}"] = np.mean(values[name], dtype=np.float64)
     white = features.get("mean_wm", 0.0)
@@ -125,7 +190,7 @@ def scan_features(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(number) for name, number in features.items()}
 
 
-def _evaluate_modality(
+def _measure_modality(
     before: Cohort,
     after: Cohort,
     target: str,
@@ -133,29 +198,29 @@ def _evaluate_modality(
     target_quantiles: np.ndarray | None,
     mapper: Callable[..., Iterable] = map,
     cache: Path | None = None,
-) -> Evaluation:
-    """One modality: two passes over the images, one volume or one pair in memory."""
+) -> PairedMetrics:
+    """Measure one modality in two passes over the images, one volume or pair in memory."""
     harmonized = {scan.scan_id: scan for scan in after}
     pairs = [(scan, harmonized[scan.scan_id]) for scan in before if scan.scan_id in harmonized]
     rows: list[Metric] = []
     table: list[QuantileRow] = []
-    leave = partial(_left_behind, labels=labels, key=array_key(labels), cache=cache)
-    for found in mapper(leave, [(scan,) for scan in before] + pairs):
+    measure = partial(_measure_images, labels=labels, key=array_key(labels), cache=cache)
+    for found in mapper(measure, [(scan,) for scan in before] + pairs):
         rows += found[0]
         table += found[1]
     quantiles = QuantileTable(tuple(table))
-    ruler = _ruler(quantiles, target, target_quantiles)
-    scale = _scale(ruler, target)
+    target_curve = _target_curve(quantiles, target, target_quantiles)
+    scale = _scale(target_curve, target)
     modality = before.scans[0].modality
     rows.append(Metric("intensity_range", scale, "intensity", modality=modality))
-    rows += _contrast_rows(quantiles, scale) + _between_rows(quantiles, ruler, scale, target)
-    rows += _eta_rows(rows, modality)
+    rows += _contrast_rows(quantiles, scale) + _between_rows(quantiles, target_curve, scale, target)
+    rows += eta_rows(rows, modality)
     missing = tuple(scan.scan_id for scan in before if scan.scan_id not in harmonized)
-    return Evaluation(Metrics(tuple(rows)), quantiles, missing)
+    return PairedMetrics(Metrics(tuple(rows)), quantiles, missing)
 
 
-def _ruler(quantiles: QuantileTable, target: str, given: np.ndarray | None) -> np.ndarray:
-    """The target's quantile function: given, or its site's mean, or what the scans became."""
+def _target_curve(quantiles: QuantileTable, target: str, given: np.ndarray | None) -> np.ndarray:
+    """Return the quantile function of the target: given, of its site or of harmonized scans."""
     if given is not None:
         return np.asarray(given, dtype=np.float64)
     brain = quantiles.select(tissue="brain")
@@ -165,9 +230,9 @@ def _ruler(quantiles: QuantileTable, target: str, given: np.ndarray | None) -> n
     raise InputError("expected at least one scan to evaluate, got none. Run preprocess first.")
 
 
-def _scale(ruler: np.ndarray, target: str) -> float:
-    """R of the study; InputError for a target without a range of intensities."""
-    scale = dist.intensity_range(ruler)
+def _scale(target_curve: np.ndarray, target: str) -> float:
+    """Return R of the study; `InputError` if the target is constant."""
+    scale = dist.intensity_range(target_curve)
     if not scale > 0:
         raise InputError(f"expected the target '{target}' to have a range of intensities, got "
                          f"{scale}. Check the target's images.")
@@ -175,7 +240,7 @@ def _scale(ruler: np.ndarray, target: str) -> float:
 
 
 def _contrast_rows(quantiles: QuantileTable, scale: float) -> list[Metric]:
-    """Each harmonized scan's own range over R: a method that only fades images is found out."""
+    """Return each harmonized scan's own range over R, which shows a method that fades images."""
     return [Metric("range_ratio", dist.intensity_range(row.quantiles) / scale, "1", "after",
                    row.subject, scan=row.scan, modality=row.modality, site=row.site)
             for row in quantiles.select(tissue="brain", stage="after").rows]
@@ -186,9 +251,9 @@ def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = ""
                   scan.scan_id, scan.modality, scan.site, reference=reference)
 
 
-def _left_behind(images: tuple[Scan, ...], labels: np.ndarray | None, key: int | None,
+def _measure_images(images: tuple[Scan, ...], labels: np.ndarray | None, key: int | None,
                  cache: Path | None) -> tuple[list[Metric], list[QuantileRow]]:
-    """What a scan alone, or with its harmonized image, leaves behind; kept between runs."""
+    """Measure a scan alone or with its harmonized image, or read the numbers from the cache."""
     def compute() -> list[list[dict]]:
         rows, table = (_scan_alone(images[0], labels) if len(images) == 1
                        else _scan_pair((images[0], images[1]), labels))
@@ -197,19 +262,19 @@ def _left_behind(images: tuple[Scan, ...], labels: np.ndarray | None, key: int |
 
     about = [(s.scan_id, s.subject, s.session, s.site, s.modality) for s in images]
     paths = [path for scan in images for path in (scan.image, scan.mask)]
-    rows, table = kept(cache, file_key(paths, "left behind", key, about), compute)
+    rows, table = cached(cache, file_key(paths, "left behind", key, about), compute)
     return ([Metric(**row) for row in rows],
             [QuantileRow(**{**row, "quantiles": np.array(row["quantiles"])}) for row in table])
 
 
 def _scan_alone(scan: Scan, labels: np.ndarray | None) -> tuple[list[Metric], list[QuantileRow]]:
-    """What the unharmonized image of a scan leaves behind."""
+    """Measure the unharmonized image of a scan."""
     return _scan_rows(scan, scan.read(), "before", labels)
 
 
 def _scan_pair(pair: tuple[Scan, Scan], labels: np.ndarray | None
                ) -> tuple[list[Metric], list[QuantileRow]]:
-    """What the harmonized image leaves behind, alone and beside its source."""
+    """Measure a harmonized image, alone and against its source."""
     source, result = pair[0].read(), pair[1].read()
     rows, table = _scan_rows(pair[0], result, "after", labels)
     return rows + _change_rows(pair[0], source, result), table
@@ -217,7 +282,7 @@ def _scan_pair(pair: tuple[Scan, Scan], labels: np.ndarray | None
 
 def _scan_rows(scan: Scan, volume: Volume, stage: str, labels: np.ndarray | None
                ) -> tuple[list[Metric], list[QuantileRow]]:
-    """The scan's features and its quantile functions."""
+    """Return the features of a scan and its quantile functions."""
     values = tissue_values(volume, None if labels is None else _within(labels, volume.mask))
     rows = [_row(scan, name, number, stage) for name, number in scan_features(values).items()]
     return rows, [QuantileRow(scan.scan_id, scan.subject, scan.site, scan.modality, stage, tissue,
@@ -225,7 +290,7 @@ def _scan_rows(scan: Scan, volume: Volume, stage: str, labels: np.ndarray | None
 
 
 def _change_rows(scan: Scan, source: Volume, result: Volume) -> list[Metric]:
-    """What harmonization did to the anatomy of one scan; both images on one grid."""
+    """Return the change of anatomy from source to result, on one grid."""
     if not source.same_grid(result):
         raise InputError(f"{scan.scan_id}: expected the harmonized image on the grid of the "
                          f"preprocessed one {source.shape}, got {result.shape}. "
@@ -239,22 +304,22 @@ def _change_rows(scan: Scan, source: Volume, result: Volume) -> list[Metric]:
             _row(scan, "gradient_agreement", edges, "change")]
 
 
-def _between_rows(quantiles: QuantileTable, ruler: np.ndarray, scale: float, target: str
+def _between_rows(quantiles: QuantileTable, target_curve: np.ndarray, scale: float, target: str
                   ) -> list[Metric]:
-    """Distances between sites and to the target, before, after one linear map, and after."""
+    """Return distances between sites and to the target: before, rescaled linearly, and after."""
     before, after = quantiles.select(stage="before"), quantiles.select(stage="after")
     brain = before.select(tissue="brain")
-    gain, offset = dist.moment_map(brain.matrix(), ruler)
+    gain, offset = dist.moment_map(brain.matrix(), target_curve)
     maps = dict(zip(brain.column("scan"), zip(gain, offset)))
     rows: list[Metric] = []
     for tissue in dict.fromkeys(quantiles.column("tissue")):
         raw, result = before.select(tissue=tissue), after.select(tissue=tissue)
-        goal = ruler if tissue == "brain" else _site_mean(raw, target)
+        target_curve = target_curve if tissue == "brain" else _site_mean(raw, target)
         stages = {"before": raw, "rescaled": _mapped(raw, maps), "after": result}
         for stage, part in stages.items():
             if len(part):
                 rows += [replace(row, stage=stage, tissue=tissue)
-                         for row in _distance_rows(part, scale, goal, target)]
+                         for row in _distance_rows(part, scale, target_curve, target)]
     return rows
 
 
@@ -265,35 +330,48 @@ def _site_mean(part: QuantileTable, site: str) -> np.ndarray | None:
 
 def _mapped(part: QuantileTable, maps: Mapping[str, tuple[np.ndarray, np.ndarray]]
             ) -> QuantileTable:
-    """Each row after its scan's linear map (gain, offset)."""
+    """Apply the linear map (gain, offset) of each scan to its quantile functions."""
     return QuantileTable(tuple(
         replace(row, quantiles=maps[row.scan][0] * row.quantiles + maps[row.scan][1])
         for row in part.rows))
 
 
-def _distance_rows(part: QuantileTable, scale: float, goal: np.ndarray | None, target: str
+def _distance_rows(part: QuantileTable, scale: float, target_curve: np.ndarray | None, target: str
                    ) -> list[Metric]:
-    """Every pair of sites; every scan and every site against the target's ``goal``, if known."""
+    """Return distances of pairs of sites, and of scans and sites to the target if it is known."""
     matrix, sites, modality = part.matrix(), part.column("site"), part.rows[0].modality
     names, between = dist.site_distances(matrix, sites)
     rows = [Metric("wasserstein_between_sites", float(between[i, j]) / scale, "R",
                    modality=modality, site=names[i], reference=names[j])
             for i in range(len(names)) for j in range(i + 1, len(names))]
-    if goal is None:
+    if target_curve is None:
         return rows
     rows += [Metric("wasserstein_to_target", float(distance) / scale, "R", subject=row.subject,
                     scan=row.scan, modality=modality, site=row.site, reference=target)
-             for row, distance in zip(part.rows, dist.distances_to(goal, matrix))]
-    return rows + [Metric("wasserstein_to_target", dist.wasserstein(mean, goal) / scale, "R",
-                          modality=modality, site=site, reference=target)
+             for row, distance in zip(part.rows, dist.distances_to(target_curve, matrix))]
+    return rows + [Metric("wasserstein_to_target", dist.wasserstein(mean, target_curve) / scale,
+                          "R", modality=modality, site=site, reference=target)
                    for site, mean in dist.site_means(matrix, sites).items()]
 
 
-def _eta_rows(rows: list[Metric], modality: str) -> list[Metric]:
-    """Site eta squared of every feature, before and after; ``reference`` names the feature."""
+def eta_rows(rows: list[Metric], modality: str) -> list[Metric]:
+    """Compute eta squared of the site for every feature, before and after.
+
+    Parameters
+    ----------
+    rows : list of Metric
+        Features of scans.
+    modality : str
+        BIDS suffix.
+
+    Returns
+    -------
+    list of Metric
+        ``site_eta_squared``; `reference` is the feature.
+    """
     found: dict[tuple[str, str], list[Metric]] = {}
     for row in rows:
-        if row.measure in FEATURES and row.scan:
+        if row.measure in SCAN_FEATURES and row.scan:
             found.setdefault((row.stage, row.measure), []).append(row)
     return [Metric("site_eta_squared",
                    dist.eta_squared(Metrics(tuple(part)).values(), [row.site for row in part]),

@@ -1,8 +1,8 @@
-"""One long table of numbers, one row each: who, where, when, what, how much, in which unit.
+"""Tables of numbers, one per row, with scan, measure, value and unit.
 
-``metrics.tsv`` is the only door between the measures and whoever reads them. Beside it lies
-``metrics.json``, the data dictionary BIDS asks for: every column, every measure with its formula,
-direction, range and source. A missing value is ``n/a`` (BIDS specification, Tabular files).
+``metrics.tsv`` is the only interface between measurements and reports. Beside it lies
+``metrics.json``, a BIDS data dictionary with every column and every measure: formula, direction,
+range and source. A missing value is ``n/a`` (BIDS specification, Tabular files).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..files import write_json, write_text
 MISSING = "n/a"
 STAGES = {
     "before": "preprocessed image, not harmonized",
-    "rescaled": "preprocessed image after one linear map that gives it the target's in-mask mean "
-    "and standard deviation: what a method must beat",
+    "rescaled": "preprocessed image after one linear map to the in-mask mean and standard "
+    "deviation of the target: the baseline for every method",
     "after": "harmonized image",
     "change": "harmonized image compared with the same scan's preprocessed image",
 }
@@ -28,7 +28,21 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number means. ``better``: "higher", "lower" or "none" (a description)."""
+    """Description of a measure for a data dictionary.
+
+    Attributes
+    ----------
+    description : str
+        Definition or formula.
+    unit : str
+        Unit; "1" for a pure number, "R" for the intensity range of the study.
+    better : {"higher", "lower", "none"}
+        Which values are better.
+    range : str
+        Possible values.
+    source : str
+        Reference, if the measure is from a paper.
+    """
 
     description: str
     unit: str
@@ -37,7 +51,7 @@ class Measure:
     source: str = ""
 
     def in_words(self) -> str:
-        """One line for a data dictionary."""
+        """Return the description in one line."""
         source = f" Source: {self.source}." if self.source else ""
         return (f"{self.description}. Unit: {self.unit}. Better: {self.better}. "
                 f"Range: {self.range}.{source}")
@@ -53,7 +67,7 @@ MEASURES = {
         "one of the site) and the target's, divided by R",
         "R", "lower", "0 to infinity"),
     "site_eta_squared": Measure(
-        "Share of a feature's variance between scans that the site label explains: "
+        "Fraction of a feature's variance between scans that the site label explains: "
         "SS_between / SS_total; with k sites and n scans chance alone gives (k - 1) / (n - 1)",
         "1", "lower", "0 to 1", "Cohen 1988"),
     "ssim": Measure(
@@ -61,67 +75,77 @@ MEASURES = {
         "1", "higher", "-1 to 1", "Wang et al. 2004, doi:10.1109/TIP.2003.819861"),
     "ssim_structure": Measure(
         "Structure term of SSIM, (cov + C3) / (sd * sd + C3), mean inside the mask; "
-        "gain and offset do not move it",
+        "gain and offset do not change it",
         "1", "higher", "-1 to 1", "Wang et al. 2004, doi:10.1109/TIP.2003.819861"),
     "gradient_agreement": Measure(
         "Cosine of the angle between the two images' intensity gradients, weighted by both "
         "gradients' lengths, inside the eroded mask",
         "1", "higher", "-1 to 1"),
     "edge_displacement": Measure(
-        "Mean distance between the edges of the source, brought to the harmonized contrast and "
+        "Mean distance between the edges of the source, mapped to the harmonized contrast and "
         "local brightness, and those of the harmonized image", "mm", "lower", "0 to infinity"),
     "largest_change": Measure(
-        "Largest local difference that no change of contrast or bias field explains, averaged "
-        "over 2.5 mm, over the harmonized image's range", "1", "lower", "0 to infinity"),
+        "Largest local difference beyond contrast and bias field, averaged over 2.5 mm, over the "
+        "harmonized image's range", "1", "lower", "0 to infinity"),
     "dice": Measure(
         "Overlap of the tissue segmentations of source and harmonized image, of the tissue where "
-        "it is lowest; the source in its own contrast or brought to the harmonized one, whichever "
-        "is nearer", "1", "higher", "0 to 1", "Dice 1945, doi:10.2307/1932409"),
+        "it is lowest; with the source in its own or in the harmonized contrast, whichever is "
+        "more similar", "1", "higher", "0 to 1", "Dice 1945, doi:10.2307/1932409"),
     "ravd": Measure(
         "Relative absolute volume difference of the tissue ratios, of the tissue where it is "
-        "largest; the source in its own contrast or brought to the harmonized one, whichever is "
-        "nearer", "1", "lower", "0 to infinity"),
+        "largest; with the source in its own or in the harmonized contrast, whichever is more "
+        "similar", "1", "lower", "0 to infinity"),
     "anatomy_held": Measure(
         "1 where the harmonized image keeps all limits of the anatomy guard, 0 where it is "
         "flagged; `reference` then holds the reasons",
         "1", "higher", "0 or 1"),
     "tissue_ratio": Measure(
-        "Volume of a tissue over that of all three, from a segmentation of this very image",
+        "Volume of a tissue over that of all three, from a segmentation of this image",
         "1", "none", "0 to 1", "this package's network, docs/segmentation.md"),
     "psnr": Measure(
-        "Peak signal to noise ratio 10 log10(R^2 / MSE) inside the mask; of a travelling pair, "
-        "the image at `site` against the person's image at `reference`",
+        "Peak signal-to-noise ratio 10 log10(R^2 / MSE) inside the mask; of a traveling pair, "
+        "the image at `site` against the subject's image at `reference`",
         "dB", "higher", "-infinity to infinity"),
     "ms_ssim": Measure(
-        "Multi-scale structural similarity inside the mask, five scales or as many as the volume "
-        "has room for", "1", "higher", "0 to 1",
+        "Multi-scale structural similarity inside the mask, five scales, or fewer for a small "
+        "volume", "1", "higher", "0 to 1",
         "Wang, Simoncelli and Bovik 2003, doi:10.1109/ACSSC.2003.1292216"),
     "rmse": Measure("Root mean squared difference inside the mask over R", "R", "lower",
                     "0 to infinity"),
     "mae": Measure("Mean absolute difference inside the mask over R", "R", "lower",
                    "0 to infinity"),
-    "lpips": Measure(
-        "Learned perceptual image patch similarity of slices in three planes (AlexNet, weights "
-        "named by the user)", "1", "lower", "0 to about 1",
-        "Zhang et al. 2018, doi:10.1109/CVPR.2018.00068"),
     "intensity_range": Measure(
         "R: the 99.5th minus the 0.5th percentile of the target's mean in-mask quantile function; "
         "one number for the whole study and modality",
         "intensity", "none", "above 0"),
     "range_ratio": Measure(
-        "The harmonized scan's own 0.5 to 99.5 % range over R; well below 1 the image has faded, "
-        "and every distance in R looks smaller than it is",
+        "The harmonized scan's own 0.5 to 99.5 % range over R; well below 1 the image is faded, "
+        "and distances in R are too small",
         "1", "none", "above 0; 1 is the target's contrast"),
     "mean": Measure("Mean in-mask intensity", "intensity", "none", "any"),
     "sd": Measure("Standard deviation of in-mask intensity", "intensity", "none", "0 to infinity"),
     "median": Measure("Median in-mask intensity", "intensity", "none", "any"),
     "p05": Measure("5th percentile of in-mask intensity", "intensity", "none", "any"),
     "p95": Measure("95th percentile of in-mask intensity", "intensity", "none", "any"),
-    "mean_csf": Measure("Mean intensity where CSF is likely", "intensity", "none", "any"),
-    "mean_gm": Measure("Mean intensity where grey matter is likely", "intensity", "none", "any"),
-    "mean_wm": Measure("Mean intensity where white matter is likely", "intensity", "none", "any"),
-    "gm_wm_ratio": Measure("mean_gm / mean_wm; a gain does not move it", "1", "none", "any"),
-    "csf_wm_ratio": Measure("mean_csf / mean_wm; a gain does not move it", "1", "none", "any"),
+    "mean_csf": Measure("Mean intensity where CSF is probable", "intensity", "none", "any"),
+    "mean_gm": Measure("Mean intensity where gray matter is probable", "intensity", "none", "any"),
+    "mean_wm": Measure("Mean intensity where white matter is probable", "intensity", "none", "any"),
+    "gm_wm_ratio": Measure("mean_gm / mean_wm; a gain does not change it", "1", "none", "any"),
+    **{f"noise_{tissue}": Measure(
+        f"Standard deviation of noise in {name}, over the 1 to 99 % range of the brain: second "
+        "differences along all axes in pure tissue, as of white noise", "1", "none",
+        "0 to infinity", "after Immerkaer 1996, doi:10.1006/cviu.1996.0060")
+        for tissue, name in (("csf", "CSF"), ("gm", "gray matter"), ("wm", "white matter"))},
+    **{f"blur_{axis}": Measure(
+        f"Full width at half maximum of the blur of edges along the template's {axis} axis; folds "
+        "of the cortex increase it, for all scanners alike", "mm", "none", "0 to 20")
+        for axis in "xyz"},
+    "band_std": Measure(
+        "Standard deviation of a band of the image, over the 1 to 99 % range of the brain: of a "
+        "tissue, in its pure voxels; of the brain, beyond the tissue with the least; `reference` "
+        "is the band, between Gaussians of these standard deviations", "1", "none",
+        "0 to infinity"),
+    "csf_wm_ratio": Measure("mean_csf / mean_wm; a gain does not change it", "1", "none", "any"),
 }
 
 COLUMN_DESCRIPTIONS = {
@@ -130,11 +154,11 @@ COLUMN_DESCRIPTIONS = {
     "scan": "Scan identifier, the source name without extension",
     "modality": "BIDS suffix of the image, such as T1w",
     "site": "Site of the scan, or the site that the number describes",
-    "tissue": "Where it was taken: brain (the whole mask), CSF, GM or WM",
+    "tissue": "Region: brain (the whole mask), CSF, GM or WM",
     "backend": "Harmonization method",
     "target": "What the images were harmonized to",
-    "stage": "Which image the number was taken on",
-    "reference": "What the image or site was compared with, or the feature that was analysed",
+    "stage": "Which image the number was computed on",
+    "reference": "What the image or site is compared with, or the feature that was analyzed",
     "measure": "Name of the measure",
     "value": "The number; n/a where it is not defined",
     "unit": "Unit of the number; R is the study's intensity range, 1 a pure number",
@@ -143,7 +167,11 @@ COLUMN_DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of ``metrics.tsv``; a text column that does not apply is empty, a number None."""
+    """One row of ``metrics.tsv``.
+
+    The attributes are the columns, described in `COLUMN_DESCRIPTIONS`. A text column that does not
+    apply is empty, a missing number None.
+    """
 
     measure: str
     value: float | None
@@ -162,7 +190,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The table: a tuple of :class:`Metric`, with selection and a TSV door."""
+    """Table of metrics; ``metrics.tsv``.
+
+    Attributes
+    ----------
+    rows : tuple of Metric
+        The rows.
+    """
 
     rows: tuple[Metric, ...] = ()
 
@@ -176,21 +210,21 @@ class Metrics:
         return Metrics(self.rows + other.rows)
 
     def select(self, **wanted: str) -> Metrics:
-        """The rows whose columns equal every given value, e.g. ``select(stage="after")``."""
+        """Select the rows whose columns equal all given values, as in ``select(stage="after")``."""
         return Metrics(tuple(row for row in self.rows
                              if all(getattr(row, name) == value for name, value in wanted.items())))
 
     def distinct(self, column: str) -> tuple[str, ...]:
-        """The values of ``column`` in order of first appearance, without the empty one."""
+        """Return the values of a column in order of first appearance, without the empty one."""
         return tuple(dict.fromkeys(getattr(row, column) for row in self.rows
                                    if getattr(row, column)))
 
     def values(self) -> list[float]:
-        """The numbers of the table in order; a missing one is NaN."""
+        """Return the numbers of all rows in order; a missing one is NaN."""
         return [math.nan if row.value is None else row.value for row in self.rows]
 
     def to_tsv(self, path: Path) -> Path:
-        """Write ``path`` and its data dictionary, the same name with ``.json``."""
+        """Write the table, and beside it its data dictionary with the extension ``.json``."""
         lines = ["\t".join(COLUMN_DESCRIPTIONS)]
         lines += ["\t".join(_cell(getattr(row, name)) for name in COLUMN_DESCRIPTIONS)
                   for row in self.rows]
@@ -200,12 +234,46 @@ class Metrics:
 
     @classmethod
     def from_tsv(cls, path: Path) -> Metrics:
-        """Read what :meth:`to_tsv` wrote; InputError where a column is missing or no number."""
+        """Read a table written by `to_tsv`.
+
+        Parameters
+        ----------
+        path : Path
+            TSV file.
+
+        Returns
+        -------
+        Metrics
+            The table.
+
+        Raises
+        ------
+        InputError
+            If a column is missing or a cell is not a number.
+        """
         return cls(tuple(_metric(row, path) for row in read_tsv(path, COLUMN_DESCRIPTIONS)))
 
 
 def read_tsv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a tab-separated file that must have ``columns``."""
+    """Read a tab-separated file.
+
+    Parameters
+    ----------
+    path : Path
+        TSV file with a header.
+    columns : iterable of str
+        Columns that must be there.
+
+    Returns
+    -------
+    list of dict of str to str
+        Rows.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or lacks a column.
+    """
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -221,7 +289,18 @@ def read_tsv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
 
 
 def data_dictionary(measures: Iterable[str]) -> dict[str, object]:
-    """The JSON data dictionary of ``metrics.tsv``: columns, stages, and the measures used."""
+    """Return the data dictionary of ``metrics.tsv``.
+
+    Parameters
+    ----------
+    measures : iterable of str
+        Measures in the table.
+
+    Returns
+    -------
+    dict
+        For JSON: columns, stages and measures.
+    """
     dictionary: dict[str, object] = {
         name: {"Description": text} for name, text in COLUMN_DESCRIPTIONS.items()}
     dictionary["stage"] = {"Description": COLUMN_DESCRIPTIONS["stage"], "Levels": dict(STAGES)}
@@ -235,7 +314,7 @@ def _level(name: str) -> str:
 
 
 def _cell(value: str | float | None) -> str:
-    """Text of one cell: 8 significant digits, n/a for what is missing, never a tab or newline."""
+    """Return the text of a cell: 8 significant digits, n/a for missing, no tab or newline."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return MISSING
     if isinstance(value, str):
@@ -254,7 +333,25 @@ def _text(cell: str | None) -> str:
 
 
 def parse_number(cell: str | None, path: Path) -> float | None:
-    """The number in a cell, None for ``n/a``; InputError naming the file for anything else."""
+    """Return the number in a cell, or None for ``n/a``.
+
+    Parameters
+    ----------
+    cell : str or None
+        Text of the cell.
+    path : Path
+        File, for the message.
+
+    Returns
+    -------
+    float or None
+        The number.
+
+    Raises
+    ------
+    InputError
+        If the cell holds anything else.
+    """
     if cell in (None, "", MISSING):
         return None
     try:

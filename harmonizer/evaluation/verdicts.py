@@ -1,8 +1,7 @@
-"""Four questions, four answers in plain words, from the referee's statistics.
+"""Answers to the four questions of an evaluation, with the number and interval they are based on.
 
-Is the scanner gone? Is the person still there? Is biology still there? Did anatomy stay? Each is
-answered "yes", "partly", "no" or "unknown", with a sentence that holds number and interval. The
-rules are written here and nowhere else; they ask first for what speaks most directly.
+Each question is answered by "yes", "partly", "no" or "unknown" and a sentence. The rules are
+defined here only; each prefers the most direct measure.
 """
 
 from __future__ import annotations
@@ -10,36 +9,67 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .statistics.resampling import Statistics, Test
+from .statistics.resampling import NO_SUBJECT_INFORMATION, Statistics, Test
 
-__all__ = ["Answer", "QUESTIONS", "answers"]
+__all__ = ["MIN_SHOWN_R2", "QUESTIONS", "Verdict", "compute_verdicts"]
 
 QUESTIONS = {
-    "scanner": "Is the scanner gone?",
-    "person": "Is the person still there?",
-    "biology": "Is biology still there?",
-    "anatomy": "Did anatomy stay where it was?",
+    "scanner": "Is the site effect removed?",
+    "subject": "Is the subject still identifiable?",
+    "biology": "Are biological effects preserved?",
+    "anatomy": "Is anatomy unchanged?",
 }
-SIGNIFICANT = 0.05
-WORST = -10.0  # R2 below which a prediction is only called worse
+SIGNIFICANCE_LEVEL = 0.05
+MIN_SHOWN_R2 = -10.0  # a prediction below is reported as worse than this
+MAX_FLAGGED_FRACTION = 0.5  # of scans; from here on anatomy is reported as changed
+MIN_IDENTIFIED_FRACTION = 0.95  # of sources, for "yes"
+MIN_PARTLY_IDENTIFIED_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
-class Answer:
-    """``verdict``: yes, partly, no or unknown; ``rests_on``: the row it rests on, if any."""
+class Verdict:
+    """Answer to one question.
+
+    Attributes
+    ----------
+    question : str
+        Key of `QUESTIONS`.
+    answer : {"yes", "partly", "no", "unknown"}
+        The answer.
+    sentence : str
+        The answer in words, with number and interval.
+    basis : Test or None
+        Row that the answer is based on.
+    """
 
     question: str
-    verdict: str
+    answer: str
     sentence: str
-    rests_on: Test | None = None
+    basis: Test | None = None
 
 
-def answers(statistics: Statistics, backend: str, modality: str = "") -> tuple[Answer, ...]:
-    """The four answers for one method (and one modality, where there are several)."""
+def compute_verdicts(statistics: Statistics, backend: str, modality: str = ""
+                     ) -> tuple[Verdict, ...]:
+    """Answer the four questions for one method.
+
+    Parameters
+    ----------
+    statistics : Statistics
+        Tests of an evaluation.
+    backend : str
+        Name of the method.
+    modality : str
+        BIDS suffix; "" for all rows.
+
+    Returns
+    -------
+    tuple of Verdict
+        In the order of `QUESTIONS`.
+    """
     table = statistics.select(modality=modality) if modality else statistics
-    rules: dict[str, Callable[[Statistics, str], Answer]] = {
-        "scanner": _scanner, "person": _person, "biology": _biology, "anatomy": _anatomy}
-    return tuple(rule(table, backend) for rule in rules.values())
+    rules: dict[str, Callable[[Statistics, str], Verdict]] = {
+        "scanner": _scanner, "subject": _subject, "biology": _biology, "anatomy": _anatomy}
+    return tuple(rules[question](table, backend) for question in QUESTIONS)
 
 
 def _row(table: Statistics, name: str, backend: str, **more: str) -> Test | None:
@@ -52,9 +82,9 @@ def _known(table: Statistics, name: str, backend: str, **more: str) -> Test | No
     return row if row is not None and row.known else None
 
 
-def _unknown(question: str, row: Test | None) -> Answer:
-    why = row.note if row is not None and row.note else "nothing was measured that could tell"
-    return Answer(question, "unknown", f"It cannot be told: {why}.", row)
+def _unknown(question: str, row: Test | None) -> Verdict:
+    why = row.note if row is not None and row.note else "no measure is available"
+    return Verdict(question, "unknown", f"It cannot be told: {why}.", row)
 
 
 def _with_interval(row: Test) -> str:
@@ -64,162 +94,183 @@ def _with_interval(row: Test) -> str:
     return f"{row.effect:.3g}{unit} (95 % interval {row.low:.3g} to {row.high:.3g})"
 
 
-def _scanner(table: Statistics, backend: str) -> Answer:
-    """A classifier trained anew, against chance; else the distance between grey levels.
+def _scanner(table: Statistics, backend: str) -> Verdict:
+    """Compare a retrained classifier with chance, else the distance between site distributions.
 
-    Each is asked only where it showed the scanner before.
+    A measure counts only if it shows a site effect before harmonization.
     """
-    unsure: Answer | None = None
-    for name, tissue, words in (
-            ("site_f1_retrained", "brain", "a classifier trained on the harmonized images guesses "
-             "the site with a macro F1 of"),
-            ("distribution_distance", "brain", "the sites' grey levels are apart by")):
-        before = _known(table, name, "", tissue=tissue)
-        after = _known(table, name, backend, tissue=tissue)
+    undetected: Verdict | None = None
+    for name, words in (
+            ("site_f1_retrained", "a classifier trained on the harmonized images predicts the site "
+             "with a macro F1 of"),
+            ("distribution_distance", "the intensity distributions of the sites have a distance "
+             "of")):
+        before = _known(table, name, "", tissue="brain")
+        after = _known(table, name, backend, tissue="brain")
         if before is None or after is None or after.p is None:
             continue
         sentence = f"{words} {_with_interval(after)}, before {before.effect:.3g}"
         chance = _known(table, "site_chance", backend)
         if name == "site_f1_retrained" and chance is not None:
             sentence += f"; chance gives {chance.low:.2g} to {chance.high:.2g}"
-        if before.p is not None and before.p > SIGNIFICANT:
-            unsure = unsure or Answer("scanner", "unknown", "These scans are too few or too alike "
-                                      f"to show a scanner effect even before: {sentence}.", after)
+        if before.p is not None and before.p > SIGNIFICANCE_LEVEL:
+            undetected = undetected or Verdict(
+                "scanner", "unknown", "No site effect was detected before harmonization, because "
+                f"there are too few scans or the sites are too similar: {sentence}.", after)
             continue
-        verdict = ("yes" if after.p > SIGNIFICANT else
-                   "partly" if (after.high or after.effect) < before.effect else "no")
-        return Answer("scanner", verdict, sentence[0].upper() + sentence[1:] + ".", after)
-    return unsure or _unknown("scanner", _row(table, "site_f1_retrained", backend)
-                              or _row(table, "site_f1_retrained", ""))
+        answer = ("yes" if after.p > SIGNIFICANCE_LEVEL else
+                  "partly" if (after.high or after.effect) < before.effect else "no")
+        return Verdict("scanner", answer, sentence[0].upper() + sentence[1:] + ".", after)
+    return undetected or _unknown("scanner", _row(table, "site_f1_retrained", backend)
+                                  or _row(table, "site_f1_retrained", ""))
 
 
-def _person(table: Statistics, backend: str) -> Answer:
-    """A person must be told from others as well as before, and look no less like him- or herself.
+def _subject(table: Statistics, backend: str) -> Verdict:
+    """Require that subjects are identified as well as before and are no less similar to themselves.
 
-    First identification: where everybody looks alike, likeness to oneself means nothing. Then
-    travelling pairs, against what a linear rescaling of the unharmonized images reaches.
+    Identification comes first: if all images are alike, similarity to oneself is meaningless. Then
+    come traveling pairs, compared with a linear rescaling of the unharmonized images.
     """
     for name in ("identification", "source_identification"):
         row = _row(table, name, backend)
-        if row is not None and not row.known and "is gone" in row.note:
-            return Answer("person", "no",
-                          "The harmonized images do not tell people apart any more.", row)
-    lost = _identity_lost(table, backend)
-    pairs = _nearer(table, backend)
-    if lost is not None and (lost.verdict == "no" or pairs is None):
-        return lost
+        if row is not None and not row.known and NO_SUBJECT_INFORMATION in row.note:
+            return Verdict("subject", "no",
+                           "The harmonized images of different subjects cannot be distinguished.",
+                           row)
+    identified = _identification(table, backend)
+    pairs = _pair_similarity(table, backend)
+    if identified is not None and (identified.answer == "no" or pairs is None):
+        return identified
     if pairs is None:
-        return _unknown("person", _row(table, "source_identification", backend)
-                        or _row(table, "travelling_pair", ""))
-    return pairs if lost is None else Answer(
-        "person", min(pairs.verdict, lost.verdict, key=("no", "partly", "yes").index),
-        f"{lost.sentence} {pairs.sentence}", pairs.rests_on)
+        return _unknown("subject", _row(table, "source_identification", backend)
+                        or _row(table, "traveling_pair", ""))
+    return pairs if identified is None else Verdict(
+        "subject", min(pairs.answer, identified.answer, key=("no", "partly", "yes").index),
+        f"{identified.sentence} {pairs.sentence}", pairs.basis)
 
 
-def _identity_lost(table: Statistics, backend: str) -> Answer | None:
-    """People identified after, against before (travelling) or against everybody (from sources)."""
+def _identification(table: Statistics, backend: str) -> Verdict | None:
+    """Compare identification across sites with before, or rate identification among sources."""
     after, before = (_known(table, "identification", name) for name in (backend, ""))
     if after is not None and before is not None:
-        verdict = ("yes" if after.effect >= before.effect else
-                   "no" if before.low is not None and after.effect < before.low else "partly")
-        return Answer("person", verdict, "A person is found again among others at another site in "
-                      f"{_percent(after)} of the cases, before in {_percent(before)}.", after)
+        answer = ("yes" if after.effect >= before.effect else
+                  "no" if before.low is not None and after.effect < before.low else "partly")
+        return Verdict("subject", answer, "Subjects are identified at another site in "
+                       f"{_percent(after)} of the cases, before in {_percent(before)}.", after)
     after = _known(table, "source_identification", backend)
     if after is None:
         return None
-    verdict = "yes" if after.effect >= 0.95 else "partly" if after.effect >= 0.5 else "no"
-    return Answer("person", verdict, f"{_percent(after)} of the harmonized images are most like "
-                  "their own source among all of the site; nobody was scanned at two sites, so "
-                  "more cannot be told.", after)
+    answer = ("yes" if after.effect >= MIN_IDENTIFIED_FRACTION else
+              "partly" if after.effect >= MIN_PARTLY_IDENTIFIED_FRACTION else "no")
+    return Verdict("subject", answer, f"{_percent(after)} of the harmonized images are most "
+                   "similar to their own source among all of the site. No subject was scanned at "
+                   "two sites, so identification across sites cannot be measured.", after)
 
 
 def _percent(row: Test) -> str:
     return f"{100 * row.effect:.0f} %"
 
 
-def _nearer(table: Statistics, backend: str) -> Answer | None:
-    """Travelling pairs: no measure may fall below doing nothing, nor below a linear rescaling.
+def _pair_similarity(table: Statistics, backend: str) -> Verdict | None:
+    """Compare the similarity of traveling pairs with unharmonized and linearly rescaled images.
 
-    no: an interval lies below what unharmonized images reach; partly: below rescaled ones.
+    no: an interval lies below unharmonized images; partly: below rescaled images.
     """
-    changes = {row.reference: row for row in table.select(name="travelling_wilcoxon",
+    changes = {row.reference: row for row in table.select(name="traveling_wilcoxon",
                                                           backend=backend)
                if row.known and row.reference.split(" | ")[0] in ("psnr", "ssim")}
-    below = {other: [row for name, row in changes.items() if name.endswith(other) and _falls(row)]
-             for other in ("unharmonized", "rescaled")}
     if not changes:
         return None
-    verdict = "no" if below["unharmonized"] else "partly" if below["rescaled"] else "yes"
+    below = {other: [row for name, row in changes.items()
+                     if name.endswith(other) and _decreases(row)]
+             for other in ("unharmonized", "rescaled")}
+    answer = "no" if below["unharmonized"] else "partly" if below["rescaled"] else "yes"
     words = "; ".join(f"{name.split(' | ')[0].upper()} against {name.split(' | ')[1]} images by "
                       f"{_with_interval(row)}" for name, row in changes.items()
                       if name.endswith(("unharmonized", "rescaled")))
-    people = next(iter(changes.values())).n
-    return Answer("person", verdict, f"The likeness of one person's images from two scanners "
-                  f"changed, in the median of {people} people: {words}.",
-                  next(iter(changes.values())))
+    first = next(iter(changes.values()))
+    return Verdict("subject", answer, "The similarity of a subject's images from two scanners "
+                   f"changed (median of {first.n} subjects): {words}.", first)
 
 
-def _falls(row: Test) -> bool:
-    """Whether a change is below zero with its whole interval, or, without one, by itself."""
+def _decreases(row: Test) -> bool:
+    """Return whether the interval of a change, or without one the change, is below zero."""
     bound = row.effect if row.high is None or row.high != row.high else row.high
     return bound is not None and bound < 0
 
 
-def _biology(table: Statistics, backend: str) -> Answer:
-    """Age predicted across sites, not below what it was before; where neither images tell anything
-    of age that way, the effects of covariates.
+def _biology(table: Statistics, backend: str) -> Verdict:
+    """Answer by measured effects, but never "yes" if a covariate is confounded with the site.
+
+    The effect of such a covariate may be removed with the site effect.
+    """
+    verdict = _measured_biology(table, backend)
+    rows = [row for row in table.select(question="biology") if "cannot be told from site" in
+            row.note and (row.name == "site_confounding" or not row.known)]
+    confounded = dict.fromkeys(row.reference.split(" | ")[-1].split(": ")[0] for row in rows)
+    if not confounded:
+        return verdict
+    names = " and ".join(confounded)
+    return Verdict("biology", "unknown" if verdict.answer == "yes" else verdict.answer,
+                   f"{names[0].upper()}{names[1:]} cannot be told from site here, so these data "
+                   f"cannot show whether the effect of {names} is preserved. {verdict.sentence}",
+                   verdict.basis)
+
+
+def _measured_biology(table: Statistics, backend: str) -> Verdict:
+    """Compare the prediction of age across sites with before, else the effects of covariates.
+
+    The prediction counts only if it works before or after harmonization.
     """
     lost = [row for row in table.select(question="biology", backend=backend)
-            if "whatever it told of people is gone" in row.note]
+            if NO_SUBJECT_INFORMATION in row.note]
     if lost:
-        return Answer("biology", "no", f"The features are the same in every scan ({len(lost)} "
-                      "effects cannot be measured any more): whatever they told of people is gone.",
-                      lost[0])
+        return Verdict("biology", "no", f"The features are the same in every scan ({len(lost)} "
+                       f"effects cannot be measured): {NO_SUBJECT_INFORMATION}.", lost[0])
     before, after = (_known(table, "age_r2", name) for name in ("", backend))
-    if before is not None and after is not None:
+    if before is not None and after is not None and (before.effect > 0 or (after.low or 0.0) > 0):
         fell = before.low is not None and after.effect < before.low
-        worse = after.effect < before.effect
-        sentence = (f"Age learned at one site and predicted at others reaches an R2 of "
-                    f"{_with_interval(after)}, before "
-                    f"{before.effect if before.effect > WORST else WORST:.3g}"
-                    f"{'' if before.effect > WORST else ' or worse'}")
-        verdict = "no" if fell or after.effect <= 0 < before.effect else (
-            "partly" if worse else "yes")
-        if before.effect > 0 or (after.low or 0.0) > 0:
-            return Answer("biology", verdict, sentence + ".", after)
-    return _effects(table, backend)
+        answer = ("no" if fell or after.effect <= 0 < before.effect else
+                  "partly" if after.effect < before.effect else "yes")
+        below = before.effect <= MIN_SHOWN_R2
+        return Verdict("biology", answer, "The prediction of age at other sites has an R2 of "
+                       f"{_with_interval(after)}, before "
+                       f"{max(before.effect, MIN_SHOWN_R2):.3g}{' or worse' if below else ''}.",
+                       after)
+    return _covariate_effects(table, backend)
 
 
-def _effects(table: Statistics, backend: str) -> Answer:
-    """Every covariate effect whose interval excluded zero before should keep its sign.
+def _covariate_effects(table: Statistics, backend: str) -> Verdict:
+    """Count the covariate effects, significant before, that keep their sign and significance.
 
-    One that was asked for again and cannot be given any more is lost.
+    An effect that cannot be estimated after harmonization is lost.
     """
-    names = ("standardised_beta", "cohens_d")
-    found = {row.reference: row for name in names for row in table.select(name=name, backend="")
-             if row.known and row.low is not None and row.low * row.high > 0}
+    names = ("standardized_beta", "cohens_d")
+    before = {row.reference: row for name in names for row in table.select(name=name, backend="")
+              if row.known and row.low is not None and row.low * row.high > 0}
     rows = [row for name in (*names, "effect_size")
             for row in table.select(name=name, backend=backend)]
-    after = {name: row for name in found for row in rows
+    after = {name: row for name in before for row in rows
              if row.reference in (name, name.split(":")[0])}
     if not after:
         return _unknown("biology", _row(table, "age_r2", backend) or _row(table, "age_r2", ""))
-    kept = [name for name, row in after.items() if row.known
-            and row.effect * found[name].effect > 0 and row.low * row.high > 0]
-    verdict = "yes" if len(kept) == len(after) else "partly" if kept else "no"
-    return Answer("biology", verdict, f"{len(kept)} of {len(after)} effects of age, sex or named "
-                  "covariates that were there before are there after.", next(iter(after.values())))
+    preserved = [name for name, row in after.items() if row.known
+                 and row.effect * before[name].effect > 0 and row.low * row.high > 0]
+    answer = "yes" if len(preserved) == len(after) else "partly" if preserved else "no"
+    return Verdict("biology", answer, f"{len(preserved)} of {len(after)} effects of age, sex or "
+                   "named covariates that were significant before are preserved.",
+                   next(iter(after.values())))
 
 
-def _anatomy(table: Statistics, backend: str) -> Answer:
-    """Flagged scans against what faithful images would give: limits err now and then."""
+def _anatomy(table: Statistics, backend: str) -> Verdict:
+    """Compare the fraction of flagged scans with that expected of faithful images."""
     row = _known(table, "anatomy_flagged", backend)
     if row is None:
         return _unknown("anatomy", _row(table, "anatomy_flagged", backend))
-    usual = row.effect == 0 or (row.p is not None and row.p > SIGNIFICANT)
-    verdict = "no" if row.effect >= 0.5 else "yes" if usual else "partly"
-    sentence = (f"{100 * row.effect:.0f} % of the scans break a limit of the anatomy guard "
+    as_expected = row.effect == 0 or (row.p is not None and row.p > SIGNIFICANCE_LEVEL)
+    answer = "no" if row.effect >= MAX_FLAGGED_FRACTION else "yes" if as_expected else "partly"
+    sentence = (f"{100 * row.effect:.0f} % of the scans exceed a limit of the anatomy guard "
                 f"({row.method.split(';')[0]})")
-    if row.effect and verdict == "yes":
-        sentence += ", no more than faithful images would; look at those that are named"
-    return Answer("anatomy", verdict, sentence + ".", row)
+    if row.effect and answer == "yes":
+        sentence += ", no more than expected of faithful images; inspect the flagged scans"
+    return Verdict("anatomy", answer, sentence + ".", row)

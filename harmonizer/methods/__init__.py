@@ -1,1 +1,1 @@
-"""Harmonizer backends: one method a file, one contract for all (`base`), found by `registry`."""
+"""Harmonization methods (backends), their registry, model folders and targets."""

@@ -1,13 +1,14 @@
-"""The backend contract: four public verbs written once, a few blanks for each method.
+"""Interface of harmonization methods: fit, harmonize, enroll, save and load.
 
-``fit(cohort)`` learns what scanners look like, ``harmonize(volume, target)`` gives one image the
-look of a target, ``save(folder)`` and ``load(folder)`` keep what was learned; ``enroll(scans)``
-makes a target of scans that were not in the fit. What must hold for every method is checked here
-and cannot be forgotten by one: finite input with a mask, background untouched, geometry the very
-same objects, no negative or NaN voxel that the input did not have, same seed same bits.
+`Backend.fit(cohort)` learns what scanners look like, `harmonize(volume, target)` gives an image the
+look of a target, `enroll(scans)` makes a target of scans that were not in the fit, `save(folder)`
+and `load(folder)` store a fitted model. The base class checks what must hold for every method:
+finite input with a mask, unchanged background and geometry, no new negative or NaN voxels, and the
+same bits for the same seed.
 
-A method fills in: `Config`, `_fit`, `_enroll`, `_harmonize`, `_state`, `_set_state`. Those that
-describe a scanner by a few numbers derive from `StatisticsBackend` and fill in three blanks.
+A method implements `Config`, `_fit`, `_enroll`, `_harmonize`, `_site_style`, `_state` and
+`_set_state`. A method that describes a scanner by a few numbers derives from `StatisticsBackend`
+and implements three methods.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ import numpy as np
 
 from ..cohort import Cohort, Scan
 from ..contrast.intensity_map import IntensityMap
+from ..contrast.local_statistics import stack_probabilities
+from ..contrast.texture import ScanTexture, measure_texture, pool_textures
 from ..errors import InputError, InternalError, UnavailableError, UsageError, did_you_mean
-from ..volume import Volume
+from ..volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, same_grid
 from . import model_folder
-from .config import check_kinds
+from .config import check_types, is_texts, split_texts
 from .target import Target
 
-__all__ = ["Capabilities", "Known", "Backend", "StatisticsBackend", "BRIGHTEST", "SCANNER_FREE"]
+__all__ = ["Capabilities", "ScanContext", "HarmonizationResult", "Backend", "StatisticsBackend",
+           "check_volume", "read_scan", "MAX_INTENSITY", "SCANNER_FREE"]
 
 SCANNER_FREE = "scanner-free"
-BRIGHTEST = 1e30  # no image is brighter; beyond it, float32 arithmetic would overflow
-MAX_ENROLLED = 20  # scans a site card is made of; more belongs into a fit
+MAX_INTENSITY = 1e30  # beyond it, float32 arithmetic would overflow
+MAX_SITE_CARD_SCANS = 20
+SITE_TEXTURE = "texture:"  # prefix of the texture numbers of sites in a model
 
 Progress = Callable[[int, int], None]
 Self = TypeVar("Self", bound="Backend")
@@ -42,129 +47,260 @@ Self = TypeVar("Self", bound="Backend")
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do; callers ask this, never the class. Tests hold it to every claim.
+    """What a backend can do. Callers check this instead of the class; tests verify every claim.
 
     Attributes
     ----------
-    unseen_source : harmonizes scans of sites that were not in the fit
-    reference_target : can `enroll` reference scans as a target
-    scanner_free : has a target that is no scanner
-    intensity_map : its change is an `IntensityMap`, which also serves the subject's own grid
-    fixed_grid : works only on the grid that it was fitted on
-    trained : fit trains a network (minutes to days, wants a GPU)
-    modalities : one set of networks can be trained on several modalities (`fit_networks`)
+    reference_target : bool
+        Can enroll reference scans as a target.
+    scanner_free : bool
+        Has a target that is no scanner.
+    intensity_map : bool
+        Its change is an `IntensityMap`, which can be applied on the subject's own grid.
+    tissue_statistics : bool
+        Describes a site by local statistics of the tissues (`TissueMatching.statistics_of`).
+    trained : bool
+        The fit trains networks (minutes to days; benefits from a GPU).
+    modalities : bool
+        One set of networks can be trained on several modalities (`fit_together`).
     """
 
-    unseen_source: bool = True
     reference_target: bool = True
     scanner_free: bool = False
     intensity_map: bool = False
-    fixed_grid: bool = False
+    tissue_statistics: bool = False
     trained: bool = False
     modalities: bool = False
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a scan beside its image.
+class ScanContext:
+    """Facts about a scan besides its image.
 
     Attributes
     ----------
-    source : site label, for methods that need it; may be unseen
-    covariates : of the person (``age``, ``sex``, columns of participants.tsv), for methods that
-        keep what they explain
-    tissues : tissue -> (I, J, K) share of each voxel where they are known already, for methods
-        that would segment the image otherwise
+    source : str, optional
+        Site label; may be a site that was not in the fit.
+    covariates : mapping
+        Covariates of the subject (``age``, ``sex``, columns of participants.tsv).
+    tissues : mapping of str to ndarray, shape (I, J, K)
+        Tissue probabilities, if they are known; otherwise a method segments the image.
+    modality : str, optional
+        BIDS suffix.
     """
 
     source: str | None = None
     covariates: Mapping[str, Any] = field(default_factory=dict)
     tissues: Mapping[str, np.ndarray] = field(default_factory=dict)
+    modality: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HarmonizationResult:
+    """Harmonized image, and its uncertainty if the method samples several.
+
+    Attributes
+    ----------
+    volume : Volume
+        The harmonized image.
+    uncertainty : ndarray, shape (I, J, K), float32, optional
+        Standard deviation over the samples, in the image's intensity unit.
+    """
+
+    volume: Volume
+    uncertainty: np.ndarray | None = None
 
 
 class Backend(ABC):
-    """One harmonization method. `__init__` stores its config and computes nothing."""
+    """A harmonization method. The constructor stores its config and computes nothing.
+
+    Parameters
+    ----------
+    config : Config, optional
+        Settings of the method. Default: `Config()`.
+
+    Attributes
+    ----------
+    name, version : str
+        Identify the method in model folders and sidecars.
+    reference : str
+        Citation of the method: authors, year, DOI.
+    summary : str
+        One sentence for the methods text, in the past tense.
+    capabilities : Capabilities
+        What the method can do.
+    uses_location : bool
+        Whether a change depends on a voxel's location; False for maps of intensities alone.
+    Config : type
+        Frozen dataclass of settings; every field has a default.
+    modality_ : str or None
+        Modality of the fit.
+    sites_ : dict of str to int
+        Number of scans of each site of the fit.
+    left_out_sites_ : tuple of str
+        Sites with scans of which the selection of the fit took none; set it before `fit`.
+    left_out_scans_ : dict of str to str
+        Scan -> why it was not used; set it before `fit`, which notes it in the model.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     reference: ClassVar[str]
-    """Citation of the method: authors, year, DOI."""
     summary: ClassVar[str]
-    """One sentence for the methods text, in the past tense."""
     capabilities: ClassVar[Capabilities]
     Config: ClassVar[type]
-    """Frozen dataclass; every field has a default."""
+    uses_location: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
         self.modality_: str | None = None
         self.sites_: dict[str, int] = {}
         self.cohort_: dict[str, Any] = {}
-        self.scratch: Path | None = None
-        """Where a method that takes long keeps what is finished of a volume, so that the same call
-        goes on there. One folder for one call: same model, target, seed, scan and device."""
-        self.spread_: np.ndarray | None = None
-        """(I, J, K) float32, standard deviation over what was drawn for the last volume, in the
-        result's unit; None where nothing or one noise volume is drawn."""
+        self.left_out_sites_: tuple[str, ...] = ()
+        self.left_out_scans_: dict[str, str] = {}
+        self.textures_: dict[str, dict[str, np.ndarray]] = {}
 
     @property
     def region(self) -> str:
-        """Whose masks the method is to be given, in a fit and later: ``brain`` or ``head``."""
+        """Which masks the method needs, in the fit and later: ``brain`` or ``head``."""
         return "brain"
 
-    def check_given(self) -> None:
-        """Before hours of work that end in a fit: are files that the config names what they should
-        be? InputError if not."""
+    @property
+    def modeled_covariates(self) -> tuple[str, ...]:
+        """Covariates whose effects the fit is told to preserve; empty if the method has none."""
+        return ()
 
-    # The four verbs, and enroll -------------------------------------------------------------
+    @property
+    def left_out_site_matching(self) -> str | None:
+        """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``.
+
+        None if the method treats them as scans of an unseen scanner.
+        """
+        return None
+
+    def differing_options(self, options: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Compare options with those of this model.
+
+        Parameters
+        ----------
+        options : mapping of str to object
+            Options as in `config_from`.
+
+        Returns
+        -------
+        dict of str to tuple
+            Name -> (requested, fitted) of options that differ.
+
+        Raises
+        ------
+        UsageError
+            If a name is unknown or a value is invalid.
+        """
+        requested = self.config_from(options)
+        pairs = {name: (getattr(requested, name), getattr(self.config, name)) for name in options}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def check_settings_files(self) -> None:
+        """Check files that the config names before a long fit; `InputError` if one is unusable."""
+
+    # Public interface -----------------------------------------------------------------------
 
     def fit(self: Self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Learn what the scanners of a cohort look like.
 
         Parameters
         ----------
-        cohort : preprocessed scans of one modality, template grid, with masks
-        seed : of everything that is drawn
-        progress : called with (done, total)
+        cohort : Cohort
+            Preprocessed scans of one modality on the template grid, with masks.
+        seed : int
+            Seed of all random draws.
+        progress : callable, optional
+            Called with (done, total).
+
+        Returns
+        -------
+        Backend
+            Itself.
 
         Raises
         ------
         InputError
-            If the cohort is empty, holds several modalities, or a scan cannot be used.
+            If the cohort is empty, holds several modalities, its images are not on one grid (see
+            `Cohort.require_one_grid`), or a scan cannot be used.
         """
         modalities = sorted({scan.modality for scan in cohort})
         if len(modalities) != 1:
             raise InputError(
                 f"fit expects scans of one modality, got {', '.join(modalities) or 'no scans'}. "
-                "Harmonize each modality within itself."
+                "Harmonize each modality separately."
             )
+        cohort.require_one_grid()
         self._fit(cohort, seed, progress or (lambda done, total: None))
-        self._remember(cohort)
+        self._record_cohort(cohort)
         return self
 
-    def _remember(self, cohort: Cohort) -> None:
-        """Of whom the model was made."""
+    def _record_cohort(self, cohort: Cohort) -> None:
+        """Store modality, sites, texture and description of the cohort, and what was left out."""
         self.modality_, self.sites_ = cohort.scans[0].modality, cohort.sites
-        self.cohort_ = model_folder.describe_cohort(cohort)
+        self.textures_ = {site: found for site in cohort.sites
+                          if (found := self._texture_of(cohort.of_site(site).scans))}
+        self.cohort_ = {**model_folder.describe_cohort(cohort),
+                        **model_folder.describe_left_out(self), **self._fit_facts()}
+
+    def _fit_facts(self) -> dict[str, Any]:
+        """Return facts about the fit for cohort.json and the card; JSON types."""
+        return {}
+
+    def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
+        """Arrays of a site card: noise, blur and band energies of scans with tissue maps."""
+        known = []
+        for scan in scans:
+            if scan.tissues:
+                volume = scan.read()
+                maps = stack_probabilities(scan.read_tissues(), volume)
+                known.append(measure_texture(volume, maps))
+        return pool_textures(known).arrays() if known else {}
 
     def harmonize(
         self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
         covariates: Mapping[str, Any] | None = None,
         tissues: Mapping[str, np.ndarray] | None = None,
     ) -> Volume:
-        """The same image as if scanned at `target`; a pure function of its arguments.
+        """Harmonize an image to a target; a pure function of its arguments.
+
+        See `harmonize_with_uncertainty`, whose volume this returns.
+        """
+        return self.harmonize_with_uncertainty(
+            volume, target, source=source, seed=seed, covariates=covariates, tissues=tissues
+        ).volume
+
+    def harmonize_with_uncertainty(
+        self, volume: Volume, target: Target, *, source: str | None = None, seed: int = 0,
+        covariates: Mapping[str, Any] | None = None,
+        tissues: Mapping[str, np.ndarray] | None = None,
+        checkpoint_folder: Path | None = None,
+    ) -> HarmonizationResult:
+        """Harmonize an image to a target, with the uncertainty map of a sampling method.
 
         Parameters
         ----------
-        volume : template-grid image with a brain mask, any intensity unit
-        source, covariates, tissues : see `Known`
-        seed : of whatever is drawn
+        volume : Volume
+            Template-grid image with a brain mask, in any intensity unit.
+        target : Target
+            Made by this model's `target` or `enroll`.
+        source, covariates, tissues
+            See `ScanContext`.
+        seed : int
+            Seed of all random draws.
+        checkpoint_folder : Path, optional
+            Where a slow method saves its progress within a volume. One folder belongs to one call:
+            same model, target, seed, scan and device.
 
         Returns
         -------
-        Volume
-            Same grid, same mask (the very same objects); voxels outside the mask bit for bit the
-            input's. An image that is constant in its mask has no contrast and comes back as it is.
+        HarmonizationResult
+            The volume has the same grid and mask (the same objects); voxels outside the mask are
+            those of the input. An image that is constant in its mask is returned unchanged.
 
         Raises
         ------
@@ -172,36 +308,74 @@ class Backend(ABC):
             If the mask is missing or empty, or the brain holds NaN, infinity, or only zeros.
         """
         self._check_ready(target)
-        values = _check_volume(volume)
+        values = check_volume(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
-            return volume
-        known = Known(source, covariates or {}, tissues or {})
-        result = self._harmonize(volume, target, known, np.random.default_rng(seed))
-        return self._check_result(volume, result)
+            return HarmonizationResult(volume)
+        context = ScanContext(source, covariates or {}, tissues or {}, self.modality_)
+        result = self._harmonize(volume, target, context, np.random.default_rng(seed),
+                                 checkpoint_folder)
+        return HarmonizationResult(self._check_result(volume, result.volume), result.uncertainty)
 
-    def enroll(self, scans: Iterable[Scan], label: str) -> Target:
-        """Make a target of 1 to 20 scans that need not have been in the fit.
+    def intensity_map(
+        self, volume: Volume, target: Target, *, source: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        tissues: Mapping[str, np.ndarray] | None = None,
+    ) -> IntensityMap:
+        """Return the map from an image to a target, to be applied on any grid of the same world.
+
+        Parameters
+        ----------
+        volume, target, source, covariates, tissues
+            As in `harmonize_with_uncertainty`.
 
         Raises
         ------
         UsageError
-            If the backend cannot aim at references.
+            If the method makes no intensity maps (`Capabilities.intensity_map`).
         InputError
-            If there are no scans, more than 20, or one of another modality.
+            As `harmonize_with_uncertainty`; also if the brain is constant.
+        """
+        raise UsageError(f"{self.name} makes no intensity maps; use harmonize.")
+
+    def enroll(self, scans: Iterable[Scan], label: str) -> Target:
+        """Make a target of 1 to 20 scans that need not have been in the fit.
+
+        Parameters
+        ----------
+        scans : iterable of Scan
+            Preprocessed scans of the model's modality.
+        label : str
+            Name of the target.
+
+        Raises
+        ------
+        UsageError
+            If the backend has no reference targets.
+        InputError
+            If there are no scans, more than 20, one of another modality, or one on another grid.
         """
         scans = tuple(scans)
         if not self.capabilities.reference_target:
-            raise UsageError(f"{self.name} cannot aim at reference images; name a site of the fit.")
-        if not 1 <= len(scans) <= MAX_ENROLLED:
-            raise InputError(f"enroll expects 1 to {MAX_ENROLLED} scans, got {len(scans)}.")
+            raise UsageError(f"{self.name} has no reference targets; name a site of the fit.")
+        if not 1 <= len(scans) <= MAX_SITE_CARD_SCANS:
+            raise InputError(f"enroll expects 1 to {MAX_SITE_CARD_SCANS} scans, got {len(scans)}.")
         self._check_fitted()
         for scan in scans:
             self._check_modality(scan.modality)
+            image = load_nifti(scan.image)
+            self._check_grid(image.shape[:3], image.affine)
         return Target("reference", label, len(scans), self.name, str(self.modality_),
-                      self._enroll(scans))
+                      {**self._texture_of(scans), **self._enroll(scans)})
 
     def target(self, label: str) -> Target:
-        """The target of a site seen in fit, or ``scanner-free`` where the backend has it."""
+        """Return the target of a site of the fit, or ``scanner-free`` where the backend has it.
+
+        Raises
+        ------
+        UsageError
+            If there is no such target.
+        """
         self._check_fitted()
         if label == SCANNER_FREE:
             if not self.capabilities.scanner_free:
@@ -213,24 +387,40 @@ class Backend(ABC):
             raise UsageError(f"site {label!r} was not seen at fit time. "
                              f"{did_you_mean(label, self.sites_)} Or give reference images.")
         return Target("site", label, self.sites_[label], self.name, str(self.modality_),
-                      self._site_style(label))
+                      {**self.textures_.get(label, {}), **self._site_style(label)})
 
     def describe_model(self) -> dict[str, Any]:
-        """What sidecars say of the fitted model, beyond its name and hash."""
+        """Return facts about the fitted model for sidecars, besides its name and hash."""
         return {}
 
     def describe_target(self, target: Target) -> dict[str, Any]:
-        """What the method can tell of a target, for the sidecars of what is brought there."""
+        """Return facts about a target for the sidecars of images harmonized to it."""
         return {}
+
+    def training_history(self) -> list[dict[str, Any]]:
+        """Return the rows of history.tsv; empty for methods without training."""
+        return []
+
+    def training_facts(self) -> list[str]:
+        """Return lines about the training for the model card; empty for methods without one."""
+        return []
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model folder (config, cohort, weights, history, card)."""
         self._check_fitted()
-        return model_folder.write(Path(folder), self, self._state())
+        textures = {f"{SITE_TEXTURE}{site}/{name}": array
+                    for site, found in self.textures_.items() for name, array in found.items()}
+        return model_folder.write(Path(folder), self, {**self._state(), **textures})
 
     @classmethod
     def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
-        """Read a model folder; one of another backend, or damaged, is refused by name."""
+        """Read a model folder.
+
+        Raises
+        ------
+        UnavailableError
+            If the folder is damaged, or holds a model of another backend or version.
+        """
         facts, arrays = model_folder.read(Path(folder))
         if facts["Backend"] != cls.name or facts["BackendVersion"] != cls.version:
             raise UnavailableError(
@@ -240,66 +430,88 @@ class Backend(ABC):
         backend = cls(cls.config_from(facts["Config"]))
         backend.modality_, backend.cohort_ = facts["Modality"], facts["Cohort"]
         backend.sites_ = {label: site["Scans"] for label, site in facts["Cohort"]["Sites"].items()}
+        backend.left_out_sites_ = tuple(facts["Cohort"].get("SitesLeftOut", ()))
+        backend.left_out_scans_ = dict(facts["Cohort"].get("ScansLeftOut", {}))
         try:
-            backend._set_state(arrays)
+            backend._set_textures({name: array for name, array in arrays.items()
+                                   if name.startswith(SITE_TEXTURE)})
+            backend._set_state({name: array for name, array in arrays.items()
+                                if not name.startswith(SITE_TEXTURE)})
         except (KeyError, TypeError, ValueError) as error:
             raise UnavailableError(f"{folder}: its weights do not fit its config ({error}). "
                                    "Fit again.") from error
         return backend
 
+    def _set_textures(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Texture numbers of sites; ValueError or KeyError if they are none."""
+        self.textures_ = {}
+        for key, array in arrays.items():
+            site, _, name = key.removeprefix(SITE_TEXTURE).rpartition("/")
+            self.textures_.setdefault(site, {})[name] = array
+        for found in self.textures_.values():
+            ScanTexture.from_arrays(found)
+
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> Any:
-        """A `Config` from names and values; an unknown name or bad value is a `UsageError`."""
-        known = [f.name for f in dataclasses.fields(cls.Config)]
+        """Make a `Config` from names and values.
+
+        Raises
+        ------
+        UsageError
+            If a name is unknown or a value is invalid.
+        """
+        names = [f.name for f in dataclasses.fields(cls.Config)]
         for name in values:
-            if name not in known:
-                raise UsageError(f"{cls.name} has no option {name!r}. {did_you_mean(name, known)}")
+            if name not in names:
+                raise UsageError(f"{cls.name} has no option {name!r}. {did_you_mean(name, names)}")
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        given |= {name: split_texts(value) for name, value in given.items()
+                  if isinstance(value, str) and is_texts(cls.Config, name)}
         try:
-            check_kinds(cls.Config, given)
+            check_types(cls.Config, given)
             return cls.Config(**given)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"{cls.name}: {error}") from error
 
     def on(self: Self, device: str) -> Self:
-        """The same backend, its networks (if it has any) on ``cpu``, ``cuda`` or ``cuda:N``."""
+        """Move the networks, if there are any, to ``cpu``, ``cuda`` or ``cuda:N``."""
         return self
 
     @property
-    def writes(self) -> bool:
+    def saves_model(self) -> bool:
         """Whether this process saves the model, of several that fit it together."""
         return True
 
-    # Blanks ---------------------------------------------------------------------------------
+    # To be implemented by a method ----------------------------------------------------------
 
     @abstractmethod
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
         """Learn from scans of one modality."""
 
     @abstractmethod
-    def _harmonize(
-        self, volume: Volume, target: Target, known: Known, rng: np.random.Generator
-    ) -> Volume:
-        """New intensities inside the mask; the volume was checked and is not constant."""
+    def _harmonize(self, volume: Volume, target: Target, context: ScanContext,
+                   rng: np.random.Generator, checkpoint_folder: Path | None
+                   ) -> HarmonizationResult:
+        """Compute new intensities inside the mask; the volume was checked and is not constant."""
 
     @abstractmethod
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
-        """What was learned of a site (or of ``scanner-free``)."""
+        """Return what was learned of a site (or of ``scanner-free``)."""
 
     @abstractmethod
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
-        """A style made of new scans."""
+        """Return a style made of new scans."""
 
     @abstractmethod
     def _state(self) -> dict[str, np.ndarray]:
-        """Everything learned, as arrays by name."""
+        """Return everything learned, as arrays by name."""
 
     @abstractmethod
     def _set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `_state`; KeyError or ValueError if the arrays do not fit."""
+        """Restore `_state`; KeyError or ValueError if the arrays do not fit."""
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
-        """KeyError or ValueError if these arrays are no style of this method (cards travel)."""
+        """KeyError or ValueError if these arrays are no style of this method."""
 
     # Invariants -----------------------------------------------------------------------------
 
@@ -310,7 +522,24 @@ class Backend(ABC):
     def _check_modality(self, modality: str) -> None:
         if modality != self.modality_:
             raise InputError(f"this model is of {self.modality_}, got {modality}. "
-                             "Harmonize each modality within itself.")
+                             "Harmonize each modality separately.")
+
+    def _check_grid(self, shape: tuple[int, ...], affine: np.ndarray) -> None:
+        """Check that an image of the fit's shape has its affine too, if location matters.
+
+        Raises
+        ------
+        InputError
+            If a corner of the grid is more than 0.001 mm from that of the fit.
+        """
+        grid = self.cohort_.get("Grid")
+        if not self.uses_location or grid is None or tuple(grid["Shape"]) != tuple(shape):
+            return
+        if not same_grid(shape, affine, shape, np.array(grid["Affine"])):
+            raise InputError(
+                f"the image has the shape {tuple(shape)} of the images that {self.name} was fitted "
+                f"on, but another affine (tolerance {AFFINE_TOLERANCE_MM} mm), so it shows other "
+                "places. Register it to the template and resample it on its grid.")
 
     def _check_ready(self, target: Target) -> None:
         self._check_fitted()
@@ -322,11 +551,11 @@ class Backend(ABC):
         try:
             self._check_style(target.style)
         except (KeyError, ValueError) as error:
-            raise InputError(f"target {target.label!r}: its numbers are none of {self.name} "
+            raise InputError(f"target {target.label!r}: its numbers do not belong to {self.name} "
                              f"({error}). Enroll its scans again with this model.") from error
 
     def _check_result(self, before: Volume, after: Volume) -> Volume:
-        """`after` with the background put back; a broken promise is our own fault and says so."""
+        """Restore the background, and check the shape, NaN and sign of the result."""
         mask = before.mask
         assert mask is not None
         if after.shape != before.shape:
@@ -342,8 +571,14 @@ class Backend(ABC):
         return before.with_data(data)
 
 
-def _check_volume(volume: Volume) -> np.ndarray:
-    """In-mask values of a volume that can be harmonized; else an `InputError` that says why."""
+def check_volume(volume: Volume) -> np.ndarray:
+    """Return the in-mask values of a volume that can be harmonized.
+
+    Raises
+    ------
+    InputError
+        If the mask is missing or empty, or the brain holds NaN, infinity, or only zeros.
+    """
     if volume.mask is None or not volume.mask.any():
         raise InputError("the brain mask is missing or empty. Check the brain extraction.")
     values = volume.in_mask()
@@ -354,15 +589,25 @@ def _check_volume(volume: Volume) -> np.ndarray:
     return values
 
 
+def read_scan(scan: Scan) -> Volume:
+    """Read a scan and check that it can be harmonized; an `InputError` names its file."""
+    volume = scan.read()
+    try:
+        check_volume(volume)
+    except InputError as error:
+        raise InputError(f"{scan.image}: {error}") from error
+    return volume
+
+
 class StatisticsBackend(Backend):
     """A method that describes a scanner by a few numbers and changes contrast by an `IntensityMap`.
 
-    It fills in `_summary` (one scan -> numbers), `_pool` (numbers of a site's scans -> its style)
-    and `_map` (volume + style -> map).
+    It implements `_summary` (one scan -> numbers), `_pool` (numbers of a site's scans -> its style)
+    and `_map` (volume and style -> map).
     """
 
     by_tissue: ClassVar[bool] = False
-    """Whether it treats each tissue by itself, by `Known.tissues` or by those of `_tissues_in`."""
+    """Whether it treats each tissue separately, by known tissues or by those of `segment`."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -373,38 +618,34 @@ class StatisticsBackend(Backend):
         covariates: Mapping[str, Any] | None = None,
         tissues: Mapping[str, np.ndarray] | None = None,
     ) -> IntensityMap:
-        """The map from `volume` to `target`, to be applied on any grid of the same world.
-
-        Parameters
-        ----------
-        source, covariates, tissues : see `Known`
-
-        Raises
-        ------
-        InputError
-            As `harmonize`; also if the brain is constant, for then there is no contrast to map.
-        """
+        """See `Backend.intensity_map`."""
         self._check_ready(target)
-        values = _check_volume(volume)
+        values = check_volume(volume)
+        self._check_grid(volume.shape, volume.affine)
         if values.min() == values.max():
             raise InputError("the image is constant in the brain mask. Check image and mask.")
-        return self._map_of(volume, target, Known(source, covariates or {}, tissues or {}))
+        return self._map_of(volume, target, ScanContext(source, covariates or {}, tissues or {},
+                                                        self.modality_))
 
-    def _map_of(self, volume: Volume, target: Target, known: Known) -> IntensityMap:
-        """As `_map`, for methods that ask where a scan comes from and what is known of it."""
+    def apply_baseline(self, volume: Volume, target: Target, context: ScanContext) -> Volume:
+        """Harmonize a volume without the checks of `harmonize`, as the baseline of a method."""
+        return self._map_of(volume, target, context).apply(volume)
+
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> IntensityMap:
+        """As `_map`, for methods that use the context of the scan."""
         return self._map(volume, target.style)
 
     @abstractmethod
     def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
-        """Numbers that describe one scan, each free of the scan's own gain where it can be."""
+        """Describe one scan by numbers, free of its own gain where possible."""
 
     @abstractmethod
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The style of a scanner from its scans' numbers."""
+        """Make the style of a scanner from its scans' numbers."""
 
     @abstractmethod
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> IntensityMap:
-        """The map that gives `volume` the look of `style`."""
+        """Return the map that gives a volume the look of a style."""
 
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
         summaries: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -415,44 +656,35 @@ class StatisticsBackend(Backend):
         self.styles_ = {site: self._pool(summaries[site]) for site in sorted(summaries)}
 
     def _summary_of(self, scan: Scan) -> dict[str, np.ndarray]:
-        return self._summary(self._read(scan))
-
-    @staticmethod
-    def _read(scan: Scan) -> Volume:
-        volume = scan.read()
-        try:
-            _check_volume(volume)
-        except InputError as error:
-            raise InputError(f"{scan.image}: {error}") from error
-        return volume
+        return self._summary(read_scan(scan))
 
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         return self._pool([self._summary_of(scan) for scan in scans])
 
-    def _harmonize(
-        self, volume: Volume, target: Target, known: Known, rng: np.random.Generator
-    ) -> Volume:
-        return self._map_of(volume, target, known).apply(volume)
+    def _harmonize(self, volume: Volume, target: Target, context: ScanContext,
+                   rng: np.random.Generator, checkpoint_folder: Path | None
+                   ) -> HarmonizationResult:
+        return HarmonizationResult(self._map_of(volume, target, context).apply(volume))
 
     def _site_style(self, label: str) -> Mapping[str, np.ndarray]:
         return self.styles_[label]
 
-    def _tissues_in(self, volume: Volume) -> Mapping[str, np.ndarray]:
-        """Tissue -> (I, J, K) share; of methods that go `by_tissue`."""
+    def segment(self, volume: Volume) -> Mapping[str, np.ndarray]:
+        """Return the (I, J, K) tissue probabilities of a volume; for methods `by_tissue`."""
         raise NotImplementedError
 
-    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
-               ) -> dict[str, np.ndarray]:
-        """The mean of sites' styles, each of images that are `gains` times as bright."""
+    def _mean_style(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
+                    ) -> dict[str, np.ndarray]:
+        """Average the styles of sites, each for images that are `gains` times as bright."""
         return {name: np.mean([style[name] * gain for style, gain in zip(styles, gains)], axis=0)
                 for name in styles[0]}
 
     def _shared_state(self) -> dict[str, np.ndarray]:
-        """What was learned beside the styles of sites, by names without a slash."""
+        """Return what was learned besides the styles of sites, by names without a slash."""
         return {}
 
     def _set_shared_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `_shared_state`; KeyError or ValueError if the arrays do not fit."""
+        """Restore `_shared_state`; KeyError or ValueError if the arrays do not fit."""
 
     def _state(self) -> dict[str, np.ndarray]:
         return self._shared_state() | {f"{site}/{name}": array

@@ -1,8 +1,8 @@
-"""Which backends there are: built-ins as a table of strings, guests by entry point.
+"""Registry of backends: built-ins as a table of strings, plug-ins by entry point.
 
-A guest is any installed package with an entry point in the group ``harmonizer.backends``. It
-cannot shadow a built-in, and one that cannot be imported is named and skipped (xarray's plug-in
-rules). Nothing is imported until a backend is asked for.
+A plug-in is any installed package with an entry point in the group ``harmonizer.backends``. It
+cannot replace a built-in; one that cannot be imported is reported and skipped. A backend is
+imported when it is requested, not before.
 """
 
 from __future__ import annotations
@@ -38,45 +38,46 @@ LOGGER = logging.getLogger("harmonizer")
 
 
 @lru_cache(maxsize=1)
-def _guests() -> dict[str, EntryPoint]:
-    """Guest entry points by name; one that would shadow a built-in is named and left out."""
-    guests: dict[str, EntryPoint] = {}
+def _plugins() -> dict[str, EntryPoint]:
+    """Return the entry points by name; one that would replace a built-in is reported and skipped.
+    """
+    plugins: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name in BUILT_IN:
-            LOGGER.warning("backend %r of %s is ignored: a guest cannot replace a built-in of "
+            LOGGER.warning("backend %r of %s is ignored: a plug-in cannot replace a built-in of "
                            "that name. Rename the entry point.", point.name, point.value)
-        elif point.name in guests:
+        elif point.name in plugins:
             LOGGER.warning("backend %r is offered twice (%s, %s); the first is used.",
-                           point.name, guests[point.name].value, point.value)
+                           point.name, plugins[point.name].value, point.value)
         else:
-            guests[point.name] = point
-    return guests
+            plugins[point.name] = point
+    return plugins
 
 
 def names() -> tuple[str, ...]:
-    """Names of all backends, built-ins and guests, sorted; imports none of them."""
-    return tuple(sorted({*BUILT_IN, *_guests()}))
+    """Return the names of all backends, sorted; imports none of them."""
+    return tuple(sorted({*BUILT_IN, *_plugins()}))
 
 
 def get(name: str) -> type[Backend]:
-    """The backend class of that name.
+    """Import a backend class by name.
 
     Raises
     ------
     UsageError
         If no backend has that name; the message lists the known ones.
     UnavailableError
-        If a guest of that name is installed but cannot be imported.
+        If a plug-in of that name is installed but cannot be imported.
     """
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
         return getattr(importlib.import_module(module), attribute)
-    if name not in _guests():
+    if name not in _plugins():
         raise UsageError(f"there is no backend {name!r}. {did_you_mean(name, names())}")
-    return _load_guest(_guests()[name])
+    return _load_plugin(_plugins()[name])
 
 
-def _load_guest(point: EntryPoint) -> type[Backend]:
+def _load_plugin(point: EntryPoint) -> type[Backend]:
     from .base import Backend
 
     try:
@@ -95,7 +96,7 @@ def _load_guest(point: EntryPoint) -> type[Backend]:
 
 
 def available() -> dict[str, type[Backend]]:
-    """Every backend that can be imported, by name; a broken guest is logged and skipped."""
+    """Import every backend, by name; a broken plug-in is logged and skipped."""
     found = {}
     for name in names():
         try:

@@ -1,7 +1,7 @@
-"""A `Target`: what to aim at, and the site card that carries it between hospitals.
+"""Targets of harmonization, and site cards: files that carry a target between hospitals.
 
-A site known from a fit, a set of reference scans, or scanner-free. It holds numbers that describe
-a scanner (quantiles, amplitudes, a style vector), never an image, so it can be shared.
+A target is a site of the fit, a set of reference scans, or scanner-free. It holds numbers that
+describe a scanner (quantiles, amplitudes, a style vector), never an image, so it can be shared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from ..errors import InputError
 from ..files import atomic_path
@@ -31,15 +33,20 @@ Kind = Literal["site", "reference", "scanner-free"]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a backend aims at.
+    """Target of a backend.
 
     Attributes
     ----------
-    kind : ``site`` (seen in fit), ``reference`` (enrolled) or ``scanner-free``
-    label : site label, or a name for the references
-    n_scans : how many scans it was made from
-    backend, modality : for what it was made; another backend refuses it
-    style : the method's own description of the scanner, arrays by name
+    kind : {"site", "reference", "scanner-free"}
+        Site of the fit, enrolled scans, or no scanner.
+    label : str
+        Site label, or a name for the references.
+    n_scans : int
+        Number of scans that it was made from.
+    backend, modality : str
+        Method and BIDS suffix that it was made for; another backend refuses it.
+    style : mapping of str to ndarray
+        The method's own description of the scanner.
     """
 
     kind: Kind
@@ -53,13 +60,13 @@ class Target:
         object.__setattr__(self, "style", MappingProxyType(dict(self.style)))
 
     def check(self) -> None:
-        """Refuse what no enrolment writes; a card may come from anybody.
+        """Check the fields and arrays; a site card may be of unknown origin.
 
         Raises
         ------
         ValueError
-            If the kind is not known, the label could not be part of a file name, the count is no
-            count, or an array holds anything but finite numbers.
+            If the kind is unknown, a label cannot be part of a file name, the count is negative, or
+            an array holds anything but finite numbers.
         """
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind is {self.kind!r}, not one of {', '.join(get_args(Kind))}")
@@ -69,7 +76,7 @@ class Target:
                 raise ValueError(f"{name} {value!r:.80} is not made of 1 to 120 letters, digits, "
                                  "spaces and . _ + -")
         if self.n_scans < 0:
-            raise ValueError(f"{self.n_scans} scans")
+            raise ValueError(f"n_scans is {self.n_scans}, expected 0 or more")
         check_arrays(self.style)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -80,12 +87,10 @@ class Target:
         InputError
             If `load` would refuse it.
         """
-        from safetensors.numpy import save_file
-
         try:
             self.check()
         except ValueError as error:
-            raise InputError(f"target {self.label!r:.80} cannot be kept: {error}.") from error
+            raise InputError(f"target {self.label!r:.80} cannot be saved: {error}.") from error
         facts = {
             "format": CARD_FORMAT, "kind": self.kind, "label": self.label,
             "n_scans": str(self.n_scans), "backend": self.backend, "modality": self.modality,
@@ -97,9 +102,13 @@ class Target:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Target:
-        """Read a site card; anything else is an `InputError` that says what was expected."""
-        from safetensors import safe_open
+        """Read a site card.
 
+        Raises
+        ------
+        InputError
+            If the file is not a valid site card.
+        """
         try:
             if os.path.getsize(path) > MAX_CARD_BYTES:
                 raise ValueError(f"larger than {MAX_CARD_BYTES >> 20} MiB")
@@ -112,14 +121,14 @@ class Target:
                          facts["modality"], style)
             target.check()
             return target
-        except Exception as error:  # safetensors and json raise kinds of their own
+        except Exception as error:  # safetensors and json raise their own types
             raise InputError(
                 f"{path}: is not a site card ({error}). Expected a file that `enroll` wrote."
             ) from error
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse arrays that hold anything but finite real numbers (`ValueError` that names one)."""
+    """ValueError that names an array which holds anything but finite real numbers."""
     for name, array in arrays.items():
         if array.dtype.kind not in "iufb":
             raise ValueError(f"array {name!r:.80} is {array.dtype}, not real numbers")

@@ -18,7 +18,6 @@ Everything random lives on fixed lattices in mm, so a person is the same at ever
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -64,12 +63,6 @@ class Deformation:
         scaled = points / self.size.astype(np.float32).reshape((3,) + (1,) * (points.ndim - 1))
         return scaled + _look_up(self.displacement, scaled, self.origin)
 
-    def jacobian(self) -> np.ndarray:
-        """(I, J, K) determinant of dy/dx on the lattice; positive where nothing folds."""
-        gradient = [np.gradient(part, LATTICE_MM) for part in self.displacement]
-        matrix = np.moveaxis(np.array(gradient), (0, 1), (-2, -1)) + np.eye(3)
-        return np.linalg.det(matrix) / np.prod(self.size)
-
 
 @dataclass(frozen=True, eq=False)
 class Person:
@@ -95,14 +88,6 @@ class Person:
     texture: np.ndarray
     brain: np.ndarray
     ventricles: np.ndarray
-
-    @cached_property
-    def volumes_ml(self) -> dict[str, float]:
-        """Millilitres of csf, gm (with deep), wm, ventricles and brain, within its surface."""
-        voxel = self.spacing**3 / 1000
-        csf, gm, wm, deep = (float((self.shares[i] * self.brain).sum()) * voxel for i in range(4))
-        brain, ventricles = (float(a.sum()) * voxel for a in (self.brain, self.ventricles))
-        return {"csf": csf, "gm": gm + deep, "wm": wm, "brain": brain, "ventricles": ventricles}
 
     def without_skull(self) -> Person:
         """The same person with everything outside the brain's surface turned to air."""

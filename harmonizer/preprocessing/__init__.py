@@ -1,6 +1,7 @@
-"""From an image as it left the scanner to a brain in a common space: pure functions on `Volume`.
+"""Preprocessing of one image, from the stored file to a brain in template space.
 
-conform -> bias (rough) -> brain -> bias (final) -> registration; `transforms` moves between grids.
-Submodules are imported where they are used, and ants is imported inside functions only:
-see `ants_bridge` for what makes its results repeatable.
+The order is `conform`, rough bias correction (`bias`), brain extraction (`brain`), final bias
+correction and registration. `transforms` resamples between grids. All functions are pure and take
+and return `Volume`. ants is imported inside functions only; `ants_bridge` describes what makes its
+results repeatable.
 """

@@ -1,12 +1,12 @@
-"""Between `Volume` and ANTs images, and what makes ANTs repeat itself.
+"""Conversion between `Volume` and ANTs images, and reproducible use of ANTs.
 
-`ants.registration(random_seed=...)` is silently ignored by antspyx 0.6.3, and results differ with
-more than one ITK thread even with a seed. Two runs give the same bits only with **one** ITK thread,
-set before ants is first imported in that process, **and** `ANTS_RANDOM_SEED`. Every function of
-this package that calls ants does both through `ants_module` and `seed_ants`; participants are run
-side by side instead.
+antspyx 0.6.3 ignores `ants.registration(random_seed=...)`, and its results vary with more than one
+ITK thread even with a seed. Two runs give the same bits only with **one** ITK thread, set before
+ants is first imported in the process, **and** with `ANTS_RANDOM_SEED`. Every function of this
+package that calls ants sets both, through `ants_module` and `seed_ants`. Subjects are processed in
+parallel instead.
 
-ITK's world is LPS, ours (nibabel's) RAS: the first two world axes change sign.
+ITK uses LPS world coordinates, nibabel and this package RAS: the first two axes change sign.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ SEED = "ANTS_RANDOM_SEED"
 
 
 def set_itk_threads(threads: int = 1) -> None:
-    """Set the number of ITK threads of this process; warns if ants was imported with another.
+    """Set the number of ITK threads of this process.
 
-    ITK reads the variable once, when it first needs it; later changes do nothing. More than one
-    thread gives up the promise of the same bits for the same seed.
+    ITK reads the variable once, when it first needs it. Results are reproducible with one thread
+    only. Warns if ants was already imported with another number.
+
+    Parameters
+    ----------
+    threads : int
+        Number of threads.
     """
     wanted = str(int(threads))
     if "ants" in sys.modules and os.environ.get(THREADS) != wanted:
@@ -46,12 +51,12 @@ def set_itk_threads(threads: int = 1) -> None:
 
 
 def seed_ants(seed: int) -> None:
-    """Seed ANTs' random sampling; it is read at each registration, so call it before each one."""
+    """Seed the random sampling of ANTs; call it before each registration, which reads the seed."""
     os.environ[SEED] = str(int(seed) % (2**31 - 1) + 1)  # 0 would mean "by the clock" to ITK
 
 
 def ants_module() -> ModuleType:
-    """The ants package, imported with one ITK thread unless the environment says otherwise."""
+    """Import ants with one ITK thread, unless the environment sets another number."""
     if "ants" not in sys.modules:
         os.environ.setdefault(THREADS, "1")
     import ants
@@ -60,7 +65,19 @@ def ants_module() -> ModuleType:
 
 
 def to_ants(volume: Volume, data: np.ndarray | None = None) -> Any:
-    """An ANTsImage (float) on the volume's grid, holding `data` (I, J, K) or the volume's own."""
+    """Convert a volume to an ANTs image of float32.
+
+    Parameters
+    ----------
+    volume : Volume
+        Grid of the image.
+    data : (I, J, K) ndarray, optional
+        Voxel values; those of the volume by default.
+
+    Returns
+    -------
+    ants.ANTsImage
+    """
     ants = ants_module()
     affine = LPS @ volume.affine
     spacing = volume.spacing
@@ -74,7 +91,7 @@ def to_ants(volume: Volume, data: np.ndarray | None = None) -> Any:
 
 
 def from_ants(image: Any) -> Volume:
-    """The Volume of a 3D ANTsImage, affine in RAS mm."""
+    """Convert a 3D ANTs image to a `Volume` with an affine in RAS mm."""
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
     affine[:3, 3] = image.origin

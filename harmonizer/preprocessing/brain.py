@@ -1,12 +1,13 @@
-"""What is brain: found without any downloaded weights, at any contrast, and judged by itself.
+"""Extract the brain without downloaded weights, at any contrast, with quality checks.
 
-Whole heads: pose search, rigid, affine, SyN against the bundled skull-stripped template
-(`registration`); the template's mask is brought back, then its border is moved to where the
-image's own intensities say that brain ends (`_refine`). Brain-only input is recognised and its
-foreground taken as it is. Every mask comes with a `QualityCheck`; a doubtful one says why.
+A whole head is registered to the skull-stripped template (pose search, rigid, affine, SyN; see
+`registration`). The template's mask is transformed to the image, and its border is moved to where
+the image's intensities indicate the end of the brain (`_refine`). Brain-only input is detected, and
+its foreground is used as the mask. Each mask has a `QualityCheck` with the reasons for low
+confidence.
 
-Two candidates are kept, from the affine alone and from affine and SyN together; SyN's is taken
-unless the check finds more to doubt in it.
+There are two candidates, one from the affine and one from affine and SyN. SyN's candidate is used
+unless it fails more checks.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from ..errors import InputError, UsageError
 from ..template import load_template
 from ..volume import Volume
 from .ants_bridge import ants_module, seed_ants, to_ants
-from .bias import largest_piece
+from .bias import largest_component
 from .registration import (
     affine_scales,
     mutual_information,
     refine_linear,
     search_pose,
-    template_neighbourhood,
+    template_neighborhood,
     working_copy,
 )
 from .transforms import isotropic_grid, resample, resample_mask, write_itk_affine
@@ -51,52 +52,65 @@ SKULL_STRIP = ("auto", "force", "skip")
 WORKING_SPACING_MM = 2
 SLOPPY_SPACING_MM = 4
 REFINE_SPACING_MM = 1.5
-AFFINE_MARGIN_MM = 1.9  # the template's mask, brought back, lies this far inside the border:
-SYN_MARGIN_MM = 3.6  # measured on heads with labels (benchmarks/preprocessing.py)
-AFFINE_SHARE = 0.25  # of the affine's border in the expected one: it is the steadier of the two
-PRIOR_WIDTH_MM = 2.5  # how far the border may be moved by intensities, as one standard error
-EVIDENCE = 1.3  # weight of the intensities' log odds
-EVIDENCE_LIMITS = (-4.0, 1.5)  # natural log odds of one voxel: fat may veto, nothing may insist
-CORE_MM = (5.0, 15.0)  # so deep is surely brain, and not yet a ventricle: what brain looks like
-OTHER_MM = (-8.0, -2.0)  # and what lies around it
-BORDER_MARGIN_MM = 3.0  # two voxels kept around the tissue: no cortex is lost to partial volume;
-BEYOND_MM = 0.2  # but no further than this beyond the expected border: dark bone looks like fluid
+# The template's mask lies this far inside the true border after each transform, measured on heads
+# with labels (benchmarks/preprocessing.py).
+AFFINE_MARGIN_MM = 1.9
+SYN_MARGIN_MM = 3.6
+AFFINE_DEPTH_WEIGHT = 0.25  # of the affine's border in the average with SyN's; it is more stable
+PRIOR_WIDTH_MM = 2.5  # standard error of the expected border
+INTENSITY_WEIGHT = 1.3  # of the intensities' log odds
+LOG_ODDS_LIMITS = (-4.0, 1.5)  # of one voxel, nats: fat may exclude, no intensity alone includes
+CORE_DEPTH_MM = (5.0, 15.0)  # certainly brain and mostly outside the ventricles
+SURROUND_DEPTH_MM = (-8.0, -2.0)  # tissue around the brain
+BORDER_MARGIN_MM = 3.0  # added around the tissue, so that partial volume removes no cortex
+MAX_BORDER_EXCESS_MM = 0.2  # beyond the expected border, since dark bone looks like CSF
 
-# Limits of a trustworthy mask. The images of six sites (24 T1w, 2 T2w, 3 FLAIR) that were looked at
-# have 1.1-1.8 L, scales .98-1.27, information .15-.30, edges .79-1, overlap .93-.97.
-VOLUME_L = (0.9, 2.0)
-SCALE = (0.8, 1.45)  # native -> template; the template is about 1.1 times a typical brain
-MIN_OVERLAP = 0.85  # Dice with the template's mask after the affine
-MIN_INFORMATION = 0.10  # nats
-MIN_EDGE = 0.55  # of the border lying on an edge
-MIN_AGREEMENT = 0.88  # Dice with the mask of the network: docs/segmentation.md, Whole heads
-MAX_CUT = 0.05  # of the border at the edge of the field of view
+# Limits of a trustworthy mask. Inspected images of six sites (24 T1w, 2 T2w, 3 FLAIR) have volumes
+# of 1.1-1.8 L, scales of 0.98-1.27, information of 0.15-0.30, edges of 0.79-1, overlaps above 0.93.
+VOLUME_RANGE_L = (0.9, 2.0)
+SCALE_RANGE = (0.8, 1.45)  # native to template; the template is about 1.1 times a typical brain
+MIN_TEMPLATE_DICE = 0.85  # with the template's mask after the affine
+MIN_MUTUAL_INFORMATION = 0.10  # nats
+MIN_EDGE_FRACTION = 0.55  # of the border
+MIN_NETWORK_DICE = 0.88  # with the network's mask: docs/segmentation.md, Whole heads
+MAX_CUT_FRACTION = 0.05  # of the border at the edge of the field of view
 LIMITS: Mapping[str, tuple[float | None, float | None]] = MappingProxyType({
-    "volume_l": VOLUME_L, "overlap": (MIN_OVERLAP, None), "network_dice": (MIN_AGREEMENT, None),
-    "mutual_information": (MIN_INFORMATION, None), "edge_fraction": (MIN_EDGE, None),
-    "cut_fraction": (None, MAX_CUT),
-})  # lowest and highest trustworthy value of the numbers of a `QualityCheck` beside the scales
+    "volume_l": VOLUME_RANGE_L, "overlap": (MIN_TEMPLATE_DICE, None),
+    "network_dice": (MIN_NETWORK_DICE, None),
+    "mutual_information": (MIN_MUTUAL_INFORMATION, None),
+    "edge_fraction": (MIN_EDGE_FRACTION, None), "cut_fraction": (None, MAX_CUT_FRACTION),
+})
+"""Lowest and highest trustworthy value of each measure of a `QualityCheck` but the scales."""
 
-BRAIN_ONLY_L = (0.6, 2.3)  # filled foreground that can be a brain without a head
-CONSTANT_BACKGROUND = 0.25  # at least this part of the voxels has exactly one value
-SHELL_MM = (5.0, 20.0)
-SHELL_SIGNAL = 0.02  # at most this part of the shell may differ from the background
+BRAIN_ONLY_RANGE_L = (0.6, 2.3)  # volumes of a filled foreground that can be a brain
+MIN_BACKGROUND_FRACTION = 0.25  # of the voxels that have exactly the background value
+SHELL_DISTANCE_MM = (5.0, 20.0)
+MAX_SHELL_SIGNAL_FRACTION = 0.02  # of the shell's voxels that differ from the background
 
 
 @dataclass(frozen=True)
 class QualityCheck:
-    """What was measured on a mask, and whether to doubt it.
+    """Quality measures of a brain mask.
 
     Attributes
     ----------
-    volume_l : litres
-    scales : (3,) stretch of the brain by the affine to the template, large to small
-    mutual_information : nats between image and template inside the template's mask
-    edge_fraction : part of the mask's border (0..1) across which the intensity changes
-    overlap : Dice (0..1) of the mask, brought to the template by the affine, and its mask
-    cut_fraction : part of the mask's border (0..1) that lies on the edge of the field of view
-    network_dice : Dice (0..1) with the mask of the network (`segmentation.brain`); None: not asked
-    reasons : one sentence for each limit that was broken; empty if none
+    volume_l : float
+        Volume, liters.
+    scales : tuple of float
+        Stretch of the brain by the affine to the template, in descending order.
+    mutual_information : float
+        Between image and template inside the template's mask, nats.
+    edge_fraction : float
+        Fraction of the mask's border across which the intensity changes, 0 to 1.
+    overlap : float
+        Dice coefficient of the registered mask and the template's mask, 0 to 1.
+    cut_fraction : float
+        Fraction of the mask's border on the edge of the field of view, 0 to 1.
+    network_dice : float or None
+        Dice coefficient with the network's mask (`segmentation.brain`), 0 to 1; None if not
+        computed.
+    reasons : tuple of str
+        One sentence for each limit that is exceeded.
     """
 
     volume_l: float
@@ -109,23 +123,28 @@ class QualityCheck:
     reasons: tuple[str, ...] = ()
 
     @property
-    def doubtful(self) -> bool:
-        """Whether a person should look at the mask before trusting it."""
+    def low_confidence(self) -> bool:
+        """Whether the mask exceeds a limit and should be inspected."""
         return bool(self.reasons)
 
 
 @dataclass(frozen=True, eq=False)
 class BrainExtraction:
-    """A brain mask and how it came about.
+    """Brain mask and how it was found.
 
     Attributes
     ----------
-    mask : (I, J, K) bool on the input's grid
+    mask : (I, J, K) bool ndarray
+        On the input's grid.
     quality : QualityCheck
-    method : 'foreground' (brain-only input), 'affine' or 'syn' (whole head), or 'network'
-        (`segmentation.brain.brain_by_network`)
-    brain_only : whether the input was taken as already skull-stripped
-    matrix : (4, 4) native world -> template world, RAS mm: a start for `register_to_template`
+        Quality measures.
+    method : str
+        'foreground' (brain-only input), 'affine' or 'syn' (whole head), or 'network'
+        (`segmentation.brain.brain_by_network`).
+    brain_only : bool
+        Whether the input was skull-stripped.
+    matrix : (4, 4) ndarray
+        Native world to template world, RAS mm; initial matrix for `register_to_template`.
     """
 
     mask: np.ndarray
@@ -138,22 +157,29 @@ class BrainExtraction:
 def extract_brain(
     volume: Volume, *, skull_strip: str = "auto", seed: int = 0, sloppy: bool = False
 ) -> BrainExtraction:
-    """Find the brain in an image that went through a rough bias correction.
+    """Extract the brain from an image after a rough bias correction.
 
     Parameters
     ----------
-    volume : any contrast; negative voxels are allowed
-    skull_strip : 'auto' looks whether the image is brain-only; 'force' always extracts;
-        'skip' takes the foreground as brain
-    seed : of ANTs' sampling; same seed, same bits (see `ants_bridge`)
-    sloppy : 4 mm, no SyN: seconds, for tests
+    volume : Volume
+        Image of any contrast; negative voxels are allowed.
+    skull_strip : str
+        'auto' detects brain-only images, 'force' always extracts, 'skip' uses the foreground.
+    seed : int
+        Seed of the sampling of ANTs; the same seed gives the same bits (see `ants_bridge`).
+    sloppy : bool
+        4 mm and no SyN, for tests.
+
+    Returns
+    -------
+    BrainExtraction
 
     Raises
     ------
     UsageError
         If `skull_strip` is none of the three.
     InputError
-        If no brain is found at all (the mask is empty).
+        If the mask is empty.
     """
     if skull_strip not in SKULL_STRIP:
         raise UsageError(f"skull_strip must be one of {SKULL_STRIP}, got {skull_strip!r}.")
@@ -162,136 +188,184 @@ def extract_brain(
         affine = first_affine(volume, seed=seed, sloppy=sloppy)
         candidates = {"foreground": foreground_mask(volume)}
     else:
-        affine, candidates = _of_whole_head(volume, seed, sloppy)
+        affine, candidates = _extract_from_head(volume, seed, sloppy)
     checks = {name: check_quality(volume, mask, affine) for name, mask in candidates.items()}
     method = min(reversed(checks), key=lambda name: len(checks[name].reasons))  # SyN unless worse
     if not candidates[method].any():
-        raise InputError("no brain was found in the image. Give a mask, or exclude the image.")
+        raise InputError("no brain was found in the image. Give a mask or exclude the image.")
     return BrainExtraction(candidates[method], checks[method], method, brain_only, affine)
 
 
 def first_affine(volume: Volume, *, seed: int = 0, sloppy: bool = False) -> np.ndarray:
-    """(4, 4) native world -> template world, RAS mm, of an image that shows a brain alone."""
-    template, near, pose, moving = _ready(volume, sloppy)
+    """Register a brain-only image to the template by an affine.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image of a brain without a head.
+    seed, sloppy
+        See `extract_brain`.
+
+    Returns
+    -------
+    (4, 4) ndarray
+        Native world to template world, RAS mm.
+    """
+    template, near, pose, moving = _prepare(volume, sloppy)
     return refine_linear("Affine", moving, template, near, pose, seed=seed, sloppy=sloppy)
 
 
 def is_brain_only(volume: Volume) -> bool:
-    """Whether the image is already skull-stripped.
+    """Detect whether an image is skull-stripped.
 
-    The background has exactly one value over a quarter of the grid, the filled foreground has the
-    volume of a brain rather than of a head, and 5-20 mm outside it there is no signal.
+    The background has exactly one value in at least a quarter of the voxels, the filled foreground
+    has the volume of a brain, and there is no signal 5 to 20 mm outside of it.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image of any contrast.
+
+    Returns
+    -------
+    bool
     """
     data = volume.data
     background = _background(data)
     if background is None:
         return False
     mask = foreground_mask(volume)
-    litres = float(mask.sum() * np.prod(volume.spacing)) / 1e6
-    if not BRAIN_ONLY_L[0] <= litres <= BRAIN_ONLY_L[1]:
+    volume_l = float(mask.sum() * np.prod(volume.spacing)) / 1e6
+    if not BRAIN_ONLY_RANGE_L[0] <= volume_l <= BRAIN_ONLY_RANGE_L[1]:
         return False
     outside = ndimage.distance_transform_edt(~mask, sampling=volume.spacing)
-    shell = (outside >= SHELL_MM[0]) & (outside <= SHELL_MM[1])
+    shell = (outside >= SHELL_DISTANCE_MM[0]) & (outside <= SHELL_DISTANCE_MM[1])
     level = _signal_level(data, background)
     signal = np.abs(data[shell] - background) > level
-    return bool(shell.any() and signal.mean() <= SHELL_SIGNAL)
+    return bool(shell.any() and signal.mean() <= MAX_SHELL_SIGNAL_FRACTION)
 
 
 def foreground_mask(volume: Volume) -> np.ndarray:
-    """(I, J, K) bool: the largest connected piece that differs from the background, holes filled.
+    """Find the largest connected component that differs from the background, with holes filled.
 
-    A rim weaker than 2 % of the typical signal (ringing of interpolation) is not foreground.
+    Voxels within 2 % of the typical signal belong to the background (ringing of interpolation).
+
+    Parameters
+    ----------
+    volume : Volume
+        Brain-only image.
+
+    Returns
+    -------
+    (I, J, K) bool ndarray
     """
     background = _background(volume.data)
     background = float(volume.data.min()) if background is None else background
     mask = volume.data - background > _signal_level(volume.data, background)
-    return ndimage.binary_fill_holes(_without_threads(largest_piece(mask), volume.spacing))
+    mask = _remove_thin_structures(largest_component(mask), volume.spacing)
+    return ndimage.binary_fill_holes(mask)
 
 
-def _without_threads(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """A mask without what is thinner than 3 mm and reaches further than 3 mm from the rest."""
+def _remove_thin_structures(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Remove structures thinner than 3 mm that extend more than 3 mm from the rest of a mask."""
     if not mask.any():
         return mask
     where = np.argwhere(mask)
     box = tuple(slice(a, b + 1) for a, b in zip(where.min(axis=0), where.max(axis=0)))
     inside = np.pad(ndimage.binary_fill_holes(mask[box]), 1)
-    core = largest_piece(_eroded(inside, 1.5, spacing))
+    core = largest_component(_erode(inside, 1.5, spacing))
     out = np.zeros_like(mask)
-    out[box] = (inside & _dilated(core, 4.5, spacing))[1:-1, 1:-1, 1:-1]
+    out[box] = (inside & _dilate(core, 4.5, spacing))[1:-1, 1:-1, 1:-1]
     return out
 
 
 def check_quality(
     volume: Volume, mask: np.ndarray, matrix: np.ndarray, network_dice: float | None = None
 ) -> QualityCheck:
-    """Judge a brain mask (I, J, K) given the affine `matrix` (native -> template, RAS mm).
+    """Measure the quality of a brain mask.
 
-    `network_dice`: its agreement with a second opinion, where there is one.
+    Parameters
+    ----------
+    volume : Volume
+        The image.
+    mask : (I, J, K) bool ndarray
+        The brain mask.
+    matrix : (4, 4) ndarray
+        Affine, native to template, RAS mm.
+    network_dice : float, optional
+        Dice coefficient with the network's mask.
+
+    Returns
+    -------
+    QualityCheck
     """
     template = load_template(WORKING_SPACING_MM)
-    litres = float(np.count_nonzero(mask) * np.prod(volume.spacing)) / 1e6
-    moved = resample(volume.with_mask(None), template, matrix, antialias=True)
+    volume_l = float(np.count_nonzero(mask) * np.prod(volume.spacing)) / 1e6
+    resampled = resample(volume.with_mask(None), template, matrix, antialias=True)
     there = resample_mask(mask, volume.affine, template, matrix)
     overlap = 2 * (there & template.mask).sum() / max(there.sum() + template.mask.sum(), 1)
-    cut = np.percentile(moved.data[template.mask], (0.5, 99.5))
+    limits = np.percentile(resampled.data[template.mask], (0.5, 99.5))
     information = mutual_information(
-        template.data[template.mask], np.clip(moved.data[template.mask], *cut)
+        template.data[template.mask], np.clip(resampled.data[template.mask], *limits)
     )
     edge, cut_fraction = _edge_fraction(volume, mask)
     scales = affine_scales(matrix)
     measured = QualityCheck(
-        litres, scales, information, edge, float(overlap), cut_fraction, network_dice
+        volume_l, scales, information, edge, float(overlap), cut_fraction, network_dice
     )
     return replace(measured, reasons=_reasons(measured))
 
 
 def _reasons(check: QualityCheck) -> tuple[str, ...]:
-    """A sentence for each broken limit."""
-    low, high = VOLUME_L
+    """One sentence for each exceeded limit."""
+    low, high = VOLUME_RANGE_L
     reasons = []
     if not low <= check.volume_l <= high:
         reasons.append(f"volume {check.volume_l:.2f} L is outside {low}-{high} L")
-    if not (SCALE[0] <= check.scales[2] and check.scales[0] <= SCALE[1]):
+    if not (SCALE_RANGE[0] <= check.scales[2] and check.scales[0] <= SCALE_RANGE[1]):
         stretch = " ".join(f"{s:.2f}" for s in check.scales)
-        reasons.append(f"affine scales {stretch} are outside {SCALE[0]}-{SCALE[1]}")
-    if check.mutual_information < MIN_INFORMATION:
+        reasons.append(f"affine scales {stretch} are outside {SCALE_RANGE[0]}-{SCALE_RANGE[1]}")
+    if check.mutual_information < MIN_MUTUAL_INFORMATION:
         reasons.append(
             f"mutual information with the template {check.mutual_information:.2f} "
-            f"is below {MIN_INFORMATION}"
+            f"is below {MIN_MUTUAL_INFORMATION}"
         )
-    if check.edge_fraction < MIN_EDGE:
+    if check.edge_fraction < MIN_EDGE_FRACTION:
         reasons.append(f"only {check.edge_fraction:.0%} of the border lies on an edge")
-    if check.overlap < MIN_OVERLAP:
-        reasons.append(f"overlap with the template {check.overlap:.2f} is below {MIN_OVERLAP}")
-    if check.cut_fraction > MAX_CUT:
-        reasons.append(f"{check.cut_fraction:.0%} of the border is cut by the field of view")
-    if check.network_dice is not None and check.network_dice < MIN_AGREEMENT:
+    if check.overlap < MIN_TEMPLATE_DICE:
         reasons.append(
-            f"agreement with the network's mask {check.network_dice:.2f} is below {MIN_AGREEMENT}"
+            f"overlap with the template {check.overlap:.2f} is below {MIN_TEMPLATE_DICE}"
+        )
+    if check.cut_fraction > MAX_CUT_FRACTION:
+        reasons.append(f"{check.cut_fraction:.0%} of the border is cut by the field of view")
+    if check.network_dice is not None and check.network_dice < MIN_NETWORK_DICE:
+        reasons.append(
+            f"agreement with the network's mask {check.network_dice:.2f} "
+            f"is below {MIN_NETWORK_DICE}"
         )
     return tuple(reasons)
 
 
-def _ready(volume: Volume, sloppy: bool) -> tuple[Volume, np.ndarray, np.ndarray, Volume]:
-    """Template, what lies near its brain, the pose to begin with, and the image as coarse."""
+def _prepare(volume: Volume, sloppy: bool) -> tuple[Volume, np.ndarray, np.ndarray, Volume]:
+    """Template, dilated template mask, initial pose, and the image at the template's resolution."""
     spacing = SLOPPY_SPACING_MM if sloppy else WORKING_SPACING_MM
     template = load_template(spacing)
-    near = template_neighbourhood(template, 6.0)
+    near = template_neighborhood(template, 6.0)
     return template, near, search_pose(volume, sloppy=sloppy), working_copy(volume, spacing)
 
 
-def _of_whole_head(volume: Volume, seed: int, sloppy: bool
+def _extract_from_head(volume: Volume, seed: int, sloppy: bool
                    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The affine to the template, and a mask by each way."""
-    template, near, pose, moving = _ready(volume, sloppy)
+    """Affine to the template, and the candidate masks of a whole head."""
+    template, near, pose, moving = _prepare(volume, sloppy)
     rigid = refine_linear("Rigid", moving, template, near, pose, seed=seed, sloppy=sloppy)
     affine = refine_linear(
         "Affine", moving, template, template.mask, rigid, seed=seed, sloppy=sloppy
     )
-    return affine, _candidates(volume, moving, template, near, affine, seed, sloppy)
+    return affine, _candidate_masks(volume, moving, template, near, affine, seed, sloppy)
 
 
-def _candidates(
+def _candidate_masks(
     volume: Volume,
     moving: Volume,
     template: Volume,
@@ -300,9 +374,9 @@ def _candidates(
     seed: int,
     sloppy: bool,
 ) -> dict[str, np.ndarray]:
-    """Refined masks on the volume's grid, from the affine and from affine and SyN together."""
+    """Refined masks on the volume's grid, from the affine and from affine and SyN."""
     brain = Volume(template.mask.astype(np.float32), template.affine)
-    grid = _grid_around(volume, resample(brain, moving, np.linalg.inv(affine)))
+    grid = _refinement_grid(volume, resample(brain, moving, np.linalg.inv(affine)))
     data = resample(volume.with_mask(None), grid, antialias=True).data
     linear = resample(brain, grid, np.linalg.inv(affine)).data > 0.5
     depths = {"affine": _signed_depth(linear, grid.spacing) + AFFINE_MARGIN_MM}
@@ -310,16 +384,17 @@ def _candidates(
         warped = _syn_mask(moving, template, near, affine, seed)
         warped = resample(Volume(warped, moving.affine), grid).data > 0.5
         deformed = _signed_depth(warped, grid.spacing) + SYN_MARGIN_MM
-        depths["syn"] = AFFINE_SHARE * depths["affine"] + (1 - AFFINE_SHARE) * deformed
+        weight = AFFINE_DEPTH_WEIGHT
+        depths["syn"] = weight * depths["affine"] + (1 - weight) * deformed
     return {
-        name: _on_grid_of(volume, _refine(data, depth), grid) for name, depth in depths.items()
+        name: _to_volume_grid(volume, _refine(data, depth), grid) for name, depth in depths.items()
     }
 
 
 def _syn_mask(
     moving: Volume, template: Volume, near: np.ndarray, affine: np.ndarray, seed: int
 ) -> np.ndarray:
-    """The template's mask in the head, 0..1 on the working grid, through SyN from the affine."""
+    """Transform the template's mask, 0..1, to the working grid by SyN from the affine."""
     ants = ants_module()
     seed_ants(seed)
     with tempfile.TemporaryDirectory(prefix="harmonizer-") as folder:
@@ -340,27 +415,27 @@ def _syn_mask(
 
 
 def _refine(data: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Move the border to where intensities say that brain ends; arrays on the 1.5 mm grid.
+    """Move the border of a mask by the image's intensities, on the 1.5 mm grid.
 
-    `depth`: mm to the expected border, positive inside. Returns a bool mask.
+    `depth` is the distance to the expected border, mm, positive inside. Returns a bool mask.
     """
-    solid = _solid(_posterior(data, depth) > 0.5)
-    margin = _dilated(solid, BORDER_MARGIN_MM, REFINE_SPACING_MM)
-    return margin & (depth > -BEYOND_MM)
+    closed = _close_mask(_posterior(data, depth) > 0.5)
+    margin = _dilate(closed, BORDER_MARGIN_MM, REFINE_SPACING_MM)
+    return margin & (depth > -MAX_BORDER_EXCESS_MM)
 
 
-def _on_grid_of(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarray:
-    """A mask of the 1.5 mm grid on the volume's own grid, smoothly; one piece without holes."""
+def _to_volume_grid(volume: Volume, mask: np.ndarray, grid: Volume) -> np.ndarray:
+    """Resample a mask from the 1.5 mm grid to the volume's grid; one component without holes."""
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 0.5)
     back = resample(grid.with_data(soft), volume)
-    return ndimage.binary_fill_holes(largest_piece(back.data > 0.5))
+    return ndimage.binary_fill_holes(largest_component(back.data > 0.5))
 
 
-def _grid_around(volume: Volume, prior: Volume) -> Volume:
-    """A 1.5 mm grid along the volume's axes that covers the prior and 15 mm around it."""
+def _refinement_grid(volume: Volume, prior: Volume) -> Volume:
+    """Create a 1.5 mm grid along the volume's axes that covers the prior mask and 15 mm."""
     where = np.argwhere(prior.data > 0.5)
     if not len(where):
-        raise InputError("no brain was found in the image. Give a mask, or exclude the image.")
+        raise InputError("no brain was found in the image. Give a mask or exclude the image.")
     steps = np.ceil(15.0 / prior.spacing).astype(int)
     low = np.maximum(where.min(axis=0) - steps, 0)
     high = np.minimum(where.max(axis=0) + steps + 1, prior.shape)
@@ -371,7 +446,7 @@ def _grid_around(volume: Volume, prior: Volume) -> Volume:
 
 
 def _signed_depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """mm to the border: positive inside, negative outside, zero between the two voxels."""
+    """Distance to the border, mm: positive inside, negative outside, zero between two voxels."""
     half = float(np.mean(spacing)) / 2
     inside = ndimage.distance_transform_edt(mask, sampling=spacing) - half
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing) - half
@@ -379,19 +454,19 @@ def _signed_depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _posterior(data: np.ndarray, depth: np.ndarray, bins: int = 48) -> np.ndarray:
-    """Probability of brain from intensity (histograms well inside and well outside) and depth."""
-    core = (depth > CORE_MM[0]) & (depth < CORE_MM[1])
+    """Posterior probability of brain, from intensity histograms and the distance to the border."""
+    core = (depth > CORE_DEPTH_MM[0]) & (depth < CORE_DEPTH_MM[1])
     core = core if core.any() else depth > 0
     low, high = np.percentile(data[core], (0.5, 99.5))
     level = np.clip((data - low) / max(float(high - low), 1e-12), -0.2, 1.2)
     index = ((level + 0.2) / 1.4 * (bins - 1) + 0.5).astype(np.intp)
     brain = _histogram(index[core], bins)
-    other = _histogram(index[(depth > OTHER_MM[0]) & (depth < OTHER_MM[1])], bins)
-    evidence = np.clip(np.log(brain / other), *EVIDENCE_LIMITS)[index].astype(np.float32)
-    evidence = ndimage.gaussian_filter(evidence, 0.6)
-    odds = EVIDENCE * evidence + np.clip(depth / PRIOR_WIDTH_MM, -6, 6)
+    other = _histogram(index[(depth > SURROUND_DEPTH_MM[0]) & (depth < SURROUND_DEPTH_MM[1])], bins)
+    log_odds = np.clip(np.log(brain / other), *LOG_ODDS_LIMITS)[index].astype(np.float32)
+    log_odds = ndimage.gaussian_filter(log_odds, 0.6)
+    odds = INTENSITY_WEIGHT * log_odds + np.clip(depth / PRIOR_WIDTH_MM, -6, 6)
     inside = 1 / (1 + np.exp(-odds))
-    for _ in range(4):  # neighbours agree (mean field of a Potts model)
+    for _ in range(4):  # neighbors agree (mean field of a Potts model)
         around = ndimage.gaussian_filter(inside, 0.8)
         inside = 1 / (1 + np.exp(-(odds + 4 * (around - 0.5))))
     return inside
@@ -403,27 +478,27 @@ def _histogram(index: np.ndarray, bins: int) -> np.ndarray:
     return (counts + 1e-3 * counts.sum() + 1e-9) / (counts.sum() * (1 + 1e-3 * bins) + 1e-9)
 
 
-def _solid(mask: np.ndarray) -> np.ndarray:
-    """Thin bridges cut, one piece kept, sulci closed, holes filled."""
+def _close_mask(mask: np.ndarray) -> np.ndarray:
+    """Cut thin bridges, keep the largest component, close sulci and fill holes."""
     spacing = REFINE_SPACING_MM
-    core = largest_piece(_eroded(mask, 3.0, spacing))
-    mask = mask & _dilated(core, 4.5, spacing)
-    closed = _eroded(_dilated(np.pad(mask, 6), 5.0, spacing), 5.0, spacing)[6:-6, 6:-6, 6:-6]
+    core = largest_component(_erode(mask, 3.0, spacing))
+    mask = mask & _dilate(core, 4.5, spacing)
+    closed = _erode(_dilate(np.pad(mask, 6), 5.0, spacing), 5.0, spacing)[6:-6, 6:-6, 6:-6]
     return ndimage.binary_fill_holes(closed)
 
 
-def _eroded(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
+def _erode(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(mask, sampling=spacing) > margin_mm
 
 
-def _dilated(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
+def _dilate(mask: np.ndarray, margin_mm: float, spacing: float | np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(~mask, sampling=spacing) <= margin_mm
 
 
 def _background(data: np.ndarray) -> float | None:
-    """The value that at least a quarter of all voxels hold exactly, if there is one."""
+    """Find the value that at least a quarter of the voxels hold exactly; None without one."""
     values, counts = np.unique(data, return_counts=True)
-    if counts.max() < CONSTANT_BACKGROUND * data.size:
+    if counts.max() < MIN_BACKGROUND_FRACTION * data.size:
         return None
     return float(values[counts.argmax()])
 
@@ -435,10 +510,11 @@ def _signal_level(data: np.ndarray, background: float) -> float:
 
 
 def _edge_fraction(volume: Volume, mask: np.ndarray) -> tuple[float, float]:
-    """Parts of the border (0..1) that lie on an intensity edge, and on the field of view's edge.
+    """Fractions of the mask's border on an intensity edge, and on the edge of the field of view.
 
-    The intensity 3 mm inside is compared with that 3 mm outside along the normal of the mask; an
-    edge is a change of more than 15 % of the median inside (either direction, as contrasts vary).
+    Intensities 3 mm inside and 3 mm outside are compared along the normal of the mask. A change of
+    more than 15 % of the median inside counts as an edge, in either direction, because contrasts
+    differ.
     """
     small = resample(volume.with_mask(mask), isotropic_grid(volume, 2.0), antialias=True)
     if not small.mask.any():

@@ -1,7 +1,7 @@
-"""One image, one affine, one orientation inside; the way back is exact.
+"""Read an image, determine its affine and reorient it to RAS+; the inverse is exact.
 
-Everything after this room sees a 3D float32 volume whose axes run to the Right, Anterior and
-Superior. Reorientation only flips and permutes axes: no voxel value is touched.
+All later steps get a 3D float32 volume with RAS+ axes. Reorientation only flips and permutes axes
+and changes no voxel value.
 
 Which affine is used
 --------------------
@@ -21,7 +21,9 @@ code 0                 code 0                 voxel sizes, x stored      yes: le
 
 *Sheared*: two columns differ from a right angle by more than 0.001 in the cosine; ITK refuses such
 grids. *Singular*: not invertible, or not finite. *Differs*: some voxel corner moves by over 0.1 mm.
-(x, y, z, 1) and (x, y, z, 1, 1) are read as (x, y, z).
+(x, y, z, 1) and (x, y, z, 1, 1) are read as (x, y, z). Affines in micrometers or meters (NIfTI
+xyzt_units) are brought to mm, which is reported; implausible voxel sizes are refused
+(`harmonizer.volume.mm_per_unit`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from ..errors import InputError
 from ..files import atomic_path
-from ..volume import Volume, load_nifti
+from ..volume import Volume, load_nifti, mm_per_unit, unit_name
 
 __all__ = [
     "Conformed",
@@ -87,8 +89,17 @@ class Conformed:
         return "".join(nib.orientations.ornt2axcodes(self.orientation))
 
 
-def conform(path: str | os.PathLike[str]) -> Conformed:
+def conform(source: str | os.PathLike[str] | nib.spatialimages.SpatialImage) -> Conformed:
     """Read an image, settle its geometry (truth table above) and turn its axes to RAS+.
+
+    Parameters
+    ----------
+    source : path or nibabel image
+        One 3D NIfTI image.
+
+    Returns
+    -------
+    Conformed
 
     Raises
     ------
@@ -96,7 +107,7 @@ def conform(path: str | os.PathLike[str]) -> Conformed:
         If the file cannot be opened, is not NIfTI, is not one 3D image of real numbers, is empty,
         constant, or holds NaN or infinity. The message names file, finding and remedy.
     """
-    image = _open(path)
+    image, path = _open(source), _name_of(source)
     repairs: list[str] = []
     shape = _spatial_shape(image, path)
     if len(image.shape) > 3:
@@ -115,10 +126,14 @@ def conform(path: str | os.PathLike[str]) -> Conformed:
 
 
 def check_image(path: str | os.PathLike[str], *, read_data: bool = True) -> None:
-    """The door check: raise the `InputError` that `conform` would raise, before any work starts.
+    """Check an image before any processing: raise the `InputError` that `conform` would raise.
 
-    With `read_data=False` only the header is looked at (milliseconds); otherwise the voxels are
-    read too (about 0.2 s for a 1 mm head).
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    read_data : bool
+        Read the voxels too (about 0.2 s for a 1 mm head); otherwise only the header.
     """
     image = _open(path)
     shape = _spatial_shape(image, path)
@@ -180,8 +195,16 @@ def _clean_header(source: Any, data: np.ndarray) -> nib.Nifti1Header:
     return header
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
-    image = load_nifti(path)
+def _name_of(source: Any) -> Path:
+    """The file of an image, for messages; "image" if it is in memory only."""
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return Path(source.get_filename() or "image")
+    return Path(source)
+
+
+def _open(source: str | os.PathLike[str] | nib.spatialimages.SpatialImage) -> Any:
+    path = _name_of(source)
+    image = source if isinstance(source, nib.spatialimages.SpatialImage) else load_nifti(path)
     if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
         raise InputError(
             f"{path}: expected NIfTI, got {type(image).__name__}. "
@@ -191,7 +214,7 @@ def _open(path: str | os.PathLike[str]) -> Any:
     if dtype.names is not None or dtype.kind not in "iuf":
         raise InputError(
             f"{path}: its voxels are {dtype}, not one real number each. "
-            "Export the magnitude image instead of colour or complex data."
+            "Export the magnitude image instead of color or complex data."
         )
     return image
 
@@ -256,11 +279,36 @@ def _settle_affine(
 
     An affine of our own is rounded to float32 first: that is what a header can hold.
     """
+    scale = _unit_scale(image, repairs)
+    affine, repaired = _settled(image, shape, path, repairs, scale)
+    return (affine, repaired) if scale == 1.0 else (_as_stored(affine), True)
+
+
+def _unit_scale(image: Any, repairs: list[str]) -> float:
+    """mm in the affine's unit; what the header states otherwise goes to `repairs`."""
+    scale, unit = mm_per_unit(image), unit_name(image)
+    if scale != 1.0:
+        repairs.append(f"the affine is in {unit} (xyzt_units) and was brought to mm")
+    elif unit != "mm":
+        repairs.append(f"the header states {unit} (xyzt_units), which no head fits; mm were used")
+    return scale
+
+
+def _in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
+    """A copy with the world axes scaled."""
+    return np.diag([scale, scale, scale, 1.0]) @ np.asarray(affine, np.float64)
+
+
+def _settled(
+    image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str],
+    scale: float,
+) -> tuple[np.ndarray, bool]:
+    """`_settle_affine` with affines brought to mm by `scale`."""
     header = image.header
-    sform = np.asarray(header.get_sform(), np.float64) if header["sform_code"] > 0 else None
-    qform = _qform(header)
+    sform = _in_mm(header.get_sform(), scale) if header["sform_code"] > 0 else None
+    qform = _qform(header, scale)
     if sform is None and qform is None:
-        return _without_codes(image, shape, path, repairs), False
+        return _without_codes(image, shape, path, repairs, scale), False
     if sform is None:
         return qform, False
     fault = _fault(sform)
@@ -278,25 +326,26 @@ def _settle_affine(
         repairs.append("the sform is sheared and there is no qform; its shear was taken out")
         return _as_stored(_without_shear(sform, shape)), True
     repairs.append(f"the sform is {fault} and there is no qform")
-    return _as_stored(_without_codes(image, shape, path, repairs)), True
+    return _as_stored(_without_codes(image, shape, path, repairs, scale)), True
 
 
-def _qform(header: Any) -> np.ndarray | None:
-    """The qform if it has a code and is sound, else None."""
+def _qform(header: Any, scale: float) -> np.ndarray | None:
+    """The qform in mm if it has a code and is sound, else None."""
     if header["qform_code"] <= 0:
         return None
     try:
-        qform = np.asarray(header.get_qform(), np.float64)
+        qform = _in_mm(header.get_qform(), scale)
     except Exception:  # nibabel raises for an impossible quaternion
         return None
     return qform if _fault(qform) is None else None
 
 
 def _without_codes(
-    image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str]
+    image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str],
+    scale: float,
 ) -> np.ndarray:
     """nibabel's fallback: voxel sizes, x stored right to left, the grid's centre at (0, 0, 0)."""
-    affine = np.asarray(image.header.get_base_affine(), np.float64)
+    affine = _in_mm(image.header.get_base_affine(), scale)
     if _fault(affine) is not None:
         raise InputError(
             f"{path}: its header holds no usable geometry (voxel sizes "

@@ -1,12 +1,11 @@
-"""Matrices between worlds, ITK's text files, and resampling.
+"""Affine matrices between world spaces, ITK transform files, and resampling.
 
-A *matrix* here is always (4, 4), RAS mm, and moves **points from the source's world to the target's
-world**: `matrix = register_to_template(...)` maps native points to template points.
+A *matrix* is (4, 4), RAS mm, and maps **points of the source's world to the target's world**. For
+example, `register_to_template(...).matrix` maps native points to template points.
 
-ITK stores the opposite: a transform that resamples an image of the source on the target's grid maps
-*target* points back to *source* points, in LPS. So `write_itk_affine("..._from-T1w_to-MNI_
-mode-image_xfm.txt", matrix)` writes the inverse of `matrix`, and
-`ants.apply_transforms(fixed=target, moving=source, transformlist=[path])` does what
+ITK stores the inverse: a transform that resamples an image of the source on the target's grid maps
+*target* points to *source* points, in LPS. `write_itk_affine` therefore writes the inverse of the
+matrix, and `ants.apply_transforms(fixed=target, moving=source, transformlist=[path])` does what
 `resample(source, target, matrix)` does.
 """
 
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ..bounding_box import Canvas
+from ..bounding_box import BoundingBox
 from ..errors import InputError
 from ..files import write_text
 from ..volume import Volume
@@ -33,7 +32,7 @@ __all__ = [
     "read_itk_affine",
 ]
 
-ON_VOXELS = 1e-4  # a grid that lies beside another's voxels by less takes their values
+GRID_TOLERANCE_VOXELS = 1e-4  # a grid that is off by less is not interpolated
 
 
 def resample(
@@ -44,28 +43,36 @@ def resample(
     order: int = 1,
     antialias: bool = False,
 ) -> Volume:
-    """The volume on another grid; deterministic (scipy), no value beyond the input's range.
+    """Resample a volume to another grid.
+
+    Uses scipy and is deterministic. No value lies beyond the range of the input and zero.
 
     Parameters
     ----------
-    volume : source image; its mask, if any, comes along (linear, threshold 0.5)
-    reference : the target grid (its intensities are not used)
-    matrix : (4, 4) source world -> target world, RAS mm; identity if None
-    order : 0 nearest, 1 linear, 3 cubic; cubic rings, so it is clipped to the input's range
-    antialias : smooth first along the axes where the target's voxels are larger
+    volume : Volume
+        Source image. Its mask, if any, is resampled too (linear, threshold 0.5).
+    reference : Volume
+        Target grid; its intensities are not used.
+    matrix : (4, 4) ndarray, optional
+        World of the source to world of the target, RAS mm; identity by default.
+    order : int
+        0 nearest, 1 linear, 3 cubic. Cubic results are clipped to the input's range.
+    antialias : bool
+        Smooth first along the axes where the target's voxels are larger.
 
     Returns
     -------
-    Volume on the reference's grid, 0 outside the source's field of view
+    Volume
+        On the reference's grid; 0 outside the source's field of view.
     """
     to_source = np.linalg.inv(volume.affine) @ _inverse(matrix) @ reference.affine
-    data = _smoothed(volume.data, to_source) if antialias else volume.data
-    out = _pull(data, to_source, reference.shape, order)
+    data = _antialias(volume.data, to_source) if antialias else volume.data
+    out = _resample_array(data, to_source, reference.shape, order)
     if order > 1:
         np.clip(out, min(float(volume.data.min()), 0.0), float(volume.data.max()), out=out)
     mask = None
     if volume.mask is not None:
-        mask = _pull(volume.mask.astype(np.float32), to_source, reference.shape, 1) > 0.5
+        mask = _resample_array(volume.mask.astype(np.float32), to_source, reference.shape, 1) > 0.5
     return Volume(out, reference.affine, mask)
 
 
@@ -75,29 +82,69 @@ def resample_mask(
     reference: Volume,
     matrix: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A (I, J, K) bool mask on another grid: linear, threshold 0.5; False outside its grid."""
+    """Resample a mask to another grid (linear, threshold 0.5).
+
+    Parameters
+    ----------
+    mask : (I, J, K) bool ndarray
+        The mask.
+    affine : (4, 4) ndarray
+        Voxel indices of the mask to world, mm.
+    reference : Volume
+        Target grid.
+    matrix : (4, 4) ndarray, optional
+        World of the source to world of the target, RAS mm; identity by default.
+
+    Returns
+    -------
+    bool ndarray
+        On the reference's grid; False outside the mask's grid.
+    """
     to_source = np.linalg.inv(affine) @ _inverse(matrix) @ reference.affine
-    return _pull(np.asarray(mask, np.float32), to_source, reference.shape, 1) > 0.5
+    return _resample_array(np.asarray(mask, np.float32), to_source, reference.shape, 1) > 0.5
 
 
 def isotropic_grid(volume: Volume, spacing_mm: float, margin_mm: float = 0.0) -> Volume:
-    """An empty grid of cubic voxels along the volume's own axes that covers it and a margin."""
+    """Create an empty grid of cubic voxels along a volume's axes that covers it.
+
+    Parameters
+    ----------
+    volume : Volume
+        Volume to cover.
+    spacing_mm, margin_mm : float
+        Voxel size, and margin on each side, mm.
+
+    Returns
+    -------
+    Volume
+        All zeros.
+    """
     spacing = volume.spacing
     extent = spacing * np.array(volume.shape) + 2 * margin_mm
     shape = np.maximum(np.ceil(extent / spacing_mm - 1e-6), 1).astype(int)
     axes = volume.affine[:3, :3] / spacing
-    centre = volume.affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + volume.affine[:3, 3]
+    center = volume.affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + volume.affine[:3, 3]
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing_mm
-    affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+    affine[:3, 3] = center - affine[:3, :3] @ ((shape - 1) / 2)
     return Volume(np.zeros(tuple(shape), np.float32), affine)
 
 
 def write_itk_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> Path:
-    """Write (4, 4) `matrix` (source -> target points, RAS mm) as the ITK text transform (.txt)
-    that resamples an image of the source on the target's grid: its inverse, in LPS.
+    """Write a matrix as an ITK text transform that resamples the source on the target's grid.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, `.txt`.
+    matrix : (4, 4) ndarray
+        Source to target points, RAS mm. Its inverse is written, in LPS.
+
+    Returns
+    -------
+    Path
     """
-    inner = LPS @ np.linalg.inv(_checked(matrix)) @ LPS
+    inner = LPS @ np.linalg.inv(_check_matrix(matrix)) @ LPS
     numbers = [*inner[:3, :3].ravel(), *inner[:3, 3]]
     text = (
         "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
@@ -107,9 +154,19 @@ def write_itk_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> Path:
 
 
 def read_itk_affine(path: str | os.PathLike[str]) -> np.ndarray:
-    """The (4, 4) source -> target matrix (RAS mm) of an ITK text transform of one affine.
+    """Read the matrix of an ITK text transform that holds one affine.
 
-    Undoes `write_itk_affine`; a centre of rotation (FixedParameters) is taken into account.
+    Undoes `write_itk_affine`. A center of rotation (FixedParameters) is taken into account.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, `.txt`.
+
+    Returns
+    -------
+    (4, 4) ndarray
+        Source to target points, RAS mm.
 
     Raises
     ------
@@ -124,18 +181,18 @@ def read_itk_affine(path: str | os.PathLike[str]) -> np.ndarray:
     fixed = re.findall(r"^FixedParameters:(.*)$", text, re.MULTILINE)
     if len(parameters) != 1 or len(parameters[0].split()) != 12:
         raise InputError(
-            f"{path}: expected one ITK affine (12 numbers), found {len(parameters)} transforms; "
-            "warps and lists of transforms are not read here."
+            f"{path}: expected one ITK affine (12 numbers), got {len(parameters)} transforms. "
+            "Give a file with a single affine; warps are not supported."
         )
     numbers = np.array(parameters[0].split(), dtype=float)
-    centre = np.array((fixed[0] if fixed else "0 0 0").split()[:3], dtype=float)
+    center = np.array((fixed[0] if fixed else "0 0 0").split()[:3], dtype=float)
     inner = np.eye(4)
     inner[:3, :3] = numbers[:9].reshape(3, 3)
-    inner[:3, 3] = numbers[9:] + centre - inner[:3, :3] @ centre
-    return LPS @ np.linalg.inv(_checked(inner)) @ LPS
+    inner[:3, 3] = numbers[9:] + center - inner[:3, :3] @ center
+    return LPS @ np.linalg.inv(_check_matrix(inner)) @ LPS
 
 
-def _checked(matrix: np.ndarray) -> np.ndarray:
+def _check_matrix(matrix: np.ndarray) -> np.ndarray:
     matrix = np.asarray(matrix, dtype=np.float64)
     sound = matrix.shape == (4, 4) and np.isfinite(matrix).all()
     if not sound or abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
@@ -144,18 +201,18 @@ def _checked(matrix: np.ndarray) -> np.ndarray:
 
 
 def _inverse(matrix: np.ndarray | None) -> np.ndarray:
-    return np.eye(4) if matrix is None else np.linalg.inv(_checked(matrix))
+    return np.eye(4) if matrix is None else np.linalg.inv(_check_matrix(matrix))
 
 
-def _pull(
+def _resample_array(
     data: np.ndarray, to_source: np.ndarray, shape: tuple[int, ...], order: int
 ) -> np.ndarray:
-    """data at `to_source @ index` for every index of `shape`, float32."""
+    """Sample data at `to_source @ index` for every index of `shape`, as float32."""
     shift = np.rint(to_source[:3, 3])
     beside = np.abs(to_source[:3] - np.column_stack([np.eye(3), shift])) @ [*shape, 1]
-    if beside.max() < ON_VOXELS:
-        canvas = Canvas(tuple(int(step) for step in shift), tuple(shape))
-        return canvas.take(data).astype(np.float32, copy=False)
+    if beside.max() < GRID_TOLERANCE_VOXELS:
+        box = BoundingBox(tuple(int(step) for step in shift), tuple(shape))
+        return box.crop(data).astype(np.float32, copy=False)
     return ndimage.affine_transform(
         np.asarray(data, np.float32),
         to_source[:3, :3],
@@ -163,17 +220,17 @@ def _pull(
         output_shape=tuple(shape),
         output=np.float32,
         order=order,
-        # linear fades over half a voxel at the border; a cubic one would ring far outside of it
+        # Linear interpolation fades over half a voxel at the border. Cubic would ring far outside.
         mode="grid-constant" if order <= 1 else "constant",
         cval=0.0,
     )
 
 
-def _smoothed(data: np.ndarray, to_source: np.ndarray) -> np.ndarray:
-    """Blurred along the source axes that are stepped over by more than one voxel.
+def _antialias(data: np.ndarray, to_source: np.ndarray) -> np.ndarray:
+    """Smooth along the source axes on which the target steps over more than one voxel.
 
-    The footprint of a target voxel in source voxels is the row norm of `to_source`; the Gaussian
-    brings the full width at half maximum of a source voxel to that of a target voxel.
+    The footprint of a target voxel in source voxels is the row norm of `to_source`. The Gaussian
+    widens the full width at half maximum of a source voxel to that of a target voxel.
     """
     step = np.linalg.norm(to_source[:3, :3], axis=1)
     sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / 2.355

@@ -15,7 +15,7 @@ from ..cohort import Cohort
 from ..errors import HarmonizerError
 from ..evaluation.metrics.distribution import QuantileTable
 from ..evaluation.questions.anatomy import GUARDED
-from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
 from .group import GroupReport, ScanRow, render_group_report
@@ -23,7 +23,7 @@ from .group import GroupReport, ScanRow, render_group_report
 __all__ = ["main", "report_of", "verdicts_of"]
 
 
-def verdicts_of(metrics: Metrics, statistics: Statistics) -> dict[str, dict[str, Verdict]]:
+def verdicts_of(metrics: Metrics, statistics: Statistics) -> dict[str, dict[str, AnatomyCheck]]:
     """Method -> scan -> the anatomy guard's verdict, read back from the two tables."""
     limits = {(row.modality, row.reference): row.effect
               for row in statistics.select(name="anatomy_limit") if row.known}
@@ -31,11 +31,11 @@ def verdicts_of(metrics: Metrics, statistics: Statistics) -> dict[str, dict[str,
     for row in metrics.select(stage="change"):
         if row.measure in GUARDED and row.value is not None:
             values.setdefault((row.backend, row.scan), {})[row.measure] = row.value
-    found: dict[str, dict[str, Verdict]] = {}
+    found: dict[str, dict[str, AnatomyCheck]] = {}
     for row in metrics.select(measure="anatomy_held"):
         own = {name: limit for (modality, name), limit in limits.items()
                if modality == row.modality and limit is not None}
-        found.setdefault(row.backend, {})[row.scan] = Verdict(
+        found.setdefault(row.backend, {})[row.scan] = AnatomyCheck(
             row.value == 1.0, tuple(filter(None, row.reference.split("; "))),
             values.get((row.backend, row.scan), {}), own)
     return found
@@ -47,8 +47,11 @@ def report_of(folder: Path) -> GroupReport:
     metrics = Metrics.from_tsv(folder / "metrics.tsv")
     statistics = Statistics.from_tsv(folder / "group_statistics.tsv")
     verdicts = verdicts_of(metrics, statistics)
-    scans = tuple(ScanRow(s.scan_id, s.subject, s.site, s.modality, s.age, s.sex)
+    scans = tuple(ScanRow(s.scan_id, s.subject, s.site, s.modality, s.age, s.sex,
+                          covariates=s.covariates)
                   for s in Cohort.from_tsv(folder / "cohort.tsv"))
+    named = tuple(name for name in statistics.select(name="site_confounding").distinct("reference")
+                  if name not in ("age", "sex"))
     links = {scan.subject: f"sub-{scan.subject}.html" for scan in scans
              if (folder / f"sub-{scan.subject}.html").is_file()}
     backend = next(iter(verdicts), "none")
@@ -57,7 +60,7 @@ def report_of(folder: Path) -> GroupReport:
     return GroupReport(
         scans, metrics, QuantileTable.from_tsv(folder / "metrics_quantiles.tsv"),
         backend=backend, targets=targets,
-        links=links, statistics=statistics, verdicts=verdicts)
+        links=links, named=named, statistics=statistics, verdicts=verdicts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

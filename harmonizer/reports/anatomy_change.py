@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..evaluation.questions.anatomy import moved_map
+from ..evaluation.questions.anatomy import anatomy_change_map
 from ..volume import Volume
 from .draw import Colours, draw_mosaic
 from .figures import Figure
@@ -26,7 +26,7 @@ def moved_figure(name: str, before: Volume, after: Volume, reasons: str = "") ->
     Both on one grid, ``before`` with its mask; ``reasons``: of the flag, for the caption.
     InputError for a constant harmonized image.
     """
-    moved = 100 * moved_map(before.data, after.data, before.mask, tuple(before.spacing))
+    moved = 100 * anatomy_change_map(before.data, after.data, before.mask, tuple(before.spacing))
     peak = np.unravel_index(np.abs(moved).argmax(), moved.shape)
     place = before.affine[:3, :3] @ peak + before.affine[:3, 3]
     limit = max(LEAST_SHOWN, float(np.abs(moved).max()))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation.questions.anatomy import GUARDED
-from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import Statistics, Test
-from ..evaluation.verdicts import QUESTIONS, WORST, Answer, answers
+from ..evaluation.verdicts import MIN_SHOWN_R2, QUESTIONS, Verdict, compute_verdicts
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
 
@@ -23,13 +23,13 @@ WORDS = {  # test -> what a reader is told beside the large number
     "distribution_distance": "distance between the sites' grey levels",
     "identification": "of the people are found again at another site",
     "source_identification": "of the images are most like their own source",
-    "travelling_wilcoxon": "change of PSNR between scanners against unharmonized images",
+    "traveling_wilcoxon": "change of PSNR between scanners against unharmonized images",
     "age_r2": "of the variance of age is predicted across sites (R²)",
     "anatomy_flagged": "of the images are flagged by the anatomy guard",
 }
 PERCENT = ("identification", "source_identification", "anatomy_flagged")
 MOST_EFFECTS = 3  # drawn on a card
-ORDER = ("psnr", "ssim", "ms_ssim", "rmse", "mae", "lpips")
+ORDER = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 TISSUES = ("brain", "CSF", "GM", "WM")
 
 
@@ -90,7 +90,7 @@ class _Source:
 
     table: Statistics
     methods: tuple[str, ...]
-    verdicts: Mapping[str, Mapping[str, Verdict]]
+    verdicts: Mapping[str, Mapping[str, AnatomyCheck]]
     modality: str
 
     @property
@@ -111,15 +111,15 @@ class _Source:
 
 
 def evidence_of(statistics: Statistics, modality: str, methods: Sequence[str],
-                verdicts: Mapping[str, Mapping[str, Verdict]]) -> Evidence:
+                verdicts: Mapping[str, Mapping[str, AnatomyCheck]]) -> Evidence:
     """What the tests say on the images of one modality; ``methods``: the run's own first."""
     source = _Source(statistics.select(modality=modality), tuple(methods), verdicts, modality)
-    found = {name: answers(statistics, name, modality) for name in methods}
+    found = {name: compute_verdicts(statistics, name, modality) for name in methods}
     return Evidence(
         tuple(_card(source, answer) for answer in found[methods[0]]) if methods else (),
         _side_by_side(source, found),
         {"scanner": (_guesses(source), _grey_levels(source), _volumes(source), _paired(source)),
-         "person": (_pairs(source), _agreement(source), _identity(source)),
+         "subject": (_pairs(source), _agreement(source), _identity(source)),
          "biology": (_age(source), _effects(source)),
          "anatomy": (_guard(source),)},
         tuple((scan, method, "; ".join(verdict.reasons))
@@ -134,15 +134,15 @@ def method_words(name: str) -> str:
 
 # --- cards ----------------------------------------------------------------------------------------
 
-def _card(source: _Source, answer: Answer) -> Card:
-    row = answer.rests_on
+def _card(source: _Source, answer: Verdict) -> Card:
+    row = answer.basis
     own = row is not None and row.backend == source.methods[0]
-    if own and row.name == "travelling_wilcoxon":  # what a linear map does not do already
+    if own and row.name == "traveling_wilcoxon":  # what a linear map does not do already
         row = source.known(row.name, row.backend, reference="psnr | rescaled") or row
     number, words = _number(row) if own else ("", "")
-    chart, caption = _CHARTS[answer.question](source, answer.rests_on)
-    return Card(answer.question, QUESTIONS[answer.question], answer.verdict,
-                VERDICTS[answer.verdict], number, words, answer.sentence, chart, caption)
+    chart, caption = _CHARTS[answer.question](source, answer.basis)
+    return Card(answer.question, QUESTIONS[answer.question], answer.answer,
+                VERDICTS[answer.answer], number, words, answer.sentence, chart, caption)
 
 
 def _number(row: Test) -> tuple[str, str]:
@@ -151,7 +151,7 @@ def _number(row: Test) -> tuple[str, str]:
         return "", ""
     if row.name in PERCENT:
         return f"{100 * row.effect:.0f} %", WORDS[row.name]
-    if row.name == "travelling_wilcoxon":
+    if row.name == "traveling_wilcoxon":
         measure, other = row.reference.split(" | ")
         unit = f" {row.unit}" if row.unit not in ("1", "") else ""
         return (f"{row.effect:+.2g}{unit}",
@@ -180,14 +180,14 @@ def _marks(source: _Source, name: str, combat: bool = True, **more: str) -> list
 
 def _value_words(row: Test, digits: int = 3) -> str:
     """The number, or, for a prediction of age that has failed altogether, that it has."""
-    if row.name == "age_r2" and row.effect < WORST:
-        return f"< {WORST:.0f}"
+    if row.name == "age_r2" and row.effect < MIN_SHOWN_R2:
+        return f"< {MIN_SHOWN_R2:.0f}"
     return number_words(row.effect, digits)
 
 
-def _scanner_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
+def _scanner_chart(source: _Source, basis: Test | None) -> tuple[Any, str]:
     own = source.methods[0]
-    levels = rests_on is not None and rests_on.name == "distribution_distance"
+    levels = basis is not None and basis.name == "distribution_distance"
     if source.known("site_f1_retrained", own) and not levels:
         chance = source.known("site_chance", own)
         band = None if chance is None else Band(chance.low, chance.high, "chance")
@@ -202,7 +202,7 @@ def _scanner_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
             "Distance between the sites' grey levels as a share of the range R; 0 is none.")
 
 
-def _person_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
+def _person_chart(source: _Source, basis: Test | None) -> tuple[Any, str]:
     marks = [Mark(words, row.effect, row.low, row.high, look)
              for words, look, row in _pair_rows(source, "psnr") if row is not None and row.known]
     if marks:
@@ -230,9 +230,9 @@ def _without_the_first(marks: Sequence[Mark]) -> tuple[float, float] | None:
     return min(bounds) - 1, max(bounds) + 1
 
 
-def _biology_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
+def _biology_chart(source: _Source, basis: Test | None) -> tuple[Any, str]:
     marks = _marks(source, "age_r2")
-    if len(marks) > 1 and (rests_on is None or rests_on.name == "age_r2"):
+    if len(marks) > 1 and (basis is None or basis.name == "age_r2"):
         lowest = min(0.0, *(mark.value for mark in marks))
         return (interval_chart(marks, "R2 of age predicted across sites", zero=True,
                                ends=(max(lowest, -1.0) - 0.05, 1.0)),
@@ -251,7 +251,7 @@ def _biology_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
             "Effects of covariates on tissue features, before (grey) and after.")
 
 
-def _anatomy_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
+def _anatomy_chart(source: _Source, basis: Test | None) -> tuple[Any, str]:
     found = source.verdicts.get(source.methods[0], {})
     strips = []
     for name, (words, higher) in GUARDED.items():
@@ -268,7 +268,7 @@ def _anatomy_chart(source: _Source, rests_on: Test | None) -> tuple[Any, str]:
             "scanner differ by. Beyond the line an image is flagged.")
 
 
-def _share_of_limit(verdict: Verdict, name: str, higher: bool) -> tuple[float, bool]:
+def _share_of_limit(verdict: AnatomyCheck, name: str, higher: bool) -> tuple[float, bool]:
     """0 unmoved, 1 at the limit, and whether the limit is broken."""
     value, limit = verdict.values[name], verdict.limits[name]
     if not math.isfinite(value):
@@ -279,7 +279,7 @@ def _share_of_limit(verdict: Verdict, name: str, higher: bool) -> tuple[float, b
 
 
 _CHARTS: dict[str, Callable[[_Source, Test | None], tuple[Any, str]]] = {
-    "scanner": _scanner_chart, "person": _person_chart, "biology": _biology_chart,
+    "scanner": _scanner_chart, "subject": _person_chart, "biology": _biology_chart,
     "anatomy": _anatomy_chart}
 
 
@@ -381,17 +381,17 @@ def _paired(source: _Source) -> Table:
         "Tissue volumes of the same people, site by site",
         "Paired t tests against the reference site; p corrected after Benjamini and Hochberg.",
         ("Images", "Tissue", "Site", "Reference", "Mean difference (95 %)", "p corrected",
-         "People"), rows, source.row("paired_t") or source.row("travelling_pair"))
+         "People"), rows, source.row("paired_t") or source.row("traveling_pair"))
 
 
 def _pair_rows(source: _Source, measure: str) -> list[tuple[str, str, Test | None]]:
     """(words, look, row) of one measure of travelling pairs: before, rescaled, each method."""
-    rows = [("before", "before", source.row("travelling_pair", "", reference=measure,
+    rows = [("before", "before", source.row("traveling_pair", "", reference=measure,
                                             stage="before")),
-            ("rescaled", "other", source.row("travelling_pair", "", reference=measure,
+            ("rescaled", "other", source.row("traveling_pair", "", reference=measure,
                                              stage="rescaled"))]
     return rows + [(name, "after" if name == source.methods[0] else "other",
-                    source.row("travelling_pair", name, reference=measure))
+                    source.row("traveling_pair", name, reference=measure))
                    for name in source.methods]
 
 
@@ -400,7 +400,7 @@ def _pairs(source: _Source) -> Table:
     for measure in ORDER:
         for words, look, row in _pair_rows(source, measure):
             name = row.backend if row is not None else ""
-            against = [source.row("travelling_wilcoxon", name, reference=f"{measure} | {other}")
+            against = [source.row("traveling_wilcoxon", name, reference=f"{measure} | {other}")
                        if name else None for other in ("unharmonized", "rescaled")]
             rows.append((Cell(measure.upper().replace("_", "-")), Cell(words), _cell(row),
                          *(c for test in against for c in
@@ -411,7 +411,7 @@ def _pairs(source: _Source) -> Table:
         "below unharmonized images, nor below images that were only rescaled (one linear map per "
         "scan). Median change over people, Wilcoxon signed-rank test, p corrected after Holm.",
         ("Measure", "Images", "Mean (95 %)", "Against unharmonized", "p", "Against rescaled", "p"),
-        rows, source.row("travelling_pair"))
+        rows, source.row("traveling_pair"))
 
 
 def _agreement(source: _Source) -> Table:
@@ -425,7 +425,7 @@ def _agreement(source: _Source) -> Table:
         "Over sites: ICC(3,1) forgives offsets between sites, ICC(2,1) does not (higher is "
         "better); variation within a person in percent (lower is better).",
         ("Feature", "Images", "ICC(3,1) (95 %)", "ICC(2,1) (95 %)", "Within person, % (95 %)"),
-        rows, source.row("icc31") or source.row("travelling_pair"))
+        rows, source.row("icc31") or source.row("traveling_pair"))
 
 
 def _identity(source: _Source) -> Table:
@@ -458,9 +458,9 @@ def _age(source: _Source) -> Table:
         rows, source.row("age_r2"))
 
 
-KINDS = {"cohens_d": "Cohen's d", "standardised_beta": "standardised slope",
+KINDS = {"cohens_d": "Cohen's d", "standardized_beta": "standardised slope",
          "partial_eta_squared": "share of variance"}
-EFFECTS = {"cohens_d": "d", "standardised_beta": "β", "partial_eta_squared": "η²"}
+EFFECTS = {"cohens_d": "d", "standardized_beta": "β", "partial_eta_squared": "η²"}
 
 
 def _effect_row(source: _Source, method: str, reference: str) -> Test | None:
@@ -520,11 +520,11 @@ def _guard(source: _Source) -> Table:
         source.row("anatomy_flagged", source.methods[0] if source.methods else ""))
 
 
-def _side_by_side(source: _Source, found: Mapping[str, Sequence[Answer]]) -> Table:
+def _side_by_side(source: _Source, found: Mapping[str, Sequence[Verdict]]) -> Table:
     """Every method on one row, and what was there before and ComBat's numbers beside them."""
     rows = []
     for method in _methods(source):
-        verdicts = [Cell(VERDICTS[a.verdict]) for a in found.get(method, ())] or [Cell("")] * 4
+        verdicts = [Cell(VERDICTS[a.answer]) for a in found.get(method, ())] or [Cell("")] * 4
         psnr = next(row for words, _, row in _pair_rows(source, "psnr") if words == (
             method or "before")) if method != COMBAT else None
         rows.append((Cell(method_words(method)), *verdicts,

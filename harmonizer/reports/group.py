@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluation.metrics.distribution import QuantileTable, match_moments
-from ..evaluation.questions.anatomy_limits import Verdict
+from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.confounding import ConfoundingCheck, check_confounding
 from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
@@ -45,6 +45,7 @@ class ScanRow:
     age: float | None = None
     sex: str | None = None
     split: str = ""
+    covariates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class GroupReport:
     ``methods``: a small Markdown text. ``statistics``: the referee's tests, from which the four
     answers are told. ``targets``: modality -> what its images were harmonized to. ``verdicts``:
     method -> scan -> the anatomy guard's verdict. ``moved``: maps of where flagged images moved.
-    ``explained``: maps of what each scanner did to each tissue.
+    ``explained``: maps of what each scanner did to each tissue. ``doubts``: sentences that a reader
+    must see before any result, such as a covariate that is the site. ``named``: columns of the
+    scans' covariates that are compared with the site. ``fit``: sentences on what the fit modelled
+    and whom it left out.
     """
 
     scans: tuple[ScanRow, ...]
@@ -82,9 +86,12 @@ class GroupReport:
     software: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
-    verdicts: Mapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
+    verdicts: Mapping[str, Mapping[str, AnatomyCheck]] = field(default_factory=dict)
     moved: tuple[Figure, ...] = ()
     explained: tuple[Figure, ...] = ()
+    doubts: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    fit: tuple[str, ...] = ()
 
     @property
     def aimed_at(self) -> dict[str, tuple[str, ...]]:
@@ -112,12 +119,16 @@ class ModalityView:
 def render_group_report(path: Path, report: GroupReport) -> Path:
     """Write ``report`` as one self-contained HTML file, atomically, and return its path."""
     modalities = report.metrics.distinct("modality")
-    checks = check_confounding(*_people(report.scans))
+    others = {name: [scan.covariates.get(name) for scan in report.scans] for name in report.named}
+    checks = check_confounding(*_people(report.scans), others=others)
+    grave = [check.warning for check in checks if check.is_site]
     return render("group.html.j2", Path(path), {
         "title": report.title,
         "report": report,
         "checks": checks,
+        "doubts": list(dict.fromkeys((*grave, *report.doubts))),
         "alarms": [check.warning for check in checks if check.warning],
+        "variables": [check.variable for check in checks],
         "sites": _site_counts(report.scans, checks),
         "targets": _target_words(report),
         "people": len({scan.subject for scan in report.scans}),
@@ -170,13 +181,13 @@ def _people(scans: Sequence[ScanRow]) -> tuple[list, list, list, list]:
 
 
 def _site_counts(scans: Sequence[ScanRow], checks: Sequence[ConfoundingCheck]
-                 ) -> list[tuple[str, int, int, str, str]]:
-    """Site, scans, people, ages and sexes in words, sites sorted."""
+                 ) -> list[tuple[str, int, int, list[str]]]:
+    """Site, scans, people, and each variable in words, sites sorted."""
     rows = []
     for site in sorted({scan.site for scan in scans}):
         here = [scan for scan in scans if scan.site == site]
         words = [check.by_site.get(site, "unknown") for check in checks]
-        rows.append((site, len(here), len({scan.subject for scan in here}), words[0], words[1]))
+        rows.append((site, len(here), len({scan.subject for scan in here}), words))
     return rows
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from ..contrast.local_statistics import TISSUES, Lattice, LocalStatistics, relative_gain
+from ..contrast.local_statistics import Lattice, LocalStatistics, relative_gain
 from ..template import load_template, tissue_priors
+from ..tissues import TISSUES
 from .draw import Colours, draw_mosaic
 from .figures import Figure
 from .mosaic import plan_mosaic

@@ -15,7 +15,8 @@ __all__ = ["DistanceRow", "FeatureRow", "SiteRow", "Outlier", "mean_distance", "
 WHISKER = 1.5  # Tukey's fences: this many interquartile ranges beyond the quartiles
 FEWEST_FOR_OUTLIERS = 8
 CONTRAST_KEPT = (0.8, 1.25)  # mean range over R within which distances can be compared
-SITE_FEATURES = ("median", "p95", "gm_wm_ratio", "csf_wm_ratio")
+SITE_FEATURES = ("median", "p95", "gm_wm_ratio", "csf_wm_ratio", "noise_wm", "blur_x", "blur_y",
+                 "blur_z")
 WATCHED = (("wasserstein_to_target", "after", 0.01), ("ssim_structure", "change", 0.99),
            ("gradient_agreement", "change", 0.99))
 """Measure, stage, and the value up to which no scan is worth a look, however far from the rest."""

@@ -1,1 +1,1 @@
-"""Brain and tissues at any contrast: a small network that was trained on synthesised images."""
+"""Segmentation of brain and tissues at any contrast, by networks trained on synthesized images."""

@@ -1,4 +1,4 @@
-"""`python -m harmonizer.segmentation`: train the segmenter, use it, or look at what it is shown."""
+"""Command line of the segmentation: train the networks, apply them, or draw training images."""
 
 from __future__ import annotations
 
@@ -22,16 +22,27 @@ LOG = logging.getLogger("harmonizer.segmentation")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one of the commands; returns the exit code (see `harmonizer.errors`)."""
-    given = _parser().parse_args(argv)
+    """Run a command of `python -m harmonizer.segmentation`.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code, see `harmonizer.errors`.
+    """
+    args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        given.run(given)
+        args.run(args)
     except HarmonizerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -41,127 +52,133 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="python -m harmonizer.segmentation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train on images synthesised from label maps")
+    train = commands.add_parser("train", help="train on images synthesized from label maps")
     train.add_argument("label_maps", type=Path, help="folder of SynthSeg's training label maps")
-    train.add_argument("out", type=Path, help="a run that stopped there is gone on with")
+    train.add_argument("out", type=Path, help="output folder; an interrupted run in it is resumed")
     train.add_argument("--preset", choices=(*PLANS, *PRESETS), default="cpu-1h",
-                       help="a plan (cpu-, gpu-, whole-heads): presets, each in its own folder")
-    train.add_argument("--seed", type=int, default=0, help="the next one for each next preset")
+                       help="a preset, or a plan (cpu-*, gpu-*, whole-heads) of several presets, "
+                            "each in its own folder")
+    train.add_argument("--seed", type=int, default=0,
+                       help="random seed; each further preset of a plan uses the next seed")
     train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    train.add_argument("--threads", type=int, default=2, help="of the CPU")
-    train.add_argument("--workers", type=int, default=0, help="processes that synthesise images")
-    train.add_argument("--start", type=Path, help="weights to begin with; default: random ones")
+    train.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    train.add_argument("--workers", type=int, default=0, help="processes that synthesize images")
+    train.add_argument("--initial-weights", type=Path,
+                       help="weights file to start from; by default, weights are random")
     train.set_defaults(run=_train)
-    use = commands.add_parser("segment", help="find the tissues of a brain")
+    use = commands.add_parser("segment", help="segment the tissues of a brain")
     use.add_argument("image", type=Path, help="NIfTI, any contrast")
     use.add_argument("--mask", type=Path, required=True, help="brain mask on the same grid")
-    use.add_argument("--out", type=Path, required=True, help="folder for the results")
+    use.add_argument("--out", type=Path, required=True, help="output folder")
     use.add_argument("--threads", type=int, default=1)
     use.set_defaults(run=_segment)
     head = commands.add_parser("brain", help="find the brain in a whole head")
     head.add_argument("image", type=Path, help="NIfTI, any contrast")
-    head.add_argument("--out", type=Path, required=True, help="file for the mask")
+    head.add_argument("--out", type=Path, required=True, help="output file, the mask")
     head.set_defaults(run=_brain)
-    draw = commands.add_parser("draw", help="write synthesised images, to look at")
+    draw = commands.add_parser("draw", help="write synthesized images for inspection")
     draw.add_argument("label_maps", type=Path)
     draw.add_argument("out", type=Path)
-    draw.add_argument("--preset", choices=PRESETS, default="first", help="whose images")
+    draw.add_argument("--preset", choices=PRESETS, default="first", help="preset to draw")
     draw.add_argument("--count", type=int, default=10)
     draw.add_argument("--seed", type=int, default=0)
     draw.set_defaults(run=_draw)
     return parser
 
 
-def _train(given: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> None:
     import torch
 
     from ..deep.processor import torch_threads
     from .label_maps import load_label_maps
     from .train_settings import PLANS
 
-    if given.device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device {given.device} was asked for, but there is no CUDA device.")
-    maps, presets, weights = load_label_maps(given.label_maps), PLANS.get(given.preset), given.start
-    with torch_threads(given.threads):
-        for n, preset in enumerate(presets or (given.preset,)):
-            out = given.out / f"{n + 1}-{preset}" if presets else given.out
-            weights = _train_preset(given, maps, preset, given.seed + n, out, weights)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"--device {args.device} needs a CUDA device, but none was found. Use "
+                         "--device cpu.")
+    maps, presets = load_label_maps(args.label_maps), PLANS.get(args.preset)
+    weights = args.initial_weights
+    with torch_threads(args.threads):
+        for n, preset in enumerate(presets or (args.preset,)):
+            out = args.out / f"{n + 1}-{preset}" if presets else args.out
+            weights = _train_preset(args, maps, preset, args.seed + n, out, weights)
     print(weights)
 
 
-def _train_preset(given: argparse.Namespace, maps: Sequence[LabelMap], preset: str, seed: int,
-                  out: Path, start: Path | None) -> Path:
-    """Train, or go on; the weights' path. What was finished is not judged again."""
+def _train_preset(args: argparse.Namespace, maps: Sequence[LabelMap], preset: str, seed: int,
+                  out: Path, initial_weights: Path | None) -> Path:
+    """Train or resume one preset and return the weights' path; finished presets are skipped."""
     from .card import file_of, write_model
     from .train import train, validate
 
-    settings = _settings(preset, seed, given.device)
-    network = train(maps, out, settings, device=given.device, workers=given.workers, start=start)
+    settings = _settings(preset, seed, args.device)
+    network = train(maps, out, settings, device=args.device, workers=args.workers,
+                    initial_weights=initial_weights)
     done = file_of(out, len(settings.classes))
     if done.with_suffix(".md").exists():  # the card is written last
         return done
-    unseen = maps[len(maps) - settings.held_out :] or maps
-    dice = validate(network, unseen, synthesis=settings.phases[-1].synthesis)
+    validation_maps = maps[len(maps) - settings.n_validation_maps :] or maps
+    dice = validate(network, validation_maps, synthesis=settings.phases[-1].synthesis)
     return write_model(out, network, dice, preset, seed)
 
 
 def _settings(preset: str, seed: int, device: str) -> TrainingSettings:
-    """The preset's; in single precision where bfloat16 would take minutes a step."""
+    """Return the settings of a preset, in single precision on devices without fast bfloat16."""
     from ..deep.processor import trains_in_bf16
     from .train_settings import PRESETS
 
     settings = replace(PRESETS[preset], seed=seed)
     if settings.precision == "bf16" and not trains_in_bf16(device):
-        LOG.warning("%s does not multiply bfloat16 (CPU: AMX, AVX512-BF16; GPU: Ampere): training "
-                    "in single precision, which takes about three times as long; the weights "
-                    "differ by rounding", device)
+        LOG.warning("%s has no bfloat16 instructions (CPU: AMX, AVX512-BF16; GPU: Ampere or "
+                    "later): training in single precision, which takes about three times as long. "
+                    "The weights differ by rounding.", device)
         settings = replace(settings, precision="fp32")
     return settings
 
 
-def _segment(given: argparse.Namespace) -> None:
+def _segment(args: argparse.Namespace) -> None:
     from ..volume import load_nifti, read_volume, write_labels, write_volume
-    from .predict import doubt, segment
+    from .predict import low_confidence_warning, segment
 
-    path = given.image
-    volume, header = read_volume(path, given.mask), load_nifti(path).header
-    found = segment(volume, threads=given.threads)
+    path = args.image
+    volume, header = read_volume(path, args.mask), load_nifti(path).header
+    found = segment(volume, threads=args.threads)
     name = path.name.removesuffix(".gz").removesuffix(".nii")
-    start = given.out / (name.rsplit("_", 1)[0] if "_" in name else name)
-    for tissue, share in found.tissues.items():
-        write_volume(f"{start}_label-{tissue}_probseg.nii.gz", volume.with_data(share),
-                     header=header)
-    write_labels(f"{start}_dseg.nii.gz", found.classes, volume.affine, header=header)
-    millilitres = {t: round(float(s.sum() * np.prod(volume.spacing)) / 1e3)
-                   for t, s in found.tissues.items()}
-    print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in millilitres.items())
-          + f", support {found.support:.2f}")
-    if (warning := doubt(found.support)) is not None:
+    stem = args.out / (name.rsplit("_", 1)[0] if "_" in name else name)
+    for tissue, probability in found.tissues.items():
+        write_volume(f"{stem}_label-{tissue}_probseg.nii.gz",
+                     volume.with_data(probability), header=header)
+    write_labels(f"{stem}_dseg.nii.gz", found.classes, volume.affine, header=header)
+    volumes_ml = {t: round(float(p.sum() * np.prod(volume.spacing)) / 1e3)
+                  for t, p in found.tissues.items()}
+    print(f"{path}: " + ", ".join(f"{t} {ml} ml" for t, ml in volumes_ml.items())
+          + f", contrast-to-noise ratio {found.contrast_to_noise:.2f}")
+    if (warning := low_confidence_warning(found.contrast_to_noise)) is not None:
         print(f"warning: {path}: {warning}", file=sys.stderr)
 
 
-def _brain(given: argparse.Namespace) -> None:
+def _brain(args: argparse.Namespace) -> None:
     from ..volume import load_nifti, read_volume, write_mask
     from .brain import network_mask
 
-    volume = read_volume(given.image)
+    volume = read_volume(args.image)
     mask = network_mask(volume)
-    write_mask(given.out, mask, volume.affine, header=load_nifti(given.image).header)
-    print(f"{given.image}: {mask.sum() * np.prod(volume.spacing) / 1e6:.2f} litres")
+    write_mask(args.out, mask, volume.affine, header=load_nifti(args.image).header)
+    print(f"{args.image}: {mask.sum() * np.prod(volume.spacing) / 1e6:.2f} liters")
 
 
-def _draw(given: argparse.Namespace) -> None:
+def _draw(args: argparse.Namespace) -> None:
     from ..volume import Volume, write_labels, write_volume
     from .label_maps import load_label_maps
     from .synthesis import synthesise
     from .train_settings import PRESETS
 
-    maps, how = load_label_maps(given.label_maps), PRESETS[given.preset].phases[-1].synthesis
-    for index in range(given.count):
-        image, target = synthesise(maps, given.seed, index, how)
-        volume = Volume(image.numpy(), np.diag([how.voxel_mm] * 3 + [1.0]))
-        write_volume(given.out / f"seed-{given.seed}_index-{index}_image.nii.gz", volume)
-        write_labels(given.out / f"seed-{given.seed}_index-{index}_dseg.nii.gz", target.numpy(),
+    maps, settings = load_label_maps(args.label_maps), PRESETS[args.preset].phases[-1].synthesis
+    for index in range(args.count):
+        image, target = synthesise(maps, args.seed, index, settings)
+        volume = Volume(image.numpy(), np.diag([settings.voxel_mm] * 3 + [1.0]))
+        write_volume(args.out / f"seed-{args.seed}_index-{index}_image.nii.gz", volume)
+        write_labels(args.out / f"seed-{args.seed}_index-{index}_dseg.nii.gz", target.numpy(),
                      volume.affine)
 
 

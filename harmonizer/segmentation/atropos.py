@@ -1,9 +1,14 @@
-"""Tissue of an image on the template grid, from the image and the template's priors.
+"""Segment tissues on the template grid with ANTs Atropos and the template's tissue priors.
 
-ANTs Atropos (Avants et al. 2011, doi:10.1007/s12021-011-9109-y): a finite mixture of three normal
-distributions with a Markov random field, started from and held to the template's tissue maps. The
-priors tell the classes apart, so no order of brightness is assumed. It works at 2 mm, where it
-takes seconds; what is wanted of it is the same answer for the same brain, not the best border.
+Atropos [1]_ fits a finite mixture of three normal distributions with a Markov random field. The
+template's tissue maps initialize it and act as spatial priors, which identify the classes, so no
+order of tissue intensities is assumed. At 2 mm a brain takes seconds. The segmenter is meant to be
+consistent across images of one brain rather than precise at borders.
+
+References
+----------
+.. [1] Avants, B. B. et al. (2011). An open source multivariate framework for n-tissue segmentation
+   with evaluation on public data. Neuroinformatics 9(4), 381-400. doi:10.1007/s12021-011-9109-y
 """
 
 from __future__ import annotations
@@ -19,22 +24,32 @@ from scipy import ndimage
 
 from ..errors import InputError
 from ..template import load_template, tissue_priors
+from ..tissues import TISSUES
 from ..volume import Volume
-from .segmentations import TISSUES, dice
+from .segmentations import dice
 
 __all__ = ["AtroposSegmenter"]
 
-LEAST_OVERLAP = 0.75  # Dice of the image's mask with the template's, below which it is elsewhere
+MIN_MASK_DICE = 0.75  # of the image's mask with the template's; below it, not in template space
 _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class AtroposSegmenter:
-    """``segmenter(volume)`` -> probabilities of CSF, GM and WM on the template grid.
+    """Segment an image in template space with Atropos.
 
-    ``resolution_mm``: grid to work on (2; 1 is eight times slower); ``iterations`` of Atropos;
-    ``prior_weight``: 0 uses the priors to start only, 1 nothing but them; ``own_grid``: carry the
-    answer to the volume's own grid (linear) instead of leaving it on the template's.
+    Attributes
+    ----------
+    resolution_mm : int
+        Voxel size of the working grid, mm; 1 takes eight times as long as 2.
+    iterations : int
+        Iterations of Atropos.
+    prior_weight : float
+        0 uses the priors for initialization only, 1 uses nothing else.
+    smoothing : float
+        Weight of the Markov random field.
+    own_grid : bool
+        Resample the result to the volume's grid (linear) instead of the template's.
     """
 
     resolution_mm: int = 2
@@ -44,27 +59,44 @@ class AtroposSegmenter:
     own_grid: bool = False
 
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
-        """InputError unless the volume has a mask that lies on the template's brain."""
+        """Compute the probabilities of CSF, GM and WM.
+
+        Parameters
+        ----------
+        volume : Volume
+            Image in template space, with a brain mask.
+
+        Returns
+        -------
+        dict of str to (I, J, K) float32 ndarray
+            Probabilities on the template grid, or on the volume's with `own_grid`.
+
+        Raises
+        ------
+        InputError
+            If there is no mask, or if its Dice coefficient with the template's mask is below
+            `MIN_MASK_DICE`.
+        """
         grid = load_template(self.resolution_mm)
-        image = _on_grid(volume, grid)
+        image = _to_template_grid(volume, grid)
         overlap = dice(image.mask, grid.mask)
-        if overlap < LEAST_OVERLAP:
+        if overlap < MIN_MASK_DICE:
             raise InputError(
-                f"expected an image in the space of the template, but its brain mask overlaps the "
-                f"template's by a Dice of {overlap:.2f} only. Register it first, or pass another "
-                "segmentation.")
-        found = _atropos(image, self)
-        return _carried(found, image, volume) if self.own_grid else found
+                f"expected an image in the space of the template, but the Dice coefficient of its "
+                f"brain mask and the template's is {overlap:.2f}. Register the image first, or "
+                "give another segmentation.")
+        maps = _atropos(image, self)
+        return _to_volume_grid(maps, image, volume) if self.own_grid else maps
 
     @property
     def name(self) -> str:
-        """One word for what it does and with which settings, for caches."""
+        """Name of the segmenter and its settings, for caches."""
         return (f"atropos-{self.resolution_mm}mm-{self.iterations}-{self.prior_weight:g}-"
                 f"{self.smoothing:g}{'-own' if self.own_grid else ''}")
 
 
-def _on_grid(volume: Volume, grid: Volume) -> Volume:
-    """The volume on another grid: smoothed as far as voxels grow, then read linearly."""
+def _to_template_grid(volume: Volume, grid: Volume) -> Volume:
+    """Resample a volume to another grid: smooth in proportion to the voxel size, then linear."""
     if volume.mask is None:
         raise InputError("segmentation needs a brain mask and the volume has none. Give a mask.")
     if volume.same_grid(grid):
@@ -76,28 +108,30 @@ def _on_grid(volume: Volume, grid: Volume) -> Volume:
     smooth = ndimage.gaussian_filter(volume.data * inside, sigma)
     smooth = np.divide(smooth, weight, out=np.zeros_like(smooth), where=weight > 1e-3)
     step = np.linalg.inv(volume.affine) @ grid.affine
-    data, share = (ndimage.affine_transform(array, step[:3, :3], step[:3, 3], grid.shape, order=1)
-                   for array in (smooth, inside))
-    return Volume(np.where(share > 0.5, data, 0), grid.affine, share > 0.5)
+    data, coverage = (
+        ndimage.affine_transform(array, step[:3, :3], step[:3, 3], grid.shape, order=1)
+        for array in (smooth, inside))
+    return Volume(np.where(coverage > 0.5, data, 0), grid.affine, coverage > 0.5)
 
 
-def _carried(maps: dict[str, np.ndarray], image: Volume, volume: Volume) -> dict[str, np.ndarray]:
-    """The maps, on the grid of `image`, on the grid of `volume`; one in all inside its mask."""
+def _to_volume_grid(maps: dict[str, np.ndarray], image: Volume, volume: Volume
+                    ) -> dict[str, np.ndarray]:
+    """Resample maps from the grid of `image` to that of `volume`, normalized inside its mask."""
     if not image.same_grid(volume):
         step = np.linalg.inv(image.affine) @ volume.affine
         maps = {name: ndimage.affine_transform(one, step[:3, :3], step[:3, 3], volume.shape,
                                                order=1, mode="nearest")
                 for name, one in maps.items()}
     total = sum(maps.values())
-    known = volume.mask & (total > 1e-3)
-    return {name: np.divide(one, total, out=np.zeros_like(one), where=known)
+    covered = volume.mask & (total > 1e-3)
+    return {name: np.divide(one, total, out=np.zeros_like(one), where=covered)
             for name, one in maps.items()}
 
 
 def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]:
-    """Within the mask's box: Atropos walks through all voxels of what it is given, inside or not.
+    """Run Atropos inside the bounding box of the mask, since it processes every voxel it gets.
 
-    Its sweeps visit voxels in random order; a constant seed (r) gives the same bits every time.
+    The random order of its updates is seeded by a constant (r), so repeated runs give equal bits.
     """
     from ..preprocessing.ants_bridge import ants_module, to_ants
 
@@ -105,9 +139,9 @@ def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]
     low, high = np.percentile(image.in_mask(), [0.5, 99.5])
     if not high > low:
         raise InputError("expected an image with contrast inside the mask, got a constant one. "
-                         "It cannot be segmented.")
+                         "Exclude it.")
     box = ndimage.find_objects(image.mask.astype(np.uint8))[0]
-    small = _cut(image, box)
+    small = _crop(image, box)
     scaled = np.clip((small.data - low) / (high - low), 0, 1) * 100
     priors = tissue_priors(settings.resolution_mm)
     with _own_temporary_folder():
@@ -123,8 +157,8 @@ def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]
             for name, one in zip(TISSUES, maps)}
 
 
-def _cut(volume: Volume, box: tuple[slice, ...]) -> Volume:
-    """The part of a masked volume in a box, at its place in the world."""
+def _crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    """Crop a masked volume to a box, keeping its position in world space."""
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     return Volume(np.ascontiguousarray(volume.data[box]), affine,
@@ -133,7 +167,7 @@ def _cut(volume: Volume, box: tuple[slice, ...]) -> Volume:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Keep what ants leaves behind in the temporary folder in one of our own, removed at the end.
+    """Redirect the temporary files of ants to a folder that is removed afterwards.
 
     antspyx 0.6.3 writes probability maps under `tempfile.mktemp` and does not delete them.
     """

@@ -1,8 +1,8 @@
-"""Tissues of an image from another image of the same person and visit, which shows them better.
+"""Fallback segmentation: transfer tissue maps from another image of the same session.
 
-Thick FLAIR and T2w images often do not bear out any division into grey and white matter
-(docs/segmentation.md), while the T1w image of the same session does. The shares found there are
-brought over by a rigid transform; the brain is the same.
+Thick FLAIR and T2w images often have too little contrast between GM and WM to be segmented
+(docs/segmentation.md), while the T1w image of the same session has enough. The T1w image's tissue
+probabilities are then transferred by a rigid transform.
 """
 
 from __future__ import annotations
@@ -12,73 +12,86 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..preprocessing.registration import refine_linear, template_neighbourhood, working_copy
+from ..preprocessing.registration import refine_linear, template_neighborhood, working_copy
 from ..preprocessing.transforms import resample
 from ..volume import Volume
 from .segmentations import dice
 
-__all__ = ["Borrowed", "borrow", "ENOUGH"]
+__all__ = ["FallbackSegmentation", "transfer_segmentation", "MIN_CONTRAST_RATIO"]
 
-SPACING_MM = 2.0  # of the registration
-NEAR_MM = 6.0  # around the brain, that the registration looks at
-LEAST_OVERLAP = 0.85  # Dice of the two brain masks after it; 0.95 to 1.00 measured
-ENOUGH = 0.75  # of the own shares' support: those were fitted to the image, a donor's were not
+REGISTRATION_SPACING_MM = 2.0
+REGISTRATION_MARGIN_MM = 6.0  # around the brain mask, within which the metric is computed
+MIN_MASK_DICE = 0.85  # of the two brain masks after registration; 0.95 to 1.00 were measured
+MIN_CONTRAST_RATIO = 0.75  # contrast-to-noise with the transferred over that with the own tissues
+"""The limit is below one because the own tissues were fitted to the image, the others were not."""
 
 
 @dataclass(frozen=True, eq=False)
-class Borrowed:
-    """What came over.
+class FallbackSegmentation:
+    """Tissue probabilities that were transferred from another image.
 
     Attributes
     ----------
-    tissues : 'CSF', 'GM', 'WM' -> (I, J, K) float32, 0..1; they sum to one in the mask, and are
-        zero elsewhere
-    overlap : Dice of the brain masks under the transform; below `LEAST_OVERLAP`, not to be used
+    tissues : mapping of str to (I, J, K) float32 ndarray
+        Probabilities of CSF, GM and WM. They sum to one inside the mask and are zero outside.
+    mask_dice : float
+        Dice coefficient of the two brain masks after registration, 0 to 1.
     """
 
     tissues: Mapping[str, np.ndarray]
-    overlap: float
+    mask_dice: float
 
     @property
-    def fits(self) -> bool:
-        """Whether the two images show the same brain in the same place."""
-        return self.overlap >= LEAST_OVERLAP
+    def is_reliable(self) -> bool:
+        """Whether the brain masks overlap by at least `MIN_MASK_DICE`."""
+        return self.mask_dice >= MIN_MASK_DICE
 
 
-def borrow(volume: Volume, donor: Volume, tissues: Mapping[str, np.ndarray], start: np.ndarray, *,
-           seed: int = 0) -> Borrowed:
-    """Shares of another image of this brain, on this image's grid.
+def transfer_segmentation(
+    volume: Volume, source: Volume, tissues: Mapping[str, np.ndarray], initial: np.ndarray, *,
+    seed: int = 0,
+) -> FallbackSegmentation:
+    """Transfer tissue probabilities from one image of a brain to another.
 
     Parameters
     ----------
-    volume, donor : bias-corrected images with their brain masks, of any contrast
-    tissues : 'CSF', 'GM', 'WM' -> share of each voxel of the donor
-    start : (4, 4) world mm of the donor -> world mm of the volume, roughly
-    seed : of the registration's sampling
+    volume, source : Volume
+        Bias-corrected images of one subject with their brain masks, of any contrast.
+    tissues : mapping of str to (I, J, K) ndarray
+        Probabilities of CSF, GM and WM on the grid of ``source``, 0 to 1.
+    initial : (4, 4) ndarray
+        Initial transform, world of ``source`` to world of ``volume``, mm.
+    seed : int
+        Seed of the registration's sampling.
 
-    Where the volume's mask reaches beyond the donor's, there is fluid.
+    Returns
+    -------
+    FallbackSegmentation
+        Voxels of the volume's mask that lie outside the mask of ``source`` become CSF.
     """
     fixed, moving = (working_copy(v.with_data(np.where(v.mask, np.maximum(v.data, 0), 0)),
-                                  SPACING_MM) for v in (volume, donor))
+                                  REGISTRATION_SPACING_MM) for v in (volume, source))
     assert fixed.mask is not None and volume.mask is not None
-    near = template_neighbourhood(fixed, NEAR_MM)
-    matrix = refine_linear("Rigid", moving, fixed, near, _rigid(start, moving), seed=seed)
-    moved = resample(moving, fixed, matrix)
-    assert moved.mask is not None
-    overlap = dice(moved.mask, fixed.mask)
-    maps = {name: resample(donor.with_mask(None).with_data(share), volume, matrix,
-                           antialias=True).data for name, share in tissues.items()}
+    region = template_neighborhood(fixed, REGISTRATION_MARGIN_MM)
+    matrix = refine_linear("Rigid", moving, fixed, region, _nearest_rigid(initial, moving),
+                           seed=seed)
+    resampled = resample(moving, fixed, matrix)
+    assert resampled.mask is not None
+    mask_dice = dice(resampled.mask, fixed.mask)
+    maps = {name: resample(source.with_mask(None).with_data(one), volume, matrix,
+                           antialias=True).data for name, one in tissues.items()}
     maps["CSF"] = maps["CSF"] + np.maximum(1 - sum(maps.values()), 0)
     total = sum(maps.values())
-    return Borrowed({name: np.divide(share, total, out=np.zeros_like(share), where=volume.mask)
-                     for name, share in maps.items()}, overlap)
+    return FallbackSegmentation(
+        {name: np.divide(one, total, out=np.zeros_like(one), where=volume.mask)
+         for name, one in maps.items()}, mask_dice)
 
 
-def _rigid(matrix: np.ndarray, moving: Volume) -> np.ndarray:
-    """The rotation nearest to a matrix, which moves the middle of the brain as the matrix does."""
+def _nearest_rigid(matrix: np.ndarray, moving: Volume) -> np.ndarray:
+    """Rigid matrix with the nearest rotation that maps the brain's center as `matrix` does."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
-    middle = np.argwhere(moving.mask).mean(axis=0)
-    world = moving.affine[:3, :3] @ middle + moving.affine[:3, 3]
+    center = np.argwhere(moving.mask).mean(axis=0)
+    world = moving.affine[:3, :3] @ center + moving.affine[:3, 3]
     rigid = np.eye(4)
     rigid[:3, :3] = left @ right
     rigid[:3, 3] = matrix[:3, :3] @ world + matrix[:3, 3] - rigid[:3, :3] @ world

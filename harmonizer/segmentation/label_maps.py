@@ -1,4 +1,4 @@
-"""Label maps in memory: small, in one orientation, at 1 mm."""
+"""Load the label maps from which training images are synthesized."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from .structures import SULCAL_CLASS, class_table, index_labels
 __all__ = ["LabelMap", "label_map_paths", "load_label_map", "load_label_maps"]
 
 SPACING_TOLERANCE_MM = 0.05
-FLUID_MM = 4.0  # around the brain's tissue; what of the fluid belongs to the brain's mask
-FOLD_MM = 4.0  # half the width of what is closed: folds of the dura, vessels
+CSF_MARGIN_MM = 4.0  # around the brain's tissue; CSF within it belongs to the brain mask
+CLOSING_RADIUS_MM = 4.0  # of the morphological closing, which includes dural folds and vessels
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """One head.
+    """Label map of one head.
 
     Attributes
     ----------
-    name : the file's
-    indices : (I, J, K) uint8 indices in `STRUCTURES`, 1 mm, axes RAS+, cropped to the head
-    sha256 : of the file
+    name : str
+        Name of the file.
+    indices : (I, J, K) uint8 ndarray
+        Indices in `STRUCTURES`, at 1 mm, axes RAS+, cropped to the head.
+    sha256 : str
+        Digest of the file.
     """
 
     name: str
@@ -39,27 +42,37 @@ class LabelMap:
 
     @cached_property
     def brain(self) -> np.ndarray:
-        """(I, J, K) bool: all tissue of the brain, fluid as far as `FLUID_MM` around it, and the
-        folds of the dura in between.
+        """Brain mask (I, J, K) bool: tissue, CSF within `CSF_MARGIN_MM`, and dural folds between.
 
-        Some maps call things beside the head, and the cisterns far below the brain, fluid as well.
+        Some maps label space outside the head, and cisterns far below the brain, as CSF too.
         """
         classes = class_table()[self.indices]
-        near = ndimage.distance_transform_edt(classes <= SULCAL_CLASS) <= FLUID_MM
-        brain = np.pad(near & (classes > 0), int(FOLD_MM) + 1)
-        grown = ndimage.distance_transform_edt(~brain) <= FOLD_MM
-        closed = ndimage.distance_transform_edt(grown) > FOLD_MM
+        near = ndimage.distance_transform_edt(classes <= SULCAL_CLASS) <= CSF_MARGIN_MM
+        brain = np.pad(near & (classes > 0), int(CLOSING_RADIUS_MM) + 1)
+        grown = ndimage.distance_transform_edt(~brain) <= CLOSING_RADIUS_MM
+        closed = ndimage.distance_transform_edt(grown) > CLOSING_RADIUS_MM
         inside = ndimage.binary_fill_holes(closed | brain)
-        return inside[tuple(slice(int(FOLD_MM) + 1, -int(FOLD_MM) - 1) for _ in range(3))]
+        pad = int(CLOSING_RADIUS_MM) + 1
+        return inside[pad:-pad, pad:-pad, pad:-pad]
 
 
 def load_label_maps(folder: Path) -> tuple[LabelMap, ...]:
-    """All `.nii` and `.nii.gz` label maps of a folder, in the order of their names.
+    """Load all label maps of a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder with `.nii` or `.nii.gz` files.
+
+    Returns
+    -------
+    tuple of LabelMap
+        In the order of the file names.
 
     Raises
     ------
     InputError
-        If the folder holds none, or one is not at 1 mm or has labels that are not known.
+        If the folder holds no label map, or if a map is not at 1 mm or has unknown labels.
     """
     return tuple(load_label_map(path) for path in label_map_paths(folder))
 
@@ -82,7 +95,7 @@ def load_label_map(path: Path) -> LabelMap:
     if len(image.shape) != 3 or np.abs(spacing - 1).max() > SPACING_TOLERANCE_MM:
         raise InputError(
             f"{path}: expected a 3D label map at 1 mm, got shape {image.shape} at {spacing} mm. "
-            "Resample it with nearest neighbours."
+            "Resample it with nearest neighbors."
         )
     labels = np.rint(np.asanyarray(image.dataobj, dtype=np.float32)).astype(np.int32)
     indices = index_labels(labels, str(path))

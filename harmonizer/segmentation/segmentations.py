@@ -1,4 +1,4 @@
-"""What every segmenter gives, and what is asked of it: ratios, labels, overlap, kept answers."""
+"""Common types and functions for all segmenters: tissue ratios, labels, Dice and a cache."""
 
 from __future__ import annotations
 
@@ -6,35 +6,56 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_path
+from ..tissues import TISSUES
 from ..volume import Volume
 
 __all__ = ["Segmentation", "Segment", "Summary", "CachedSegmenter", "name_of", "tissue_ratios",
-           "as_labels", "summary", "summary_of", "dice", "TISSUES"]
+           "as_labels", "summary", "summary_of", "dice"]
 
 
 class Summary(NamedTuple):
-    """What is kept of a segmentation while others are made: labels (I, J, K) uint8, and ratios."""
+    """Compact form of a segmentation, kept in memory instead of the probabilities.
+
+    Attributes
+    ----------
+    labels : (I, J, K) uint8 ndarray
+        Values of `TISSUE_LABELS`, 0 outside.
+    ratios : dict of str to float
+        Volume of each tissue over that of all three.
+    """
 
     labels: np.ndarray
     ratios: dict[str, float]
 
 
-Segmentation = Union[np.ndarray, Mapping[str, np.ndarray], Summary]
-"""Labels (1 CSF, 2 GM, 3 WM, 0 outside), or tissue name -> probabilities 0 to 1; any one grid."""
+Segmentation = np.ndarray | Mapping[str, np.ndarray] | Summary
+"""Labels (see `TISSUE_LABELS`), or a mapping of tissue name to probabilities, or a `Summary`."""
 Segment = Callable[[Volume], Segmentation]
-TISSUES = ("CSF", "GM", "WM")
 
 
 def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:
-    """Volume of each tissue over that of all three, 0 to 1, adding up to one; unit 1.
+    """Compute the volume of each tissue over that of all three.
 
-    InputError where there is no tissue at all.
+    Parameters
+    ----------
+    segmentation : ndarray, mapping or Summary
+        See `Segmentation`.
+
+    Returns
+    -------
+    dict of str to float
+        0 to 1, summing to one.
+
+    Raises
+    ------
+    InputError
+        If the segmentation holds no tissue.
     """
     if isinstance(segmentation, Summary):
         return segmentation.ratios
@@ -45,12 +66,24 @@ def tissue_ratios(segmentation: Segmentation) -> dict[str, float]:
         sizes = {name: float(np.sum(segmentation[name], dtype=np.float64)) for name in TISSUES}
     total = sum(sizes.values())
     if not total > 0:
-        raise InputError("expected a segmentation with tissue in it, got none. Check the mask.")
+        raise InputError("expected a segmentation with tissue in it, got an empty one. Check the "
+                         "mask.")
     return {name: size / total for name, size in sizes.items()}
 
 
 def as_labels(segmentation: Segmentation) -> np.ndarray:
-    """uint8 labels: 1 CSF, 2 GM, 3 WM, the likeliest; 0 where all probabilities are zero."""
+    """Convert a segmentation to a label image.
+
+    Parameters
+    ----------
+    segmentation : ndarray, mapping or Summary
+        See `Segmentation`.
+
+    Returns
+    -------
+    (I, J, K) uint8 ndarray
+        Label of the most probable tissue, see `TISSUE_LABELS`; 0 where all probabilities are zero.
+    """
     if isinstance(segmentation, Summary):
         return segmentation.labels
     if isinstance(segmentation, np.ndarray):
@@ -64,41 +97,72 @@ def as_labels(segmentation: Segmentation) -> np.ndarray:
 
 
 def summary(segmentation: Segmentation) -> Summary:
-    """Labels and ratios of a segmentation, in a twelfth of the memory of probabilities."""
+    """Summarize a segmentation by labels and ratios, a twelfth of the memory of probabilities."""
     return Summary(as_labels(segmentation), tissue_ratios(segmentation))
 
 
 def summary_of(volume: Volume, segment: Segment | None) -> Summary | None:
-    """Of what ``segment`` gives; None where there is no tissue to be had: of a constant image."""
+    """Segment an image and summarize the result.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image with a brain mask.
+    segment : callable, optional
+        The segmenter.
+
+    Returns
+    -------
+    Summary or None
+        None without a segmenter, or for an image that is constant in the mask.
+    """
     if segment is None or not np.ptp(volume.in_mask()) > 0:
         return None
     return summary(segment(volume))
 
 
 def name_of(segment: Segment) -> str:
-    """What its kept answers are known by: another segmenter, or other weights, is another name."""
+    """Return the name of a segmenter, which identifies its results in caches."""
     return str(getattr(segment, "name", repr(segment)))
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:
-    """2 |A and B| / (|A| + |B|) of two boolean arrays, 0 to 1; 0 where both are empty."""
+    """Compute the Dice coefficient of two masks.
+
+    Parameters
+    ----------
+    one, two : bool ndarray
+        Masks of equal shape.
+
+    Returns
+    -------
+    float
+        2 |A and B| / (|A| + |B|), 0 to 1; 0 if both are empty.
+    """
     size = np.count_nonzero(one) + np.count_nonzero(two)
     return 2 * np.count_nonzero(one & two) / size if size else 0.0
 
 
 @dataclass(frozen=True)
 class CachedSegmenter:
-    """A segmenter that keeps its answers in a folder, by content of image and mask.
+    """Cache the results of a segmenter in a folder, keyed by image, mask and segmenter name.
 
-    Probabilities are kept as 8-bit shares: a ratio over 200,000 voxels does not notice. The folder
+    Probabilities are stored with 8 bits, which does not change tissue ratios noticeably. The folder
     may be deleted at any time.
+
+    Attributes
+    ----------
+    segment : callable
+        The segmenter.
+    folder : Path
+        Folder of the cache.
     """
 
     segment: Segment
     folder: Path
 
     def __call__(self, volume: Volume) -> Segmentation:
-        """The kept answer, or a new one that is kept."""
+        """Return the cached segmentation of a volume, or segment it and store the result."""
         path = Path(self.folder) / f"{self._key(volume)}.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as kept:
@@ -115,7 +179,7 @@ class CachedSegmenter:
 
     @property
     def name(self) -> str:
-        """That of the segmenter."""
+        """Name of the segmenter behind the cache."""
         return name_of(self.segment)
 
     def _key(self, volume: Volume) -> str:

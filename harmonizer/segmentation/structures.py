@@ -1,8 +1,8 @@
-"""The structures that images are synthesised from, and the classes that the network tells apart.
+"""Structures from which images are synthesized, and the classes of the segmentation networks.
 
-Label maps carry FreeSurfer's numbers for the brain and their own (502 and above) for the rest of
-the head. Left and right are one structure: they have the same tissue, and the network does not tell
-sides. `CLASSES` is the network's output; `TISSUES` says which classes make up which tissue.
+Label maps use FreeSurfer's labels for the brain and labels from 502 for the rest of the head. Left
+and right form one structure, because they have the same tissue and the networks do not distinguish
+sides. `CLASSES` are the network's outputs; `TISSUE_CLASSES` assigns them to tissues.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["Structure", "STRUCTURES", "CLASSES", "BRAIN_CLASSES", "TISSUES", "index_labels",
-           "class_table"]
+__all__ = ["Structure", "STRUCTURES", "CLASSES", "BRAIN_CLASSES", "TISSUE_CLASSES",
+           "index_labels", "class_table"]
 
 CLASSES = (
     "outside",
@@ -31,7 +31,7 @@ CLASSES = (
 )
 BRAIN_CLASSES = ("outside", "brain")
 
-TISSUES: Mapping[str, tuple[int, ...]] = MappingProxyType(
+TISSUE_CLASSES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"CSF": (1, 2), "GM": (3, 5, 6), "WM": (4, 7, 8)}
 )
 
@@ -42,11 +42,15 @@ class Structure:
 
     Attributes
     ----------
-    name : the anatomist's
-    labels : its numbers in a label map (left and right)
-    target : index in `CLASSES`: what the network is taught to say
-    looks : typical brightness (0..1) in T1w, T2w, FLAIR and PDw images: the middle of what is
-        drawn where a familiar contrast is synthesised
+    name : str
+        Anatomical name.
+    labels : tuple of int
+        Labels in a label map, left and right.
+    target : int
+        Index in `CLASSES` of the class to predict.
+    looks : tuple of float
+        Typical intensity, 0 to 1, in T1w, T2w, FLAIR and PDw images. Familiar contrasts are drawn
+        around these values.
     """
 
     name: str
@@ -102,12 +106,23 @@ FIRST_OUTSIDE = 22  # this structure and the later ones lie outside the brain, a
 
 
 def index_labels(labels: np.ndarray, source: str = "the label map") -> np.ndarray:
-    """(I, J, K) uint8 indices in `STRUCTURES` of an integer map with FreeSurfer's numbers.
+    """Convert FreeSurfer labels to indices in `STRUCTURES`.
+
+    Parameters
+    ----------
+    labels : (I, J, K) int ndarray
+        Label map.
+    source : str
+        Name of the map for error messages.
+
+    Returns
+    -------
+    (I, J, K) uint8 ndarray
 
     Raises
     ------
     InputError
-        If a label is negative or not known: the map then belongs to another protocol.
+        If a label is negative or unknown, so that the map follows another protocol.
     """
     table = {label: i for i, s in enumerate(STRUCTURES) for label in s.labels}
     if labels.min() < 0:
@@ -124,5 +139,5 @@ def index_labels(labels: np.ndarray, source: str = "the label map") -> np.ndarra
 
 
 def class_table() -> np.ndarray:
-    """(structures,) uint8: the class that each structure is taught as."""
+    """Return the class of each structure as a (structures,) uint8 lookup table."""
     return np.array([s.target for s in STRUCTURES], dtype=np.uint8)

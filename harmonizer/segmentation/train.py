@@ -1,9 +1,9 @@
-"""Training the networks on synthesised images: one loop, resumable at any step.
+"""Train the segmentation networks on synthesized images.
 
     python -m harmonizer.segmentation train LABEL_MAPS OUT --preset cpu-1h
 
-Step n sees image n of the seed, so a run that was stopped goes on as if it had not been. What is
-shipped is the exponential moving average of the weights. Nothing but synthesised images is seen.
+Step n uses image n of the seed, so an interrupted run resumes to the same bits. The exported
+weights are the exponential moving average. Only synthesized images are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..deep.networks.blocks import fold
+from ..deep.networks.blocks import pixel_unshuffle
 from ..errors import InputError, UsageError
 from ..files import atomic_path, sha256_of, write_json
 from .label_maps import LabelMap
@@ -43,40 +43,62 @@ def train(
     device: str = "cpu",
     workers: int = 0,
     save_every: int = 200,
-    start: Path | None = None,
+    initial_weights: Path | None = None,
 ) -> SegmenterNet:
-    """Train, or go on training in `out`; returns the network with its averaged weights.
+    """Train a network, or resume the training in a folder.
 
-    `start` names a weights file to begin with; without one, weights are drawn from the seed.
-    Writes `checkpoint.safetensors` (weights, average, optimiser, step), `history.tsv` (step,
-    seconds, loss, learning rate) and `training.json` (the settings) into `out`.
+    Writes `checkpoint.safetensors` (weights, average, optimizer, step), `history.tsv` (step,
+    seconds, loss) and `training.json` (settings, digests of the label maps) into `out`.
+
+    Parameters
+    ----------
+    maps : sequence of LabelMap
+        Label maps. The last `settings.n_validation_maps` are not used for training.
+    out : Path
+        Folder of the run.
+    settings : TrainingSettings
+        Settings of the run.
+    device : str
+        torch device, such as "cpu" or "cuda".
+    workers : int
+        Processes that synthesize images; 0 synthesizes in this process.
+    save_every : int
+        Steps between two checkpoints.
+    initial_weights : Path, optional
+        Weights file to start from; by default, weights are drawn from the seed.
+
+    Returns
+    -------
+    SegmenterNet
+        The network with averaged weights, in evaluation mode.
 
     Raises
     ------
     UsageError
-        If `out` holds a run with other settings, label maps or weights to begin with.
+        If `out` holds a run with other settings, label maps or initial weights.
     InputError
-        If fewer label maps are given than are held out, plus one; if `start` cannot be read or is
-        of another network.
+        If no label map is left for training, or if `initial_weights` cannot be read or belongs to
+        another network.
     """
-    if len(maps) <= settings.held_out:
+    if len(maps) <= settings.n_validation_maps:
         raise InputError(
-            f"{len(maps)} label maps, of which {settings.held_out} would be held out: none is "
-            "left to train on. Give more label maps."
+            f"expected more than {settings.n_validation_maps} label maps, of which "
+            f"{settings.n_validation_maps} are kept for validation, got {len(maps)}: none is left "
+            "for training. Give more label maps."
         )
     torch.manual_seed(settings.seed)
-    network = _fresh(settings, start)
+    network = _initial_network(settings, initial_weights)
     out.mkdir(parents=True, exist_ok=True)
-    _same_run(out, settings, maps, start)
-    state = _State(network.to(device), settings)
+    _check_run(out, settings, maps, initial_weights)
+    state = _TrainingState(network.to(device), settings)
     state.restore(out / CHECKPOINT)
-    used = maps[: len(maps) - settings.held_out]
-    started = time.monotonic()
-    for image, target in _images(used, settings, state.step, workers):
+    training_maps = maps[: len(maps) - settings.n_validation_maps]
+    last = time.monotonic()
+    for image, target in _images(training_maps, settings, state.step, workers):
         loss = state.update(image.to(device), target.to(device))
         now = time.monotonic()
-        _note(out, state, loss, now - started)
-        started = now
+        _log_step(out, state, loss, now - last)
+        last = now
         if state.step % save_every == 0 or state.step == settings.steps:
             state.save(out / CHECKPOINT)
     return state.averaged()
@@ -89,7 +111,24 @@ def validate(
     seed: int = VALIDATION_SEED,
     synthesis: SynthesisSettings | None = None,
 ) -> dict[str, float]:
-    """Mean Dice of each class over synthesised images of these maps, where the class is present."""
+    """Compute the mean Dice coefficient of each class on synthesized images.
+
+    Parameters
+    ----------
+    network : SegmenterNet
+        The network.
+    maps : sequence of LabelMap
+        Label maps to synthesize from.
+    count, seed : int
+        Number of images, and their seed.
+    synthesis : SynthesisSettings, optional
+        Settings of the images.
+
+    Returns
+    -------
+    dict of str to float
+        Mean over the images that hold the class.
+    """
     synthesis = synthesis or SynthesisSettings()
     sums = torch.zeros(len(synthesis.classes), 2)
     device = next(network.parameters()).device
@@ -97,7 +136,7 @@ def validate(
         image, target = synthesise(maps, seed, index, synthesis)
         with torch.inference_mode():
             found = network(image[None, None].to(device)).argmax(1)[0].cpu()
-        truth = fold(target[None, None], BLOCK)[0]
+        truth = pixel_unshuffle(target[None, None], BLOCK)[0]
         for c in torch.unique(truth).tolist():
             one, two = found == c, truth == c
             dice = 2 * float((one & two).sum()) / float(one.sum() + two.sum())
@@ -106,12 +145,19 @@ def validate(
 
 
 def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus one minus the mean soft Dice of the classes that are present.
+    """Compute cross-entropy plus soft Dice loss, averaged over the classes that are present.
 
     Parameters
     ----------
-    logits : (N, C, ...) float
-    target : (N, ...) int64, 0..C-1
+    logits : (N, C, ...) Tensor
+        Logits of C classes.
+    target : (N, ...) int64 Tensor
+        Class indices, 0 to C - 1.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
     """
     logits, target = logits.flatten(2), target.flatten(1)
     logp = functional.log_softmax(logits, dim=1)
@@ -126,42 +172,42 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     return entropy + 1 - dice.mean()
 
 
-def _fresh(settings: TrainingSettings, start: Path | None) -> SegmenterNet:
-    """The network at step 0."""
+def _initial_network(settings: TrainingSettings, initial_weights: Path | None) -> SegmenterNet:
+    """Network at step 0."""
     network = SegmenterNet(len(settings.classes), settings.widths)
-    if start is not None:
-        given = read_weights(start)
+    if initial_weights is not None:
+        given = read_weights(initial_weights)
         if given.config != network.config:
-            raise InputError(f"{start}: holds a network of {given.config}, expected "
-                             f"{network.config}. Begin with weights of the same preset's network.")
+            raise InputError(f"{initial_weights}: expected a network of {network.config}, got "
+                             f"{given.config}. Give weights of the same preset's network.")
         network.load_state_dict(given.state_dict())
     return network
 
 
-class _State:
-    """Network, average, optimiser and step: everything that a checkpoint holds."""
+class _TrainingState:
+    """State of a training: network, averaged weights, optimizer and step."""
 
     def __init__(self, network: SegmenterNet, settings: TrainingSettings) -> None:
         self.network = network.to(memory_format=torch.channels_last_3d)
         self.settings = settings
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.step = 0
 
     def update(self, image: torch.Tensor, target: torch.Tensor) -> float:
-        """One step on a (I, J, K) image and its (I, J, K) truth; returns the loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate_at(self.step)
+        """Take one optimizer step on an (I, J, K) image and its labels; return the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step)
         half = self.settings.precision == "bf16"
         with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
             logits = self.network(image[None, None])
-        loss = segmentation_loss(logits.float(), fold(target[None, None], BLOCK).long())
-        self.optimiser.zero_grad(set_to_none=True)
+        loss = segmentation_loss(logits.float(), pixel_unshuffle(target[None, None], BLOCK).long())
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         self.step += 1
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.network.state_dict().items():
@@ -169,48 +215,48 @@ class _State:
         return float(loss.detach())
 
     def averaged(self) -> SegmenterNet:
-        """A new network with the averaged weights, ready for use."""
+        """Return a new network with the averaged weights, in evaluation mode."""
         network = SegmenterNet(**self.network.config)
         network.load_state_dict(self.average)
         return network.eval()
 
     def save(self, path: Path) -> None:
-        """Write everything, atomically."""
+        """Write a checkpoint, atomically."""
         from safetensors.torch import save_file
 
         tensors = {f"net.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
         tensors |= {f"ema.{k}": v.contiguous() for k, v in self.average.items()}
-        for i, slots in self.optimiser.state_dict()["state"].items():
+        for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"opt.{i}.{k}": v.contiguous() for k, v in slots.items()}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"step": str(self.step)})
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, if there is one."""
+        """Load a checkpoint, if there is one."""
         from safetensors import safe_open
 
         if not path.exists():
             return
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no __iter__)
             self.step = int(file.metadata()["step"])
-        self.network.load_state_dict(_below(tensors, "net."))
+        self.network.load_state_dict(_strip_prefix(tensors, "net."))
         device = next(self.network.parameters()).device
-        self.average = {k: v.to(device) for k, v in _below(tensors, "ema.").items()}
+        self.average = {k: v.to(device) for k, v in _strip_prefix(tensors, "ema.").items()}
         slots: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _below(tensors, "opt.").items():
+        for key, value in _strip_prefix(tensors, "opt.").items():
             number, name = key.split(".", 1)
             slots.setdefault(int(number), {})[name] = value
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+        state = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
 
 
-def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _strip_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-class _Synthesised(torch.utils.data.Dataset):
-    """Image n of a seed, for n of the steps that are still to do."""
+class _SynthesizedImages(torch.utils.data.Dataset):
+    """Images of a seed for the steps that remain; image n belongs to step n."""
 
     def __init__(self, maps, settings: TrainingSettings, first: int) -> None:
         self.maps, self.settings, self.first = maps, settings, first
@@ -225,32 +271,32 @@ class _Synthesised(torch.utils.data.Dataset):
 
 
 def _images(maps, settings: TrainingSettings, first: int, workers: int):
-    data = _Synthesised(maps, settings, first)
+    data = _SynthesizedImages(maps, settings, first)
     return torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
 
 
-def _same_run(out: Path, settings: TrainingSettings, maps: Sequence[LabelMap],
-              start: Path | None) -> None:
-    """Write what is being trained, or refuse to go on with something else."""
-    wanted: dict[str, Any] = {
+def _check_run(out: Path, settings: TrainingSettings, maps: Sequence[LabelMap],
+              initial_weights: Path | None) -> None:
+    """Write the run's description, or raise if the folder holds another run."""
+    expected: dict[str, Any] = {
         "Training": asdict(settings),
         "LabelMaps": {m.name: m.sha256 for m in maps},
     }
-    if start is not None:
-        wanted["StartSha256"] = sha256_of(start)
-    wanted = json.loads(json.dumps(wanted))
+    if initial_weights is not None:
+        expected["InitialWeightsSha256"] = sha256_of(initial_weights)
+    expected = json.loads(json.dumps(expected))
     path = out / "training.json"
     if not path.exists():
-        write_json(path, wanted)
-    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        write_json(path, expected)
+    elif json.loads(path.read_text(encoding="utf-8")) != expected:
         raise UsageError(
-            f"{path} describes another training (other settings, label maps or "
-            "weights to begin with). Give the same ones to go on with it, or another output folder."
+            f"{path} describes another training, with other settings, label maps or initial "
+            "weights. Give the same ones to resume it, or another output folder."
         )
 
 
-def _note(out: Path, state: _State, loss: float, seconds: float) -> None:
-    """One line of history; every fiftieth step is said aloud, with what is left."""
+def _log_step(out: Path, state: _TrainingState, loss: float, seconds: float) -> None:
+    """Append a line to the history; every fiftieth step is also logged with the remaining time."""
     path = out / "history.tsv"
     if not path.exists():
         path.write_text("step\tseconds\tloss\n", encoding="utf-8")

@@ -1,5 +1,5 @@
-"""From a BIDS folder to scan records: which scans, which site, and on whose word.
+"""Raw BIDS datasets: images, sites, site sources and covariates.
 
-`pipelines.dataset.index.collect(settings)` is the one way in; `ScanRecord` values come out, and
-`Finding` values for what cannot be used. Nothing here reads voxels or writes into the dataset.
+`pipelines.dataset.index.collect` returns a `ScanRecord` for each usable image and a `Finding` for
+each problem. Nothing here reads voxels or writes into the dataset.
 """

@@ -1,15 +1,15 @@
-"""Precomputed brain masks and preprocessed images: ours, fMRIPrep's or sMRIPrep's.
+"""Precomputed brain masks and preprocessed images of this app, fMRIPrep or sMRIPrep.
 
-A file counts for an image only if its name has all the image's own entities (sub, ses, acq, rec,
+A file is used for an image only if its name has all the image's own entities (sub, ses, acq, rec,
 run, ...) and no space entity (or `space-orig`), and if it lies on the image's own voxel grid.
-fMRIPrep averages several T1w images of a person and then drops run and session from the name; such
-a file is no scan of that session and is not taken.
+fMRIPrep averages several T1w images of a subject and drops run and session from the name; such a
+file is not a scan of that session and is not used.
 
-    <stem>_desc-brain_mask.nii.gz          -> 'mask' (ours of another modality: desc-brainFLAIR)
+    <stem>_desc-brain_mask.nii.gz          -> 'mask' (of this app for other modalities: desc-brainFLAIR)
     <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'
 
 fMRIPrep also reorients to RAS. Axes that are only flipped or permuted are the same voxels, so such
-files are taken; whoever reads them must bring both to one orientation.
+files are used; the reader must reorient both.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from harmonizer.errors import InputError
-from harmonizer.volume import load_nifti, same_grid
+from harmonizer.volume import affine_in_mm, load_nifti, same_grid
 
+from .annex import FETCH, is_unfetched
 from .records import Finding, entities_of
 
 __all__ = ["check_derivatives", "find_precomputed", "same_voxels"]
@@ -32,10 +33,10 @@ EXTENSIONS = (".nii.gz", ".nii")
 def find_precomputed(
     image: Path, stem: str, modality: str, folders: Mapping[str, Path]
 ) -> tuple[dict[str, Path], list[Finding]]:
-    """Usable files for one raw image: {'mask': path, 'preproc': path} as far as they exist.
+    """Find usable files for a raw image: {'mask': path, 'preproc': path}, and warnings.
 
-    The first folder that has a usable file wins. Files that fit by name but lie on another grid
-    are findings (warnings), not errors: the step that they would have replaced is done.
+    The first folder with a usable file is used. A file with matching name on another grid is
+    reported as a warning, and its step is computed.
     """
     found: dict[str, Path] = {}
     findings: list[Finding] = []
@@ -52,7 +53,7 @@ def find_precomputed(
 
 
 def check_derivatives(folders: Mapping[str, Path]) -> list[Finding]:
-    """Warnings about folders given with `--derivatives` that do not say that they are one."""
+    """Warn of folders given with ``--derivatives`` that are not derivative datasets."""
     findings = []
     for root in folders.values():
         path = root / "dataset_description.json"
@@ -68,13 +69,13 @@ def check_derivatives(folders: Mapping[str, Path]) -> list[Finding]:
 
 
 def same_voxels(image: Any, other: Any) -> bool:
-    """Whether two nibabel images have the same voxels, axes flipped or permuted allowed."""
+    """Return whether two nibabel images have the same voxels, up to flipped or permuted axes."""
     from nibabel import as_closest_canonical
 
     if len(image.shape) < 3 or len(other.shape) < 3:
         return False
     first, second = as_closest_canonical(image), as_closest_canonical(other)
-    return same_grid(first.shape[:3], first.affine, second.shape[:3], second.affine)
+    return same_grid(first.shape[:3], affine_in_mm(first), second.shape[:3], affine_in_mm(second))
 
 
 def _tails(modality: str) -> dict[str, tuple[str, ...]]:
@@ -91,14 +92,14 @@ def _existing(root: Path, stem: str, tails: tuple[str, ...]) -> Path | None:
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
     folder = root.joinpath(f"sub-{entities['sub']}", *session, "anat")
     paths = (folder / f"{stem}_{tail}{ext}" for tail in tails for ext in EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if path.is_file() or is_unfetched(path)), None)
 
 
 def _is_of(path: Path, kind: str, modality: str) -> bool:
-    """Whether a file is of this modality. A mask's name seldom says; its Sources may.
+    """Return whether a file is of this modality, from its name or the Sources of its sidecar.
 
-    Without Sources a mask is of the T1w, as in fMRIPrep; an equal grid proves nothing, because
-    people move between a T1w and a T2w.
+    A mask without Sources belongs to the T1w image, as in fMRIPrep. An equal grid is no evidence,
+    because subjects move between a T1w and a T2w image.
     """
     if kind != "mask" or f"desc-brain{modality}_" in path.name:
         return True
@@ -117,6 +118,8 @@ def _sources(path: Path) -> list[str]:
 
 
 def _grid_problem(path: Path, image: Path) -> Finding | None:
+    if is_unfetched(path):
+        return Finding(path, "is not used: it was not fetched", FETCH)
     try:
         if same_voxels(load_nifti(path), load_nifti(image)):
             return None

@@ -1,9 +1,9 @@
-"""The one way into a dataset: `collect(settings)` finds the images and makes their records.
+"""Find the images of a dataset and make their records: `collect`.
 
-pybids lists the files; only `sub-*/[ses-*/]anat` is indexed. Without a database only the requested
-participants are; with one, everybody is, so that many jobs can share it. The database is built in
-a temporary folder and moved into place whole, is opened without reset after that, and knows the
-pybids version that wrote it (another version's index cannot be read, fmriprep issue 2525).
+pybids lists the files; only ``sub-*/[ses-*/]anat`` is indexed. Without a database only the requested
+participants are indexed; a database holds all, so that many jobs can share it. It is built in a
+temporary folder and renamed, opened without reset, and stores the pybids version that wrote it
+(other versions cannot read it, see nipreps/fmriprep#2525).
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from harmonizer.errors import InputError, UsageError
 from harmonizer.files import write_json
 
 from ..settings import Settings
+from .annex import FETCH, is_unfetched
 from .checks import check_header, check_name, duplicate_names, same_content
+from .choice import choose_images
 from .derivatives import check_derivatives, find_precomputed
 from .filters import load_filters
+from .ignore import BidsIgnore
+from .labels import subject_labels
+from .participants import check_participants
 from .records import Finding, ScanRecord, entities_of, split_name
-from .sidecars import merged_metadata
+from .sidecars import applicable_sidecars, merged_metadata
 from .sites import SiteFinder, site_warnings
 from .tables import Tables
 
@@ -41,38 +46,106 @@ DATABASE_FILE = "layout_index.sqlite"
 DATABASE_NOTE = "harmonizer_index.json"
 NOT_SUBJECTS = re.compile(r"^/(?!sub-)")
 NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-|anat(?:/|$))[^/]+")
+MAX_LISTED = 5
+UNIT1_REMEDY = (
+    "Their background is noise and their contrast another one: remove the background (for example "
+    "with 3dMPRAGEise of AFNI, or the scanner's denoised reconstruction) and add the result to the "
+    "dataset as sub-X_acq-mp2rage_T1w.nii.gz.")
 HIDDEN = re.compile(r"/\.")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a dataset gave: the scans that can be used, and what was found on the way."""
+    """Usable scans of a dataset, and findings about it."""
 
     records: tuple[ScanRecord, ...]
     """Usable scans, sorted by scan_id."""
     findings: tuple[Finding, ...]
-    """Fatal ones name the scan that was left out; the others are warnings."""
+    """Fatal findings name the scan that is excluded; the others are warnings."""
+    images: tuple[Path, ...] = ()
+    """All selected images, usable or not."""
+    tables: tuple[Path, ...] = ()
+    """Paths of participants and sessions tables and their dictionaries, which may not exist."""
+    session_rows: bool = False
+    """Whether participants.tsv has a row for each session."""
 
 
 def collect(settings: Settings) -> Collection:
-    """All scans that the settings ask for, each with its site, covariates and precomputed files.
+    """Collect the requested scans with site, covariates and precomputed files.
 
     Raises
     ------
     InputError
-        If no image fits the request, or the pybids database cannot be used.
+        If no image matches the request, participants.tsv matches no participant, or the pybids
+        database cannot be used.
     UsageError
         If the filter file is wrong.
     """
-    images = find_images(open_layout(settings), settings)
+    found = find_images(open_layout(settings), settings)
+    ignore = BidsIgnore(settings.bids_dir)
+    listed = [image for image in found if not ignore.ignores(image[1])]
+    filters = load_filters(settings.bids_filter_file)
+    images, notes = choose_images(listed, filters, settings.bids_dir)
+    notes += _ignored([path for _, path in found if ignore.ignores(path)], settings)
+    lacking = _without_images(images, ignore, settings)
     if not images:
-        raise InputError(_nothing_found(settings))
+        raise InputError(" ".join([_nothing_found(settings), *map(_sentence, notes + lacking)]))
     tables = Tables(settings.bids_dir)
     finder = SiteFinder(tables, settings.site_from, settings.site_column, settings.site)
+    notes += lacking + check_participants(tables, subject_labels(settings.bids_dir),
+                                          _scans(images), settings)
     made = list(_records(images, finder, settings))
     records = tuple(item for item in made if isinstance(item, ScanRecord))
-    findings = dict.fromkeys(_findings(made, records, images, finder, settings))
-    return Collection(records, tuple(findings))
+    findings = dict.fromkeys([*notes, *_findings(made, records, images, finder, settings)])
+    return Collection(records, tuple(findings), tuple(path for _, path in images),
+                      _tables_of(tables, images), tables.has_session_rows)
+
+
+def _scans(images: list[tuple[str, Path]]) -> set[tuple[str, str | None]]:
+    """Return participant and session of images."""
+    entities = (entities_of(path.name) for _, path in images)
+    return {(one["sub"], one.get("ses")) for one in entities}
+
+
+def _tables_of(tables: Tables, images: list[tuple[str, Path]]) -> tuple[Path, ...]:
+    paths = [tables.participants_path]
+    paths += [tables.sessions_path(subject) for subject in sorted({s for s, _ in _scans(images)})]
+    return tuple(path.with_suffix(suffix) for path in paths for suffix in (".tsv", ".json"))
+
+
+def _ignored(paths: list[Path], settings: Settings) -> list[Finding]:
+    """Warn of images that .bidsignore excludes."""
+    if not paths:
+        return []
+    shown = ", ".join(path.name for path in paths[:MAX_LISTED])
+    more = f" and {len(paths) - MAX_LISTED} more" if len(paths) > MAX_LISTED else ""
+    return [Finding(settings.bids_dir / ".bidsignore", f"{len(paths)} images are not used, because "
+                    f"they are listed here: {shown}{more}", "Remove their lines to use them.")]
+
+
+def _without_images(
+    images: list[tuple[str, Path]], ignore: BidsIgnore, settings: Settings
+) -> list[Finding]:
+    """Warn of participants with MP2RAGE (UNIT1) images and no T1w."""
+    if "T1w" not in settings.modalities or settings.session_label:
+        return []
+    root, chosen = settings.bids_dir, {s for s, _ in _scans(images)}
+    requested = settings.participant_label or subject_labels(root)
+    folders = (root / f"sub-{label}" for label in sorted(set(requested) - chosen))
+    paths = [path for folder in folders for pattern in ("anat", "ses-*/anat")
+             for path in folder.glob(f"{pattern}/*_UNIT1.nii*") if not ignore.ignores(path)]
+    if not paths:
+        return []
+    labels = sorted({entities_of(path.name).get("sub", "?") for path in paths})
+    more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
+    return [Finding(root, f"{len(labels)} participants have MP2RAGE images (UNIT1), which are not "
+                    f"supported, and no T1w that is used: "
+                    f"{', '.join(f'sub-{label}' for label in labels[:MAX_LISTED])}{more}", UNIT1_REMEDY)]
+
+
+def _sentence(finding: Finding) -> str:
+    """Format a finding without its path."""
+    return f"{finding.finding[0].upper()}{finding.finding[1:]}. {finding.remedy}"
 
 
 def _findings(
@@ -85,23 +158,23 @@ def _findings(
     yield from (item for item in made if isinstance(item, Finding))
     yield from finder.tables.findings
     yield from check_derivatives(settings.derivatives)
-    yield from same_content(records)
+    yield from same_content(records) if _reads_images(settings) else ()
     yield from site_warnings(records, finder)
     seen = {entities_of(path.name).get("sub") for _, path in images}
     for label in settings.participant_label:
         if label not in seen:
             path = settings.bids_dir / f"sub-{label}"
-            finding = f"was asked for and has no {' or '.join(settings.modalities)} image that fits"
+            finding = f"was requested and has no matching {' or '.join(settings.modalities)} image"
             yield Finding(path, finding, "Check the folder and the filters.", f"sub-{label}", True)
 
 
 def _records(
     images: list[tuple[str, Path]], finder: SiteFinder, settings: Settings
 ) -> Iterator[ScanRecord | Finding]:
-    """A record or a fatal finding for each image, and warnings in between."""
+    """Yield a record or a fatal finding for each image, and warnings."""
     twins = duplicate_names(path for _, path in images)
     for modality, path in images:
-        problem = twins.get(path) or check_header(path)
+        problem = twins.get(path) or (check_header(path) if _reads_images(settings) else None)
         if problem:
             yield _fatal(problem, path)
         else:
@@ -114,10 +187,13 @@ def _record(
     stem, suffix, _ = split_name(path.name)
     entities = entities_of(path.name)
     subject, session = entities["sub"], entities.get("ses")
+    if broken := _sessions_problem(path, subject, session, finder, settings):
+        yield _fatal(broken, path)
+        return
     try:
         metadata = merged_metadata(path, settings.bids_dir)
     except InputError as error:
-        yield _fatal(Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar."), path)
+        yield _fatal(_sidecar_problem(path, error, settings), path)
         return
     site = finder.find(subject, session, metadata)
     if site is None:
@@ -125,7 +201,8 @@ def _record(
         yield _fatal(Finding(path, finding, finder.remedy(subject, session)), path)
         return
     covariates, notes = finder.tables.covariates(subject, session, settings.site_column)
-    precomputed, problems = find_precomputed(path, stem, modality, settings.derivatives)
+    derivatives = settings.derivatives if _reads_images(settings) else {}
+    precomputed, problems = find_precomputed(path, stem, modality, derivatives)
     yield from notes + problems
     yield ScanRecord(
         scan_id=f"{stem}_{suffix}", stem=stem, subject=subject, session=session,
@@ -134,28 +211,53 @@ def _record(
     )
 
 
+def _sidecar_problem(path: Path, error: InputError, settings: Settings) -> Finding:
+    """Describe why the sidecars of an image cannot be read."""
+    absent = [s for s in applicable_sidecars(path, settings.bids_dir) if is_unfetched(s)]
+    if absent:
+        return Finding(path, f"its sidecar {absent[0]} was not fetched", FETCH)
+    return Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar.")
+
+
+def _sessions_problem(
+    path: Path, subject: str, session: str | None, finder: SiteFinder, settings: Settings
+) -> Finding | None:
+    """Refuse an image whose sessions table is broken: another source may name another site."""
+    table = finder.tables.sessions_path(subject)
+    needed = session and not settings.site and settings.site_from in ("auto", "sessions")
+    if not needed or finder.tables.sessions(subject) or not finder.tables.is_broken(table):
+        return None
+    broken = next(f for f in finder.tables.findings if f.path == table)
+    return Finding(path, f"its sessions table {table} {broken.finding}", broken.remedy)
+
+
+def _reads_images(settings: Settings) -> bool:
+    """Return whether the run reads raw images; otherwise their content may be missing."""
+    return "preprocess" in settings.planned_stages
+
+
 def _fatal(finding: Finding, path: Path) -> Finding:
     stem, suffix, _ = split_name(path.name)
     return Finding(finding.path, finding.finding, finding.remedy, f"{stem}_{suffix}", True)
 
 
 def _nothing_found(settings: Settings) -> str:
-    asked = [f"{' or '.join(settings.modalities)} images (*_T1w.nii.gz and the like)"]
+    request = [f"{' or '.join(settings.modalities)} images (*_T1w.nii.gz and the like)"]
     for word, labels in (("participants", settings.participant_label),
                          ("sessions", settings.session_label)):
-        asked += [f"{word} {', '.join(labels)}"] if labels else []
-    asked += [f"the filters in {settings.bids_filter_file}"] if settings.bids_filter_file else []
+        request += [f"{word} {', '.join(labels)}"] if labels else []
+    request += [f"the filters in {settings.bids_filter_file}"] if settings.bids_filter_file else []
     return (
-        f"{settings.bids_dir}: no image fits {'; '.join(asked)}. Expected files such as "
+        f"{settings.bids_dir}: no image matches {'; '.join(request)}. Expected files such as "
         "sub-01/anat/sub-01_T1w.nii.gz; check the folder, --modalities and the filters."
     )
 
 
-# What pybids is asked.
+# Queries of pybids.
 
 
 def find_images(layout: BIDSLayout, settings: Settings) -> list[tuple[str, Path]]:
-    """(modality, path) of every raw image that the settings ask for, sorted by path."""
+    """Return modality and path of all requested raw images, sorted by path."""
     filters = load_filters(settings.bids_filter_file)
     found = set()
     for modality in settings.modalities:
@@ -171,7 +273,7 @@ def find_images(layout: BIDSLayout, settings: Settings) -> list[tuple[str, Path]
 def _is_raw(path: Path) -> bool:
     reason = check_name(path)
     if reason:
-        LOGGER.info("%s is passed over: it %s.", path, reason)
+        LOGGER.info("%s is not used: it %s.", path, reason)
     return reason is None
 
 
@@ -191,7 +293,7 @@ def _query(modality: str, wanted: dict[str, Any], settings: Settings) -> dict[st
 
 
 def open_layout(settings: Settings) -> BIDSLayout:
-    """A pybids layout of the raw anatomical images, from the database if one is given.
+    """Open a pybids layout of the raw anatomical images, from the database if one is given.
 
     Raises
     ------
@@ -226,7 +328,7 @@ def _index(
 
 
 def _all_but(entity: str, labels: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern for folders of other labels: /sub-02 if only 01 is asked for."""
+    """Return a pattern of folders of other labels, such as /sub-02 if only 01 is requested."""
     wanted = "|".join(re.escape(label) for label in labels)
     return re.compile(rf"/{entity}-(?!(?:{wanted})(?:[/_]|$))[^/]*")
 
@@ -238,7 +340,7 @@ def _pybids_version() -> str:
 
 
 def _build_database(root: Path, folder: Path) -> None:
-    """Write the index of everybody; two jobs that do it at once do no harm."""
+    """Write the index of all participants; two jobs may do this at the same time."""
     if root == folder or root in folder.parents:
         raise UsageError(
             f"--bids-database-dir {folder} does not exist and lies inside the input folder, which "
@@ -280,7 +382,7 @@ def _open_database(root: Path, folder: Path, subjects: tuple[str, ...]) -> BIDSL
 
 
 def _check_database_note(folder: Path, remedy: str) -> None:
-    """Compare the pybids version beside the database; one built by another tool has no note."""
+    """Compare the pybids version of the database; one built by another tool states none."""
     try:
         wrote = json.loads((folder / DATABASE_NOTE).read_text(encoding="utf-8")).get("pybids")
     except (OSError, ValueError, AttributeError):

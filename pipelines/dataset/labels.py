@@ -1,4 +1,4 @@
-"""Which participants and sessions a folder has, from its folders' names alone."""
+"""Participants and sessions of a dataset, from the names of its folders."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from pathlib import Path
 
 from harmonizer.errors import UsageError
 
-__all__ = ["require_labels", "session_labels", "subject_labels"]
+__all__ = ["has_subjects", "require_labels", "session_labels", "subject_labels"]
 
-SHOWN = 8
+MAX_LISTED = 8
+
+
+def has_subjects(root: Path) -> bool:
+    """Return whether a folder exists and holds at least one sub-* folder."""
+    return any(path.is_dir() for path in root.glob("sub-*"))
 
 
 def subject_labels(root: Path) -> tuple[str, ...]:
-    """Labels of the sub-* folders of a dataset, sorted, without 'sub-'."""
+    """Return the labels of the sub-* folders of a dataset, sorted, without 'sub-'."""
     return tuple(sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()))
 
 
 def session_labels(root: Path, subjects: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Labels of the ses-* folders of these participants (all, if none are given), sorted."""
+    """Return the labels of the ses-* folders of these participants (default: all), sorted."""
     folders = [root / f"sub-{label}" for label in subjects or subject_labels(root)]
     names = {p.name for folder in folders for p in folder.glob("ses-*") if p.is_dir()}
     return tuple(sorted(name.removeprefix("ses-") for name in names))
@@ -32,7 +37,7 @@ def require_labels(
     Raises
     ------
     UsageError
-        That names the absent labels, and for each those near to it, or else the first known.
+        Names the absent labels, and similar ones or the first known labels.
     """
     absent = [label for label in asked if label not in known]
     if not absent:
@@ -44,5 +49,5 @@ def require_labels(
 
 
 def _overview(known: tuple[str, ...]) -> str:
-    rest = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"It has {', '.join(known[:SHOWN]) or 'none'}{rest}."
+    rest = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"It has {', '.join(known[:MAX_LISTED]) or 'none'}{rest}."

@@ -1,8 +1,7 @@
-"""`ScanRecord`: all that is known of one image before anything is done to it.
+"""`ScanRecord`: one raw image with its metadata, site and covariates.
 
-Every image is its own record. Runs, sessions, acquisitions and reconstructions are never merged:
-a session may be another scanner (BIDS keeps travelling people that way), and an average over
-scanners is not a scan of anybody.
+Every image is a record of its own. Runs, sessions, acquisitions and reconstructions are never
+averaged, because sessions may come from different scanners, as those of traveling subjects do.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ Covariate = float | str | None
 
 @dataclass(frozen=True)
 class ScanRecord:
-    """One image of one person on one scanner.
+    """One image of one subject on one scanner.
 
-    Records can be pickled, compared by value, and handed to other processes.
+    Records can be pickled, compared by value, and passed to other processes.
     """
 
     scan_id: str
@@ -39,7 +38,7 @@ class ScanRecord:
     path: Path
     """Absolute path of the raw image."""
     site: str
-    """Label of the site: letters, digits, '.', '_', '-'."""
+    """Label of the site: letters, digits, '.', '_', '-', '+'."""
     site_source: str
     """Provenance of the site, such as 'participants.tsv: site = NYU'."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -61,42 +60,42 @@ class ScanRecord:
 
     @property
     def age(self) -> float | None:
-        """Age in years at this scan, if known."""
+        """Return the age in years at this scan, if known."""
         return self.covariates.get("age")  # type: ignore[return-value]
 
     @property
     def sex(self) -> str | None:
-        """'F', 'M', 'O' (other), or None if not known."""
+        """Return 'F', 'M', 'O' (other), or None if not known."""
         return self.covariates.get("sex")  # type: ignore[return-value]
 
     @property
     def folder(self) -> Path:
-        """Where derivatives of this scan go, relative to the output folder: sub-X[/ses-Y]/anat."""
+        """Return the folder of the derivatives, relative to OUTPUT_DIR: sub-X[/ses-Y]/anat."""
         session = [f"ses-{self.session}"] if self.session else []
         return Path(f"sub-{self.subject}", *session, "anat")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found at the door: where, what, and what to do about it."""
+    """A problem of the dataset: where, what, and what to do about it."""
 
     path: Path
-    """The file that it is about."""
+    """The file with the problem."""
     finding: str
-    """What was expected and what came."""
+    """What was expected and what was found."""
     remedy: str
     """What the user can do."""
     scan_id: str | None = None
-    """The scan that is left out because of it; None for a warning about the dataset."""
+    """The scan concerned; None for a warning about the dataset."""
     fatal: bool = False
-    """Whether the scan is left out."""
+    """Whether the scan is excluded."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.finding}. {self.remedy}"
 
 
 def split_name(name: str) -> tuple[str, str, str]:
-    """(stem, suffix, extension) of a BIDS file name.
+    """Split a BIDS file name into stem, suffix and extension.
 
     >>> split_name("sub-01_run-1_T1w.nii.gz")
     ('sub-01_run-1', 'T1w', '.nii.gz')
@@ -107,7 +106,7 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 def entities_of(name: str) -> dict[str, str]:
-    """Entities of a BIDS name, in order.
+    """Return the entities of a BIDS name, in order.
 
     >>> entities_of("sub-01_ses-A_T1w.nii.gz")
     {'sub': '01', 'ses': 'A'}

@@ -1,22 +1,20 @@
-"""Whose scanner it was, and on whose word.
+"""Site of each scan, and the source that it was read from.
 
-Under `--site-from auto` the first source that has a value decides:
+With ``--site-from auto`` the first source that has a value is used:
 
-1. `--site LABEL`: the user's word, for all scans.
-2. The site column of `sub-X_sessions.tsv`: nearest to the scan, and where people travel.
+1. ``--site LABEL``, for all scans.
+2. The site column of `sub-X_sessions.tsv`, which distinguishes the scans of traveling subjects.
 3. The site column of `participants.tsv`.
 4. The sidecar: InstitutionName, Manufacturer, ManufacturersModelName, MagneticFieldStrength and
-   DeviceSerialNumber (else StationName), as far as they are there.
+   DeviceSerialNumber (else StationName), as far as they exist.
 
-The session label itself is never taken as a site unless `--site-from ses` asks for it: in a
-longitudinal study ses-01 and ses-02 are times, and harmonizing them away would remove what the
-study is about. A dataset of travelling people with one session for each scanner can say so with
-that flag or, better, in sessions.tsv.
+The session label is used as a site only with ``--site-from ses``: in a longitudinal study ses-01
+and ses-02 are time points, and harmonizing them would remove the effect of interest. Datasets of
+traveling subjects with one session for each scanner can use that flag or, better, sessions.tsv.
 
-'n/a' is a missing value. A scan whose site stays unknown is left out with a `Finding`; nothing is
-guessed. Labels from tables are kept distinct, also where they differ only by characters that a
-file name cannot hold; sidecar fields are spelled freely by scanners, so there the vendor's many
-names are one and punctuation does not count.
+'n/a' is a missing value. A scan whose site is unknown is excluded with a `Finding`. Labels from
+tables stay distinct even if they differ only by characters that a file name cannot hold. Scanners
+spell sidecar fields in different ways, so there vendor names are unified and punctuation is dropped.
 """
 
 from __future__ import annotations
@@ -42,21 +40,25 @@ FIELD_TOLERANCE = 0.06  # relative; a "3 T" Siemens magnet reports 2.89362 T
 
 @dataclass(frozen=True)
 class Site:
-    """A site label and where it was read."""
+    """A site label and its source."""
 
     label: str
     source: str
 
 
 class SiteFinder:
-    """Attributes scans of one dataset to sites, by the precedence in the module's docstring.
+    """Finds the site of each scan; the module docstring states the order of the sources.
 
     Parameters
     ----------
-    tables : the dataset's participants and sessions tables
-    site_from : 'auto', 'participants', 'sessions', 'ses' or 'sidecar'
-    column : the column that names the site, its case ignored
-    forced : a site for all scans, or None
+    tables : Tables
+        Participants and sessions tables of the dataset.
+    site_from : str
+        'auto', 'participants', 'sessions', 'ses' or 'sidecar'.
+    column : str
+        Column that names the site, its case ignored.
+    forced : str, optional
+        One site for all scans.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class SiteFinder:
         self._labels: dict[str, str] | None = None
 
     def find(self, subject: str, session: str | None, metadata: Mapping[str, Any]) -> Site | None:
-        """The site of one scan, or None if no source that may be used knows it."""
+        """Return the site of one scan, or None if no allowed source has a value."""
         if self.forced:
             return Site(clean_label(self.forced), f"--site {self.forced}")
         readers = {
             "sessions": lambda: self._from_sessions(subject, session),
-            "participants": lambda: self._from_participants(subject),
+            "participants": lambda: self._from_participants(subject, session),
             "ses": lambda: _from_session_label(session),
             "sidecar": lambda: sidecar_site(metadata),
         }
@@ -87,22 +89,22 @@ class SiteFinder:
         return next((site for name in order if (site := readers[name]())), None)
 
     def remedy(self, subject: str, session: str | None) -> str:
-        """What the user can do about a scan whose site is not known."""
+        """Return what the user can do about a scan whose site is not known."""
         if self.site_from == "ses":
             return "Give its session a name (ses-<site>), or use another --site-from."
         table = "participants.tsv"
         if self.site_from == "sessions" or (self.site_from == "auto" and session):
             table = self.tables.sessions_path(subject).name
         remedy = f"Fill the column {self.column!r} of {table}, or give --site-column"
-        also = ", --site-from ses if each session was another scanner," if session else ""
+        also = ", --site-from ses if each session is from another scanner," if session else ""
         return f"{remedy}{also} or --site LABEL."
 
     def _from_sessions(self, subject: str, session: str | None) -> Site | None:
         value = cell(self.tables.session_row(subject, session), self.column)
         return self._table_site(value, self.tables.sessions_path(subject).name)
 
-    def _from_participants(self, subject: str) -> Site | None:
-        value = cell(self.tables.participants.get(subject, {}), self.column)
+    def _from_participants(self, subject: str, session: str | None) -> Site | None:
+        value = cell(self.tables.participant_row(subject, session), self.column)
         return self._table_site(value, "participants.tsv")
 
     def _table_site(self, value: str | None, table: str) -> Site | None:
@@ -123,7 +125,7 @@ class SiteFinder:
 
 
 def clean_label(text: str) -> str:
-    """A label of letters, digits, '.', '_' and '-' that reads like `text`.
+    """Convert text to a similar label of letters, digits, '.', '_' and '-'.
 
     >>> clean_label("Hôpital Nord, Marseille")
     'Hopital-Nord-Marseille'
@@ -133,12 +135,12 @@ def clean_label(text: str) -> str:
 
 
 def _of_file_length(label: str) -> str:
-    """The label, its end replaced by a mark where it would be too long for a file name."""
+    """Replace the end of a label that is too long for a file name by a hash."""
     return label if len(label) <= MAX_LABEL else f"{label[:MAX_LABEL - 7]}-{_mark(label)}"
 
 
 def distinct_labels(values: Iterable[str]) -> dict[str, str]:
-    """A clean label for each value; two values never share one."""
+    """Return a clean label for each value; different values get different labels."""
     values = sorted(set(values))
     groups = defaultdict(list)
     for value in values:
@@ -156,9 +158,9 @@ def _from_session_label(session: str | None) -> Site | None:
 
 
 def sidecar_site(metadata: Mapping[str, Any]) -> Site | None:
-    """A site from scanner facts; None unless they name a place, a model, or a device.
+    """Make a site label from scanner fields; None unless they name institution, model or device.
 
-    A manufacturer or a field strength alone is shared by too many scanners to be a site.
+    Manufacturer and field strength alone do not identify a scanner.
     """
     facts = {
         "InstitutionName": _word(metadata, "InstitutionName"),
@@ -177,7 +179,7 @@ def sidecar_site(metadata: Mapping[str, Any]) -> Site | None:
 
 
 def _word(metadata: Mapping[str, Any], name: str) -> str:
-    """A field as one word of letters and digits; '' if missing."""
+    """Return a field as one word of letters and digits; empty if missing."""
     value = metadata.get(name)
     if value is None or isinstance(value, (list, dict)) or is_missing(str(value)):
         return ""
@@ -186,14 +188,14 @@ def _word(metadata: Mapping[str, Any], name: str) -> str:
 
 
 def _vendor(metadata: Mapping[str, Any]) -> str:
-    """The manufacturer by its short name: SIEMENS and Siemens Healthineers are one."""
+    """Return the short name of the manufacturer: Siemens for Siemens Healthineers."""
     word = _word(metadata, "Manufacturer")
     near = (name for name in VENDORS if word.lower().startswith(name.lower()))
     return next(near, word)
 
 
 def _field(value: Any) -> str:
-    """The nominal field strength, such as '3T'; '' if missing."""
+    """Return the nominal field strength, such as '3T'; empty if missing."""
     try:
         tesla = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -207,7 +209,7 @@ def _field(value: Any) -> str:
 
 
 def site_warnings(records: Iterable[ScanRecord], finder: SiteFinder) -> list[Finding]:
-    """Doubts about the sites of a dataset as a whole; none of them leaves a scan out."""
+    """Warn of similar site labels and of mixed site sources in a dataset."""
     records = list(records)
     table = finder.tables.root / "participants.tsv"
     return [
@@ -227,7 +229,7 @@ def _look_alikes(labels: set[str]) -> list[str]:
 
 
 def _mixed_vocabularies(records: list[ScanRecord]) -> list[str]:
-    """Labels from tables and labels made of sidecar fields in one dataset."""
+    """Warn if some labels come from tables and others from sidecars."""
     count = sum(record.site_source.startswith("sidecar") for record in records)
     if count in (0, len(records)):
         return []

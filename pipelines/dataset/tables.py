@@ -1,12 +1,14 @@
-"""participants.tsv and sessions.tsv: who was how old, which sex, which site, and what else.
+"""Participants and sessions tables: age, sex, site and other covariates.
 
-A value in the sessions table of a participant is nearer to the scan than one in the participants
-table, so it wins. 'n/a' and an empty cell are missing values, everywhere.
+A value of a sessions table overrides the participants table. A participants table with one row for
+each session (a column session_id, not valid BIDS) is read session by session. 'n/a' and empty cells
+are missing values.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -14,9 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harmonizer.cohort import COLUMNS
 from harmonizer.errors import InputError
-from harmonizer.files import read_json
+from harmonizer.files import decode_text, read_json
 
+from .annex import FETCH, is_unfetched
 from .records import Covariate, Finding
 
 __all__ = ["Tables", "parse_age", "parse_sex", "read_table"]
@@ -35,12 +39,15 @@ Row = dict[str, str]
 
 
 def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
-    """Rows of a BIDS TSV with a `key` column, and what is wrong with it; ([], []) if absent."""
+    """Read the rows of a BIDS table with a `key` column, and findings; both empty if absent."""
+    if is_unfetched(path):
+        return [], [Finding(path, "was not fetched", FETCH)]
     if not path.is_file():
         return [], []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            lines = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+        text, encoding = decode_text(path.read_bytes())
+        stream = io.StringIO(text, newline="")
+        lines = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return [], [Finding(path, f"cannot be read ({error})", "Save it as UTF-8 text with tabs.")]
     lines = [line for line in lines if any(cell.strip() for cell in line)]
@@ -48,75 +55,187 @@ def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
         got = ", ".join(lines[0]) if lines else "an empty file"
         remedy = "Its first line must name the columns, separated by tabs."
         return [], [Finding(path, f"expected a column {key!r}, got {got}", remedy)]
-    return _rows(path, lines)
+    rows, findings = _rows(path, lines)
+    return rows, [*_encoding_note(path, text, encoding), *findings]
+
+
+def _encoding_note(path: Path, text: str, encoding: str) -> list[Finding]:
+    """Warn of a table that is not UTF-8, with a word that shows whether it was decoded well."""
+    if encoding == "utf-8":
+        return []
+    words = (word for word in re.split(r"[\t\r\n]", text) if word.strip() and not word.isascii())
+    word = next(words, "")
+    remedy = "Save it as UTF-8 text" + (f"; check that {word!r:.40} is right." if word else ".")
+    return [Finding(path, f"is {encoding} text, expected UTF-8; it was read as {encoding}", remedy)]
 
 
 def _rows(path: Path, lines: list[list[str]]) -> tuple[list[Row], list[Finding]]:
     header = [name.strip() for name in lines[0]]
     rows, findings = [], []
+    for name in sorted({name for name in header if header.count(name) > 1}):
+        findings.append(Finding(path, f"has several columns named {name!r}", "The first is used; "
+                                "give each column its own name."))
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(header):
             finding = f"row {number} has {len(line)} cells where the header has {len(header)}"
             findings.append(Finding(path, finding, "The row is not used; give every cell a value."))
             continue
-        rows.append({name: cell.strip() for name, cell in zip(header, line)})
+        pairs = zip(reversed(header), reversed(line))  # of equal names the first stays
+        rows.append(dict(reversed({name: cell.strip() for name, cell in pairs}.items())))
     return rows, findings
 
 
 class Tables:
-    """The tables of one raw dataset, read once each; what is wrong with them is in `findings`."""
+    """Participants and sessions tables of a dataset, each read once.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+
+    Attributes
+    ----------
+    findings : list of Finding
+        Problems of the tables.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.findings: list[Finding] = []
         self._sessions: dict[str, dict[str, Row]] = {}
+        self._broken: set[Path] = set()
+
+    @property
+    def participants_path(self) -> Path:
+        """Return the path of the participants table, which may not exist."""
+        return self.root / "participants.tsv"
 
     @cached_property
     def participants(self) -> dict[str, Row]:
-        """Rows of participants.tsv by label without 'sub-'."""
-        return self._by_label(self.root / "participants.tsv", "participant_id", "sub-")
+        """Return the rows of participants.tsv by label without 'sub-'.
+
+        Of a table with a row for each session, the rows hold the columns that are equal in all
+        sessions of a participant.
+        """
+        rows = self._participant_rows
+        if not self.has_session_rows:
+            return self._by_label(self.participants_path, rows, "participant_id", "sub-")
+        same = {name for name in rows[0] if all(
+            len({row[name] for row in of_one if not is_missing(row[name])}) <= 1
+            for of_one in self._grouped_rows.values())}
+        return {label: {name: next((row[name] for row in of_one if not is_missing(row[name])), "")
+                        for name in rows[0] if name in same}
+                for label, of_one in self._grouped_rows.items()}
+
+    @cached_property
+    def has_session_rows(self) -> bool:
+        """Return whether participants.tsv has a row for each session."""
+        return any(len({row.get("session_id", "") for row in rows}) > 1
+                   for rows in self._grouped_rows.values())
+
+    def has_row(self, subject: str, session: str | None) -> bool:
+        """Return whether participants.tsv has a row for a scan, if it has rows for sessions."""
+        of_one = self._grouped_rows.get(subject, [])
+        return not self.has_session_rows or (subject, session or "") in self._session_rows \
+            or (session is None and len(of_one) == 1)
+
+    def participant_row(self, subject: str, session: str | None) -> Row:
+        """Return the values of participants.tsv for a scan; empty without a row."""
+        row = self.participants.get(subject, {})
+        if not self.has_session_rows:
+            return row
+        nearer = self._session_rows.get((subject, session or ""), {})
+        of_one = self._grouped_rows.get(subject, [])
+        if session is None and len(of_one) == 1:
+            nearer = of_one[0]
+        return {**row, **{name: text for name, text in nearer.items() if not is_missing(text)}}
+
+    @cached_property
+    def _participant_rows(self) -> list[Row]:
+        return self._read(self.participants_path, "participant_id")
+
+    @cached_property
+    def _grouped_rows(self) -> dict[str, list[Row]]:
+        return _grouped(self._participant_rows)
+
+    @cached_property
+    def _session_rows(self) -> dict[tuple[str, str], Row]:
+        """Return rows of participants.tsv by participant and session; a missing session is ''."""
+        path, found = self.participants_path, {}
+        remedy = "BIDS has a sub-X_sessions.tsv for what differs between sessions."
+        self.findings.append(Finding(path, "has a row for each session, and is read session by session",
+                                     remedy))
+        for label, rows in self._grouped_rows.items():
+            sessions = [_session_of(row) for row in rows]
+            for session, row in zip(sessions, rows):
+                if found.setdefault((label, session), row) != row:
+                    name = f"sub-{label}" + (f", ses-{session}," if session else "")
+                    self.findings.append(Finding(path, f"{name} has several rows",
+                                                 "The first row is used; keep one row for each."))
+        return found
 
     def sessions(self, subject: str) -> dict[str, Row]:
-        """Rows of sub-X_sessions.tsv by label without 'ses-'."""
+        """Return the rows of sub-X_sessions.tsv by label without 'ses-'."""
         if subject not in self._sessions:
             path = self.sessions_path(subject)
-            self._sessions[subject] = self._by_label(path, "session_id", "ses-")
+            rows = self._read(path, "session_id")
+            self._sessions[subject] = self._by_label(path, rows, "session_id", "ses-")
         return self._sessions[subject]
 
     def sessions_path(self, subject: str) -> Path:
-        """Where the sessions table of a participant is, if there is one."""
+        """Return the path of a sessions table, which may not exist."""
         return self.root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
 
     def session_row(self, subject: str, session: str | None) -> Row:
-        """The row of one session; {} where there is none."""
+        """Return the row of one session; empty if there is none."""
         return self.sessions(subject).get(session, {}) if session else {}
 
     def all_values(self, column: str) -> set[str]:
-        """Every value of a column in the participants table and all sessions tables."""
+        """Return all values of a column in the participants table and all sessions tables."""
         subjects = [p.name.removeprefix("sub-") for p in self.root.glob("sub-*") if p.is_dir()]
-        rows = [*self.participants.values()]
+        rows = [*self._participant_rows]
         rows += [row for subject in subjects for row in self.sessions(subject).values()]
         return {value for row in rows if (value := cell(row, column))}
 
     def covariates(
         self, subject: str, session: str | None, leave_out: str = "site"
     ) -> tuple[dict[str, Covariate], list[Finding]]:
-        """Age (years), sex and the other columns of one scan, and notes on what was unclear."""
+        """Return age (years), sex and other columns of a scan, and findings about them."""
         nearer = self.session_row(subject, session)
-        row = dict(self.participants.get(subject, {}))
+        row = dict(self.participant_row(subject, session))
         row |= {name: text for name, text in nearer.items() if not is_missing(text)}
         names = {name.lower(): name for name in row}
         age, age_note = parse_age(row.get(names.get("age", ""), ""), self._units("age"))
         sex_name = names.get("sex") or names.get("gender") or "sex"
         sex, sex_note = parse_sex(row.get(sex_name, ""), self._levels(sex_name))
         skip = {"participant_id", "session_id", leave_out.lower(), "age", sex_name.lower()}
-        others = {n: self._typed(n, row[n]) for low, n in names.items() if low not in skip}
-        notes = [note for note in (age_note, sex_note) if note]
-        return {"age": age, "sex": sex, **others}, [self._note(subject, note) for note in notes]
+        kept_as = _covariate_names([n for low, n in names.items() if low not in skip])
+        others = {new: self._typed(n, row[n]) for n, new in kept_as.items()}
+        notes = [self._note(subject, note) for note in (age_note, sex_note) if note]
+        return {"age": age, "sex": sex, **others}, notes + self._renaming(kept_as)
 
-    def _by_label(self, path: Path, key: str, prefix: str) -> dict[str, Row]:
+    def is_broken(self, path: Path) -> bool:
+        """Return whether a table exists and could not be read."""
+        return path in self._broken
+
+    def _read(self, path: Path, key: str) -> list[Row]:
         rows, findings = read_table(path, key)
         self.findings += findings
+        if findings and not rows:
+            self._broken.add(path)
+        return rows
+
+    def _renaming(self, kept_as: Mapping[str, str]) -> list[Finding]:
+        """Warn of columns that are renamed because cohort.tsv has columns of the same name."""
+        changed = {old: new for old, new in kept_as.items() if old != new}
+        if not changed:
+            return []
+        finding = (f"columns {', '.join(changed)} are kept as {', '.join(changed.values())}, "
+                   "because cohort.tsv has columns of these names")
+        return [Finding(self.participants_path, finding, "Use the new names in --covariates and "
+                        "--fit-participants.")]
+
+    def _by_label(self, path: Path, rows: list[Row], key: str, prefix: str) -> dict[str, Row]:
         by_label: dict[str, Row] = {}
         for row in rows:
             label = row[key].removeprefix(prefix)
@@ -129,6 +248,10 @@ class Tables:
     @cached_property
     def _dictionary(self) -> Mapping[str, Any]:
         path = self.root / "participants.json"
+        if is_unfetched(path):
+            self.findings.append(Finding(path, "was not fetched, so units and levels are unknown",
+                                         FETCH))
+            return {}
         try:
             content = read_json(path) if path.is_file() else {}
         except InputError as error:
@@ -150,12 +273,12 @@ class Tables:
 
     @cached_property
     def _numeric(self) -> frozenset[str]:
-        """Columns of participants.tsv in which every value that is there is a number."""
-        columns = {name for row in self.participants.values() for name in row}
+        """Return the columns of participants.tsv with only numbers and missing values."""
+        columns = {name for row in self._participant_rows for name in row}
         return frozenset(name for name in columns if self._all_numbers(name))
 
     def _all_numbers(self, column: str) -> bool:
-        values = [value for row in self.participants.values() if (value := cell(row, column))]
+        values = [value for row in self._participant_rows if (value := cell(row, column))]
         return all(_is_number(value) for value in values)
 
     def _typed(self, column: str, text: str) -> Covariate:
@@ -167,22 +290,51 @@ class Tables:
         return Finding(self.root / "participants.tsv", f"sub-{subject}: {note}", "Check the table.")
 
 
+def _grouped(rows: list[Row]) -> dict[str, list[Row]]:
+    """Group the rows of participants.tsv by label."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["participant_id"].removeprefix("sub-"), []).append(row)
+    return groups
+
+
+def _session_of(row: Row) -> str:
+    """Return the session label of a row; empty if it has none."""
+    text = row.get("session_id", "")
+    return "" if is_missing(text) else text.removeprefix("ses-")
+
+
+def _covariate_names(columns: list[str]) -> dict[str, str]:
+    """Return column -> name of the covariate, which differs if cohort.tsv has such a column.
+
+    >>> _covariate_names(["iq", "Image"])
+    {'iq': 'iq', 'Image': 'participants_Image'}
+    """
+    names: dict[str, str] = {}
+    for column in columns:
+        name = f"participants_{column}" if column.lower() in COLUMNS else column
+        while name != column and name.lower() in {c.lower() for c in columns}:
+            name += "_"
+        names[column] = name
+    return names
+
+
 def is_missing(text: str) -> bool:
-    """Whether a cell says that the value is not known."""
+    """Return whether a cell is a missing value."""
     return text.strip().lower() in MISSING
 
 
 def cell(row: Row, column: str) -> str | None:
-    """The value of a column, its name compared without case; None if missing."""
+    """Return the value of a column, its case ignored; None if missing."""
     names = {name.lower(): name for name in row}
     text = row.get(column, row.get(names.get(column.lower(), ""), ""))
     return None if is_missing(text) else text
 
 
 def parse_age(text: str, units: str = "year") -> tuple[float | None, str]:
-    """(age in years or None, note); the note is empty where nothing was unclear.
+    """Parse an age; return years or None, and a note if the text is unusual.
 
-    Understands '34', '34.5', '89+' and '>89' (ages hidden above a limit), and DICOM's '034Y'.
+    Accepts '34', '34.5', '89+' and '>89' (ages hidden above a limit), and DICOM's '034Y'.
 
     >>> parse_age("89+")
     (89.0, "age '89+' is a lower limit; 89 is used")
@@ -202,7 +354,9 @@ def parse_age(text: str, units: str = "year") -> tuple[float | None, str]:
 
 
 def parse_sex(text: str, levels: Mapping[str, Any] | None = None) -> tuple[str | None, str]:
-    """('F', 'M', 'O' or None, note); codes such as '1' are looked up in the column's Levels.
+    """Parse a sex; return 'F', 'M', 'O' or None, and a note if the text is not understood.
+
+    Codes such as '1' are looked up in the Levels of the column.
 
     >>> parse_sex("female")
     ('F', '')
@@ -218,6 +372,6 @@ def parse_sex(text: str, levels: Mapping[str, Any] | None = None) -> tuple[str |
 
 
 def _is_number(text: str) -> bool:
-    """Whether text is a number and not a code: '0012' is a code, and '1e999' no number we know."""
+    """Return whether text is a finite number; '0012' is a code."""
     form = re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", text)
     return form is not None and math.isfinite(float(text))

@@ -1,1 +1,1 @@
-"""Nipype interfaces, thin: load, call one pure function, save."""
+"""Nipype interfaces: each loads its inputs, calls one pure function and saves the result."""

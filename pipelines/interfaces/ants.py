@@ -1,4 +1,4 @@
-"""The steps that ANTs carries: bias field, brain, registration."""
+"""Nipype interfaces to ANTs: brain extraction, bias correction, registration, quality check."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from .base import ExplainedInterface, InputSpec, OutputSpec
 
 class _ExtractBrainInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="conformed image")
-    mode = traits.Enum("auto", "force", "skip", "network", usedefault=True, desc="how to extract")
+    mode = traits.Enum("auto", "force", "skip", "network", usedefault=True, desc="brain extraction method")
     seed = traits.Int(mandatory=True, desc="random seed")
     sloppy = traits.Bool(False, usedefault=True, desc="fast and coarse")
-    weights = traits.Str(desc="name of the network, which is not asked if absent")
+    weights = traits.Str(desc="name of the network's weights; absent: do not use it")
 
 
 class _ExtractBrainOutputSpec(OutputSpec):
     out_mask = File(desc="brain mask")
-    transform = File(desc="a first ITK affine, image to template")
-    quality = traits.Dict(desc="how the mask was found")
+    transform = File(desc="initial ITK affine, image to template")
+    quality = traits.Dict(desc="extraction method and quality")
 
 
 class ExtractBrain(ExplainedInterface):
-    """Rough bias correction, then the brain, and what the network says to the template's."""
+    """Correct the bias roughly, extract the brain, and compare the mask with the network's."""
 
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
@@ -55,7 +55,7 @@ class ExtractBrain(ExplainedInterface):
             self._results["quality"]["network_dice"] = agreement(volume, found)
 
     def _found(self, volume: Volume, rough: Volume) -> BrainExtraction:
-        """The brain by the way that was asked for."""
+        """Extract the brain with the requested method."""
         how = {"seed": self.inputs.seed, "sloppy": self.inputs.sloppy}
         if self.inputs.mode != "network":
             return extract_brain(rough, skull_strip=self.inputs.mode, **how)
@@ -65,7 +65,7 @@ class ExtractBrain(ExplainedInterface):
 
 
 def agreement(volume: Volume, found: BrainExtraction) -> float:
-    """Dice (0..1) of the mask and the network's, which sees the image as it came."""
+    """Return the Dice coefficient (0 to 1) of the mask and the network's mask of the raw image."""
     from harmonizer.segmentation.brain import network_mask
     from harmonizer.segmentation.segmentations import dice
 
@@ -84,7 +84,7 @@ class _CorrectBiasOutputSpec(OutputSpec):
 
 
 class CorrectBias(ExplainedInterface):
-    """N4 inside the brain mask."""
+    """Correct the bias field with N4 inside the brain mask."""
 
     input_spec = _CorrectBiasInputSpec
     output_spec = _CorrectBiasOutputSpec
@@ -98,7 +98,7 @@ class CorrectBias(ExplainedInterface):
 
 
 class KeepBias(ExplainedInterface):
-    """An image that was bias-corrected before it came: the field is one."""
+    """Pass on an image that is bias-corrected already; the field is 1 everywhere."""
 
     input_spec = _CorrectBiasInputSpec
     output_spec = _CorrectBiasOutputSpec
@@ -123,7 +123,7 @@ class _RegisterOutputSpec(OutputSpec):
 
 
 class Register(ExplainedInterface):
-    """Affine registration of the brain to the template."""
+    """Register the brain to the template with an affine transform."""
 
     input_spec = _RegisterInputSpec
     output_spec = _RegisterOutputSpec
@@ -144,7 +144,7 @@ class _CheckQualityInputSpec(InputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
     transform = File(exists=True, mandatory=True, desc="final ITK affine")
-    extraction = traits.Dict(desc="how the mask was found; absent for a given mask")
+    extraction = traits.Dict(desc="extraction method; absent for a precomputed mask")
     conform = traits.Float(desc="seconds")
     brain = traits.Float(desc="seconds")
     bias = traits.Float(desc="seconds")
@@ -154,12 +154,12 @@ class _CheckQualityInputSpec(InputSpec):
 
 
 class _CheckQualityOutputSpec(OutputSpec):
-    quality = traits.Dict(desc="numbers, verdict, reasons")
+    quality = traits.Dict(desc="measures, result, reasons")
     seconds_of = traits.Dict(desc="seconds by step")
 
 
 class CheckQuality(ExplainedInterface):
-    """Judge mask and registration together, after the last step that could move them."""
+    """Check the quality of mask and registration, after the last step that changes them."""
 
     input_spec = _CheckQualityInputSpec
     output_spec = _CheckQualityOutputSpec
@@ -172,13 +172,13 @@ class CheckQuality(ExplainedInterface):
         check = check_quality(volume.with_mask(None), volume.mask,
                               read_itk_affine(self.inputs.transform), how.get("network_dice"))
         known = {key: value for key, value in asdict(check).items() if value is not None}
-        self._results["quality"] = {**how, **_plain(known), "doubtful": check.doubtful}
+        self._results["quality"] = {**how, **_plain(known), "low_confidence": check.low_confidence}
         seconds = {step: getattr(self.inputs, step) for step in STEPS}
         self._results["seconds_of"] = {k: v for k, v in seconds.items() if isdefined(v)}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON types, four significant digits."""
+    """Convert values to JSON types with four significant digits."""
     def tidy(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return [tidy(v) for v in value]

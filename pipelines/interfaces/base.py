@@ -1,4 +1,4 @@
-"""What all interfaces share: they time themselves and leave an explained error as a file."""
+"""Base classes of the interfaces: measure the duration, store expected errors as text."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ ERROR_FILE = "harmonizer_error.txt"
 
 
 class InputSpec(BaseInterfaceInputSpec):
-    """Every result depends on the version of the code that made it."""
+    """Inputs of all interfaces: the package version, so that a new version runs the node again."""
 
     version = traits.Str(__version__, usedefault=True, desc="version of this package")
 
 
 class OutputSpec(TraitedSpec):
-    """Every step says how long it took."""
+    """Outputs of all interfaces: the duration."""
 
     seconds = traits.Float(desc="wall time, seconds")
 
 
 class ExplainedInterface(SimpleInterface):
-    """An interface whose expected errors reach the user as text and not as a traceback.
+    """Interface whose expected errors reach the user as text instead of a traceback.
 
-    Subclasses fill in `_work(folder)`, which puts its results into `self._results`.
+    Subclasses implement `_work(folder)`, which stores its results in `self._results`.
     """
 
     input_spec = InputSpec
@@ -50,13 +50,13 @@ class ExplainedInterface(SimpleInterface):
             _leave(folder, str(error))
             raise
         except OSError as error:
-            _leave(folder, f"{error.filename or folder}: {error.strerror}. Check the disk's room "
-                           "and the permissions, then give the same command again.")
+            _leave(folder, f"{error.filename or folder}: {error.strerror}. Check disk space and "
+                           "permissions, then run the same command again.")
             raise
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or "allocate memory" in str(error):  # numpy, torch
-                _leave(folder, "the machine's memory ran out. Lower --nprocs, or say with --mem "
-                               "how much there is; the same command goes on.")
+                _leave(folder, "out of memory. Lower --nprocs, or set the available memory with "
+                               "--mem; the same command resumes.")
             raise
         self._results["seconds"] = round(time.perf_counter() - started, 2)
         return runtime
@@ -66,6 +66,6 @@ class ExplainedInterface(SimpleInterface):
 
 
 def _leave(folder: Path, message: str) -> None:
-    """Leave a message for the main process; a full disk must not hide the first error."""
+    """Store a message for the main process; a full disk must not hide the first error."""
     with contextlib.suppress(OSError):
         (folder / ERROR_FILE).write_text(message, encoding="utf-8")

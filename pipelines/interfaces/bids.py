@@ -1,4 +1,4 @@
-"""Writing the derivatives of one preprocessed scan, whole or not at all."""
+"""Nipype interface that writes the derivatives of one preprocessed scan."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from harmonizer.evaluation.paired_metrics import label_tissues, tissue_values
 from harmonizer.files import sha256_of, write_json
 from harmonizer.preprocessing.conform import Conformed, conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine, write_itk_affine
-from harmonizer.segmentation.predict import doubt
+from harmonizer.segmentation.predict import low_confidence_warning
+from harmonizer.tissues import TISSUES
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
-from ..outputs.names import TISSUES, ScanPaths, sidecar
-from ..outputs.tissues import shares_of_scan
+from ..outputs.names import ScanPaths, sidecar
+from ..outputs.tissues import probabilities_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -28,17 +29,18 @@ class _SavePreprocessedInputSpec(InputSpec):
     raw_dir = traits.Str(mandatory=True, desc="root of the raw dataset, for BIDS URIs")
     out_dir = traits.Str(mandatory=True, desc="the derivative dataset")
     resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
-    fingerprint = traits.Str(mandatory=True, desc="names source and settings")
-    source = File(exists=True, mandatory=True, desc="the image whose grid is kept")
+    fingerprint = traits.Str(mandatory=True, desc="hash of source and settings")
+    source = File(exists=True, mandatory=True, desc="image that defines the native grid")
     corrected = File(exists=True, mandatory=True, desc="bias-corrected image, RAS+")
     mask = File(exists=True, mandatory=True, desc="brain mask, RAS+")
     transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
     template_file = File(exists=True, mandatory=True, desc="image on the template grid")
     template_mask = File(exists=True, mandatory=True, desc="mask on the template grid")
-    native_shares = traits.List(File, desc="shares of CSF, GM, WM, RAS+, where they were found")
-    template_shares = traits.List(File, desc="the same on the template grid")
-    support = traits.Float(desc="how well the image bears the shares out")
-    donor = traits.Str(desc="the image of the session that the shares are of; empty: its own")
+    native_probabilities = traits.List(File, desc="probabilities of CSF, GM, WM, RAS+; absent without "
+                                       "segmentation")
+    template_probabilities = traits.List(File, desc="the same on the template grid")
+    contrast_to_noise = traits.Float(desc="contrast-to-noise ratio between the tissues")
+    fallback = traits.Str(desc="scan of the session that was segmented; empty: this image")
     weights = traits.Str(desc="name of the network's weights")
     repairs = traits.List(traits.Str, desc="header repairs")
     quality = traits.Dict(desc="quality check of mask and registration")
@@ -52,8 +54,8 @@ class _SavePreprocessedOutputSpec(OutputSpec):
 class SavePreprocessed(ExplainedInterface):
     """Write native and template images, masks, transforms, sidecars and the scan's log.
 
-    The sidecar of the template-grid image comes last: where it is, all others are. The figures of
-    an earlier run go first, for they are drawn anew.
+    The sidecar of the template-grid image is written last: if it exists, all files exist. The index
+    of the figures of an earlier run is removed first, because they are drawn again.
     """
 
     input_spec = _SavePreprocessedInputSpec
@@ -71,8 +73,8 @@ class SavePreprocessed(ExplainedInterface):
         write_itk_affine(paths.to_template, matrix)
         write_itk_affine(paths.from_template, np.linalg.inv(matrix))
         volume = read_volume(inputs.template_file, inputs.template_mask)
-        if isdefined(inputs.native_shares):
-            self._save_shares(paths, conformed)
+        if isdefined(inputs.native_probabilities):
+            self._save_probabilities(paths, conformed)
         self._write_log(paths, volume, conformed)
         self._save_template(paths, volume)
         self._results["template_file"] = str(paths.image("preproc", template=True))
@@ -102,38 +104,39 @@ class SavePreprocessed(ExplainedInterface):
         self._sidecar(image, {**content, "ImageSHA256": sha256_of(image),
                               "Fingerprint": self.inputs.fingerprint})
 
-    def _save_shares(self, paths: ScanPaths, conformed: Conformed) -> None:
-        kinds = ((False, self.inputs.native_shares), (True, self.inputs.template_shares))
+    def _save_probabilities(self, paths: ScanPaths, conformed: Conformed) -> None:
+        kinds = ((False, self.inputs.native_probabilities), (True, self.inputs.template_probabilities))
         for template, files in kinds:
             source = [paths.uri(paths.image("preproc", template=template))]
             for tissue, file in zip(TISSUES, files):
-                path, share = paths.share(tissue, template=template), read_volume(file)
+                path, found = paths.probability(tissue, template=template), read_volume(file)
                 if template:
-                    write_volume(path, share, code=4)
+                    write_volume(path, found, code=4)
                 else:
-                    write_on_original_grid(path, share.data, conformed)
-                write_json(sidecar(path), sidecars.share(
+                    write_on_original_grid(path, found.data, conformed)
+                write_json(sidecar(path), sidecars.probability(
                     source, tissue, template, paths.resolution, self.inputs.weights,
-                    self.inputs.support, self.inputs.donor))
+                    self.inputs.contrast_to_noise, self.inputs.fallback))
 
     def _sidecar(self, image: Path, content: dict[str, Any]) -> None:
         record = self.inputs.record
-        write_json(sidecar(image), {**sidecars.kept(record.metadata), **content,
+        write_json(sidecar(image), {**sidecars.acquisition_metadata(record.metadata), **content,
                                     **sidecars.scan_facts(record)})
 
     def _write_log(self, paths: ScanPaths, volume: Volume, conformed: Conformed) -> None:
-        labels = label_tissues(shares_of_scan(paths)[0], volume.mask)
+        labels = label_tissues(probabilities_of_scan(paths)[0], volume.mask)
         quantiles = {tissue: [float(f"{q:.6g}") for q in quantile_function(values)]
                      for tissue, values in tissue_values(volume, labels).items()}
         quality = dict(self.inputs.quality)
         warnings = [*self.inputs.repairs, *quality.get("reasons", ())]
         facts = {"Quality": quality, "Input": _input_facts(conformed), "Quantiles": quantiles}
-        if isdefined(self.inputs.support):
-            facts["ContrastSupport"] = round(self.inputs.support, 3)
-            if self.inputs.donor:
-                facts["TissuesFrom"] = self.inputs.donor
+        if isdefined(self.inputs.contrast_to_noise):
+            facts["ContrastToNoise"] = round(self.inputs.contrast_to_noise, 3)
+            if self.inputs.fallback:
+                facts["FallbackSegmentation"] = self.inputs.fallback
             else:
-                warnings += [text for text in (doubt(self.inputs.support),) if text]
+                warning = low_confidence_warning(self.inputs.contrast_to_noise)
+                warnings += [warning] if warning else []
         scanlog.write_log(paths.out, scanlog.ScanLog(
             paths.scan_id, "preprocess", "done", self.inputs.record.site,
             warnings=tuple(warnings), seconds=dict(self.inputs.seconds_of),
@@ -141,7 +144,7 @@ class SavePreprocessed(ExplainedInterface):
 
 
 def _input_facts(conformed: Conformed) -> dict[str, Any]:
-    """What came in, for the report."""
+    """Describe the input image for the report."""
     spacing = np.linalg.norm(conformed.original_affine[:3, :3], axis=0)
     return {
         "VoxelSize": [float(f"{s:.4g}") for s in spacing],

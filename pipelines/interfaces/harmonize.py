@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import File, traits
 
-from harmonizer.contrast.contrast_transfer import guide, left_out
-from harmonizer.contrast.intensity_map import IntensityMap
-from harmonizer.contrast.local_statistics import shares_of
-from harmonizer.errors import InputError
 from harmonizer.evaluation.metrics.image import gradient_agreement, ssim_structure
 from harmonizer.files import read_json, write_json
 from harmonizer.methods import registry
+from harmonizer.methods.harmonize_scan import harmonize_scan
 from harmonizer.methods.model_folder import model_hash
-from harmonizer.methods.native_grid import apply_with_head, change_of
-from harmonizer.methods.statistical.tissue_matching import DEFAULT_SEGMENTER, shares_with
 from harmonizer.methods.target import Target
 from harmonizer.preprocessing.conform import conform, write_on_original_grid
 from harmonizer.preprocessing.transforms import read_itk_affine
@@ -29,7 +23,7 @@ from ..outputs import scanlog, sidecars
 from ..outputs.figures import figures_index
 from ..outputs.heads import mask_of
 from ..outputs.names import ScanPaths, sidecar
-from ..outputs.tissues import shares_of_scan
+from ..outputs.tissues import probabilities_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -48,7 +42,6 @@ class _HarmonizeInputSpec(InputSpec):
     source_sha256 = traits.Str(mandatory=True, desc="names the preprocessed image")
     detail = traits.Enum("direct", "guided", usedefault=True, desc="whose voxels: the method's map "
                          "or result, or its change of contrast on the scan's own")
-    detail_map = traits.Bool(False, usedefault=True, desc="write direct minus guided")
     covariates = traits.Dict(usedefault=True, desc="what is known of the person")
     desc = traits.Str(mandatory=True, desc="desc entity of the results")
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="where networks run")
@@ -75,91 +68,51 @@ class Harmonize(ExplainedInterface):
                           inputs.resolution)
         figures_index(paths, f"harmonize-{inputs.desc}").unlink(missing_ok=True)
         backend = registry.get(inputs.backend).load(inputs.model).on(inputs.device)
-        backend.scratch = Path(inputs.scratch)
-        self._require_head(paths, backend.region)
         target = Target.load(inputs.card)
-        brain = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
-        volume = brain
-        if backend.region != "brain":
-            volume = read_volume(paths.image("preproc", template=True),
-                                 mask_of(paths, backend.region, template=True))
-        tissues, own = shares_of_scan(paths)
-        tissues = tissues if own and volume is brain else {}
-        change = change_of(backend, volume, target, source=inputs.site, seed=inputs.seed,
-                           covariates=inputs.covariates, tissues=tissues)
-        facts = {"Detail": inputs.detail, "IntensityMap": change.describe()}
-        if inputs.detail == "guided" or inputs.detail_map:
-            guided, summary = self._guided(paths, change, volume, tissues)
-            facts["DirectMinusGuided"] = summary
-            if inputs.detail == "guided":
-                facts.update(DirectMap=facts["IntensityMap"], IntensityMap=guided.describe())
-                change = guided
-        after = apply_with_head(change, volume)
-        if backend.region != "brain":
-            facts["Region"] = backend.region
-        run = {**self._provenance(target, volume), **backend.describe_model(),
-               **backend.describe_target(target), **facts}
-        if backend.spread_ is not None:
-            self._save_spread(paths, volume.with_data(backend.spread_))
-        self._save_native(paths, change, run, backend.region)
+        preprocessed = paths.image("preproc", template=True)
+        brain = read_volume(preprocessed, paths.mask(template=True))
+        whole = backend.region != "brain"
+        stripped = bool(read_json(sidecar(preprocessed))["SkullStripped"])
+        template = read_volume(preprocessed, mask_of(paths, backend.region, template=True)) \
+            if whole else brain
+        conformed = conform(paths.image("preproc"))
+        native_mask = conform(mask_of(paths, backend.region)).volume.data > 0.5
+        tissues, own = probabilities_of_scan(paths)
+        done = harmonize_scan(
+            backend, target, template, conformed.volume.with_mask(native_mask),
+            read_itk_affine(paths.to_template), source=inputs.site, seed=inputs.seed,
+            covariates=inputs.covariates, tissues=tissues if own and not whole else {},
+            detail=inputs.detail, brain_only=stripped,
+            checkpoint_folder=Path(inputs.scratch))
+        run = {**self._provenance(target, template), **done.facts}
+        if done.uncertainty is not None:
+            self._save_uncertainty(paths, template.with_data(done.uncertainty))
+        native_file = paths.image(inputs.desc)
+        write_on_original_grid(native_file, done.native.data, conformed)
+        self._sidecar(paths, native_file, False, run)
         template_file = paths.image(inputs.desc, template=True)
-        write_volume(template_file, after, code=4)
+        write_volume(template_file, done.template, code=4)
         self._sidecar(paths, template_file, True, run)
-        self._log(paths, target, brain, after.with_mask(brain.mask))
+        self._log(paths, target, brain, done.template.with_mask(brain.mask))
         self._results["template_file"] = str(template_file)
-        self._results["native_file"] = str(paths.image(inputs.desc))
+        self._results["native_file"] = str(native_file)
         shutil.rmtree(inputs.scratch, ignore_errors=True)
 
-    def _require_head(self, paths: ScanPaths, region: str) -> None:
-        """A method of whole heads would take a brain's edge for skin; InputError for such."""
-        image = paths.image("preproc", template=True)
-        if region == "head" and read_json(sidecar(image))["SkullStripped"]:
-            raise InputError(f"{image.name}: is brain only, and this model was fitted on whole "
-                             "heads. Harmonize it by a model with region=brain.")
-
-    def _guided(self, paths: ScanPaths, direct: IntensityMap, volume: Volume,
-                tissues: Mapping[str, np.ndarray]) -> tuple[IntensityMap, dict[str, Any]]:
-        """The method's change of contrast as local tissue maps, and a summary of the rest."""
-        method = direct.apply(volume)
-        shares = (shares_of(tissues, volume) if tissues
-                  else shares_with(DEFAULT_SEGMENTER, volume))
-        change = guide(volume, method, shares)
-        difference, summary = left_out(method, change.apply(volume))
-        if self.inputs.detail_map:
-            goal = paths.left_out(self.inputs.desc)
-            write_volume(goal, volume.with_data(difference), code=4)
-            write_json(sidecar(goal), {
-                "Description": "what the method changed beyond smooth maps of contrast: its own "
-                               "result minus the guided one", "Units": "arbitrary",
-                **sidecars.space(True, paths.resolution), **summary})
-        return change, summary
-
-    def _save_spread(self, paths: ScanPaths, spread: Volume) -> None:
-        """How far apart the images are whose mean this one is."""
-        goal = paths.spread(self.inputs.desc)
-        write_volume(goal, spread, code=4)
-        write_json(sidecar(goal), {
+    def _save_uncertainty(self, paths: ScanPaths, uncertainty: Volume) -> None:
+        """Write the standard deviation over the samples of which the image is the mean."""
+        path = paths.uncertainty_map(self.inputs.desc)
+        write_volume(path, uncertainty, code=4)
+        write_json(sidecar(path), {
             "Description": "standard deviation over the noise volumes that the method drew, of the "
                            "method's own result on the template grid", "Units": "arbitrary",
             **sidecars.space(True, paths.resolution)})
-
-    def _save_native(self, paths: ScanPaths, change: Any, run: dict[str, Any], region: str
-                     ) -> None:
-        """On the stored grid, whose affine is the source's bit for bit, whichever form holds it."""
-        conformed = conform(paths.image("preproc"))
-        mask = conform(mask_of(paths, region)).volume.data > 0.5
-        native = conformed.volume.with_mask(mask)
-        after = apply_with_head(change, native, read_itk_affine(paths.to_template))
-        goal = paths.image(self.inputs.desc)
-        write_on_original_grid(goal, after.data, conformed)
-        self._sidecar(paths, goal, False, run)
 
     def _sidecar(self, paths: ScanPaths, image: Path, template: bool, run: dict[str, Any]) -> None:
         before = paths.image("preproc", template=template)
         source = read_json(sidecar(before))
         content = sidecars.harmonized(
             [paths.uri(before)], bool(source["SkullStripped"]), template, paths.resolution, run)
-        write_json(sidecar(image), {**sidecars.kept(source), **content})
+        write_json(sidecar(image), {**sidecars.acquisition_metadata(source), **content})
 
     def _provenance(self, target: Target, volume: Volume) -> dict[str, Any]:
         """What was done, in words that a sidecar keeps."""

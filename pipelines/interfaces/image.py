@@ -1,4 +1,4 @@
-"""Geometry: bring an image inside, and bring it to the template's grid."""
+"""Nipype interfaces for geometry: conform an image, resample it onto the template grid."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
 class _ConformInputSpec(InputSpec):
-    in_file = File(exists=True, mandatory=True, desc="image as it was given")
+    in_file = File(exists=True, mandatory=True, desc="input image")
 
 
 class _ConformOutputSpec(OutputSpec):
-    out_file = File(desc="the image with axes RAS+, float32")
-    repairs = traits.List(traits.Str, desc="what was not taken as it stood")
+    out_file = File(desc="image with axes RAS+, float32")
+    repairs = traits.List(traits.Str, desc="repairs of the header")
 
 
 class Conform(ExplainedInterface):
-    """Settle the geometry of an image and turn its axes to RAS+."""
+    """Check the geometry of an image and reorient it to RAS+."""
 
     input_spec = _ConformInputSpec
     output_spec = _ConformOutputSpec
@@ -46,7 +46,7 @@ class _ConformMaskOutputSpec(OutputSpec):
 
 
 class ConformMask(ExplainedInterface):
-    """Bring a precomputed brain mask inside; it must lie on the image's own grid."""
+    """Reorient a precomputed brain mask to RAS+; it must lie on the grid of the image."""
 
     input_spec = _ConformMaskInputSpec
     output_spec = _ConformMaskOutputSpec
@@ -75,7 +75,7 @@ class _ToTemplateOutputSpec(OutputSpec):
 
 
 class ToTemplate(ExplainedInterface):
-    """Resample image and mask on the template grid."""
+    """Resample image and mask onto the template grid."""
 
     input_spec = _ToTemplateInputSpec
     output_spec = _ToTemplateOutputSpec
@@ -84,11 +84,11 @@ class ToTemplate(ExplainedInterface):
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
         grid = load_template(self.inputs.resolution)
         matrix = read_itk_affine(self.inputs.transform)
-        moved = resample(volume.with_mask(None), grid, matrix)
+        resampled = resample(volume.with_mask(None), grid, matrix)
         mask = resample_mask(volume.mask, volume.affine, grid, matrix)
         if not mask.any():
             raise InputError("no part of the brain mask lies inside the template's grid after "
                              "registration. Look at the image's orientation and position.")
-        self._results["out_file"] = str(write_volume(folder / "template.nii", moved, code=4))
+        self._results["out_file"] = str(write_volume(folder / "template.nii", resampled, code=4))
         path = write_mask(folder / "mask.nii", mask, grid.affine, code=4)
         self._results["out_mask"] = str(path)

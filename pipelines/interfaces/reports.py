@@ -1,4 +1,4 @@
-"""Figures of one scan, drawn where the arrays are and kept for the reports."""
+"""Nipype interfaces that draw the figures of one scan for the reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harmonizer.volume import read_volume
 
 from ..outputs.figures import save_figures
 from ..outputs.names import ScanPaths
-from ..outputs.tissues import shares_of_scan
+from ..outputs.tissues import probabilities_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
 
@@ -28,7 +28,7 @@ class _DrawInputSpec(InputSpec):
 
 
 class _DrawOutputSpec(OutputSpec):
-    figures = traits.List(traits.Str, desc="what was drawn")
+    figures = traits.List(traits.Str, desc="titles of the figures")
 
 
 class _DrawPreprocessedInputSpec(_DrawInputSpec):
@@ -39,7 +39,7 @@ class _DrawPreprocessedInputSpec(_DrawInputSpec):
 
 
 class DrawPreprocessed(ExplainedInterface):
-    """Mask outline, bias field, registration."""
+    """Draw mask outline, bias field and registration."""
 
     input_spec = _DrawPreprocessedInputSpec
     output_spec = _DrawOutputSpec
@@ -48,12 +48,12 @@ class DrawPreprocessed(ExplainedInterface):
         paths = _paths(self.inputs)
         priors = label_tissues(tissue_priors(paths.resolution))
         registered = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
-        shares, own = shares_of_scan(paths)
+        probabilities, own = probabilities_of_scan(paths)
         images = ScanImages(
             native=read_volume(self.inputs.conformed, self.inputs.mask),
             bias_field=np.asarray(read_volume(self.inputs.field).data),
             registered=registered,
-            tissues=label_tissues(shares, registered.mask) if own else None,
+            tissues=label_tissues(probabilities, registered.mask) if own else None,
             template=load_template(paths.resolution),
             template_tissues=priors,
         )
@@ -69,7 +69,7 @@ class _DrawHarmonizedInputSpec(_DrawInputSpec):
 
 
 class DrawHarmonized(ExplainedInterface):
-    """Before and after, difference, histograms by tissue against the target's band."""
+    """Draw before, after, their difference, and tissue histograms with those of the target."""
 
     input_spec = _DrawHarmonizedInputSpec
     output_spec = _DrawOutputSpec
@@ -81,7 +81,7 @@ class DrawHarmonized(ExplainedInterface):
         images = ScanImages(
             registered=before,
             harmonized=read_volume(inputs.harmonized, paths.mask(template=True)),
-            tissues=label_tissues(shares_of_scan(paths)[0], before.mask),
+            tissues=label_tissues(probabilities_of_scan(paths)[0], before.mask),
             target_quantiles=bands or None,
         )
         figures = scan_figures(images, target=inputs.target)

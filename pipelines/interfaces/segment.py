@@ -1,4 +1,4 @@
-"""Tissues of one scan: found in it, or borrowed from the T1w image of the same session."""
+"""Nipype interface for the tissue segmentation of one scan."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from harmonizer.preprocessing.transforms import read_itk_affine, resample
-from harmonizer.segmentation.fallback_segmentation import ENOUGH, borrow
-from harmonizer.segmentation.predict import doubt, segment
-from harmonizer.segmentation.refine import contrast_between
+from harmonizer.segmentation.fallback_segmentation import MIN_CONTRAST_RATIO, transfer_segmentation
+from harmonizer.segmentation.predict import low_confidence_warning, segment
+from harmonizer.segmentation.refine import contrast_to_noise
 from harmonizer.template import load_template
+from harmonizer.tissues import TISSUES
 from harmonizer.volume import Volume, read_volume, write_volume
 
-from ..outputs.names import TISSUES, ScanPaths
+from ..outputs.names import ScanPaths
 from ..outputs.scanlog import read_log
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
@@ -26,24 +27,25 @@ class _SegmentInputSpec(InputSpec):
     transform = File(exists=True, mandatory=True, desc="ITK affine, image to template")
     resolution = traits.Int(mandatory=True, desc="voxel size of the template grid, mm")
     weights = traits.Str(mandatory=True, desc="name of the network's weights")
-    seed = traits.Int(mandatory=True, desc="of the registration to the donor")
-    donor = traits.Tuple(traits.Str, traits.Str, traits.Str, desc="of the T1w image of the same "
-                         "session: derivative dataset, folder and stem")
-    fingerprint = traits.Str(desc="names source, donor and settings; part of the cache key")
+    seed = traits.Int(mandatory=True, desc="random seed of the registration to the T1w image")
+    fallback = traits.Tuple(traits.Str, traits.Str, traits.Str, desc="T1w image of the same "
+                            "session: derivative dataset, folder and stem")
+    fingerprint = traits.Str(desc="hash of source, fallback and settings; part of the cache key")
 
 
 class _SegmentOutputSpec(OutputSpec):
-    native = traits.List(File, desc="shares of CSF, GM, WM on the image's grid")
+    native = traits.List(File, desc="probabilities of CSF, GM, WM on the image's grid")
     template = traits.List(File, desc="the same on the template grid")
-    support = traits.Float(desc="how well the image bears the shares out")
-    donor = traits.Str(desc="stem and suffix of the image that the shares are of; empty: its own")
+    contrast_to_noise = traits.Float(desc="contrast-to-noise ratio between the tissues")
+    fallback = traits.Str(desc="scan that was segmented instead; empty: this image")
 
 
 class Segment(ExplainedInterface):
-    """Shares of CSF, GM and WM inside the mask, on both grids.
+    """Segment CSF, GM and WM inside the brain mask; write probabilities on both grids.
 
-    Where the image does not bear out what the network finds in it, and a T1w image of the session
-    bears out its own, those are brought over, unless the image bears them out much less.
+    If the contrast-to-noise ratio of the segmentation is low and the T1w image of the session has a
+    reliable segmentation, that one is transferred, unless its contrast-to-noise ratio in this image
+    is much lower.
     """
 
     input_spec = _SegmentInputSpec
@@ -52,36 +54,38 @@ class Segment(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
         found = segment(volume)
-        tissues, support, donor = found.tissues, float(found.support), ""
-        if doubt(support) and isdefined(self.inputs.donor):
-            others = self._borrowed(volume)
+        tissues, cnr, fallback = found.tissues, float(found.contrast_to_noise), ""
+        if low_confidence_warning(cnr) and isdefined(self.inputs.fallback):
+            others = self._fallback_segmentation(volume)
             if others is not None:
-                theirs = float(contrast_between(volume.in_mask(), np.stack(
+                theirs = float(contrast_to_noise(volume.in_mask(), np.stack(
                     [others[name][volume.mask] for name in TISSUES])))
-                if theirs > ENOUGH * support:
-                    tissues, support, donor = others, theirs, f"{self.inputs.donor[2]}_T1w"
+                if theirs > MIN_CONTRAST_RATIO * cnr:
+                    tissues, cnr, fallback = others, theirs, f"{self.inputs.fallback[2]}_T1w"
         grid = load_template(self.inputs.resolution)
         matrix = read_itk_affine(self.inputs.transform)
         native, template = [], []
         for name in TISSUES:
-            share = volume.with_mask(None).with_data(tissues[name])
-            native.append(str(write_volume(folder / f"{name}.nii", share)))
-            moved = resample(share, grid, matrix, antialias=True)
-            template.append(str(write_volume(folder / f"template_{name}.nii", moved, code=4)))
+            probability = volume.with_mask(None).with_data(tissues[name])
+            native.append(str(write_volume(folder / f"{name}.nii", probability)))
+            resampled = resample(probability, grid, matrix, antialias=True)
+            template.append(str(write_volume(folder / f"template_{name}.nii", resampled,
+                                             code=4)))
         self._results["native"], self._results["template"] = native, template
-        self._results["support"], self._results["donor"] = support, donor
+        self._results["contrast_to_noise"], self._results["fallback"] = cnr, fallback
 
-    def _borrowed(self, volume: Volume) -> Mapping[str, np.ndarray] | None:
-        """The T1w image's shares on this image's grid; None where there is nothing to rely on."""
-        out, folder, stem = self.inputs.donor
+    def _fallback_segmentation(self, volume: Volume) -> Mapping[str, np.ndarray] | None:
+        """Transfer the probabilities of the T1w image to this grid; None if they are unreliable."""
+        out, folder, stem = self.inputs.fallback
         paths = ScanPaths(Path(out), Path(folder), stem, "T1w", self.inputs.resolution)
         log = read_log(paths.out, paths.scan_id, "preprocess")
-        support = log.facts.get("ContrastSupport") if log else None
-        if support is None or doubt(support) or not paths.shares_found():
+        cnr = log.facts.get("ContrastToNoise") if log else None
+        if cnr is None or low_confidence_warning(cnr) or not paths.probabilities_found():
             return None
-        donor = read_volume(paths.image("preproc"), paths.mask())
-        shares = {name: read_volume(paths.share(name)).data for name in TISSUES}
-        start = np.linalg.inv(read_itk_affine(self.inputs.transform)) @ read_itk_affine(
+        t1w = read_volume(paths.image("preproc"), paths.mask())
+        probabilities = {name: read_volume(paths.probability(name)).data for name in TISSUES}
+        initial = np.linalg.inv(read_itk_affine(self.inputs.transform)) @ read_itk_affine(
             paths.to_template)
-        found = borrow(volume, donor, shares, start, seed=self.inputs.seed)
-        return found.tissues if found.fits else None
+        found = transfer_segmentation(volume, t1w, probabilities, initial,
+                                      seed=self.inputs.seed)
+        return found.tissues if found.is_reliable else None

@@ -1,5 +1,5 @@
-"""The derivative dataset: names, sidecars, dataset files, logs, and reading it all back.
+"""The derivative dataset: file names, sidecars, dataset-level files, logs, and reading them.
 
-Everything a later stage needs is read from the output folder itself, so that jobs on a cluster
-share nothing else and the group level needs no raw data.
+Later stages read everything from the output folder, so that cluster jobs share nothing else and the
+group level needs no raw data.
 """

@@ -1,9 +1,9 @@
-"""Reading the output folder back: which scans are preprocessed, as a `Cohort`."""
+"""Preprocessed scans of the output folder, as a `Cohort`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from harmonizer.files import read_json
 from harmonizer.template import TEMPLATE
 
 from .heads import mask_of
-from .names import ScanPaths, sidecar
+from .names import ScanPaths, node_name, sidecar
 
-__all__ = ["Preprocessed", "find_preprocessed", "cohort_of"]
+__all__ = ["Preprocessed", "find_preprocessed", "preprocessed_paths", "cohort_of"]
 
 NAME = re.compile(
     rf"(?P<stem>sub-.+)_space-{TEMPLATE}_res-\d_desc-preproc_(?P<suffix>[A-Za-z0-9]+)\.json"
@@ -25,7 +25,17 @@ NAME = re.compile(
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """One preprocessed scan found in the output folder: its row, its files, its sidecar."""
+    """A preprocessed scan of the output folder.
+
+    Attributes
+    ----------
+    scan : Scan
+        Row of the cohort.
+    paths : ScanPaths
+        Its files.
+    sidecar : dict
+        Sidecar of its image on the template grid.
+    """
 
     scan: Scan
     paths: ScanPaths
@@ -33,13 +43,13 @@ class Preprocessed:
 
     @property
     def scan_id(self) -> str:
-        """The scan's."""
+        """Return the scan_id."""
         return self.scan.scan_id
 
     @property
     def name(self) -> str:
-        """Name of the scan's workflow: letters, digits and underscores."""
-        return "scan_" + self.scan_id.replace("-", "_")
+        """Return the name of the scan's workflow: letters, digits and underscores."""
+        return node_name(self.scan_id)
 
 
 def find_preprocessed(
@@ -49,30 +59,55 @@ def find_preprocessed(
     subjects: Collection[str] = (),
     sessions: Collection[str] = (),
     region: str = "brain",
+    wanted: Callable[[ScanPaths], bool] | None = None,
 ) -> tuple[Preprocessed, ...]:
-    """All finished scans in `out`, sorted by scan_id; empty `subjects` or `sessions` means all.
+    """Read all finished scans of the output folder, sorted by scan_id.
 
-    `region` says whose masks the scans have, ``brain`` or ``head``; tissues are the brain's.
+    A scan is finished if the sidecar of its template-grid image exists, which is written last.
 
-    A scan is finished when the sidecar of its template-grid image is there, which is written last.
+    Parameters
+    ----------
+    out : Path
+        Root of the derivative dataset.
+    resolution : int
+        Voxel size of the template grid, mm.
+    modalities : collection of str
+        BIDS suffixes.
+    subjects, sessions : collection of str
+        Labels; empty means all.
+    region : str
+        Region of the masks, ``brain`` or ``head``; tissue probabilities are given for the brain.
+    wanted : callable, optional
+        Scans for which it returns False are not read.
+
+    Raises
+    ------
+    InputError
+        If a sidecar or an image is incomplete.
     """
     found = []
-    for path in sorted(out.glob(f"sub-*/**/anat/*_res-{resolution}_desc-preproc_*.json")):
-        match = NAME.fullmatch(path.name)
-        if match is None or match["suffix"] not in modalities:
-            continue
-        paths = ScanPaths(out, path.parent.relative_to(out), match["stem"], match["suffix"],
-                          resolution)
+    for paths in preprocessed_paths(out, resolution, modalities):
         if subjects and paths.subject not in subjects:
             continue
         if sessions and paths.session not in sessions:
             continue
-        found.append(_read(path, paths, region))
+        if wanted is None or wanted(paths):
+            found.append(_read(sidecar(paths.image("preproc", template=True)), paths, region))
     return tuple(sorted(found, key=lambda item: item.scan.scan_id))
 
 
+def preprocessed_paths(out: Path, resolution: int, modalities: Collection[str]
+                       ) -> Iterator[ScanPaths]:
+    """Yield the paths of every finished scan in `out`, from file names alone."""
+    for path in sorted(out.glob(f"sub-*/**/anat/*_res-{resolution}_desc-preproc_*.json")):
+        match = NAME.fullmatch(path.name)
+        if match is not None and match["suffix"] in modalities:
+            yield ScanPaths(out, path.parent.relative_to(out), match["stem"], match["suffix"],
+                            resolution)
+
+
 def cohort_of(found: Collection[Preprocessed]) -> Cohort:
-    """The cohort of the scans that were found."""
+    """Return the scans as a cohort."""
     return Cohort(tuple(item.scan for item in found))
 
 
@@ -84,7 +119,7 @@ def _read(path: Path, paths: ScanPaths, region: str) -> Preprocessed:
             paths.scan_id, paths.subject, paths.session, paths.modality, content["Site"],
             content["SiteSource"], paths.image("preproc", template=True),
             paths.mask(template=True), covariates.pop("age", None), covariates.pop("sex", None),
-            {k: str(v) for k, v in covariates.items()}, paths.shares_found(),
+            {k: str(v) for k, v in covariates.items()}, paths.probabilities_found(),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: lacks {error}. Delete it and preprocess this scan again.") \

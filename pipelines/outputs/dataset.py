@@ -1,21 +1,21 @@
-"""What makes the output folder a BIDS derivative dataset.
+"""Dataset-level files of the BIDS derivative dataset.
 
-Every participant job writes these files, each whole (temporary name, rename) and each the same
-whoever writes it: they hold no time and nothing of a single participant.
+Every participant job writes these files under a temporary name and renames them. All jobs write the
+same content: the files hold no time and nothing of a single participant.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harmonizer import __version__
-from harmonizer.files import atomic_path, read_json, write_json, write_text
+from harmonizer.files import atomic_path, decode_text, read_json, write_json, write_text
 
-__all__ = ["NAME", "CODE_URL", "write_dataset_files"]
+__all__ = ["NAME", "CODE_URL", "dataset_link", "generated_by", "write_dataset_files"]
 
 NAME = "harmonizer"
 CODE_URL = "https://github.com/brain-harmonizer/harmonizer"
@@ -24,7 +24,7 @@ BIDS_VERSION = "1.10.0"
 IGNORED = (
     "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
     "group_*", "models", "models/**", "**/.tmp-*",
-    "**/*_leftout.*", "**/*_moved.*", "**/*_spread.*",
+    "**/*_anatomychange.*", "**/*_std.*",
 )
 
 README = """\
@@ -33,9 +33,9 @@ README = """\
 Derivatives written by harmonizer. `desc-preproc` images are bias-corrected, `desc-harmonized`
 images also have the contrast of one scanner; both lie on the subject's own grid (no `space` entity)
 and on the template grid (`space-`). The head outside the brain mask is only scaled. `probseg`
-images hold the share of CSF, grey and white matter in each voxel, 0 to 1. Each sidecar
-says from what and how its image was made. Open `group.html` and `sub-*.html` in a browser;
-`metrics.tsv` holds the numbers, `models/` what was fitted, `logs/CITATION.md` the methods text.
+images hold the probabilities of CSF, gray and white matter in each voxel, 0 to 1. Each sidecar
+names the sources and the processing of its image. Open `group.html` and `sub-*.html` in a browser;
+`metrics.tsv` holds the numbers, `models/` the fitted models, `logs/CITATION.md` the methods text.
 """
 
 DESCRIPTIONS = {
@@ -46,7 +46,7 @@ DESCRIPTIONS = {
        for contrast in ("T2w", "FLAIR", "PDw")
        for label, text in (("brain{}", "brain mask found on the {} image"),
                            ("head{}", "mask of the whole head in the {} image"),
-                           ("{}", "shares of tissues on the grid of the {} image"))},
+                           ("{}", "tissue probabilities on the grid of the {} image"))},
 }
 
 
@@ -57,9 +57,14 @@ def write_dataset_files(
 
     Parameters
     ----------
-    raw : the input dataset where there is one; its licence and participants table are taken along
-    derivatives : named folders of precomputed results
-    descs : desc label -> description, added to what is already listed
+    out : Path
+        Root of the derivative dataset.
+    raw : Path or None
+        The raw dataset; its license and participants table are copied.
+    derivatives : mapping of str to Path
+        Named folders of precomputed results.
+    descs : mapping of str to str
+        Desc label -> description, added to those that are listed already.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "dataset_description.json", _description(out, raw, derivatives))
@@ -69,23 +74,33 @@ def write_dataset_files(
     if raw is not None:
         for name in ("participants.tsv", "participants.json"):
             if (raw / name).is_file():
-                with atomic_path(out / name) as temporary:
-                    shutil.copyfile(raw / name, temporary)
+                _copy_text(raw / name, out / name)
+
+
+def _copy_text(source: Path, destination: Path) -> None:
+    """Copy a text file as UTF-8, as BIDS requires; copy bytes of unknown encoding unchanged."""
+    content = source.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):
+        text, encoding = decode_text(content)
+        content = text.encode() if encoding != "utf-8" else content
+    with atomic_path(destination) as temporary:
+        temporary.write_bytes(content)
 
 
 def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -> dict[str, Any]:
-    """The description; a job without raw data keeps what an earlier one said of them."""
+    """Describe the dataset; without raw data the fields about them are kept."""
     path = out / "dataset_description.json"
     old = read_json(path) if path.is_file() else {}
     source = _source(raw)
-    links = {**old.get("DatasetLinks", {}), **{k: _link(out, v) for k, v in derivatives.items()}}
+    links = {**old.get("DatasetLinks", {}),
+             **{k: dataset_link(out, v) for k, v in derivatives.items()}}
     if raw is not None:
-        links["raw"] = _link(out, raw)
+        links["raw"] = dataset_link(out, raw)
     content = {
         "Name": "Harmonized MRI" + (f" of: {source['Name']}" if "Name" in source else ""),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [_generated_by()],
+        "GeneratedBy": [generated_by()],
         "HowToAcknowledge": "See logs/CITATION.md.",
     }
     if links:
@@ -106,14 +121,14 @@ def _source(raw: Path | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _link(out: Path, folder: Path) -> str:
-    """A relative path where the folders are neighbours, so that both can be moved together."""
+def dataset_link(out: Path, folder: Path) -> str:
+    """Return the link to a folder: relative if it is near, so that both folders can be moved."""
     relative = os.path.relpath(folder, out)
     return relative if relative.count("..") <= 2 else folder.resolve().as_uri()
 
 
-def _generated_by() -> dict[str, Any]:
-    """This pipeline; container facts come from the environment that the image sets."""
+def generated_by() -> dict[str, Any]:
+    """Return this pipeline's GeneratedBy entry; the container is read from the environment."""
     entry: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
     kind, tag = os.environ.get("HARMONIZER_CONTAINER"), os.environ.get("HARMONIZER_CONTAINER_TAG")
     if kind and tag:

@@ -1,7 +1,7 @@
-"""Figures on disk: ``sub-X/figures/<scan_id>_<stage>.json`` and a PNG a frame.
+"""Reportlets on disk: ``sub-X/figures/<scan_id>_<stage>.json`` and one PNG for each frame.
 
-Drawing and assembling never meet: a page can be put together again without any image. The index is
-written last: where it is, the figures are all there.
+Reports are assembled from these files without reading images. The index is written last: if it
+exists, all figures exist.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["figures_index", "save_figures", "load_figures"]
 
 
 def figures_index(paths: ScanPaths, stage: str) -> Path:
-    """What lists the figures of a scan's stage."""
+    """Return the path of the JSON index of a scan's figures of a stage."""
     return paths.figures / f"{paths.scan_id}_{stage}.json"
 
 
 def save_figures(paths: ScanPaths, stage: str, figures: Sequence[Figure]) -> list[str]:
-    """Write the figures of a scan's stage; the index comes last."""
+    """Write the figures of a scan's stage, then the index; return the titles."""
     index = []
     for number, figure in enumerate(figures):
         names = [f"{paths.scan_id}_{stage}_{number}{frame}.png"
@@ -38,7 +38,7 @@ def save_figures(paths: ScanPaths, stage: str, figures: Sequence[Figure]) -> lis
 
 
 def load_figures(paths: ScanPaths, stage: str) -> tuple[Figure, ...]:
-    """The figures of a scan's stage; none if it was not drawn."""
+    """Read the figures of a scan's stage; empty if there are none."""
     path = figures_index(paths, stage)
     if not path.is_file():
         return ()

@@ -1,4 +1,4 @@
-"""Masks of whole heads, for methods that change the head and not the brain alone."""
+"""Head masks, for methods that harmonize the whole head."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["mask_of"]
 
 
 def mask_of(paths: ScanPaths, region: str, *, template: bool = False) -> Path:
-    """The mask of a region (``brain``, ``head``); a head's is made where it is first asked for."""
-    goal = paths.mask(template=template, region=region)
-    if region == "brain" or goal.is_file():
-        return goal
+    """Return the mask of a region (``brain``, ``head``); a head mask is computed on first use."""
+    destination = paths.mask(template=template, region=region)
+    if region == "brain" or destination.is_file():
+        return destination
     volume = read_volume(paths.image("preproc", template=template), paths.mask(template=template))
-    write_json(sidecar(goal), {
+    write_json(sidecar(destination), {
         "Type": "ROI", "Description": "head: the largest part brighter than half of Otsu's "
         "threshold, and the brain mask, filled in each slice",
         "Sources": [paths.uri(paths.image("preproc", template=template))],
         **sidecars.space(template, paths.resolution)})
-    return write_mask(goal, whole_head(volume), volume.affine)
+    return write_mask(destination, whole_head(volume), volume.affine)

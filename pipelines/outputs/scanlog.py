@@ -1,7 +1,7 @@
-"""What happened to a scan in a stage: ``logs/scans/<scan_id>_<stage>.json``.
+"""Log of one scan in one stage: ``logs/scans/<scan_id>_<stage>.json``.
 
 Each file belongs to one scan and one stage, so jobs that share an output folder never write the
-same one. Times, quality numbers, warnings and failures live here and not in the sidecars.
+same file. Times, quality measures, warnings and failures are stored here, not in the sidecars.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ __all__ = ["ScanLog", "log_path", "write_log", "read_log", "failed_logs"]
 
 @dataclass(frozen=True)
 class ScanLog:
-    """One scan in one stage.
+    """Result of one scan in one stage.
 
     Attributes
     ----------
-    status : ``done`` or ``failed``
-    message : of a failure: what was expected, what came, what to do
-    warnings : what a person should look at
-    seconds : duration by step
-    facts : anything the reports show, JSON types
+    scan_id, stage, site : str
+        Scan, stage, and site of the scan.
+    status : str
+        ``done`` or ``failed``.
+    message : str
+        Error message of a failure.
+    warnings : tuple of str
+        Warnings that the subject report shows.
+    seconds : dict of str to float
+        Duration of each step.
+    facts : dict
+        Values for the reports, of JSON types.
     """
 
     scan_id: str
@@ -42,24 +49,24 @@ class ScanLog:
 
 
 def log_path(out: Path, scan_id: str, stage: str) -> Path:
-    """Where a scan's log of a stage lies."""
+    """Return the path of a scan's log of a stage."""
     return out / LOGS / "scans" / f"{scan_id}_{stage}.json"
 
 
 def write_log(out: Path, log: ScanLog) -> Path:
-    """Write a scan's log, replacing that of an earlier run of the stage."""
+    """Write a scan's log; replaces the log of an earlier run of the stage."""
     path = log_path(out, log.scan_id, log.stage)
     return write_json(path, {**asdict(log), "warnings": list(log.warnings)})
 
 
 def read_log(out: Path, scan_id: str, stage: str) -> ScanLog | None:
-    """The log of a scan's stage, or None if it has not run."""
+    """Read the log of a scan's stage; None if there is none."""
     path = log_path(out, scan_id, stage)
     return _load(path) if path.is_file() else None
 
 
 def failed_logs(out: Path, subjects: Collection[str] = ()) -> tuple[ScanLog, ...]:
-    """Every stage that ended in failure, by scan_id; empty `subjects` means all."""
+    """Read the logs of failed stages, sorted by scan; empty `subjects` means all."""
     logs: Iterable[ScanLog] = map(_load, sorted((out / LOGS / "scans").glob("sub-*_*.json")))
     return tuple(log for log in logs if log.status == "failed" and _wanted(log, subjects))
 

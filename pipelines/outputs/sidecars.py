@@ -1,11 +1,12 @@
-"""What is said beside each image: where it comes from, what was done, and on whose word.
+"""JSON sidecars of derivative images: sources, processing, site and where the site was read.
 
-Sidecars hold nothing that changes from run to run (no times, no paths of the machine): the same
-input and seed give the same bytes. What varies is in ``logs/``.
+Sidecars hold nothing that changes from run to run, such as times or paths: the same input and seed
+give the same bytes. What varies is in ``logs/``.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,29 @@ from typing import Any
 from harmonizer import __version__
 from harmonizer.template import TEMPLATE
 
-__all__ = ["KEPT_METADATA", "scan_facts", "preproc", "mask", "share", "harmonized"]
+__all__ = ["ACQUISITION_FIELDS", "acquisition_metadata", "scan_facts", "space", "preproc", "mask",
+           "probability", "harmonized", "relative_uri"]
 
-KEPT_METADATA = (
+ACQUISITION_FIELDS = (
     "Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "DeviceSerialNumber",
     "StationName", "InstitutionName", "SoftwareVersions", "PulseSequenceType",
     "ScanningSequence", "SequenceVariant", "RepetitionTime", "EchoTime", "InversionTime",
     "FlipAngle", "RepetitionTimeExcitation", "ReceiveCoilName", "NonlinearGradientCorrection",
 )
-"""Fields of the source's sidecar that stay true of every derivative of it."""
+"""Fields of a raw sidecar that are copied to the sidecars of all derivatives of the image."""
 
 TEMPLATE_URL = "https://nist.mni.mcgill.ca/icbm-152-nonlinear-atlases-2009/"
 RESOLUTIONS = {1: "1 mm isotropic", 2: "2 mm isotropic (sloppy run)"}
 
 
 def scan_facts(record: Any) -> dict[str, Any]:
-    """What `collect` needs to rebuild a scan's row in the cohort; of a `ScanRecord`."""
+    """Return the sidecar fields from which `collect` rebuilds the scan's row of the cohort.
+
+    Parameters
+    ----------
+    record : ScanRecord
+        The raw image with its site and covariates.
+    """
     return {
         "ScanId": record.scan_id,
         "Site": record.site,
@@ -37,13 +45,13 @@ def scan_facts(record: Any) -> dict[str, Any]:
     }
 
 
-def kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's acquisition facts that stay true."""
-    return {key: metadata[key] for key in KEPT_METADATA if key in metadata}
+def acquisition_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a sidecar that describe the acquisition (`ACQUISITION_FIELDS`)."""
+    return {key: metadata[key] for key in ACQUISITION_FIELDS if key in metadata}
 
 
 def space(template: bool, resolution: int) -> dict[str, Any]:
-    """Fields that a template-space image must carry; none for a native one."""
+    """Return the fields that BIDS requires of images in template space; none for native images."""
     if not template:
         return {}
     return {"SpatialReference": TEMPLATE_URL, "Resolution": RESOLUTIONS[resolution]}
@@ -52,7 +60,21 @@ def space(template: bool, resolution: int) -> dict[str, Any]:
 def preproc(
     sources: list[str], stripped: bool, template: bool, resolution: int, repairs: list[str]
 ) -> dict[str, Any]:
-    """Sidecar of a preprocessed image, without what is the scan's own (`scan_facts`, `kept`)."""
+    """Return the sidecar of a preprocessed image, without acquisition metadata and scan facts.
+
+    Parameters
+    ----------
+    sources : list of str
+        BIDS URIs of the images that it was made from.
+    stripped : bool
+        Whether the input was brain only.
+    template : bool
+        Whether the image lies on the template grid.
+    resolution : int
+        Voxel size of the template grid, mm.
+    repairs : list of str
+        What was repaired in the header.
+    """
     where = f" on the {TEMPLATE} grid (affine, linear interpolation)" if template else ""
     return {
         "Description": f"Bias-corrected image{where}",
@@ -66,7 +88,7 @@ def preproc(
 
 def mask(sources: list[str], template: bool, resolution: int, quality: Mapping[str, Any]
          ) -> dict[str, Any]:
-    """Sidecar of a brain mask with its quality check."""
+    """Return the sidecar of a brain mask with its quality check; parameters as in `preproc`."""
     return {
         "Description": "Brain mask",
         "Type": "Brain",
@@ -77,16 +99,29 @@ def mask(sources: list[str], template: bool, resolution: int, quality: Mapping[s
     }
 
 
-def share(sources: list[str], tissue: str, template: bool, resolution: int, weights: str,
-          support: float, donor: str = "") -> dict[str, Any]:
-    """Sidecar of a tissue's share in each voxel; low `support`: docs/segmentation.md. `donor`: the
-    image of the same session that it was found in."""
+def probability(sources: list[str], tissue: str, template: bool, resolution: int, weights: str,
+                contrast_to_noise: float, fallback: str = "") -> dict[str, Any]:
+    """Return the sidecar of a tissue probability map.
+
+    Parameters
+    ----------
+    sources, template, resolution
+        See `preproc`.
+    tissue : str
+        CSF, GM or WM.
+    weights : str
+        Name of the segmentation network's weights.
+    contrast_to_noise : float
+        Contrast-to-noise ratio between the tissues; docs/segmentation.md explains low values.
+    fallback : str
+        Scan of the same session that was segmented instead of this image; empty: this image.
+    """
     return {
-        "Description": f"Share of {tissue} in each voxel of the brain mask, 0 to 1",
+        "Description": f"Probability of {tissue} in each voxel of the brain mask, 0 to 1",
         "Sources": sources,
         "Segmenter": weights,
-        "ContrastSupport": round(support, 3),
-        **({"TissuesFrom": donor} if donor else {}),
+        "ContrastToNoise": round(contrast_to_noise, 3),
+        **({"FallbackSegmentation": fallback} if fallback else {}),
         **space(template, resolution),
     }
 
@@ -94,9 +129,17 @@ def share(sources: list[str], tissue: str, template: bool, resolution: int, weig
 def harmonized(
     sources: list[str], stripped: bool, template: bool, resolution: int, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Sidecar of a harmonized image; `run` names method, target, model, seed and map."""
+    """Return the sidecar of a harmonized image.
+
+    Parameters
+    ----------
+    sources, stripped, template, resolution
+        See `preproc`.
+    run : mapping
+        Method, target, model, seed and intensity map.
+    """
     return {
-        "Description": f"{run['HarmonizationMethod']} to {run['Target']}",
+        "Description": f"Image harmonized to {run['Target']} with {run['HarmonizationMethod']}",
         "Sources": sources,
         "SkullStripped": stripped,
         **space(template, resolution),
@@ -106,7 +149,12 @@ def harmonized(
 
 
 def relative_uri(raw: Path, path: Path) -> str:
-    """``bids:raw:sub-...`` of a file inside the raw dataset; the bare name of one outside."""
-    if path.resolve().is_relative_to(raw.resolve()):
-        return f"bids:raw:{path.resolve().relative_to(raw.resolve()).as_posix()}"
+    """Return the BIDS URI ``bids:raw:sub-...`` of a raw file; only its name if it lies elsewhere.
+
+    The path is not resolved: in a DataLad dataset it is a link into ``.git/annex``.
+    """
+    for inside, root in ((Path(os.path.abspath(path)), Path(os.path.abspath(raw))),
+                         (path.parent.resolve() / path.name, raw.resolve())):
+        if inside.is_relative_to(root):
+            return f"bids:raw:{inside.relative_to(root).as_posix()}"
     return path.name

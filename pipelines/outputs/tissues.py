@@ -1,4 +1,4 @@
-"""Tissue maps of one scan on the template grid: its own, or the template's where it has none."""
+"""Tissue probabilities of one scan on the template grid, or those of the template."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from harmonizer.volume import read_volume
 
 from .names import ScanPaths
 
-__all__ = ["shares_of_scan"]
+__all__ = ["probabilities_of_scan"]
 
 
-def shares_of_scan(paths: ScanPaths) -> tuple[dict[str, np.ndarray], bool]:
-    """({'CSF', 'GM', 'WM' -> (I, J, K) 0..1}, whether they are the scan's own).
+def probabilities_of_scan(paths: ScanPaths) -> tuple[dict[str, np.ndarray], bool]:
+    """Read the tissue probabilities of a scan on the template grid.
 
-    A sloppy run finds no tissues; the template's priors stand in.
+    A sloppy run does not segment; the template's priors replace the scan's own probabilities.
+
+    Returns
+    -------
+    probabilities : dict of str to ndarray, shape (I, J, K)
+        CSF, GM and WM, 0 to 1.
+    own : bool
+        Whether they are the scan's own.
     """
-    own = {tissue: read_volume(path).data for tissue, path in paths.shares_found().items()}
+    own = {tissue: read_volume(path).data for tissue, path in paths.probabilities_found().items()}
     return (own, True) if own else (tissue_priors(paths.resolution), False)

@@ -19,13 +19,15 @@ import numpy as np
 from harmonizer.cohort import Cohort
 from harmonizer.errors import InputError
 from harmonizer.evaluation.metrics.distribution import QuantileTable
-from harmonizer.evaluation.questions.anatomy import moved_map
-from harmonizer.evaluation.run import Ruling, referee
+from harmonizer.evaluation.questions.anatomy import anatomy_change_map
+from harmonizer.evaluation.run import EvaluationResult
+from harmonizer.evaluation.run import evaluate as evaluate_methods
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.files import read_json, write_json
 from harmonizer.methods.model_folder import is_model, model_hash
 from harmonizer.progress import phases
+from harmonizer.reports.__main__ import verdicts_of
 from harmonizer.reports.anatomy_change import moved_figure
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
@@ -34,19 +36,21 @@ from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.template import tissue_priors
 from harmonizer.volume import load_nifti, write_volume
 
-from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
+from ..outputs.collect import Preprocessed, cohort_of
 from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
+from ..outputs.selection import Selection
 from ..outputs.sidecars import space
 from ..settings import Settings
+from .design_warnings import checked_columns, design_warnings
 from .methods_text import methods_text, software_versions
 from .reports import write_subject_reports
 from .site_effect_maps import explained_figures
 
-__all__ = ["evaluate", "variants_of"]
+__all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
-SHOWN = 10  # flagged images named in the summary
+MAX_LISTED = 10  # flagged images named in the summary
 DRAWN = 4  # flagged images whose map of where it moved is in the report
 SLOPPY_PERMUTATIONS = 20
 PERMUTATIONS = 200
@@ -82,8 +86,9 @@ class Variant:
                             for i in self.items))
 
 
-def evaluate(settings: Settings) -> tuple[str, ...]:
-    """Judge what is harmonized; write tables, verdicts and reports; returns lines.
+def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
+    """Evaluate the selected scans that are harmonized; write tables, verdicts and reports; returns
+    lines.
 
     Raises
     ------
@@ -93,7 +98,7 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
         If a covariate or the reference site is not there.
     """
     out = settings.output_dir
-    found = find_preprocessed(out, resolution_of(settings.sloppy), settings.modalities)
+    found = selection.find()
     if not found:
         raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
     cohort_of(found).to_tsv(out / "cohort.tsv")
@@ -106,20 +111,55 @@ def evaluate(settings: Settings) -> tuple[str, ...]:
     if not rulings:
         return ("Nothing to evaluate yet: no scan is harmonized. Run the participant level again "
                 "now that a model is fitted.",)
-    ruling = _joined([ruling for _, ruling in rulings.values()])
+    warnings = _design_warnings(settings, found)
+    for text in warnings:
+        LOGGER.warning("%s", text)
+    ruling = EvaluationResult.join(ruling for _, ruling in rulings.values())
     ruling.metrics.to_tsv(out / "metrics.tsv")
     ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
     ruling.statistics.to_tsv(out / "group_statistics.tsv")
     everything = [v for variants, _ in rulings.values() for v in variants]
     flagged = _write_verdicts(everything, ruling)
-    if settings.moved_maps != "none":
-        _write_moved_maps(everything, ruling, settings.moved_maps == "all")
-    write_subject_reports(settings, cohort_of(found).subjects)
+    if settings.anatomy_change_maps != "none":
+        _write_moved_maps(everything, ruling, settings.anatomy_change_maps == "all")
+    write_subject_reports(settings, selection)
     judged = {modality: variants for modality, (variants, _) in rulings.items()}
-    path = render_group_report(out / "group.html", _group_report(settings, found, judged, ruling))
+    path = render_group_report(out / "group.html", _group_report(
+        settings, selection, found, judged, ruling, warnings))
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
+
+
+def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
+    """Write ``group.html`` again from the tables of the last evaluation; measure nothing.
+
+    Raises
+    ------
+    InputError
+        If a table is missing or broken.
+    """
+    out = settings.output_dir
+    found = selection.find()
+    metrics = Metrics.from_tsv(out / "metrics.tsv")
+    statistics = Statistics.from_tsv(out / "group_statistics.tsv")
+    quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
+    ruling = EvaluationResult(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
+    judged = {}
+    for modality in settings.modalities:
+        variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
+        if variants:
+            judged[modality] = variants
+    if not judged:
+        raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
+                         "name another with --desc.")
+    return render_group_report(out / "group.html", _group_report(
+        settings, selection, found, judged, ruling, _design_warnings(settings, found)))
+def _design_warnings(settings: Settings, found: Sequence[Preprocessed]) -> tuple[str, ...]:
+    """Doubts about who was scanned where, each once."""
+    texts = [text for modality in settings.modalities for text in design_warnings(
+        settings, cohort_of([item for item in found if item.scan.modality == modality]))]
+    return tuple(dict.fromkeys(texts))
 
 
 def variants_of(settings: Settings, scans: Sequence[Preprocessed]) -> tuple[Variant, ...]:
@@ -173,23 +213,30 @@ def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
 
 
 def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
-          ) -> Ruling:
+          ) -> EvaluationResult:
     """The referee over one modality."""
     before = cohort_of(scans)
     covariates = settings.covariates or tuple(
         name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
     LOGGER.info("Judging %d scans: %s.", len(before), ", ".join(v.name for v in variants))
     with phases("evaluate") as progress:
-        return referee(
+        return evaluate_methods(
             before, {v.name: v.cohort for v in variants}, variants[0].target,
             covariates=covariates, reference_site=settings.reference_site,
-            travelling=settings.traveling,
+            checked=_known_columns(settings, before),
+            traveling=settings.traveling,
             segment=None if settings.sloppy else NetworkSegmenter(quick=True),
             priors=tissue_priors(resolution_of(settings.sloppy)),
-            fitted_on=_fitted_on(settings, variants, before), lpips=settings.lpips_weights,
+            fitted_on=_fitted_on(settings, variants, before),
             permutations=SLOPPY_PERMUTATIONS if settings.sloppy else PERMUTATIONS,
             workers=_workers(settings, scans), progress=progress,
             cache=settings.work_dir / "referee", seed=settings.random_seed)
+
+
+def _known_columns(settings: Settings, cohort: Cohort) -> tuple[str, ...]:
+    """The columns to compare with the site that this modality's scans have."""
+    known = {name for scan in cohort for name in scan.covariates}
+    return tuple(name for name in checked_columns(settings) if name in known)
 
 
 def _workers(settings: Settings, scans: Sequence[Preprocessed]) -> int:
@@ -209,35 +256,42 @@ def _workers(settings: Settings, scans: Sequence[Preprocessed]) -> int:
 def _fitted_on(settings: Settings, variants: Sequence[Variant], before: Cohort
                ) -> dict[str, tuple[str, ...]]:
     """Method -> people that its model was fitted on, as far as the model can be found."""
-    modality = before.scans[0].modality
     people = {}
     for variant in variants:
-        folder = settings.model or settings.output_dir / MODELS / variant.backend / modality
-        folder = folder if is_model(folder) else folder / modality
-        if is_model(folder) and model_hash(folder) == variant.model:
-            ids = set(read_json(folder / "cohort.json").get("ScanIds", ()))
+        facts = _model_cohort(settings, variant, before.scans[0].modality)
+        if facts:
+            ids = set(facts.get("ScanIds", ()))
             people[variant.name] = tuple(sorted({s.subject for s in before if s.scan_id in ids}))
     return people
 
 
-def _joined(rulings: Sequence[Ruling]) -> Ruling:
-    """One ruling of several modalities; scan identifiers hold the modality."""
-    verdicts: dict[str, dict[str, Any]] = {}
-    for ruling in rulings:
-        for name, found in ruling.verdicts.items():
-            verdicts.setdefault(name, {}).update(found)
-    return Ruling(
-        sum((r.metrics for r in rulings), Metrics()),
-        sum((r.statistics for r in rulings), Statistics()),
-        QuantileTable(tuple(row for r in rulings for row in r.quantiles.rows)), verdicts,
-        {modality: limit for r in rulings for modality, limit in r.tolerances.items()})
+def _model_cohort(settings: Settings, variant: Variant, modality: str) -> dict[str, Any]:
+    """What a variant's model says of its fit (cohort.json); {} where it cannot be found."""
+    folder = settings.model or settings.output_dir / MODELS / variant.backend / modality
+    folder = folder if is_model(folder) else folder / modality
+    if not is_model(folder) or model_hash(folder) != variant.model:
+        return {}
+    return dict(read_json(folder / "cohort.json"))
 
 
-def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
+def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...]:
+    """What each model kept, and which scans and sites its fit left out, one sentence each."""
+    lines = []
+    for modality, variant in own.items():
+        facts = _model_cohort(settings, variant, modality)
+        lines += [f"{modality}, covariate {row['Summary']}." for row in facts.get("Covariates", ())]
+        lines += [f"{modality}: the fit took no scan of {site}."
+                  for site in facts.get("SitesLeftOut", ())]
+        lines += [f"{modality}: {scan} was left out of the fit: {why}."
+                  for scan, why in facts.get("ScansLeftOut", {}).items()]
+    return tuple(lines)
+
+
+def _write_verdicts(variants: Sequence[Variant], ruling: EvaluationResult) -> list[str]:
     """Put each image's verdict into its sidecars; returns the flagged images."""
     flagged = []
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
         for item in variant.items:
             verdict = verdicts.get(item.scan_id)
             if verdict is None:
@@ -250,23 +304,24 @@ def _write_verdicts(variants: Sequence[Variant], ruling: Ruling) -> list[str]:
     return flagged
 
 
-def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) -> None:
+def _write_moved_maps(variants: Sequence[Variant], ruling: EvaluationResult, every: bool) -> None:
     """The map of where it moved beside each flagged image, or beside every one.
 
     A constant image has no map: everything moved.
     """
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.verdicts.get(variant.name, {})
+        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
         for item, scan in zip(variant.items, variant.cohort):
             verdict = verdicts.get(item.scan_id)
             if verdict is None or (verdict.ok and not every):
                 continue
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
-                moved = moved_map(before.data, after.data, before.mask, tuple(before.spacing))
-                goal = item.paths.moved(variant.desc)
-                write_volume(goal, before.with_data(moved), code=4)
-                write_json(sidecar(goal), {
+                change_map = anatomy_change_map(before.data, after.data, before.mask,
+                                                tuple(before.spacing))
+                destination = item.paths.anatomy_change(variant.desc)
+                write_volume(destination, before.with_data(change_map), code=4)
+                write_json(sidecar(destination), {
                     "Description": "what a change of contrast or a bias field does not explain of "
                                    "the harmonized image, averaged over 2.5 mm",
                     "Units": "shares of the harmonized image's 0.5 to 99.5 % range",
@@ -278,36 +333,57 @@ def _write_moved_maps(variants: Sequence[Variant], ruling: Ruling, every: bool) 
 def _guard_line(flagged: Sequence[str], total: int) -> str:
     if not flagged:
         return f"Anatomy guard: none of {total} harmonized images is flagged."
-    more = f"; and {len(flagged) - SHOWN} more" if len(flagged) > SHOWN else ""
+    more = f"; and {len(flagged) - MAX_LISTED} more" if len(flagged) > MAX_LISTED else ""
     return (f"Anatomy guard: {len(flagged)} of {total} harmonized images are flagged, look at them "
-            f"before use: {'; '.join(flagged[:SHOWN])}{more}.")
+            f"before use: {'; '.join(flagged[:MAX_LISTED])}{more}.")
 
 
 def _group_report(
-    settings: Settings, found: Sequence[Preprocessed], judged: Mapping[str, Sequence[Variant]],
-    ruling: Ruling,
+    settings: Settings, selection: Selection, found: Sequence[Preprocessed],
+    judged: Mapping[str, Sequence[Variant]], ruling: EvaluationResult, doubts: Sequence[str] = (),
 ) -> GroupReport:
-    """`judged`: what there is of each modality, the run's own first."""
+    """`judged`: what there is of each modality, the run's own first; `doubts` about the cohort."""
     out = settings.output_dir
     own = {modality: variants[0] for modality, variants in judged.items()}
     done = {i.scan_id for variants in judged.values() for v in variants for i in v.items}
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in judged)
+    warnings += _moved_sites(judged)
+    if unselected := len(selection.unselected()):  # not by name: a participant may have withdrawn
+        warnings += (f"{unselected} other preprocessed scans are in the output folder and not in "
+                     "this report. The run's log names them.",)
     if settings.sloppy:
         warnings += ("This was a sloppy run, for tests only: do not use it for science.",)
     rows = tuple(ScanRow(i.scan.scan_id, i.scan.subject, i.scan.site, i.scan.modality, i.scan.age,
-                         i.scan.sex) for i in found)
+                         i.scan.sex, covariates=i.scan.covariates) for i in found)
+    named = _known_columns(settings, cohort_of(found))
     links = {subject: f"sub-{subject}.html" for subject in cohort_of(found).subjects
              if (out / f"sub-{subject}.html").is_file()}
     return GroupReport(
         rows, ruling.metrics, ruling.quantiles,
         backend=next(iter(own.values())).name, targets={m: v.target for m, v in own.items()},
-        failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)),
-        warnings=warnings, links=links, methods=methods_text(settings, found),
+        failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)
+                       if selection.concerns(log.scan_id)),
+        warnings=warnings, doubts=tuple(doubts), named=named, fit=_fit_lines(settings, own),
+        links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, judged),
-        statistics=ruling.statistics, verdicts=ruling.verdicts,
+        statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
         moved=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
         explained=_explained(settings, own))
+
+
+def _moved_sites(judged: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
+    """Name images that were harmonized as another site's than their scan is listed under now."""
+    lines = []
+    for variant in (variant for variants in judged.values() for variant in variants):
+        for item in variant.items:
+            before = (_sidecar_of(item, variant.desc) or {}).get("SourceSite")
+            if before != item.scan.site:
+                lines.append(f"{item.scan_id} was harmonized as a scan of site {before}, and its "
+                             f"site is {item.scan.site} now: run the fit and harmonize stages.")
+    for line in lines:
+        LOGGER.warning("%s", line)
+    return tuple(lines)
 
 
 def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, ...]:
@@ -319,9 +395,9 @@ def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, 
             variant.items[0]))
 
 
-def _moved(variant: Variant, ruling: Ruling) -> tuple[Figure, ...]:
+def _moved(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
     """Maps of where it moved, of the flagged images that moved most."""
-    verdicts = ruling.verdicts.get(variant.name, {})
+    verdicts = ruling.anatomy_checks.get(variant.name, {})
     flagged = [item for item in variant.items
                if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
     flagged.sort(key=lambda item: -verdicts[item.scan_id].values.get("largest_change", 0.0))

@@ -3,29 +3,61 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harmonizer.cohort import Cohort, Scan
-from harmonizer.errors import InputError, UsageError, did_you_mean
+from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError
 from harmonizer.methods import registry
 from harmonizer.methods.base import Backend, Progress
 from harmonizer.progress import reporter
 
-from ..outputs.collect import Preprocessed, cohort_of, find_preprocessed
+from ..outputs.collect import Preprocessed, cohort_of
 from ..outputs.names import MODELS, resolution_of
+from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.harmonization import device_of
+from .fit_selection import FitSelection, chosen, select_fit_scans
+from .targets import require_fit_target
 
 if TYPE_CHECKING:
     from harmonizer.deep.training.settings import Resources
 
-__all__ = ["fit", "fit_cohort", "chosen", "resources_of"]
+__all__ = ["check_fit", "fit", "resources_of", "select_scans_to_fit"]
 
 LOGGER = logging.getLogger("pipelines")
 
 
-def fit(settings: Settings) -> tuple[str, ...]:
+def check_fit(settings: Settings, selection: Selection) -> None:
+    """Check before hours of preprocessing that the selected scans can be fitted on.
+
+    Raises
+    ------
+    UsageError
+        If --fit-participants chooses nobody, or the target is not among the scans' sites.
+    InputError
+        If all scans are of one site and no reference is given.
+    """
+    modalities = [m for m in settings.modalities if len(selection.cohort(m))]
+    for modality in modalities:
+        _check_cohort(settings, modality, selection.cohort(modality))
+
+
+def _check_cohort(settings: Settings, modality: str, everything: Cohort) -> Cohort:
+    """The scans of one modality to fit on, or why there are none; see `check_fit`."""
+    cohort, sites = chosen(everything, settings.fit_participants), everything.sites
+    if len(sites) == 1 and settings.target_kind not in ("images", "card"):
+        raise InputError(
+            f"all {len(everything)} {modality} scans are of one site, {next(iter(sites))!r}: there "
+            "is no other scanner to harmonize. Check --site-from and --site-column, give reference "
+            "images with --target, or run the participant level alone to preprocess."
+        )
+    if "harmonize" in settings.planned_stages and len(cohort):
+        require_fit_target(settings, modality, cohort)
+    return cohort
+
+
+def fit(settings: Settings, selection: Selection) -> tuple[str, ...]:
     """Fit and save a model for each modality; returns lines for the user.
 
     A method that can be trained on several modalities at once is: its models share their networks.
@@ -36,12 +68,15 @@ def fit(settings: Settings) -> tuple[str, ...]:
         If nothing is preprocessed, or all scans come from one site and no reference is given.
     """
     backend_class, lines = registry.get(settings.backend), []
+    selections = {modality: select_scans_to_fit(settings, selection, modality)
+                  for modality in settings.modalities}  # all, before a model is replaced
     for modalities in _together(settings, backend_class):
-        cohorts = {modality: fit_cohort(settings, modality) for modality in modalities}
-        for modality, backend in _fitted(settings, backend_class, cohorts).items():
-            if not backend.writes:  # one of the processes that a scheduler started, not the first
+        together = {modality: selections[modality] for modality in modalities}
+        for modality, backend in _fitted(settings, backend_class, together).items():
+            if not backend.saves_model:  # not the first of a scheduler's processes
                 continue
-            cohort = cohorts[modality]
+            cohort = selections[modality].cohort
+            _log_covariates(modality, backend)
             folder = backend.save(settings.output_dir / MODELS / settings.backend / modality)
             lines.append(f"Model ({modality}, {len(cohort)} scans of {len(cohort.sites)} sites): "
                          f"{folder}")
@@ -55,12 +90,21 @@ def _together(settings: Settings, backend_class: type[Backend]) -> list[tuple[st
     return [(modality,) for modality in settings.modalities]
 
 
-def _fitted(settings: Settings, backend_class: type[Backend], cohorts: dict[str, Cohort]
+def _log_covariates(modality: str, backend: Backend) -> None:
+    """Say what was modelled, and what was not and why."""
+    for row in backend.cohort_.get("Covariates", ()):
+        LOGGER.log(logging.INFO if row["Modeled"] else logging.WARNING, "Covariate of %s: %s.",
+                   modality, row["Summary"])
+
+
+def _fitted(settings: Settings, backend_class: type[Backend], selections: dict[str, FitSelection]
             ) -> dict[str, Backend]:
     """A model for each modality of one group."""
     backends = {}
-    for modality in cohorts:
+    cohorts = {modality: selection.cohort for modality, selection in selections.items()}
+    for modality, selection in selections.items():
         backend = backend_class(backend_class.config_from(settings.backend_options))
+        backend.left_out_sites_, backend.left_out_scans_ = selection.sites, selection.scans
         if backend_class.capabilities.trained:
             backend.resources = resources_of(settings, "+".join(cohorts))  # type: ignore
         backends[modality] = backend
@@ -75,7 +119,7 @@ def _fitted(settings: Settings, backend_class: type[Backend], cohorts: dict[str,
 
 
 def _fit_together(backends: Any, cohorts: dict[str, Cohort], seed: int, report: Progress) -> None:
-    from harmonizer.methods.learned.fit import fit_together
+    from harmonizer.methods.learned.base import fit_together
 
     scans = tuple(scan for cohort in cohorts.values() for scan in cohort)
     fit_together(backends, Cohort(scans), seed=seed, progress=report)
@@ -94,31 +138,26 @@ def resources_of(settings: Settings, name: str) -> Resources:
         threads=max(1, settings.nprocs // settings.devices) if device == "cpu" else None)
 
 
-def fit_cohort(settings: Settings, modality: str) -> Cohort:
-    """The scans that a model is fitted on; also writes OUT/cohort.tsv."""
-    resolution = resolution_of(settings.sloppy)
-    everything = cohort_of(find_preprocessed(settings.output_dir, resolution, settings.modalities))
-    everything.to_tsv(settings.output_dir / "cohort.tsv")
-    cohort = chosen(everything.of_modality(modality), settings.fit_participants)
+def select_scans_to_fit(settings: Settings, selection: Selection, modality: str) -> FitSelection:
+    """Choose the scans that a model is fitted on; also writes OUT/cohort.tsv."""
+    everything = selection.find()
+    cohort_of(everything).to_tsv(settings.output_dir / "cohort.tsv")
+    found = tuple(item for item in everything if item.scan.modality == modality)
+    _check_cohort(settings, modality, cohort_of(found))
+    selected = select_fit_scans(settings, found)
     if (region := region_of(settings)) != "brain":
-        wanted = {scan.scan_id for scan in cohort}
-        cohort = cohort_of([item for item in find_preprocessed(
-            settings.output_dir, resolution, (modality,), region=region)
-            if item.scan_id in wanted and not _is_brain_only(item)])
+        wanted = {scan.scan_id for scan in selected.cohort}
+        selected = replace(selected, cohort=cohort_of(
+            [item for item in selection.find((modality,), region=region)
+             if item.scan_id in wanted and not _is_brain_only(item)]))
+    cohort = selected.cohort
     if not len(cohort):
         raise InputError(
             f"{settings.output_dir}: holds no preprocessed {modality} image to fit on at "
-            f"{resolution} mm. Run the preprocess stage first"
+            f"{resolution_of(settings.sloppy)} mm. Run the preprocess stage first"
             f"{', and keep --sloppy the same' if settings.sloppy else ''}."
         )
-    known = everything.of_modality(modality).sites
-    if len(known) == 1 and settings.target_kind not in ("images", "card"):
-        raise InputError(
-            f"all {len(cohort)} {modality} scans are of one site, {next(iter(known))!r}: there is "
-            "no other scanner to harmonize. Check --site-from and --site-column, or give reference "
-            "images with --target."
-        )
-    return cohort
+    return selected
 
 
 def _is_brain_only(item: Preprocessed) -> bool:
@@ -133,34 +172,3 @@ def region_of(settings: Settings) -> str:
     """What the method changes by its options: ``brain`` or ``head``."""
     kind = registry.get(settings.backend)
     return kind(kind.config_from(settings.backend_options)).region
-
-
-def chosen(cohort: Cohort, wanted: tuple[str, ...]) -> Cohort:
-    """The scans of ``--fit-participants``: labels, or column=value (all such must hold).
-
-    Raises
-    ------
-    UsageError
-        If a label or a column is not there, or nobody is left.
-    """
-    conditions = [_condition(cohort, text) for text in wanted if "=" in text]
-    labels = {text for text in wanted if "=" not in text}
-    for label in sorted(labels - set(cohort.subjects)):
-        raise UsageError(f"--fit-participants: no preprocessed participant {label!r}. "
-                         f"{did_you_mean(label, cohort.subjects)}")
-    kept = cohort.where(lambda s: (not labels or s.subject in labels)
-                        and all(holds(s) for holds in conditions))
-    if wanted and len(cohort) and not len(kept):
-        raise UsageError(f"--fit-participants {' '.join(wanted)}: nobody fits. "
-                         "Check the values in participants.tsv.")
-    return kept
-
-
-def _condition(cohort: Cohort, text: str) -> Callable[[Scan], bool]:
-    """`column=value` as a test of one scan."""
-    column, value = text.split("=", 1)
-    columns = {"sex", "site", *(key for scan in cohort for key in scan.covariates)}
-    if len(cohort) and column not in columns:
-        raise UsageError(f"--fit-participants {text}: no column {column!r}. "
-                         f"{did_you_mean(column, columns)}")
-    return lambda scan: str(scan.covariates.get(column, getattr(scan, column, None))) == value

@@ -23,7 +23,7 @@ from ..settings import Settings
 
 __all__ = ["methods_text", "software_versions"]
 
-PACKAGES = ("antspyx", "nipype", "nibabel", "numpy", "scipy", "pybids", "nilearn")
+PACKAGES = ("antspyx", "nipype", "nibabel", "numpy", "scipy", "pybids", "nilearn", "torch")
 U_NET = "a small 3D U-Net that was trained on synthesised images alone"
 TEMPLATE_WAY = ("found by registration of a brain-only template (rigid from many starts, then {}; "
                 "Avants 2008) to the image after a rough bias correction")
@@ -102,8 +102,9 @@ class _Made:
     seed: int
     region: str = "brain"
     detail: str = "direct"
-    start: str = "none"
-    share: float = 1.0
+    texture: str = "keep"
+    baseline: str = "none"
+    residual_weight: float = 1.0
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> _Made:
@@ -112,16 +113,21 @@ class _Made:
             str(content["HarmonizationReference"]), str(content["Target"]),
             str(content["TargetKind"]), int(content["TargetScans"]), int(content["RandomSeed"]),
             content.get("Region", "brain"), content.get("Detail", "direct"),
-            content.get("StartedFrom", "none"), float(content.get("ShareOfNetworks", 1.0)))
+            content.get("Texture", "keep"),
+            content.get("Baseline", "none"), float(content.get("ResidualWeight", 1.0)))
 
     def in_words(self) -> str:
         """Sentences on the method, the target and what is particular."""
         words = [_summary(self.method), f"The method was {self.method}, version {self.version} "
                  f"({self.reference}); the target was {self._target()}."]
-        if self.start != "none":
-            words.append(f"Before that, images had been brought to the target by {self.start}, "
-                         f"and {self.share:.0%} of the change that the networks asked for was "
-                         "added, as much as held-out people showed it to be worth.")
+        if self.baseline != "none":
+            words.append(f"Images were first harmonized to the target by {self.baseline}; the "
+                         f"networks' residual was added with a weight of "
+                         f"{self.residual_weight:.2f}, its benefit on validation subjects.")
+        if self.texture == "match" and self.detail == "direct":
+            words.append("Noise above the level of the target was removed, and part of the "
+                         "difference in blur was corrected, in bands of spatial frequency; "
+                         "images of the target site kept their texture.")
         if self.detail == "guided":
             words.append("Of the change, that of contrast was carried to each scan's own voxels by "
                          "smooth maps for each tissue, the rest was left out.")

@@ -1,8 +1,8 @@
-"""Subject reports: put together from logs and figures on disk, after each participant stage."""
+"""Subject reports, assembled from logs and figures on disk after each participant stage."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from harmonizer.files import read_json
 from harmonizer.preprocessing.brain import LIMITS
 from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
 
-from ..dataset.records import ScanRecord
-from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.collect import Preprocessed
 from ..outputs.figures import load_figures
-from ..outputs.names import resolution_of, sidecar
+from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, failed_logs, read_log
+from ..outputs.selection import Selection
 from ..settings import Settings
 from .methods_text import methods_text, software_versions
 
@@ -28,22 +28,23 @@ PROVENANCE = {
     "Precision": "precision",
 }
 QUALITY = {  # key -> (name, unit)
-    "volume_l": ("volume of the brain mask", "litres"),
+    "volume_l": ("volume of the brain mask", "liters"),
     "overlap": ("overlap of the mask with the template's (Dice)", ""),
     "network_dice": ("agreement of the mask with the network's (Dice)", ""),
     "mutual_information": ("mutual information with the template", "nats"),
-    "edge_fraction": ("part of the mask's border on an edge", ""),
-    "cut_fraction": ("part of the mask's border at the edge of the image", ""),
+    "edge_fraction": ("fraction of the mask's border on an edge", ""),
+    "cut_fraction": ("fraction of the mask's border at the edge of the image", ""),
 }
-STRUCTURE_LIMIT = 0.9  # below it an image is flagged; DISARM reports 0.96 (evaluation, F)
+STRUCTURE_LIMIT = 0.9  # below it an image is flagged; Caldera et al. 2024 report 0.96
 GRADIENT_LIMIT = 0.9
 
 
-def write_subject_reports(settings: Settings, subjects: Collection[str]) -> tuple[Path, ...]:
-    """Write ``OUT/sub-X.html`` for each subject; existing ones are replaced."""
-    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
-                              settings.modalities, subjects)
-    failed = failed_logs(settings.output_dir, subjects)
+def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Path, ...]:
+    """Write ``OUT/sub-X.html`` for each selected subject; replace existing reports."""
+    found = selection.find()
+    subjects = {item.scan.subject for item in found} | {r.subject for r in selection.records}
+    failed = [log for log in failed_logs(settings.output_dir, subjects)
+              if selection.concerns(log.scan_id)]
     methods, software = methods_text(settings, found), software_versions()
     pages = []
     for subject in sorted(subjects):
@@ -59,17 +60,8 @@ def write_subject_reports(settings: Settings, subjects: Collection[str]) -> tupl
     return tuple(pages)
 
 
-def subjects_of(settings: Settings, records: Collection[ScanRecord]) -> set[str]:
-    """Whose reports are to be written: those of the records, or all that are in the output."""
-    if records:
-        return {record.subject for record in records}
-    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
-                              settings.modalities, settings.participant_label)
-    return {item.scan.subject for item in found}
-
-
 def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
-    """Everything that is known of one scan."""
+    """Collect the content of one scan's section from its logs, sidecars and figures."""
     out, scan_id, stage = settings.output_dir, item.scan.scan_id, f"harmonize-{settings.desc}"
     log = read_log(out, scan_id, "preprocess") or ScanLog(scan_id, "preprocess", "done")
     after = read_log(out, scan_id, stage)
@@ -84,8 +76,8 @@ def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
                       if key in content}
         warnings += [f"Anatomy guard: {reason}" for reason in
                      content.get("AnatomyGuard", {}).get("Reasons", ())]
-        warnings += [f"{check.name} is {check.value:.3f}, expected {check.limits}: look whether "
-                     "anatomy was changed." for check in checks if check.flagged
+        warnings += [f"{check.name} is {check.value:.3f}, expected {check.limits}: check whether "
+                     "anatomy changed." for check in checks if check.flagged
                      and check.name in ("SSIM structure", "gradient agreement")]
     figures = load_figures(item.paths, "preprocess") + load_figures(item.paths, stage)
     return ScanReport(
@@ -99,7 +91,7 @@ def _failed_report(log: ScanLog) -> ScanReport:
 
 
 def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
-    """What came in, in the order to be shown."""
+    """Describe the input image, in the order of the report."""
     content = item.sidecar
     scanner = " ".join(str(content[k]) for k in ("Manufacturer", "ManufacturersModelName")
                        if k in content)
@@ -121,16 +113,16 @@ def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
-    """Numbers of the quality check of mask and registration, with what they are held to."""
+    """Return the measures of mask and registration with their limits."""
     checks = [_held(name, float(quality[key]), unit, *LIMITS[key])
               for key, (name, unit) in QUALITY.items() if key in quality]
-    if quality.get("doubtful"):
-        checks.append(Check("brain mask in doubt (see the warnings)", None, flagged=True))
+    if quality.get("low_confidence"):
+        checks.append(Check("brain mask with low confidence (see the warnings)", None, flagged=True))
     return checks
 
 
 def _held(name: str, value: float, unit: str, low: float | None, high: float | None) -> Check:
-    """A number and its limits in words."""
+    """Compare a measure with its limits."""
     if low is not None and high is not None:
         words = f"{low:g} to {high:g}"
     else:
@@ -140,7 +132,7 @@ def _held(name: str, value: float, unit: str, low: float | None, high: float | N
 
 
 def _anatomy_checks(facts: Mapping[str, Any]) -> list[Check]:
-    """Numbers that say whether anatomy stayed."""
+    """Return the measures of anatomical preservation with their limits."""
     rows = (("SSIM structure", facts.get("SSIMStructure"), STRUCTURE_LIMIT),
             ("gradient agreement", facts.get("GradientAgreement"), GRADIENT_LIMIT))
     return [Check(name, value, "", f"at least {limit}", value is not None and value < limit)

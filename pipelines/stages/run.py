@@ -1,167 +1,239 @@
 """A run: the planned stages in order, each resuming at what the one before left on disk.
 
-    preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort)
+    preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort) [-> export]
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
+from pathlib import Path
 
-from harmonizer.errors import InputError, UsageError, did_you_mean
-from harmonizer.files import write_text
+from harmonizer.errors import InputError, UsageError
+from harmonizer.files import read_json, write_text
 from harmonizer.methods import registry
+from harmonizer.preprocessing.conform import check_image
 
 from ..dataset.records import ScanRecord
-from ..outputs.collect import find_preprocessed
 from ..outputs.dataset import write_dataset_files
-from ..outputs.names import resolution_of
+from ..outputs.scanlog import failed_logs
+from ..outputs.selection import Selection, update_scan_facts
 from ..settings import Settings
-from ..workflows.engine import Failure, RunResult, count_steps
+from ..workflows.engine import RunResult, ScanFailure
+from .design_warnings import warn_before_work
+from .fit import check_fit
 from .methods_text import methods_text
-from .targets import require_brains, site_label
+from .plan import describe_plan
+from .targets import model_folder_of, planned_target, reference_records, require_brains
 
-__all__ = ["run", "Failure", "RunResult"]
+__all__ = ["check_request", "run", "RunResult"]
 
 LOGGER = logging.getLogger("pipelines")
+MAX_LISTED_SITES = 10
+MAX_LISTED_SCANS = 10
 
 
-def run(settings: Settings, records: tuple[ScanRecord, ...]) -> RunResult:
+def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection[str] = ()
+        ) -> RunResult:
     """Carry out the planned stages; failed scans are collected and the others go on.
 
     Parameters
     ----------
-    records : scans of the participant level; may be empty where only OUT is used
+    records : images selected in BIDS_DIR; may be empty where only OUTPUT_DIR is used
+    refused : scan_ids of selected images that cannot be used
 
     Raises
     ------
     HarmonizerError
         What stops the whole run: a wrong target, no usable input, a missing model.
     """
-    check_target(settings, records)
+    selection = Selection.of(settings, records, refused)
+    if settings.reports_only or settings.boilerplate_only:
+        return RunResult(summary_lines=_from_output(settings, selection))
+    for line in selection.unselected_lines() if _needs_cohort(settings) else ():
+        LOGGER.warning("%s", line)
+    check_request(settings, selection)
+    warn_before_work(settings, records)
+    if existing := selection.existing_ids():
+        LOGGER.info("--include-existing: %d scans whose image is not in BIDS_DIR are used.",
+                    len(existing))
+    if not settings.dry_run:
+        _write_dataset_files(settings, selection)
+        _update_facts(settings, selection)
     if settings.dry_run:
-        return RunResult(summary_lines=_plan(settings, records))
-    _write_dataset_files(settings)
-    failures: dict[str, Failure] = {}
+        return RunResult(summary_lines=describe_plan(settings, selection))
+    failures = {failure.scan_id: failure for failure in _unfinished(settings, selection)}
     lines: list[str] = []
     for stage in settings.planned_stages:
         LOGGER.info("Stage %s", stage)
-        missed, said = STAGES[stage](settings, records)
+        missed, said = STAGES[stage](settings, selection.without(failures))
         failures.update({failure.scan_id: failure for failure in missed})
         lines += said
-        _write_methods(settings)
+        _write_methods(settings, selection.without(failures))
     return RunResult(tuple(failures.values()), tuple(lines))
 
 
-def check_target(settings: Settings, records: Sequence[ScanRecord]) -> None:
-    """Before hours of work: is the target one that this run can reach?
+def _from_output(settings: Settings, selection: Selection) -> tuple[str, ...]:
+    """Write reports or methods text again from what the output folder holds; returns lines.
+
+    Raises
+    ------
+    InputError
+        If it holds no preprocessed scan, or not the tables of an evaluation.
+    """
+    from .evaluation import rewrite_group_report
+    from .reports import write_subject_reports
+
+    if not selection.find():
+        raise InputError(f"{settings.output_dir}: holds no preprocessed scan of these participants "
+                         "and modalities. Run the participant level first.")
+    lines = [f"Methods text: {_write_methods(settings, selection)}"]
+    if settings.reports_only:
+        pages = write_subject_reports(settings, selection)
+        lines.append(f"Subject reports: {len(pages)} in {settings.output_dir}")
+    if settings.reports_only and "group" in settings.levels:
+        lines.append(f"Group report: {rewrite_group_report(settings, selection)}")
+    return tuple(lines)
+
+
+def check_request(settings: Settings, selection: Selection) -> None:
+    """Check before hours of work whether the run can do what was asked.
 
     Raises
     ------
     UsageError
-        If the site is not among the records' (and no fitted model brings it), or the backend
-        has no such option or cannot do what was asked.
+        If the backend has no such option or cannot do what was asked, the target is no site of the
+        scans, or OUTPUT_DIR holds images of this desc to another target.
     InputError
-        If a file that the backend's options name is not what it should be.
+        If a file that the backend's options name or a reference image is not what it should be, or
+        all scans are of one site.
     """
     backend = registry.get(settings.backend)
     config = backend.config_from(settings.backend_options)
     if "fit" in settings.planned_stages:
         to_fit = backend(config)
         require_brains(settings, to_fit.region)
-        to_fit.check_given()
+        to_fit.check_settings_files()
     can = backend.capabilities
     if settings.target_kind in ("images", "card") and not can.reference_target:
         raise UsageError(f"{settings.backend} cannot aim at reference images. Name a site.")
     if settings.target_kind == "scanner-free" and not can.scanner_free:
         raise UsageError(f"{settings.backend} has no scanner-free target. Name a site.")
-    everybody = not settings.participant_label and not settings.session_label
-    if settings.target_kind == "site" and "fit" in settings.planned_stages and everybody:
-        _check_site(settings, records)
+    if settings.target_kind == "images":
+        for record in reference_records(settings):
+            check_image(record.path)
+    if "fit" in settings.planned_stages:
+        check_fit(settings, selection)
+    elif "harmonize" in settings.planned_stages:
+        _check_model_target(settings)
 
 
-def _check_site(settings: Settings, records: Sequence[ScanRecord]) -> None:
-    """The site is the target of each modality, so each must have been taken there."""
-    target, modalities = settings.target[0], {record.modality for record in records}
-    for modality in sorted(modalities):
-        sites = {record.site for record in records if record.modality == modality}
-        if site_label(target, sites) not in sites:
-            alone = "" if len(modalities) == 1 else \
-                f" A run for {modality} alone (--modalities) may aim at another."
-            raise UsageError(f"--target {target}: no {modality} scan is of that site. "
-                             f"{did_you_mean(target, sites)}{alone}")
+def _check_model_target(settings: Settings) -> None:
+    """Check the target of a run that applies a model which is fitted already."""
+    for modality in settings.modalities:
+        folder = model_folder_of(settings, modality)
+        if folder is not None:
+            sites = read_json(folder / "cohort.json").get("Sites", {})
+            planned_target(settings, modality, {s: facts["Scans"] for s, facts in sites.items()})
 
 
-def _write_dataset_files(settings: Settings) -> None:
-    raw = settings.bids_dir if settings.bids_dir.is_dir() else None
+def _needs_cohort(settings: Settings) -> bool:
+    """Whether a stage looks at all selected scans together."""
+    return bool({"fit", "evaluate", "export"} & set(settings.planned_stages))
+
+
+def _update_facts(settings: Settings, selection: Selection) -> None:
+    """Bring OUTPUT_DIR's sites and covariates up to date; warn of sites that changed."""
+    changes = update_scan_facts(selection)
+    if changes:
+        some = "; ".join(map(str, changes[:MAX_LISTED_SITES]))
+        more = len(changes) - MAX_LISTED_SITES
+        LOGGER.warning(
+            "The site of %d preprocessed scans changed: %s%s. If that was not meant, give the "
+            "same --site-from, --site-column and --site as before.", len(changes), some,
+            f"; and {more} more" if more > 0 else "")
+
+
+def _unfinished(settings: Settings, selection: Selection) -> list[ScanFailure]:
+    """The selected scans that failed in the preprocess stage of an earlier command.
+
+    Scans that were never preprocessed are named in a warning.
+    """
+    if "preprocess" in settings.planned_stages or not _needs_cohort(settings):
+        return []
+    failed = [ScanFailure(log.scan_id, log.stage, log.message)
+              for log in failed_logs(settings.output_dir)
+              if log.stage == "preprocess" and log.scan_id in selection.selected_ids]
+    there = {item.scan_id for item in selection.find()} | {failure.scan_id for failure in failed}
+    lacking = sorted(selection.selected_ids - there)
+    if lacking:
+        more = len(lacking) - MAX_LISTED_SCANS
+        LOGGER.warning(
+            "%d selected scans are not preprocessed and are left out: %s%s. Run the participant "
+            "level for them.", len(lacking), ", ".join(lacking[:MAX_LISTED_SCANS]),
+            f" and {more} more" if more > 0 else "")
+    return failed
+
+
+def _write_dataset_files(settings: Settings, selection: Selection) -> None:
+    raw = settings.bids_dir if selection.reads_bids_dir else None
     descs = {settings.desc: "intensities harmonized between scanners; the sidecars name method, "
                             "target and model"} if _harmonizes(settings) else {}
     write_dataset_files(settings.output_dir, raw, settings.derivatives, descs)
 
 
-def _write_methods(settings: Settings) -> None:
-    """Of the participants that this run looks at, so that many jobs read little each."""
-    found = find_preprocessed(settings.output_dir, resolution_of(settings.sloppy),
-                              settings.modalities, settings.participant_label,
-                              settings.session_label)
-    write_text(settings.output_dir / "logs" / "CITATION.md", methods_text(settings, found))
+def _write_methods(settings: Settings, selection: Selection) -> Path:
+    """Of the scans that this run uses, so that many jobs read little each."""
+    return write_text(settings.output_dir / "logs" / "CITATION.md",
+                      methods_text(settings, selection.find()))
 
 
 def _harmonizes(settings: Settings) -> bool:
     return "harmonize" in settings.planned_stages
 
 
-def _plan(settings: Settings, records: Sequence[ScanRecord]) -> tuple[str, ...]:
-    """What a run would do, after building its workflows."""
-    from ..workflows.preprocessing import init_preprocessing_wf, plan, write_graph
-
-    lines = [f"Dry run: stages {', '.join(settings.planned_stages)}; backend {settings.backend}; "
-             f"target {' '.join(settings.target) or 'the site with most scans'}."]
-    if "preprocess" in settings.planned_stages:
-        jobs, failures, reused = plan(settings, records, settings.output_dir)
-        workflow = init_preprocessing_wf(settings, jobs)
-        lines.append(f"preprocess: {len(jobs)} scans to do in {count_steps(workflow)} steps, "
-                     f"{reused} reused, {len(failures)} not usable.")
-        lines += [f"not usable: {failure.message}" for failure in failures]
-        if settings.write_graph:
-            write_graph(workflow, settings.output_dir, "preprocess")
-    return tuple(lines)
-
-
-def _preprocess(settings: Settings, records: tuple[ScanRecord, ...]):
+def _preprocess(settings: Settings, selection: Selection):
     from ..workflows.preprocessing import preprocess
-    from .reports import subjects_of, write_subject_reports
+    from .reports import write_subject_reports
 
+    records = selection.records
     failures, reused = preprocess(settings, records)
     if len(failures) == len(records):
         first = failures[0]
         raise InputError(f"none of the {len(records)} images could be preprocessed; the first: "
                          f"{first.scan_id}: {first.message}")
     if not _harmonizes(settings):
-        write_subject_reports(settings, subjects_of(settings, records))
+        write_subject_reports(settings, selection.without({f.scan_id for f in failures}))
     done = len(records) - len(failures)
     return failures, [f"Preprocessed: {done} of {len(records)} scans ({reused} reused)."]
 
 
-def _fit(settings: Settings, records: tuple[ScanRecord, ...]):
+def _fit(settings: Settings, selection: Selection):
     from .fit import fit
 
-    return (), fit(settings)
+    return (), fit(settings, selection)
 
 
-def _harmonize(settings: Settings, records: tuple[ScanRecord, ...]):
+def _harmonize(settings: Settings, selection: Selection):
     from ..workflows.harmonization import harmonize
-    from .reports import subjects_of, write_subject_reports
+    from .reports import write_subject_reports
 
-    failures, lines = harmonize(settings)
-    pages = write_subject_reports(settings, subjects_of(settings, records))
+    failures, lines = harmonize(settings, selection)
+    pages = write_subject_reports(settings, selection)
     return failures, [*lines, f"Subject reports: {len(pages)} in {settings.output_dir}"]
 
 
-def _evaluate(settings: Settings, records: tuple[ScanRecord, ...]):
+def _evaluate(settings: Settings, selection: Selection):
     from .evaluation import evaluate
 
-    return (), evaluate(settings)
+    return (), evaluate(settings, selection)
 
 
-STAGES = {"preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate}
+def _export(settings: Settings, selection: Selection):
+    from .export import export
+
+    return export(settings, selection)
+
+
+STAGES = {"preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate,
+          "export": _export}

@@ -33,7 +33,7 @@ def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tup
     item : one of the scans; the sidecar of its harmonized image names the target's card
     """
     kind = registry.get(settings.backend)
-    if not hasattr(kind, "statistics_of"):
+    if not kind.capabilities.tissue_statistics:
         return ()
     modality = item.scan.modality
     made = read_json(sidecar(item.paths.image(settings.desc, template=True)))
@@ -49,12 +49,12 @@ def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tup
                            "that the images were made by. Harmonize again.", card)
             return ()
         fitted, aim = kind.load(folder), Target.load(card)
-        lattice, goal = fitted.statistics_of(aim.style)
+        lattice, target_means = fitted.statistics_of(aim.style)
     except HarmonizerError as error:
         LOGGER.warning("No maps of what each scanner did to each tissue: %s", error)
         return ()
     sites = sorted(fitted.sites_, key=lambda site: -fitted.sites_[site])
     return tuple(
         explained_figure(site, aim.label, lattice, tissue_difference(
-            fitted.statistics_of(fitted.target(site).style)[1], goal))
+            fitted.statistics_of(fitted.target(site).style)[1], target_means))
         for site in sites[:MOST] if (aim.kind, aim.label) != ("site", site))

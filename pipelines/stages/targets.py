@@ -7,11 +7,13 @@ jobs agrees on one file and a report can say what was aimed at.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harmonizer.errors import InputError, UnavailableError, UsageError
+from harmonizer.cohort import Cohort
+from harmonizer.errors import InputError, UnavailableError, UsageError, did_you_mean
 from harmonizer.files import read_json, sha256_of
 from harmonizer.methods import registry
 from harmonizer.methods.base import SCANNER_FREE, Backend
@@ -21,11 +23,12 @@ from harmonizer.methods.target import Target
 from ..dataset.records import ScanRecord, split_name
 from ..dataset.sites import clean_label
 from ..outputs.collect import cohort_of, find_preprocessed
-from ..outputs.names import MODELS, ScanPaths, resolution_of
+from ..outputs.names import MODELS, ScanPaths, resolution_of, sidecar
 from ..outputs.scanlog import read_log
 from ..settings import MODALITIES, Settings
 
-__all__ = ["Aim", "model_folder_of", "require_brains", "resolve_target", "target_bands"]
+__all__ = ["Aim", "ExistingTarget", "existing_target", "model_folder_of", "planned_target",
+           "require_brains", "require_fit_target", "resolve_target", "target_bands"]
 
 LOGGER = logging.getLogger("pipelines")
 
@@ -49,11 +52,132 @@ class Aim:
     references: Path | None = None
 
 
+@dataclass(frozen=True)
+class ExistingTarget:
+    """How the images of a desc that OUTPUT_DIR holds already were made.
+
+    Attributes
+    ----------
+    backend : method
+    kind, label : of the target, as in the sidecars
+    """
+
+    backend: str
+    kind: str
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} to {self.label!r}"
+
+
+def existing_target(settings: Settings, modality: str) -> ExistingTarget | None:
+    """Return method and target of the images of the run's desc in OUTPUT_DIR; None without any.
+
+    Raises
+    ------
+    UsageError
+        If they were made by several methods or to several targets.
+    """
+    found: Counter[ExistingTarget] = Counter()
+    name = ScanPaths(settings.output_dir, Path(), "*", modality, resolution_of(settings.sloppy))
+    pattern = sidecar(name.image(settings.desc, template=True)).name
+    for path in sorted(settings.output_dir.glob(f"sub-*/**/anat/{pattern}")):
+        content = read_json(path)
+        found[ExistingTarget(str(content.get("HarmonizationMethod")),
+                             str(content.get("TargetKind")), str(content.get("Target")))] += 1
+    if len(found) > 1:
+        kinds = "; ".join(f"{count} by {made}" for made, count in found.most_common())
+        raise UsageError(
+            f"the {modality} images desc-{settings.desc} in {settings.output_dir} were made in "
+            f"several ways: {kinds}. Delete those that are not wanted, or keep the new ones apart "
+            "with --desc.")
+    return next(iter(found), None)
+
+
+def planned_target(settings: Settings, modality: str, sites: Mapping[str, int]
+                   ) -> tuple[str, str]:
+    """Return (kind, label) of the target that the run will aim at, before any work.
+
+    Without --target, OUTPUT_DIR keeps the target of its images; an empty one gets the site with
+    most scans.
+
+    Parameters
+    ----------
+    sites : labels with their numbers of scans, of the model or of the scans that it is fitted on
+
+    Raises
+    ------
+    UsageError
+        If OUTPUT_DIR holds images of this desc by another method or to another target.
+    """
+    made = existing_target(settings, modality)
+    kind, label = _asked_target(settings, modality, sites, made)
+    if made is not None and (made.backend, made.label) != (settings.backend, label):
+        raise UsageError(
+            f"{settings.output_dir}: its {modality} images desc-{settings.desc} were made by "
+            f"{made}; this run is {settings.backend} to {label!r}. Keep both by giving this "
+            f"one a name with --desc, such as --desc {settings.backend.replace('_', '')}; or use "
+            "another output folder.")
+    return kind, label
+
+
+def _asked_target(settings: Settings, modality: str, sites: Mapping[str, int],
+                  made: ExistingTarget | None) -> tuple[str, str]:
+    """(kind, label) of --target; without it, those of the images that are there."""
+    kind = settings.target_kind
+    if kind == "site":
+        return kind, site_label(settings.target[0], sites)
+    if kind == "images":
+        return "reference", _references_label(settings, reference_records(settings), modality)
+    if kind == "card":
+        card = Target.load(settings.target[0])
+        return card.kind, card.label
+    if kind == SCANNER_FREE:
+        return kind, SCANNER_FREE
+    if made is not None:
+        return made.kind, made.label
+    if not sites:
+        return SCANNER_FREE, SCANNER_FREE
+    return "site", max(sorted(sites), key=lambda site: sites[site])
+
+
+def require_fit_target(settings: Settings, modality: str, cohort: Cohort) -> None:
+    """Check before a fit that the model will know the target.
+
+    Parameters
+    ----------
+    cohort : the scans that the model of this modality is fitted on
+
+    Raises
+    ------
+    UsageError
+        If the target is a site that none of them is of, or was made of reference images that are
+        not given again.
+    """
+    kind, label = planned_target(settings, modality, cohort.sites)
+    if kind == "site" and settings.target_kind != "card" and label not in cohort.sites:
+        word = settings.target[0] if settings.target else label
+        what = f"--target {word}" if settings.target else \
+            f"the images in {settings.output_dir} were harmonized to {word!r}"
+        alone = "" if len(settings.modalities) == 1 else \
+            f" A run for {modality} alone (--modalities) may aim at another."
+        who = " of --fit-participants" if settings.fit_participants else ""
+        remedy = "" if settings.target else (
+            " Give another --target together with another --desc, or delete the images "
+            f"desc-{settings.desc} and give the command again.")
+        raise UsageError(f"{what}: no {modality} scan{who} is of that site. "
+                         f"{did_you_mean(word, cohort.sites)}{alone}{remedy}")
+    if kind == "reference" and not settings.target:
+        raise UsageError(
+            f"the {modality} images in {settings.output_dir} were harmonized to reference images, "
+            f"{label!r}, and a new model needs them again. Give the same --target.")
+
+
 def require_brains(settings: Settings, region: str) -> None:
     """Guided results are made of the brain's tissues; UsageError where whole heads are changed."""
-    if region != "brain" and (settings.detail == "guided" or settings.detail_map):
+    if region != "brain" and settings.detail == "guided":
         raise UsageError(f"{settings.backend} is to harmonize whole heads (region={region}), and "
-                         "--detail guided and --detail-map are made of the brain's tissues. Leave "
+                         "--detail guided is made of the brain's tissues. Leave "
                          "them out, or take region=brain.")
 
 
@@ -88,7 +212,7 @@ def resolve_target(settings: Settings, modality: str, model: Path) -> Aim:
         references = preprocess_references(settings, modality)
         target = _enrolled(settings, modality, backend, references)
     else:
-        target = _named(settings, backend)
+        target = _named(settings, backend, modality)
     card = target.save(card_path(settings, modality, target.kind, target.label))
     return Aim(model, card, target.label, target.kind, references)
 
@@ -99,17 +223,19 @@ def card_path(settings: Settings, modality: str, kind: str, label: str) -> Path:
     return folder / f"{kind}-{label}.safetensors"
 
 
-def _named(settings: Settings, backend: Backend) -> Target:
-    """A target by name, by card, or the default: the site with most scans."""
+def _named(settings: Settings, backend: Backend, modality: str) -> Target:
+    """A target by name, by card, or the default: that of the images in OUT, else the site with
+    most scans."""
     kind = settings.target_kind
     if kind == "card":
         return Target.load(settings.target[0])
     if kind == "default":
-        if backend.capabilities.scanner_free and not backend.sites_:
-            return backend.target(SCANNER_FREE)
-        label = max(sorted(backend.sites_), key=lambda site: backend.sites_[site])
-        LOGGER.info("No --target given: harmonizing %s to %r, the site with most scans (%d of %d).",
-                    backend.modality_, label, backend.sites_[label], sum(backend.sites_.values()))
+        made = existing_target(settings, modality)
+        kind, label = planned_target(settings, modality, backend.sites_)
+        why = "that of the images in OUTPUT_DIR" if made else "the site with most scans"
+        LOGGER.info("No --target given: harmonizing %s to %r, %s.", modality, label, why)
+        if kind == "reference":
+            return Target.load(card_path(settings, modality, kind, label))
         return backend.target(label)
     try:
         return backend.target(site_label(settings.target[0], backend.sites_))
@@ -123,20 +249,18 @@ def site_label(text: str, sites: Collection[str]) -> str:
 
 
 def _check_options(settings: Settings, backend: Backend, model: Path) -> None:
-    """Options belong to the fit: a model that was fitted with others is refused.
+    """Refuse a model that was fitted with other options than those of the run.
 
     Raises
     ------
     UsageError
-        If ``--backend-option`` says something else than the model.
+        If ``--backend-option`` differs from the model.
     """
-    wanted = backend.config_from(settings.backend_options)
-    for name in settings.backend_options:
-        if getattr(wanted, name) != getattr(backend.config, name):
-            raise UsageError(
-                f"--backend-option {name}={getattr(wanted, name)}: the model {model} was fitted "
-                f"with {name}={getattr(backend.config, name)}. Run the fit stage with this option."
-            )
+    for name, (requested, fitted) in backend.differing_options(settings.backend_options).items():
+        raise UsageError(
+            f"--backend-option {name}={requested}: the model {model} was fitted with "
+            f"{name}={fitted}. Run the fit stage with this option."
+        )
 
 
 def reference_records(settings: Settings) -> tuple[ScanRecord, ...]:
@@ -181,11 +305,17 @@ def preprocess_references(settings: Settings, modality: str) -> Path:
 
 
 def _enrolled(settings: Settings, modality: str, backend: Backend, folder: Path) -> Target:
-    wanted = [r.subject for r in reference_records(settings) if r.modality == modality]
+    records = reference_records(settings)
+    wanted = [record.subject for record in records if record.modality == modality]
     found = find_preprocessed(folder, resolution_of(settings.sloppy), (modality,), wanted,
                               region=backend.region)
-    label = "references" if len(wanted) > 1 else Path(settings.target[0]).name.split(".")[0]
-    return backend.enroll(cohort_of(found).scans, "".join(c for c in label if c.isalnum()))
+    return backend.enroll(cohort_of(found).scans, _references_label(settings, records, modality))
+
+
+def _references_label(settings: Settings, records: Collection[ScanRecord], modality: str) -> str:
+    several = sum(record.modality == modality for record in records) > 1
+    label = "references" if several else Path(settings.target[0]).name.split(".")[0]
+    return "".join(c for c in label if c.isalnum())
 
 
 def target_bands(settings: Settings, modality: str, aim: Aim) -> dict[str, list[list[float]]]:
@@ -196,8 +326,10 @@ def target_bands(settings: Settings, modality: str, aim: Aim) -> dict[str, list[
     bands: dict[str, list[list[float]]] = {}
     if aim.kind == "reference" and aim.references is None:
         return bands
+    fitted = set(read_json(aim.model / "cohort.json").get("ScanIds", ()))
+    own = aim.references is None and aim.model.is_relative_to(out)
     for item in found:
-        if item.scan.site == site:
+        if item.scan.site == site and (not own or item.scan_id in fitted):
             for tissue, quantiles in quantiles_of(item.paths).items():
                 bands.setdefault(tissue, []).append(quantiles)
     return bands

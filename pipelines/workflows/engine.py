@@ -1,7 +1,7 @@
 """Carrying out a workflow: plugin, memory, progress, and what failed.
 
 Nipype does the work; here its settings are chosen, its progress is shown as one bar, and each
-failed node is turned into a `Failure` that says which scan and why.
+failed node is turned into a `ScanFailure` that says which scan and why.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from ..settings import Settings
 if TYPE_CHECKING:
     from nipype import Workflow
 
-__all__ = ["Failure", "RunResult", "execute", "load_plugin"]
+__all__ = ["ScanFailure", "RunResult", "clean_work_dir", "execute", "load_plugin"]
 
 LOGGER = logging.getLogger("pipelines")
 PORTION = 8  # scans a process that are on the way at once; workers start anew after each portion
 PROBE_BYTES = 1 << 20
 GPU_NODES = 1  # at once: all of a run share the one device that `device_of` chose
+WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "referee", "sampling", "training")
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
 @dataclass(frozen=True)
-class Failure:
+class ScanFailure:
     """One scan that a stage could not finish."""
 
     scan_id: str
@@ -46,7 +47,7 @@ class Failure:
 class RunResult:
     """What a run leaves: failures, and lines for the user."""
 
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     summary_lines: tuple[str, ...] = ()
 
     @property
@@ -62,7 +63,7 @@ class Monitor:
     bar: Any
     scan_ids: Mapping[str, str]
     stage: str
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, ScanFailure] = field(default_factory=dict)
 
     def __call__(self, node: Any, status: str) -> None:
         scan_id = self.scan_ids.get(node.fullname.split(".")[1], node.fullname)
@@ -71,7 +72,7 @@ class Monitor:
         elif status == "end":
             self.bar.update(1)
         elif status == "exception" and scan_id not in self.failures:
-            self.failures[scan_id] = Failure(scan_id, self.stage, _message(node))
+            self.failures[scan_id] = ScanFailure(scan_id, self.stage, _message(node))
             self.bar.write(f"{scan_id} failed in {node.name}: {_message(node)}", file=sys.stderr)
 
 
@@ -93,7 +94,7 @@ def _message(node: Any) -> str:
 
 def execute(
     build: Callable[[Sequence[Any]], Workflow], jobs: Sequence[Any], settings: Settings, stage: str
-) -> tuple[Failure, ...]:
+) -> tuple[ScanFailure, ...]:
     """Run the workflow of each job; one failed scan does not stop the others.
 
     Nipype goes through a workflow breadth first, so 600 scans at once would all be half done for
@@ -164,6 +165,17 @@ def _tidy(folder: Path, portion: Sequence[Any], monitor: Monitor) -> None:
     for job in portion:
         if job.scan_id not in monitor.failures:
             shutil.rmtree(folder / job.name, ignore_errors=True)
+
+
+def clean_work_dir(folder: Path) -> tuple[str, ...]:
+    """Remove what runs of this app leave in the work folder; returns the names of what was there.
+
+    Files of others stay: somebody may have given a folder that holds more.
+    """
+    found = tuple(name for name in WORK_FOLDERS if (folder / name).is_dir())
+    for name in found:
+        shutil.rmtree(folder / name)
+    return found
 
 
 def portions(jobs: Sequence[Any], settings: Settings) -> Iterator[Sequence[Any]]:

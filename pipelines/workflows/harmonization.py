@@ -15,13 +15,14 @@ from harmonizer.files import read_json, sha256_of
 from harmonizer.methods import registry
 from harmonizer.methods.model_folder import model_hash
 
-from ..outputs.collect import Preprocessed, find_preprocessed
+from ..outputs.collect import Preprocessed
 from ..outputs.figures import figures_index
-from ..outputs.names import resolution_of, sidecar
+from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, write_log
+from ..outputs.selection import Selection
 from ..settings import Settings
 from ..stages.targets import Aim, model_folder_of, require_brains, resolve_target, target_bands
-from .engine import Failure, execute
+from .engine import ScanFailure, execute
 from .preprocessing import MEM_GB, write_graph
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ MAPPING_GB = 1.0  # measured for histogram matching: 0.64 with a native grid of 
 SEGMENTING_GB = MEM_GB["segment"]  # `guided` segments the scan
 
 
-def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
-    """Harmonize the participants' scans of each modality; returns (failures, lines).
+def harmonize(settings: Settings, selection: Selection
+              ) -> tuple[tuple[ScanFailure, ...], tuple[str, ...]]:
+    """Harmonize the selected scans of each modality; returns (failures, lines).
 
     Without a model, a run that did not ask for this stage by name says what to run next.
 
@@ -46,7 +48,7 @@ def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]
     InputError
         If nothing is preprocessed.
     """
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     lines: list[str] = []
     aims = {}
     for modality in settings.modalities:  # what is wrong with one is said before any work
@@ -56,7 +58,7 @@ def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]
         else:
             aims[modality] = resolve_target(settings, modality, model)
     for modality, aim in aims.items():
-        found = _scans(settings, modality)
+        found = selection.find((modality,))
         missed = _harmonize_modality(settings, modality, found, aim)
         failures += missed
         lines.append(f"Harmonized ({modality}): {len(found) - len(missed)} of {len(found)} scans "
@@ -64,15 +66,10 @@ def harmonize(settings: Settings) -> tuple[tuple[Failure, ...], tuple[str, ...]]
     return failures, tuple(lines)
 
 
-def _scans(settings: Settings, modality: str) -> tuple[Preprocessed, ...]:
-    return find_preprocessed(settings.output_dir, resolution_of(settings.sloppy), (modality,),
-                             settings.participant_label, settings.session_label)
-
-
 def _without_model(settings: Settings, modality: str) -> str:
-    text = (f"no fitted {settings.backend} model for {modality} in {settings.output_dir}. Run "
-            "'group --stages fit' when all participants are preprocessed, then "
-            "'participant --stages harmonize'; or give one with --model.")
+    text = (f"no fitted {settings.backend} model for {modality} in {settings.output_dir}. Run the "
+            "group level when all participants are preprocessed: it fits, harmonizes and "
+            "evaluates. Or give a model with --model.")
     if "harmonize" in settings.stages:
         raise UnavailableError(text[0].upper() + text[1:])
     return f"Not harmonized yet: {text}"
@@ -80,7 +77,7 @@ def _without_model(settings: Settings, modality: str) -> str:
 
 def _harmonize_modality(
     settings: Settings, modality: str, found: Sequence[Preprocessed], aim: Aim
-) -> tuple[Failure, ...]:
+) -> tuple[ScanFailure, ...]:
     if not found:
         raise InputError(f"{settings.output_dir}: no preprocessed {modality} scan of these "
                          "participants. Run the preprocess stage first.")
@@ -113,8 +110,6 @@ def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str
         Nothing is overwritten that another choice of method or target made.
     """
     images = [item.paths.image(settings.desc, template=t) for t in (False, True)]
-    if settings.detail_map and not item.paths.left_out(settings.desc).is_file():
-        return False
     if not all(path.is_file() and sidecar(path).is_file() for path in images):
         return False
     content = read_json(sidecar(images[1]))
@@ -125,7 +120,7 @@ def _is_finished(item: Preprocessed, settings: Settings, aim: Aim, key: dict[str
             f"to {aim.label!r}. Keep both by giving this one a name with --desc, such as "
             f"--desc {settings.backend.replace('_', '')}; or use another output folder."
         )
-    now = {**key, "PreprocessedSHA256": item.sidecar["ImageSHA256"]}
+    now = {**key, "PreprocessedSHA256": item.sidecar["ImageSHA256"], "SourceSite": item.scan.site}
     drawn = figures_index(item.paths, f"harmonize-{settings.desc}").is_file()  # they come last
     return drawn and all(content.get(name) == value for name, value in now.items())
 
@@ -175,11 +170,11 @@ def _init_scan_wf(settings: Settings, item: Preprocessed, aim: Aim, bands: dict[
         model_sha256=key["model"], card=str(aim.card), card_sha256=key["card"],
         source_sha256=key["source"], desc=settings.desc, device=device,
         scratch=str(_scratch(settings, item, key)),
-        detail=settings.detail, detail_map=settings.detail_map,
+        detail=settings.detail,
         covariates={**item.scan.covariates, "age": item.scan.age, "sex": item.scan.sex},
         use_gpu=device.startswith("cuda"), seed=settings.random_seed),
         name="harmonize", n_procs=1,
-        mem_gb=SEGMENTING_GB if settings.detail == "guided" or settings.detail_map else MAPPING_GB)
+        mem_gb=SEGMENTING_GB if settings.detail == "guided" else MAPPING_GB)
     draw = Node(DrawHarmonized(**place, desc=settings.desc, target=aim.label,
                                target_quantiles=bands), name="draw", mem_gb=0.7)
     change.overwrite = draw.overwrite = True  # they write into the output folder, not a cache

@@ -1,10 +1,10 @@
-"""The participant level's first stage: one small workflow for each scan, side by side.
+"""The stage `preprocess` of the participant level: one workflow for each scan.
 
     conform -> brain -> bias -> register -> to_template -> segment -> save -> draw
 
-A precomputed brain mask takes the place of ``brain``, a precomputed bias-corrected image that of
-``bias``; what is finished is not planned again. T1w images come first: another image of the same
-session, whose own tissues are in doubt, gets theirs.
+A precomputed brain mask replaces ``brain``, a precomputed bias-corrected image replaces ``bias``.
+Finished scans are reused. T1w images come first, because their segmentation is the fallback for
+other images of the session whose own segmentation has low confidence.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING
 
 from harmonizer import __version__
 from harmonizer.errors import HarmonizerError
-from harmonizer.files import read_json, sha256_of, write_json
+from harmonizer.files import read_json, sha256_of
 
 from ..dataset.records import ScanRecord
-from ..outputs import sidecars
 from ..outputs.figures import figures_index
-from ..outputs.names import TISSUES, ScanPaths, resolution_of, sidecar
+from ..outputs.names import TISSUES, ScanPaths, node_name, resolution_of, sidecar
 from ..outputs.scanlog import ScanLog, log_path, read_log, write_log
 from ..settings import Settings
-from .engine import Failure, execute
+from .engine import ScanFailure, execute
 
 if TYPE_CHECKING:
     from nipype import Workflow
@@ -42,40 +41,61 @@ MEM_GB = {  # of the process, rounded up from the peaks in docs/benchmarks.md
     "conform": 0.5, "brain": 1.5, "given_brain": 0.5, "bias": 1.2, "register": 1.2,
     "to_template": 0.8, "segment": 1.9, "quality": 1.2, "save": 1.3, "draw": 1.6,
 }
-MEASURED_VOXELS = 15_000_000  # of the larger head that was measured; a larger one announces more
+MEASURED_VOXELS = 15_000_000  # of the image that was measured; larger images need more memory
 
 
 @dataclass(frozen=True)
-class Job:
-    """One scan to be preprocessed."""
+class ScanJob:
+    """A scan to be preprocessed.
+
+    Attributes
+    ----------
+    record : ScanRecord
+        The raw image.
+    paths : ScanPaths
+        Its derivatives.
+    fingerprint : str
+        Hash of source and settings.
+    fallback : ScanRecord, optional
+        T1w image of the session, whose segmentation is used if the scan's own has low confidence.
+    """
 
     record: ScanRecord
     paths: ScanPaths
     fingerprint: str
-    donor: ScanRecord | None = None
+    fallback: ScanRecord | None = None
 
     @property
     def name(self) -> str:
-        """Name of the scan's workflow: letters, digits and underscores."""
-        return "scan_" + self.scan_id.replace("-", "_")
+        """Return the name of the scan's workflow: letters, digits and underscores."""
+        return node_name(self.scan_id)
 
     @property
     def scan_id(self) -> str:
-        """The record's."""
+        """Return the scan_id."""
         return self.record.scan_id
 
 
 def paths_of(record: ScanRecord, out: Path, settings: Settings) -> ScanPaths:
-    """Where a record's derivatives go."""
+    """Return the paths of a record's derivatives."""
     return ScanPaths(out, record.folder, record.stem, record.modality,
                      resolution_of(settings.sloppy))
 
 
-def fingerprint(record: ScanRecord, settings: Settings, donor: ScanRecord | None = None) -> str:
-    """Names the source's bytes and everything that changes its preprocessing (SHA-256, 16 digits).
+def fingerprint(record: ScanRecord, settings: Settings, fallback: ScanRecord | None = None
+                ) -> str:
+    """Hash the source and everything that changes its preprocessing (SHA-256, 16 digits).
 
-    A finished scan is reused only if its fingerprint is the same. `donor`: the image that its
-    tissues may be taken from.
+    A finished scan is reused only if its fingerprint is the same.
+
+    Parameters
+    ----------
+    record : ScanRecord
+        The raw image.
+    settings : Settings
+        Settings of the run.
+    fallback : ScanRecord, optional
+        T1w image whose segmentation may be used.
     """
     parts = {
         "source": sha256_of(record.path),
@@ -87,21 +107,22 @@ def fingerprint(record: ScanRecord, settings: Settings, donor: ScanRecord | None
         "brain_network": brain_network_of(settings),
         "version": __version__,
     }
-    if donor is not None:
-        parts["donor"] = sha256_of(donor.path)
+    if fallback is not None:
+        parts["fallback"] = sha256_of(fallback.path)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def segmenter_of(settings: Settings) -> str | None:
-    """Name of the network's weights; None in a sloppy run, which does without."""
+    """Return the name of the segmentation network's weights; None in a sloppy run."""
     from harmonizer.segmentation.predict import NetworkSegmenter
 
     return None if settings.sloppy else NetworkSegmenter().name
 
 
 def brain_network_of(settings: Settings) -> str | None:
-    """Name of the network that finds or checks brain masks; None where it is not asked: in a sloppy
-    run, unless it is asked for.
+    """Return the name of the brain extraction network; None if the run does not use it.
+
+    A sloppy run uses it only with ``--skull-strip network``.
     """
     from harmonizer.segmentation.brain import brain_weights_name
 
@@ -111,15 +132,22 @@ def brain_network_of(settings: Settings) -> str | None:
 
 def preprocess(
     settings: Settings, records: Sequence[ScanRecord], out: Path | None = None
-) -> tuple[tuple[Failure, ...], int]:
-    """Preprocess every record that is not finished; returns (failures, how many were reused).
+) -> tuple[tuple[ScanFailure, ...], int]:
+    """Preprocess all records that are not finished.
 
-    An image that cannot be used becomes a failure and the others go on.
+    An image that cannot be used becomes a failure; the others are processed.
+
+    Returns
+    -------
+    failures : tuple of ScanFailure
+        Scans that failed.
+    reused : int
+        Number of scans that were finished before.
     """
     out = settings.output_dir if out is None else out
     jobs, failures, reused = plan(settings, records, out)
     if reused:
-        LOGGER.info("%d of %d scans are preprocessed already and reused.", reused, len(records))
+        LOGGER.info("%d of %d scans were preprocessed before and are reused.", reused, len(records))
     if jobs and not settings.dry_run:
         if settings.write_graph:
             write_graph(init_preprocessing_wf(settings, jobs), out, "preprocess")
@@ -131,93 +159,99 @@ def preprocess(
         for failure in failures:
             write_log(out, ScanLog(failure.scan_id, "preprocess", "failed",
                                    by_id[failure.scan_id].site, failure.message))
-        _warn_of_doubts(jobs, out)
+        _log_low_confidence(jobs, out)
     return failures, reused
 
 
-def _in_order(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs that wait for nobody, then those that may take the tissues of one of the first."""
-    portions = [[job for job in jobs if (job.donor is None) == first] for first in (True, False)]
+def _in_order(jobs: Sequence[ScanJob]) -> list[list[ScanJob]]:
+    """Return the scans without a fallback, then those whose fallback is among the first."""
+    portions = [[job for job in jobs if (job.fallback is None) == first] for first in (True, False)]
     return [portion for portion in portions if portion]
 
 
-def _donors(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, ScanRecord]:
-    """Folder of a session -> its T1w image, the first by name; none in a sloppy run."""
+def _fallbacks(records: Sequence[ScanRecord], settings: Settings) -> dict[Path, ScanRecord]:
+    """Return folder of a session -> its first T1w image by name; empty in a sloppy run."""
     if settings.sloppy:
         return {}
     ordered = sorted(records, key=lambda record: record.scan_id, reverse=True)
     return {record.folder: record for record in ordered if record.modality == "T1w"}
 
 
-def _warn_of_doubts(jobs: Sequence[Job], out: Path) -> None:
-    """Say where a brain mask is in doubt, and where an image does not bear out its tissues."""
-    from harmonizer.segmentation.predict import doubt
+def _log_low_confidence(jobs: Sequence[ScanJob], out: Path) -> None:
+    """Log brain masks and segmentations with low confidence."""
+    from harmonizer.segmentation.predict import low_confidence_warning
 
     for job in jobs:
         log = read_log(out, job.scan_id, "preprocess")
         facts = log.facts if log else {}
         if reasons := facts.get("Quality", {}).get("reasons"):
-            LOGGER.warning("%s: look at its brain mask: %s.", job.scan_id, "; ".join(reasons))
-        support = facts.get("ContrastSupport")
-        if donor := facts.get("TissuesFrom"):
-            LOGGER.info("%s: its tissues are those of %s, which shows them better.", job.scan_id,
-                        donor)
-        elif support is not None and (text := doubt(support)):
+            LOGGER.warning("%s: check its brain mask: %s.", job.scan_id, "; ".join(reasons))
+        cnr = facts.get("ContrastToNoise")
+        if fallback := facts.get("FallbackSegmentation"):
+            LOGGER.info("%s: its own segmentation has low confidence; that of %s is used.",
+                        job.scan_id, fallback)
+        elif cnr is not None and (text := low_confidence_warning(cnr)):
             LOGGER.warning("%s: %s", job.scan_id, text)
 
 
 def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
-         ) -> tuple[list[Job], tuple[Failure, ...], int]:
-    """(jobs to run, scans whose image cannot be used, how many are finished)."""
+         ) -> tuple[list[ScanJob], tuple[ScanFailure, ...], int]:
+    """Find the scans to preprocess.
+
+    Returns
+    -------
+    jobs : list of ScanJob
+        Scans to preprocess.
+    failures : tuple of ScanFailure
+        Scans whose image cannot be used.
+    reused : int
+        Number of finished scans.
+    """
     from harmonizer.preprocessing.conform import check_image
 
     jobs, failures, reused = [], [], 0
-    donors = _donors(records, settings)
+    fallbacks = _fallbacks(records, settings)
     for record in records:
         paths = paths_of(record, out, settings)
-        donor = None if record.modality == "T1w" else donors.get(record.folder)
+        fallback = None if record.modality == "T1w" else fallbacks.get(record.folder)
         try:
-            name = fingerprint(record, settings, donor)
+            name = fingerprint(record, settings, fallback)
             if _is_finished(paths, record, name, settings.sloppy):
                 reused += 1
                 continue
             check_image(record.path)
         except HarmonizerError as error:
-            failures.append(Failure(record.scan_id, "preprocess", str(error)))
+            failures.append(ScanFailure(record.scan_id, "preprocess", str(error)))
             continue
         except OSError as error:
-            failures.append(Failure(record.scan_id, "preprocess",
+            failures.append(ScanFailure(record.scan_id, "preprocess",
                                     f"{error.filename}: {error.strerror}. Check the file."))
             continue
-        jobs.append(Job(record, paths, name, donor))
+        jobs.append(ScanJob(record, paths, name, fallback))
     return jobs, tuple(failures), reused
 
 
 def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) -> bool:
-    """Whether the scan's results are all there; its site and covariates are brought up to date."""
+    """Return whether all results of the scan exist, from this image with these settings."""
     path = sidecar(paths.image("preproc", template=True))
     needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
               paths.image("preproc"), paths.mask(), paths.from_template,
               log_path(paths.out, paths.scan_id, "preprocess"),
               figures_index(paths, "preprocess"))  # drawn last
     if not sloppy:
-        needed += tuple(paths.share(t, template=space) for t in TISSUES for space in (False, True))
+        needed += tuple(paths.probability(t, template=space) for t in TISSUES for space in (False, True))
     if not path.is_file() or not all(p.is_file() for p in needed):
         return False
     content = read_json(path)
     if content.get("Fingerprint") != name:
-        LOGGER.info("%s: source, settings or version changed; it is preprocessed again.",
+        LOGGER.info("%s: source, settings or version changed; preprocessing it again.",
                     record.scan_id)
         return False
-    facts = sidecars.scan_facts(record)
-    if any(content.get(key) != value for key, value in facts.items()):
-        write_json(path, {**content, **facts})
-        LOGGER.info("%s: site or covariates changed; the sidecar was updated.", record.scan_id)
     return True
 
 
-def init_preprocessing_wf(settings: Settings, jobs: Sequence[Job]) -> Workflow:
-    """One workflow of independent scans."""
+def init_preprocessing_wf(settings: Settings, jobs: Sequence[ScanJob]) -> Workflow:
+    """Build a workflow with one independent sub-workflow for each scan."""
     from nipype import Workflow
 
     workflow = Workflow(name="preprocess_wf", base_dir=str(settings.work_dir))
@@ -225,13 +259,20 @@ def init_preprocessing_wf(settings: Settings, jobs: Sequence[Job]) -> Workflow:
     return workflow
 
 
-def init_scan_wf(settings: Settings, job: Job) -> Workflow:
-    """Conform, extract the brain, correct the bias, register, save and draw one scan.
+def init_scan_wf(settings: Settings, job: ScanJob) -> Workflow:
+    """Build the workflow of one scan: conform, extract brain, correct bias, register, save, draw.
 
-    Inputs (``inputnode``)
-        in_file : the image; in_mask : its precomputed mask where there is one
-    Outputs (``outputnode``)
-        template_file : the preprocessed image on the template grid
+    Inputs
+    ------
+    in_file
+        The image.
+    in_mask
+        Its precomputed brain mask, if any.
+
+    Outputs
+    -------
+    template_file
+        The preprocessed image on the template grid.
     """
     from nipype import Node, Workflow
     from nipype.interfaces.utility import IdentityInterface
@@ -276,7 +317,7 @@ def init_scan_wf(settings: Settings, job: Job) -> Workflow:
 
 
 def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
-    """The node that finds the brain, or that takes the mask that is there already."""
+    """Return the node that extracts the brain, or that reads the precomputed mask."""
     from ..interfaces import ants, image
 
     if "mask" in record.precomputed:
@@ -288,15 +329,15 @@ def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
 
 
 def memory_of(step: str, record: ScanRecord) -> float:
-    """GB that a step of this scan takes at most."""
+    """Return the memory limit of a step in GB, scaled by the size of the image."""
     import nibabel as nib
 
     voxels = math.prod(nib.load(record.path).shape[:3])  # type: ignore[attr-defined]
     return MEM_GB[step] * max(1.0, voxels / MEASURED_VOXELS)
 
 
-def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, outputnode) -> None:
-    """Gather quality and times, save the derivatives, draw the figures."""
+def _connect_outputs(workflow, settings: Settings, job: ScanJob, steps: list, outputnode) -> None:
+    """Connect quality check, saving of the derivatives and drawing of the figures."""
     from nipype import Node
 
     from ..interfaces.ants import CheckQuality
@@ -315,7 +356,7 @@ def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, output
         out_dir=str(paths.out), folder=str(paths.folder), stem=paths.stem,
         modality=paths.modality, resolution=paths.resolution),
         name="draw", mem_gb=memory_of("draw", record))
-    save.overwrite = draw.overwrite = True  # they write into the output folder, not into a cache
+    save.overwrite = draw.overwrite = True  # they write into the output folder, not the cache
     workflow.connect([
         (conform, quality, [("seconds", "conform")]),
         (brain, quality, [("out_mask", "in_mask"), ("seconds", "brain")]),
@@ -340,17 +381,17 @@ def _connect_outputs(workflow, settings: Settings, job: Job, steps: list, output
         _connect_segmentation(workflow, settings, job, steps, quality, save)
 
 
-def _connect_segmentation(workflow, settings: Settings, job: Job, steps: list, quality, save
+def _connect_segmentation(workflow, settings: Settings, job: ScanJob, steps: list, quality, save
                           ) -> None:
-    """Tissues on both grids."""
+    """Connect the segmentation, which writes probabilities on both grids."""
     from nipype import Node
 
     from ..interfaces.segment import Segment
 
     _, brain, bias, register, to_template = steps
-    weights, donor = segmenter_of(settings), job.donor
-    given = {} if donor is None else {
-        "donor": (str(job.paths.out), str(donor.folder), donor.stem),
+    weights, fallback = segmenter_of(settings), job.fallback
+    given = {} if fallback is None else {
+        "fallback": (str(job.paths.out), str(fallback.folder), fallback.stem),
         "fingerprint": job.fingerprint}
     segment = Node(Segment(resolution=to_template.inputs.resolution, weights=weights,
                            seed=settings.random_seed, **given),
@@ -361,8 +402,8 @@ def _connect_segmentation(workflow, settings: Settings, job: Job, steps: list, q
         (brain, segment, [("out_mask", "in_mask")]),
         (register, segment, [("transform", "transform")]),
         (segment, quality, [("seconds", "segment")]),
-        (segment, save, [("native", "native_shares"), ("template", "template_shares"),
-                         ("support", "support"), ("donor", "donor")]),
+        (segment, save, [("native", "native_probabilities"), ("template", "template_probabilities"),
+                         ("contrast_to_noise", "contrast_to_noise"), ("fallback", "fallback")]),
     ])
 
 
@@ -376,4 +417,4 @@ def write_graph(workflow: Workflow, out: Path, name: str) -> None:
 
     path = write_text(out / "logs" / f"graph_{name}.dot",
                       "digraph harmonizer {\n" + "\n".join(sorted(lines)) + "\n}\n")
-    LOGGER.info("The graph was written to %s (draw it with: dot -Tsvg).", path)
+    LOGGER.info("Wrote the graph to %s (draw it with: dot -Tsvg).", path)

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.road import Answer, run_app
+from tests.app.running import AppResult, run_app
 
 
 @dataclass(frozen=True)
-class Road:
+class FullRun:
     """A raw dataset, its truth, and what one whole run made of it."""
 
     raw: Path
     truth: Path
     out: Path
     work: Path
-    answer: Answer
+    answer: AppResult
 
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people who were both scanned on two scanners, 4 mm."""
+    """Two subjects scanned on two scanners, 4 mm."""
     from harmonizer.phantom.dataset import write_dataset
 
     folder = tmp_path_factory.mktemp("phantom") / "raw"
@@ -33,16 +33,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def road(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Road:
+def full_run(study: Path, tmp_path_factory: pytest.TempPathFactory) -> FullRun:
     """Both levels in one command, two processes."""
-    folder = tmp_path_factory.mktemp("road")
+    folder = tmp_path_factory.mktemp("full_run")
     answer = run_app(study, folder / "out", "participant", "group", "--sloppy", "--nprocs", 2,
                      "-w", folder / "work", "--target", "birch")
-    return Road(study, study.with_name("raw-truth"), folder / "out", folder / "work", answer)
+    return FullRun(study, study.with_name("raw-truth"), folder / "out", folder / "work", answer)
 
 
 @pytest.fixture
-def copy(road: Road, tmp_path: Path) -> Path:
+def copy(full_run: FullRun, tmp_path: Path) -> Path:
     """A copy of the finished output folder, to be changed."""
-    shutil.copytree(road.out, tmp_path / "out")
+    shutil.copytree(full_run.out, tmp_path / "out")
     return tmp_path / "out"

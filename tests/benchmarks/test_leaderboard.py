@@ -12,7 +12,7 @@ import pytest
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
 from harmonizer.evaluation.metrics.distribution import QuantileTable
-from harmonizer.evaluation.run import Ruling
+from harmonizer.evaluation.run import EvaluationResult
 from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
 from harmonizer.evaluation.table import Metrics
 
@@ -69,13 +69,13 @@ def test_the_table_shows_what_is_known_and_no_more(leaderboard):
 
     table = Statistics((
         row("site_f1_retrained", "", 0.9, "before"), row("site_f1_retrained", "x", 0.3, "after"),
-        row("travelling_pair", "", 20.0, "before", reference="psnr"),
-        row("travelling_pair", "", 24.04, "rescaled", reference="psnr"),
-        row("travelling_pair", "x", 26.0, "after", reference="psnr"),
+        row("traveling_pair", "", 20.0, "before", reference="psnr"),
+        row("traveling_pair", "", 24.04, "rescaled", reference="psnr"),
+        row("traveling_pair", "x", 26.0, "after", reference="psnr"),
         row("age_r2", "", -1e5, "before"), row("age_r2", "x", 0.5, "after"),
         not_possible("identification", "too few", backend="x"),
         Test("site_chance", 9, 0.3, 0.2, 0.4)))
-    lines = leaderboard.table(Ruling(Metrics(), table, QuantileTable(), {}, {}), ["x"])
+    lines = leaderboard.table(EvaluationResult(Metrics(), table, QuantileTable(), {}, {}), ["x"])
     assert lines[0] == ("| method | site F1 | PSNR, dB | age R² | scanner gone | person there | "
                         "biology there | anatomy stayed |")
     assert lines[2].startswith("| unharmonized | 0.90 | 20.0 | < -10 |")
@@ -115,7 +115,8 @@ def test_a_method_gets_its_own_options_and_its_minutes(leaderboard, tmp_path, mo
     for name in ("cacd", "disarm"):
         leaderboard.fitted(name, Cohort(()), tmp_path / name / "fold-0", given)
     (cacd, resources), (disarm, _) = seen
-    assert (cacd.preset, cacd.pace().validate_every) == ("tiny", 7) and disarm.preset != "tiny"
+    assert (cacd.preset, cacd.training_schedule().validate_every) == ("tiny", 7)
+    assert disarm.preset != "tiny"
     assert (resources.folder, resources.max_minutes) == (tmp_path / "cacd" / "fold-0", 3.0)
     assert "--set cacd.preset=tiny cacd.validate_every=7 --minutes 3" in leaderboard._command(given)
 

@@ -24,9 +24,9 @@ def oblique_affine() -> np.ndarray:
     return affine
 
 
-def brain_of(person: int) -> Volume:
-    """Three tissues in an ellipsoid, a person's own layout and texture; site A's contrast."""
-    rng = np.random.default_rng(100 + person)
+def brain_of(subject: int) -> Volume:
+    """Three tissues in an ellipsoid, a subject's own layout and texture; site A's contrast."""
+    rng = np.random.default_rng(100 + subject)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
     stretch = 1 + 0.05 * rng.standard_normal(3)
     radius = np.sqrt(((grid / stretch[:, None, None, None]) ** 2).sum(axis=0))
@@ -40,13 +40,13 @@ def at_site_b(volume: Volume) -> Volume:
     return volume.with_data(np.where(volume.mask, GAIN * volume.data + OFFSET, 0.0))
 
 
-def scan_of(folder: Path, person: int, site: str, modality: str = "T1w") -> Scan:
-    """Write one person at one site and return its row."""
-    volume = brain_of(person) if site == "A" else at_site_b(brain_of(person))
-    name = f"sub-{person:02d}_ses-{site}"
+def scan_of(folder: Path, subject: int, site: str, modality: str = "T1w") -> Scan:
+    """Write one subject at one site and return its row."""
+    volume = brain_of(subject) if site == "A" else at_site_b(brain_of(subject))
+    name = f"sub-{subject:02d}_ses-{site}"
     write_volume(folder / f"{name}_{modality}.nii.gz", volume)
     write_mask(folder / f"{name}_mask.nii.gz", volume.mask, volume.affine)
-    return Scan(f"{name}_{modality}", f"{person:02d}", site, modality, site, "test",
+    return Scan(f"{name}_{modality}", f"{subject:02d}", site, modality, site, "test",
                 folder / f"{name}_{modality}.nii.gz", folder / f"{name}_mask.nii.gz")
 
 
@@ -54,10 +54,10 @@ def three_levels(volume: Volume) -> dict[str, np.ndarray]:
     """Hard memberships by brightness (one-dimensional 3-means): a brain of 34 mm has no template.
     """
     values = volume.in_mask().astype(np.float64)
-    centres = np.quantile(values, [0.1, 0.5, 0.9])
+    centers = np.quantile(values, [0.1, 0.5, 0.9])
     for _ in range(30):
-        nearest = np.abs(values[:, None] - centres).argmin(axis=1)
-        centres = np.array([values[nearest == c].mean() if (nearest == c).any() else centres[c]
+        nearest = np.abs(values[:, None] - centers).argmin(axis=1)
+        centers = np.array([values[nearest == c].mean() if (nearest == c).any() else centers[c]
                             for c in range(3)])
     maps = {}
     for code, name in enumerate(("CSF", "GM", "WM")):

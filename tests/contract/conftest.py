@@ -13,7 +13,7 @@ from tests.contract.brains import scan_of, three_levels
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    """Four people at site A, three others at site B."""
+    """Four subjects at site A, three others at site B."""
     folder = tmp_path_factory.mktemp("cohort")
     return Cohort(tuple(scan_of(folder, p, "A" if p < 4 else "B") for p in range(7)))
 

@@ -21,7 +21,7 @@ def fitted(name, cohort, device):
                                      "validation_cases": 1}))
     backend.resources = dataclasses.replace(backend.resources, device=device, precision="bf16")
     backend = backend.fit(cohort, seed=1)
-    backend.share_ = 1.0  # what the networks say counts
+    backend.residual_weight_ = 1.0
     return backend
 
 
@@ -44,7 +44,7 @@ def test_a_method_trains_and_harmonizes_there(name, cohort):
     expected = usual.harmonize(stranger, usual.target("A"), seed=3).in_mask()
     with pretended_device() as device:
         backend = fitted(name, cohort, device).on(device)
-        moved = {p.device.type for n in backend.networks_.values() for p in n.parameters()}
+        moved = {p.device.type for n in backend.model_.networks.values() for p in n.parameters()}
         after = backend.harmonize(stranger, backend.target("A"), seed=3).in_mask()
         if backend.capabilities.reference_target:
             backend.enroll(cohort.scans[4:5], "mine")

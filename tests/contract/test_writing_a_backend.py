@@ -1,4 +1,4 @@
-"""docs/writing-a-backend.md is run as it stands: the page's own files make a working guest."""
+"""docs/writing-a-backend.md is run as it stands: the page's own files make a working plug-in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "writing-a-backend.md"
 
 
 @pytest.fixture
-def guest(tmp_path, monkeypatch):
+def plugin(tmp_path, monkeypatch):
     """The page's package, on the path, with its entry point as pip would register it."""
     text = PAGE.read_text(encoding="utf-8")
     for name, body in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
@@ -29,17 +29,17 @@ def guest(tmp_path, monkeypatch):
     lines = parser["options.entry_points"][registry.GROUP].strip().splitlines()
     points = tuple(EntryPoint(*map(str.strip, line.split("=")), registry.GROUP) for line in lines)
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    registry._guests.cache_clear()
+    registry._plugins.cache_clear()
     yield registry.get("median_matching")
-    registry._guests.cache_clear()
+    registry._plugins.cache_clear()
     sys.modules.pop("median_matching", None)
 
 
-def test_the_page_makes_a_working_backend(guest, cohort, tmp_path):
+def test_the_page_makes_a_working_backend(plugin, cohort, tmp_path):
     assert "median_matching" in registry.names()
-    backend = guest().fit(cohort)
+    backend = plugin().fit(cohort)
     loud = brain_of(70).with_data(5 * brain_of(70).data)
-    after = guest.load(backend.save(tmp_path / "model")).harmonize(loud, backend.target("A"))
+    after = plugin.load(backend.save(tmp_path / "model")).harmonize(loud, backend.target("A"))
     medians = [np.median(scan.read().in_mask()) for scan in cohort.of_site("A")]
     assert np.median(after.in_mask()) == pytest.approx(np.mean(medians), rel=1e-3)
 

@@ -1,8 +1,9 @@
-"""A cohort is a table: it comes back as it was written, and no split divides a person."""
+"""Tests of the cohort table and of splits by subject."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ def scan(subject: str, site: str, folder: Path, session: str | None = None) -> S
 @pytest.fixture
 def cohort(tmp_path):
     nested = [scan(f"{site}{i}", site, tmp_path) for site in "AB" for i in range(5)]
-    travelling = [scan("T", site, tmp_path, site) for site in "AB"]
-    return Cohort((*nested, *travelling))
+    traveling = [scan("T", site, tmp_path, site) for site in "AB"]
+    return Cohort((*nested, *traveling))
 
 
 def test_table_round_trip(cohort, tmp_path):
@@ -35,6 +36,14 @@ def test_table_round_trip(cohort, tmp_path):
     assert again.scans[0].image == tmp_path / "sub-A0_T1w.nii.gz"
 
 
+@pytest.mark.parametrize("name", ["site", "image", "Scan_ID"])
+def test_a_covariate_never_makes_a_second_column_of_one_name(cohort, tmp_path, name):
+    clashing = Cohort(tuple(replace(scan, covariates={name: "x"}) for scan in cohort))
+    with pytest.raises(InputError, match=f"covariates {name} have names of the table's own"):
+        clashing.to_tsv(tmp_path / "cohort.tsv")
+    assert not (tmp_path / "cohort.tsv").exists()
+
+
 def test_scans_travel_to_other_processes(cohort, tmp_path):
     """Also those that a table gave: their covariates are read-only."""
     for scans in (cohort, Cohort.from_tsv(cohort.to_tsv(tmp_path / "cohort.tsv"))):
@@ -45,11 +54,11 @@ def test_sites_and_the_largest(cohort):
     assert cohort.sites == {"A": 6, "B": 6}
     assert cohort.largest_site == "A"
     assert len(cohort.of_site("B")) == 6
-    with pytest.raises(InputError, match="site 'C' is not known here. Known: A, B."):
+    with pytest.raises(InputError, match="unknown site 'C'. Known: A, B."):
         cohort.of_site("C")
 
 
-def test_split_never_divides_a_person_and_sees_every_site(cohort):
+def test_split_keeps_subjects_together_and_covers_every_site(cohort):
     rest, held = cohort.split(0.4, seed=1)
     assert not set(rest.subjects) & set(held.subjects)
     assert len(rest) + len(held) == len(cohort)

@@ -1,4 +1,4 @@
-"""The template is brain-only, its tissue maps add up, and unknown resolutions are refused."""
+"""Tests of the template and its tissue priors."""
 import numpy as np
 import pytest
 
@@ -17,8 +17,8 @@ def test_grid_is_the_known_one(resolution, shape):
 
 def test_brain_has_the_known_volume_and_nothing_lies_outside():
     template = load_template(2)
-    litres = template.mask.sum() * 8 / 1e6
-    assert 1.85 < litres < 1.92
+    liters = template.mask.sum() * 8 / 1e6
+    assert 1.85 < liters < 1.92
     assert not template.data[~template.mask].any()
     assert (template.data[template.mask] > 0).all()
 
@@ -28,7 +28,7 @@ def test_tissues_add_up_to_one_in_the_mask_and_to_zero_outside():
     total = sum(priors[name] for name in ("GM", "WM", "CSF"))
     np.testing.assert_allclose(total[mask], 1, atol=1e-5)
     assert not total[~mask].any()
-    # white matter is brighter than grey in a T1 template
+    # white matter is brighter than gray in a T1 template
     data = load_template(2).data
     assert data[priors["WM"] > 0.9].mean() > data[priors["GM"] > 0.9].mean() + 0.1
 
@@ -41,5 +41,5 @@ def test_shared_arrays_cannot_be_changed():
 
 
 def test_unknown_resolution_lists_the_known():
-    with pytest.raises(UsageError, match=r"1, 2, 3.*not at 0\.7"):
+    with pytest.raises(UsageError, match=r"1, 2, 3.*got 0\.7"):
         load_template(0.7)

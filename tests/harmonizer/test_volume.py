@@ -1,4 +1,4 @@
-"""Geometry is sacred: what is written comes back on the same grid, and bad files are named."""
+"""Tests of Volume, NIfTI reading and writing, and atomic files."""
 
 from __future__ import annotations
 
@@ -121,3 +121,40 @@ def test_broken_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match="a.json: is not valid JSON"):
         read_json(tmp_path / "a.json")
+
+
+def with_unit(path, factor, unit, shape=(5, 6, 7)):
+    """An image of 2 mm voxels whose affine is multiplied by `factor`, with a stated unit."""
+    affine = np.diag([2.0, 2.0, 2.0, 1.0]) + 3 * np.eye(4, k=3)
+    affine[:3] *= factor
+    image = nib.Nifti1Image(RNG.random(shape).astype(np.float32) + 1, affine)
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("factor", "unit"), [
+    (1000, "micron"), (0.001, "meter"), (1, "mm"), (1, "unknown"),
+    (1, "micron"), (1, "meter"),  # the unit is wrong: no head has voxels of 2 um or 2 m
+])
+def test_affines_are_brought_to_mm(tmp_path, factor, unit):
+    plain = read_volume(with_unit(tmp_path / "mm.nii", 1, "mm"))
+    path = with_unit(tmp_path / "x.nii.gz", factor, unit)
+    volume = read_volume(path, path)
+    np.testing.assert_allclose(volume.affine, plain.affine, rtol=1e-6)
+    np.testing.assert_allclose(volume.spacing, 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "unit"), [
+    (1000, "mm"), (0.001, "mm"), (1000, "unknown"), (1e6, "micron"), (1e-6, "meter"), (15, "mm"),
+])
+def test_implausible_voxel_sizes_are_refused_by_name(tmp_path, factor, unit):
+    path = with_unit(tmp_path / "x.nii.gz", factor, unit)
+    with pytest.raises(InputError, match=r"x\.nii\.gz: expected voxels of 0\.05 to 20 mm.*got"):
+        read_volume(path)
+
+
+def test_a_field_of_view_of_meters_is_refused(tmp_path):
+    path = with_unit(tmp_path / "x.nii.gz", 5, "mm", (5, 6, 101))
+    with pytest.raises(InputError, match="at most 1000 mm along an axis.*50 x 60 x 1010 mm"):
+        read_volume(path)

@@ -38,16 +38,16 @@ def fuzz(few: int) -> Callable[[Any], Any]:
                     suppress_health_check=list(HealthCheck))
 
 
-def explained(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call's result, or its explained error; anything else than these fails the test."""
+def result_or_error(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The call's result, or its expected error; any other exception fails the test."""
     try:
         return call(*arguments)
     except InternalError as error:
-        raise AssertionError(f"called a fault of ours: {error}") from error
+        raise AssertionError(f"raised an internal error: {error}") from error
     except HarmonizerError as error:
-        said = str(error)
-        assert said and len(said) < 5000, "a message for people"
-        said.encode("utf-8", "surrogateescape")
+        message = str(error)
+        assert message and len(message) < 5000, "a message for users"
+        message.encode("utf-8", "surrogateescape")
         return error
 
 

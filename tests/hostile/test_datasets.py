@@ -27,7 +27,15 @@ from pipelines.dataset.records import ScanRecord
 from pipelines.outputs.sidecars import kept, scan_facts
 from pipelines.settings import Settings, load_toml
 from pipelines.workflows.engine import load_plugin
-from tests.hostile.strategies import DEPTH, JSON, TEXT, changed, changed_bytes, explained, fuzz
+from tests.hostile.strategies import (
+    DEPTH,
+    JSON,
+    TEXT,
+    changed,
+    changed_bytes,
+    fuzz,
+    result_or_error,
+)
 
 SIDECAR = {"Manufacturer": "Siemens", "ManufacturersModelName": "Trio", "MagneticFieldStrength": 3,
            "InstitutionName": "Hôpital", "DeviceSerialNumber": "1", "EchoTime": 0.003}
@@ -75,7 +83,7 @@ def collect(root: Path, **changes: Any) -> tuple[ScanRecord, ...]:
     return collection.records
 
 
-def put(path: Path, content: str | bytes) -> None:
+def write(path: Path, content: str | bytes) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
 
 
@@ -88,20 +96,20 @@ ROW = st.tuples(CELLS, CELLS, CELLS, CELLS).map(
 @given(table=st.one_of(TABLE, ROW, ROW, st.binary(max_size=60)), sidecar=changed(DICTIONARY))
 @fuzz(100)
 def test_participants(root: Path, table: str | bytes, sidecar: Any) -> None:
-    put(root / f"{STEM}.json", json.dumps(SIDECAR))
-    put(root / "participants.tsv", table)
-    put(root / "participants.json", json.dumps(sidecar))
-    explained(collect, root)
+    write(root / f"{STEM}.json", json.dumps(SIDECAR))
+    write(root / "participants.tsv", table)
+    write(root / "participants.json", json.dumps(sidecar))
+    result_or_error(collect, root)
 
 
 @given(table=st.one_of(TABLE, ROW.map(lambda t: t.replace("participant_id", "session_id")
                                       .replace("sub-01", "ses-A")), st.binary(max_size=60)))
 @fuzz(60)
 def test_sessions(root: Path, table: str | bytes) -> None:
-    put(root / f"{STEM}.json", json.dumps(SIDECAR))
-    put(root / "participants.tsv", "participant_id\tscore\nsub-01\t3\n")
-    put(root / "sub-01/sub-01_sessions.tsv", table)
-    explained(collect, root)
+    write(root / f"{STEM}.json", json.dumps(SIDECAR))
+    write(root / "participants.tsv", "participant_id\tscore\nsub-01\t3\n")
+    write(root / "sub-01/sub-01_sessions.tsv", table)
+    result_or_error(collect, root)
     (root / "sub-01/sub-01_sessions.tsv").unlink()
 
 
@@ -111,9 +119,9 @@ def test_sessions(root: Path, table: str | bytes) -> None:
        source=st.sampled_from(("auto", "sidecar")))
 @fuzz(120)
 def test_sidecars(root: Path, content: str | bytes, source: str) -> None:
-    put(root / f"{STEM}.json", content)
-    put(root / "participants.tsv", "participant_id\nsub-01\n")
-    explained(lambda: collect(root, site_from=source))
+    write(root / f"{STEM}.json", content)
+    write(root / "participants.tsv", "participant_id\nsub-01\n")
+    result_or_error(lambda: collect(root, site_from=source))
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +143,9 @@ ENTITIES = st.sampled_from(("session", "run", "return_type", "suffix", "scope", 
 def test_filters(root: Path, layout: Any, content: str | bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "filter.json"
-        put(path, content)
+        write(path, content)
         settings = Settings(root, "/out", ["participant"], bids_filter_file=path)
-        explained(FIND_IMAGES, layout, settings)
+        result_or_error(FIND_IMAGES, layout, settings)
 
 
 VALUES = {"nprocs": 2, "sloppy": True, "modalities": ["T1w"], "mem_gb": 4.0, "desc": "x",
@@ -162,9 +170,9 @@ def test_configurations(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.toml"
         path.write_bytes(content)
-        settings = explained(parse, ["/bids", "/out", "participant", "--config-file", str(path)])
+        settings = result_or_error(parse, ["/bids", "/out", "participant", "--config-file", str(path)])
         if isinstance(settings, Settings):
-            again = load_toml(explained(_saved, settings, Path(folder)))
+            again = load_toml(result_or_error(_saved, settings, Path(folder)))
             assert Settings.from_dict(again) == settings
 
 
@@ -182,7 +190,7 @@ def test_plugin_files(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "p.yml"
         path.write_bytes(content)
-        explained(load_plugin, path)
+        result_or_error(load_plugin, path)
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +222,9 @@ def test_image_bytes(image_bytes: bytes, data: st.DataObject) -> None:
 
 def look_at(path: Path) -> None:
     """The door, and the first step after it."""
-    finding = explained(check_header, path)
-    explained(check_image, path)
-    conformed = explained(conform, path)
+    finding = result_or_error(check_header, path)
+    result_or_error(check_image, path)
+    conformed = result_or_error(conform, path)
     if not isinstance(conformed, InputError):
         assert np.isfinite(conformed.volume.data).all()
         assert np.isfinite(conformed.volume.affine).all()
@@ -233,7 +241,7 @@ def deep(path: Path, opening: str = "[", closing: str = "]", head: str = "") -> 
 
 def test_deep_json_in_a_sidecar_takes_out_its_scan(root: Path) -> None:
     deep(root / f"{STEM}.json")
-    put(root / "participants.tsv", "participant_id\tsite\nsub-01\tA\n")
+    write(root / "participants.tsv", "participant_id\tsite\nsub-01\tA\n")
     settings = Settings(root, "/out", ["participant"])
     collection = index.collect(settings)
     assert collection.records == ()
@@ -243,22 +251,22 @@ def test_deep_json_in_a_sidecar_takes_out_its_scan(root: Path) -> None:
 @pytest.mark.parametrize("content", ['{"EchoTime": NaN}', '{"EchoTime": 1e999}',
                                      '{"InstitutionName": "\\ud800"}'])
 def test_what_json_does_not_allow_takes_out_its_scan(root: Path, content: str) -> None:
-    put(root / f"{STEM}.json", content)
-    put(root / "participants.tsv", "participant_id\tsite\nsub-01\tA\n")
+    write(root / f"{STEM}.json", content)
+    write(root / "participants.tsv", "participant_id\tsite\nsub-01\tA\n")
     assert collect(root) == ()
 
 
 @pytest.mark.parametrize("text", ["1e999", "-1e999", "٣"])
 def test_a_number_beyond_numbers_is_kept_as_text(root: Path, text: str) -> None:
-    put(root / f"{STEM}.json", "{}")
-    put(root / "participants.tsv", f"participant_id\tsite\tscore\nsub-01\tA\t{text}\n")
+    write(root / f"{STEM}.json", "{}")
+    write(root / "participants.tsv", f"participant_id\tsite\tscore\nsub-01\tA\t{text}\n")
     (record,) = collect(root)
     assert record.covariates["score"] == text
 
 
 def test_a_field_beyond_numbers_is_no_field(root: Path) -> None:
-    put(root / "participants.tsv", "participant_id\nsub-01\n")
-    put(root / f"{STEM}.json", json.dumps({**SIDECAR, "MagneticFieldStrength": 10 ** 400}))
+    write(root / "participants.tsv", "participant_id\nsub-01\n")
+    write(root / f"{STEM}.json", json.dumps({**SIDECAR, "MagneticFieldStrength": 10 ** 400}))
     (record,) = collect(root)
     assert record.site == "Hopital_Siemens_Trio_1"
 
@@ -272,7 +280,7 @@ def test_a_filter_of_half_a_character(tmp_path: Path) -> None:
 def test_a_filter_of_several_values(root: Path, layout: Any, tmp_path: Path) -> None:
     for query, found in (({"session": ["A", "B"]}, 1), ({"session": ["B", ""]}, 0),
                          ({"run": [1, 2]}, 0)):
-        put(tmp_path / "f.json", json.dumps({"t1w": query}))
+        write(tmp_path / "f.json", json.dumps({"t1w": query}))
         settings = Settings(root, "/out", ["participant"], bids_filter_file=tmp_path / "f.json")
         try:
             assert len(FIND_IMAGES(layout, settings)) == found
@@ -281,11 +289,11 @@ def test_a_filter_of_several_values(root: Path, layout: Any, tmp_path: Path) -> 
 
 
 def test_a_site_of_400_letters_still_names_a_file(root: Path) -> None:
-    put(root / f"{STEM}.json", json.dumps({"InstitutionName": "x" * 400}))
-    put(root / "participants.tsv", "participant_id\tsite\nsub-01\tn/a\n")
+    write(root / f"{STEM}.json", json.dumps({"InstitutionName": "x" * 400}))
+    write(root / "participants.tsv", "participant_id\tsite\nsub-01\tn/a\n")
     (record,) = collect(root)
     assert record.site.startswith("xxxx") and len(record.site) <= 120
-    put(root / "participants.tsv", "participant_id\tsite\nsub-01\t" + "y" * 400 + "\n")
+    write(root / "participants.tsv", "participant_id\tsite\nsub-01\t" + "y" * 400 + "\n")
     (record,) = collect(root)
     assert record.site.startswith("yyyy") and len(record.site) <= 120
 

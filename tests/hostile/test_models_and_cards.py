@@ -26,7 +26,14 @@ from harmonizer.methods.target import CARD_FORMAT, Target
 from pipelines.settings import Settings
 from pipelines.stages.targets import card_path
 from tests.contract.brains import brain_of, scan_of, three_levels
-from tests.hostile.strategies import DEPTH, changed, changed_arrays, changed_bytes, explained, fuzz
+from tests.hostile.strategies import (
+    DEPTH,
+    changed,
+    changed_arrays,
+    changed_bytes,
+    fuzz,
+    result_or_error,
+)
 
 BACKENDS = ("histogram_matching", "moment_matching", "spectrum_swap", "tissue_matching")
 LEARNED = ("cacd", "disarm", "ihf", "patch_diffusion")
@@ -99,7 +106,7 @@ def with_changed_facts(models: dict[str, Backend], name: str, data: st.DataObjec
             content = json.loads(path.read_text())
             path.write_text(json.dumps(data.draw(changed(content), label=file)))
         rehash(Path(folder))
-        explained(use, name, Path(folder))
+        result_or_error(use, name, Path(folder))
 
 
 def with_changed_weights(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
@@ -108,7 +115,7 @@ def with_changed_weights(models: dict[str, Backend], name: str, data: st.DataObj
         arrays = data.draw(changed_arrays(models[name]._state()))
         save_file(arrays, Path(folder) / "weights.safetensors")
         rehash(Path(folder))
-        explained(use, name, Path(folder))
+        result_or_error(use, name, Path(folder))
 
 
 @given(data=st.data())
@@ -120,7 +127,7 @@ def test_a_models_bytes(models: dict[str, Backend], data: st.DataObject) -> None
         path.write_bytes(data.draw(changed_bytes(path.read_bytes())))
         if path.name != "config.json" and data.draw(st.booleans()):
             rehash(Path(folder))
-        explained(use, "moment_matching", Path(folder))
+        result_or_error(use, "moment_matching", Path(folder))
 
 
 def with_a_changed_card(models: dict[str, Backend], name: str, data: st.DataObject) -> None:
@@ -134,7 +141,7 @@ def with_a_changed_card(models: dict[str, Backend], name: str, data: st.DataObje
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "card.safetensors"
         path.write_bytes(content)
-        explained(lambda: aim(models[name], Target.load(path)))
+        result_or_error(lambda: aim(models[name], Target.load(path)))
 
 
 WAYS = [with_changed_facts, with_changed_weights, with_a_changed_card]
@@ -305,13 +312,13 @@ def test_weights_that_do_not_fit(folder: Path, arrays: dict[str, np.ndarray]) ->
     ((17, 15, 11), "is no multiple of"), ((2048, 2048, 2048), "with sides"),
     ((-16, 16, 16), "with sides"),
 ])
-def test_a_canvas_that_networks_cannot_take(
+def test_a_box_that_networks_cannot_take(
     models: dict[str, Backend], tmp_path: Path, shape: tuple[int, ...], message: str
 ) -> None:
     models["patch_diffusion"].save(tmp_path)
     arrays = models["patch_diffusion"]._state()
-    start, _, grid = arrays["canvas"]
-    save_file({**arrays, "canvas": np.array([start, shape, grid])},
+    start, _, grid = arrays["box"]
+    save_file({**arrays, "box": np.array([start, shape, grid])},
               tmp_path / "weights.safetensors")
     rehash(tmp_path)
     with pytest.raises(UnavailableError, match=message):

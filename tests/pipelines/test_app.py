@@ -6,6 +6,8 @@ import errno
 import logging
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +21,9 @@ from typing import Any
 import pytest
 
 from harmonizer.errors import InternalError, UnavailableError
-from pipelines import app
+from pipelines import app, run_log
 from pipelines.settings import Settings
+from tests.pipelines.conftest import write_image
 
 TREE: dict[str, Any] = {
     "participants.tsv": "participant_id\tsite\nsub-01\tNYU\nsub-02\tKKI\n",
@@ -30,7 +33,7 @@ TREE: dict[str, Any] = {
 
 
 @dataclass
-class Failure:
+class ScanFailure:
     scan_id: str
     stage: str = "preprocess"
     message: str = "it did not work"
@@ -38,7 +41,7 @@ class Failure:
 
 @dataclass
 class Result:
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ScanFailure, ...] = ()
     exit_code: int = 0
     summary_lines: tuple[str, ...] = ("report: group.html",)
 
@@ -50,7 +53,7 @@ class Workflows:
     answer: Callable[[], Result] = Result
     calls: list[tuple[Settings, tuple]] = field(default_factory=list)
 
-    def run(self, settings: Settings, records: tuple) -> Result:
+    def run(self, settings: Settings, records: tuple, refused: frozenset[str]) -> Result:
         self.calls.append((settings, records))
         return self.answer()
 
@@ -101,16 +104,60 @@ def test_all_done(make_tree: Any, workflows: Workflows) -> None:
     assert logs(root, "crash") == logs(root, "findings") == []
 
 
+def test_the_log_holds_command_versions_and_job(
+    make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "17")
+    root = make_tree(TREE)
+    assert run(root, "--desc", "toNYU", "--site-column", "my site") == 65  # no such column
+    log = logs(root, "run")[0]
+    words = f"Command: .+ {root} .+ --desc toNYU --site-column 'my site'"
+    assert re.search(words, log)
+    python = platform.python_version()
+    assert re.search(rf"Versions: Python {python}, harmonizer \d.*nipype \d", log)
+    assert "Machine: " in log and "SLURM_ARRAY_TASK_ID=17" in log
+
+
+def test_clean_workdir_removes_our_folders_and_no_other(
+    make_tree: Any, workflows: Workflows
+) -> None:
+    root = make_tree(TREE)
+    work = root.parent / "work"
+    for name in ("preprocess_wf/scan_x", "sampling/a", "photos"):
+        (work / name).mkdir(parents=True)
+    assert run(root) == 0
+    assert {path.name for path in work.iterdir()} >= {"preprocess_wf", "sampling", "photos"}
+    assert run(root, "--clean-workdir") == 0
+    assert {path.name for path in work.iterdir()} == {"photos"}
+    assert "Removed from" in logs(root, "run")[-1] and "preprocess_wf" in logs(root, "run")[-1]
+    assert [setting.clean_workdir for setting, _ in workflows.calls] == [False, True]
+    assert not any("clean_workdir =" in text for text in logs(root, "settings"))
+
+
+@pytest.mark.parametrize("flag", ["--reports-only", "--boilerplate-only"])
+def test_what_is_written_from_the_output_needs_no_dataset(
+    make_tree: Any, workflows: Workflows, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree(TREE)
+    monkeypatch.setattr("pipelines.dataset.checks.require_valid", lambda root: 1 / 0)
+    gone = root.parent / "gone"
+    (root.parent / "out").mkdir()
+    assert app.main([str(gone), str(root.parent / "out"), "group", flag]) == 0
+    assert workflows.calls[0][1] == ()
+    assert app.main([str(root), str(root.parent / "out"), "participant", flag]) == 0
+    assert [record.scan_id for record in workflows.calls[1][1]] == ["sub-01_T1w", "sub-02_T1w"]
+
+
 def test_failed_participants_are_named_last(make_tree: Any, workflows: Workflows) -> None:
     root = make_tree(TREE)
-    workflows.answer = lambda: Result((Failure("sub-02_T1w"), Failure("sub-01_T1w")), 1)
+    workflows.answer = lambda: Result((ScanFailure("sub-02_T1w"), ScanFailure("sub-01_T1w")), 1)
     assert run(root) == 1
     assert last_line(root).endswith("some participants failed; failed: sub-01, sub-02.")
     assert "sub-02_T1w failed in preprocess: it did not work" in logs(root, "run")[0]
 
 
 def test_a_failure_is_never_a_success(make_tree: Any, workflows: Workflows) -> None:
-    workflows.answer = lambda: Result((Failure("sub-02_T1w"),), 0)
+    workflows.answer = lambda: Result((ScanFailure("sub-02_T1w"),), 0)
     assert run(make_tree(TREE)) == 1
 
 
@@ -120,8 +167,13 @@ def test_an_image_left_out_is_told_and_counted(make_tree: Any, workflows: Workfl
     assert [record.subject for record in workflows.calls[0][1]] == ["01"]
     assert last_line(root).endswith("failed: sub-02.")
     header, row = logs(root, "findings")[0].splitlines()
-    assert header.split("\t") == ["scan_id", "left_out", "path", "finding", "remedy"]
+    assert header.split("\t") == ["scan_id", "excluded", "path", "finding", "remedy"]
     assert row.split("\t")[:2] == ["sub-02_T1w", "yes"]
+    refusal = root.parent / "out/logs/scans/sub-02_T1w_check.json"
+    assert "is an empty file" in refusal.read_text()
+    write_image(root / "sub-02/anat/sub-02_T1w.nii.gz")
+    assert run(root) == 0
+    assert not refusal.exists()  # the reports name it no longer
 
 
 def test_no_usable_image_is_65(make_tree: Any, workflows: Workflows) -> None:
@@ -135,8 +187,11 @@ def test_no_usable_image_is_65(make_tree: Any, workflows: Workflows) -> None:
 def test_an_invalid_dataset_is_65(
     make_tree: Any, workflows: Workflows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pipelines.dataset.checks import Issue
+
     root = make_tree(TREE)
-    monkeypatch.setattr("pipelines.dataset.checks.validate_bids", lambda root: ["BAD_NAME: /x"])
+    monkeypatch.setattr("pipelines.dataset.checks.validate_bids",
+                        lambda root: [Issue("BAD_NAME", "/participants.tsv", "BAD_NAME: /x")])
     monkeypatch.setattr("pipelines.dataset.checks.validator_path", lambda: "/validator")
     assert run(root, "--no-skip-bids-validation") == 65
     assert "BAD_NAME: /x" in logs(root, "run")[0]
@@ -205,11 +260,19 @@ def test_the_group_level_needs_no_raw_data(make_tree: Any, workflows: Workflows)
     root = make_tree(TREE)
     (root.parent / "out").mkdir()
     gone = root.parent / "gone"
-    assert run(gone, levels="group") == 0
+    assert run(gone, "--site-column", "scanner", levels="group") == 0
+    assert "--site-column: without effect" in logs(root, "run")[-1]
     assert run(gone, "--stages", "harmonize") == 0
     assert [records for _, records in workflows.calls] == [(), ()]
     assert run(root, "--stages", "harmonize") == 0
     assert len(workflows.calls[-1][1]) == 2
+    assert run(root, levels="group") == 0  # sites and selection are those of the raw data again
+    assert len(workflows.calls[-1][1]) == 2
+    (root.parent / "empty").mkdir()
+    assert run(root.parent / "empty", levels="group") == 0
+    assert workflows.calls[-1][1] == ()
+    assert sum("holds no participant: scans, sites and covariates are those of" in log
+               for log in logs(root, "run")) == 1
 
 
 def test_two_runs_leave_two_logs(make_tree: Any, workflows: Workflows) -> None:
@@ -261,7 +324,7 @@ def test_long_lists_of_failures_are_cut() -> None:
 
 @pytest.mark.parametrize(("number", "code", "words"), [
     (errno.ENOSPC, 74, "No space left on device"), (errno.EROFS, 74, "Read-only file system"),
-    (errno.EACCES, 74, "Permission denied"), (errno.ENOENT, 70, "A fault of ours"),
+    (errno.EACCES, 74, "Permission denied"), (errno.ENOENT, 70, "Internal error"),
 ])
 def test_a_disk_that_takes_no_more(
     make_tree: Any, workflows: Workflows, number: int, code: int, words: str
@@ -281,9 +344,9 @@ def test_a_log_that_cannot_be_closed_changes_no_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.log").symlink_to("/dev/full")
-    app.start_logging(0, tmp_path / "run.log")
+    run_log.start_logging(0, tmp_path / "run.log")
     logging.getLogger("pipelines").error("the last words")
-    app.stop_logging()
+    run_log.stop_logging()
     assert "the last words" in capsys.readouterr().err
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harmonizer.errors import UsageError
-from pipelines.settings import Settings, available_cpus, load_toml, parse_memory
+from pipelines.settings import ONE_TIME_OPTIONS, Settings, available_cpus, load_toml, parse_memory
 
 
 def settings(**changes: Any) -> Settings:
@@ -21,33 +21,42 @@ def settings(**changes: Any) -> Settings:
 EVERYTHING: dict[str, Any] = {
     "levels": ["participant", "group"], "participant_label": ["01"], "session_label": ["A"],
     "modalities": ["T1w", "FLAIR"], "bids_filter_file": "/filter.json", "bids_database_dir": "/db",
-    "skip_bids_validation": True, "derivatives": {"fmriprep": "/fp", "ours": "/o"},
+    "skip_bids_validation": True, "include_existing": True,
+    "derivatives": {"fmriprep": "/fp", "ours": "/o"},
     "site_from": "sessions", "site_column": "scanner", "stages": ["preprocess", "evaluate"],
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
-    "fit_participants": ["group=HC", "02"], "skull_strip": "force", "desc": "toSiteA",
+    "fit_participants": ["group=HC", "02"], "fit_low_confidence_masks": True,
+    "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
-    "traveling": "no", "compare": True, "detail": "guided", "detail_map": True,
-    "moved_maps": "flagged", "lpips_weights": "/alex.safetensors",
+    "traveling": "no", "compare": True, "detail": "guided", "texture": "keep",
+    "anatomy_change_maps": "flagged",
     "preset": "tiny", "max_minutes": 30.0, "devices": 2, "num_nodes": 3, "precision": "fp32",
     "device": "cuda:1", "random_seed": 7, "sloppy": True, "nprocs": 8, "omp_nthreads": 2,
     "mem_gb": 12.5, "use_plugin": "/plugin.yml", "stop_on_first_crash": True, "dry_run": True,
     "write_graph": True, "notrack": True, "verbose": 2, "config_file": "/old.toml",
 }
+EXPORT: dict[str, Any] = {"levels": ["group"], "export": "raw", "export_dir": "/exported",
+                          "export_names": "original"}
+ALONE: tuple[dict[str, Any], ...] = (  # what does not go together with everything
+    {"site": "my site", "target": ["scanner-free"]}, EXPORT, {"reports_only": True},
+    {"boilerplate_only": True, "clean_workdir": True},
+)
 
 
 def test_the_round_trip_covers_every_option() -> None:
-    named = {"bids_dir", "output_dir", "work_dir", "site", *EVERYTHING}
+    named = {"bids_dir", "output_dir", "work_dir", *EVERYTHING}
+    named |= {name for changes in ALONE for name in changes}
     assert named == {item.name for item in fields(Settings)}
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, EVERYTHING, {"site": "my site", "target": ["scanner-free"]}]
-)
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, *ALONE])
 def test_toml_brings_back_the_same_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
     before = settings(**changes)
     path = tmp_path / "settings.toml"
     path.write_text(before.to_toml(), encoding="utf-8")
-    assert Settings.from_toml(path) == before
+    text = path.read_text(encoding="utf-8")
+    assert not [name for name in ONE_TIME_OPTIONS if name in text]  # a plan is saved to be carried out
+    assert Settings.from_toml(path) == replace(before, **dict.fromkeys(ONE_TIME_OPTIONS, False))
 
 
 def test_settings_travel_to_other_processes() -> None:
@@ -92,11 +101,17 @@ def test_target_kind(target: list[str], kind: str) -> None:
     ("levels", "changes", "planned"),
     [
         (["participant"], {}, ("preprocess", "harmonize")),
-        (["group"], {}, ("fit", "evaluate")),
+        (["group"], {}, ("fit", "harmonize", "evaluate")),
+        (["group"], {"stages": ["harmonize"]}, ("harmonize",)),
+        (["group"], {"model": "/m"}, ("harmonize", "evaluate")),
         (["group", "participant"], {}, ("preprocess", "fit", "harmonize", "evaluate")),
         (["participant"], {"stages": ["preprocess"]}, ("preprocess",)),
         (["participant", "group"], {"stages": ["evaluate", "fit"]}, ("fit", "evaluate")),
         (["participant", "group"], {"model": "/m"}, ("preprocess", "harmonize", "evaluate")),
+        (["participant", "group"], {"export": "raw"},
+         ("preprocess", "fit", "harmonize", "evaluate", "export")),
+        (["group"], {"stages": ["evaluate"], "export": "raw"}, ("evaluate", "export")),
+        (["group"], {"stages": ["export"], "export": "raw"}, ("export",)),
     ],
 )
 def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tuple) -> None:
@@ -110,7 +125,7 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
         ({"levels": ["partcipant"]}, "Did you mean 'participant'"),
         ({"stages": ["fit"]}, "belongs to the analysis level 'group'"),
         ({"levels": ["group"], "stages": ["fit"], "model": "/m"}, "Drop one"),
-        ({"stages": ["harmonise"]}, "Did you mean 'harmonize'"),
+        ({"stages": ["harmonze"]}, "Did you mean 'harmonize'"),
         ({"modalities": ["T1"]}, "Did you mean 'T1w'"),
         ({"modalities": []}, "one or more of"),
         ({"site_from": "session"}, "Did you mean 'sessions'"),
@@ -118,8 +133,8 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
         ({"skull_strip": "no"}, "--skull-strip"),
         ({"device": "gpu"}, "expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:x"}, "expected auto, cpu"),
-        ({"participant_label": ["0_1"]}, "letters and digits only"),
-        ({"desc": "to-A"}, "letters and digits only"),
+        ({"participant_label": ["0_1"]}, "letters, digits and .+. only"),
+        ({"desc": "to-A"}, "letters, digits and .+. only"),
         ({"desc": "preproc"}, "our own preprocessed"),
         ({"target": ["A", "B"]}, "Give one kind"),
         ({"target": ["A", "b.nii"]}, "Give one kind"),
@@ -140,6 +155,20 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
         ({"sloppy": 1}, "expected true or false"),
         ({"participant_label": "01"}, "expected a list of texts"),
         ({"backend": ""}, "backend: expected text"),
+        ({"export": "raw"}, "belongs to the analysis level 'group'"),
+        ({"levels": ["group"], "export": "bids"}, "--export: 'bids' is not known"),
+        ({"levels": ["group"], "stages": ["export"]}, "expected --export raw as well"),
+        ({"export_dir": "/e"}, "have no effect without --export raw"),
+        ({"export_names": "original"}, "have no effect without --export raw"),
+        ({**EXPORT, "export_names": "desc"}, "--export-names: 'desc' is not known"),
+        ({**EXPORT, "export_dir": "/out"}, "is or holds the output folder"),
+        ({**EXPORT, "export_dir": "/"}, "is or holds the input folder"),
+        ({**EXPORT, "export_dir": "/bids/x"}, "lies inside the input folder"),
+        ({**EXPORT, "export_dir": "/out/x"}, "lies inside the output folder"),
+        ({"reports_only": True, "boilerplate_only": True}, "Give one of them"),
+        ({"reports_only": True, "dry_run": True}, "Give one of them"),
+        ({"reports_only": True, "stages": ["preprocess"]}, "--stages asks for one"),
+        ({"levels": ["group"], "boilerplate_only": True, "export": "raw"}, "--export asks for one"),
         ({"derivatives": ["/a"]}, "expected a table"),
         ({"mem_gb": "16"}, "expected a number"),
     ],
@@ -147,6 +176,15 @@ def test_planned_stages(levels: list[str], changes: dict[str, Any], planned: tup
 def test_what_cannot_be_done_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         settings(**changes)
+
+
+def test_the_exported_dataset_has_a_folder_for_each_desc() -> None:
+    made = settings(levels=["group"], export="raw", desc="toSiteA")
+    assert made.export_folder == Path("/out/derivatives/raw-toSiteA")
+    given = settings(**EXPORT)
+    assert given.export_folder == Path("/exported")
+    inside = settings(**{**EXPORT, "export_dir": "/bids/derivatives/raw"})
+    assert inside.export_folder == Path("/bids/derivatives/raw")
 
 
 def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
@@ -163,7 +201,9 @@ def test_derivatives_inside_the_dataset_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "unit", "gigabytes"),
     [("16", "G", 16.0), ("16", "M", 0.016), ("16G", "M", 16.0), ("16GB", "G", 16.0),
-     ("16000M", "G", 16.0), ("16000000k", "G", 16.0), ("1.5t", "G", 1500.0), (" 8 g ", "G", 8.0)],
+     ("16000M", "G", 16.0), ("16000000k", "G", 16.0), ("1.5t", "G", 1500.0), (" 8 g ", "G", 8.0),
+     ("16", "", 16.0), ("999", "", 999.0), ("1000", "", 1.0), ("16000", "", 16.0),
+     ("16000", "G", 16000.0)],
 )
 def test_memory_units(text: str, unit: str, gigabytes: float) -> None:
     assert parse_memory(text, unit) == pytest.approx(gigabytes, rel=1e-12)
@@ -203,10 +243,7 @@ def test_every_field_is_documented() -> None:
     import ast
     import inspect
 
-    import pipelines.settings
-
-    tree = ast.parse(inspect.getsource(pipelines.settings))
-    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Settings").body
+    body = ast.parse(inspect.getsource(Settings)).body[0].body
     for field, after in zip(body, body[1:]):
         if isinstance(field, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{field.target.id} has no sentence under it"
@@ -222,5 +259,9 @@ def test_backend_options_are_names_and_values() -> None:
     assert made.backend_options == {"band": 0.02, "method": "landmarks"}
     sized = Settings("/bids", "/out", ["group"], preset="tiny", backend_option=["steps=5"])
     assert sized.backend_options == {"preset": "tiny", "steps": 5}
+    assert Settings("/bids", "/out", ["group"], texture="keep").backend_options == {
+        "texture": "keep"}
+    with pytest.raises(UsageError, match="--texture"):
+        Settings("/bids", "/out", ["group"], texture="smooth")
     with pytest.raises(UsageError, match="expected name=value"):
         Settings("/bids", "/out", ["group"], backend_option=["band"])

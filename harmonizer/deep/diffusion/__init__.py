@@ -1,1 +1,1 @@
-"""Diffusion: schedules in closed form, what a network may predict, and one small sampler each."""
+"""Diffusion models: noise schedules, prediction types, samplers, guidance and patch fusion."""

@@ -1,9 +1,13 @@
-"""One denoiser of a volume made of a denoiser of patches.
+"""Denoise a volume with a network that sees patches, blended at every sampling step.
 
-The paper (Hache 2026) samples every patch by itself and blends the results, so that neighbours
-disagree about everything the condition leaves open. Here patches are blended at every step
-(MultiDiffusion, Bar-Tal 2023, arXiv 2302.08113): all see the same x, hence what they predict may be
-blended, and x0 and the noise follow from the blend. Same number of network calls, no seams.
+Sampling every patch separately and blending the results leaves seams: neighbors disagree about
+everything that the condition leaves open. Blending at every step removes them at the same number
+of network evaluations, because all patches then share the same noisy volume.
+
+References
+----------
+Bar-Tal et al. 2023, "MultiDiffusion: Fusing diffusion paths for controlled image generation",
+arXiv:2302.08113.
 """
 
 from __future__ import annotations
@@ -16,23 +20,25 @@ import numpy as np
 import torch
 
 from ..patches import PatchGrid
-from .samplers import Denoiser, Parts, PartsOf
+from .samplers import Denoised, Denoiser, Predictor
 from .schedules import Schedule
 
-__all__ = ["PatchDenoiser", "Fusion", "outside_known"]
+__all__ = ["PatchPredictor", "PatchFusion", "with_known_background"]
 
-PatchDenoiser = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""((1, 1, i, j, k) patch, (1,) time, number of the patch) -> prediction, the same shape."""
+PatchPredictor = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""((1, 1, i, j, k) patch, (1,) timestep, index of the patch) -> prediction, the same shape."""
 
 
 @dataclass(frozen=True, eq=False)
-class Fusion:
-    """The patches of a volume that have brain in them, and their blend.
+class PatchFusion:
+    """Patches of a volume that contain brain, and their blend.
 
     Attributes
     ----------
-    grid : where patches lie
-    mask : (I, J, K) bool; a patch without any of it is left out (no brain voxel can miss it)
+    grid : PatchGrid
+        Positions of the patches.
+    mask : ndarray, shape (I, J, K), bool
+        Brain; patches without any of it are skipped.
     """
 
     grid: PatchGrid
@@ -40,40 +46,53 @@ class Fusion:
 
     @cached_property
     def corners(self) -> tuple[tuple[int, ...], ...]:
-        """The lowest voxel of each patch, in lexicographic order."""
-        return tuple(c for c in self.grid.corners if self.mask[self.grid.at(c)].any())
+        """Lowest voxel of each patch, in lexicographic order."""
+        return tuple(c for c in self.grid.corners if self.mask[self.grid.slices(c)].any())
 
-    def denoiser(self, patchwise: PatchDenoiser, order: Sequence[int] | None = None) -> Denoiser:
-        """(1, 1, I, J, K) volumes in and out; patches are asked in `order`, added in their own.
+    def predictor(self, predict_patch: PatchPredictor, order: Sequence[int] | None = None
+                  ) -> Predictor:
+        """Make a predictor of (1, 1, I, J, K) volumes from one of patches.
 
-        Sums depend on their order in the last bits, and convolutions on the number of patches that
-        they are given at once; so the order of the sum is fixed and patches go one by one.
+        Parameters
+        ----------
+        predict_patch : PatchPredictor
+            Network of one patch.
+        order : sequence of int, optional
+            Order of evaluation. The result does not depend on it: floating-point sums depend on
+            their order and convolutions on the batch size, so patches are always added in the
+            order of `corners` and evaluated one by one.
         """
-        asked = list(range(len(self.corners)) if order is None else order)
+        indices = list(range(len(self.corners)) if order is None else order)
         weights = [torch.from_numpy(self.grid.weight(c)) for c in self.corners]
 
-        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            said = {n: patchwise(x[(..., *self.grid.at(self.corners[n]))], t, n) for n in asked}
-            out = torch.zeros_like(x)
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            outputs = {n: predict_patch(x[(..., *self.grid.slices(self.corners[n]))], t, n)
+                       for n in indices}
+            blended = torch.zeros_like(x)
             for n, corner in enumerate(self.corners):
-                out[(..., *self.grid.at(corner))] += said[n] * weights[n].to(x)
-            return out
+                blended[(..., *self.grid.slices(corner))] += outputs[n] * weights[n].to(x)
+            return blended
 
-        return denoise
+        return predict
 
 
-def outside_known(parts: PartsOf, mask: torch.Tensor, schedule: Schedule, value: float = -1.0
-                  ) -> PartsOf:
-    """The same parts where (1, 1, I, J, K) `mask` is True; elsewhere the image is `value`.
+def with_known_background(denoise: Denoiser, mask: torch.Tensor, schedule: Schedule,
+                          value: float = -1.0) -> Denoiser:
+    """Fix the clean image outside the brain to a constant.
 
-    What is known needs no network: its noise is whatever is left of x.
+    Parameters
+    ----------
+    mask : Tensor, shape (1, 1, I, J, K), bool
+        Brain; here the estimates of `denoise` are used.
+    value : float
+        Clean intensity of the background. Its noise is the remainder of x.
     """
 
-    def known(x: torch.Tensor, t: int) -> Parts:
-        x0, eps = parts(x, t)
+    def denoise_brain(x: torch.Tensor, t: int) -> Denoised:
+        x0, eps = denoise(x, t)
         bar = schedule.abar(t, x)
         rest = (x - bar.sqrt() * value) / (1 - bar).sqrt()
         flat = torch.full_like(x0, value)
-        return Parts(torch.where(mask, x0, flat), torch.where(mask, eps, rest))
+        return Denoised(torch.where(mask, x0, flat), torch.where(mask, eps, rest))
 
-    return known
+    return denoise_brain

@@ -1,21 +1,23 @@
-"""CFG++ whose strength does not depend on the number of steps.
+"""CFG++ guidance whose strength does not depend on the number of sampling steps.
 
-With rho = sqrt((1 - abar) / abar) and d = e_c - e_u, a CFG++ step from t to p (Chung 2024, arXiv
-2406.08070) is, in units of x / sqrt(abar),
+With rho = sqrt((1 - abar) / abar) and d = e_c - e_u, a CFG++ step from timestep t to p is, in units
+of x / sqrt(abar),
 
-    x_p = x_t - (rho_t - rho_p) e_u - rho_t lambda d,
+    x_p = x_t - (rho_t - rho_p) e_u - rho_t lambda d.
 
-so that every step pushes by rho_t lambda, however short it is: guidance grows with the number of
-steps, 0.6 at 50 steps is 0.12 at 250 (as plain CFG it would be a weight of rho_t lambda / (rho_t -
-rho_p): about 5 at 50 steps, 22 at 250). Here `guidance` is the lambda of a sampler with
-`REFERENCE` even steps, the paper's 50, and any other step pushes as much as those together would
-that it stands for: with r = T / REFERENCE the length of theirs,
+Every step shifts the image by rho_t lambda d however short it is, so a fixed lambda guides more
+strongly with more steps. `guidance_scales` therefore defines guidance as the lambda of a sampler
+with `REFERENCE_STEPS` even steps. A step of any length gets the total shift of the reference steps
+that it replaces; with r = T / REFERENCE_STEPS,
 
-    lambda_t = guidance * (integral of rho from p to t) / (integral of rho from t - r to t),
+    lambda_t = guidance * (integral of rho from p to t) / (integral of rho from t - r to t).
 
-which is `guidance` at every step of the reference's own grid.
+Guidance 0 is unconditional DDIM. Guidance 1 is not CFG of weight 1, because the noise is e_u's.
 
-0 is unconditional DDIM; 1 is not CFG with weight 1, whose noise is e_c's.
+References
+----------
+Chung et al. 2024, "CFG++: Manifold-constrained classifier free guidance for diffusion models",
+arXiv:2406.08070.
 """
 
 from __future__ import annotations
@@ -24,37 +26,57 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .process import split
-from .samplers import Parts, PartsOf
-from .schedules import CLEAN, Schedule
+from .process import predict_x0_eps
+from .samplers import Denoised, Denoiser
+from .schedules import T_CLEAN, Schedule
 
-__all__ = ["REFERENCE", "scales_of", "cfg_plus"]
+__all__ = ["REFERENCE_STEPS", "guidance_scales", "cfg_plus"]
 
-REFERENCE = 50  # steps of the paper's sampler
+REFERENCE_STEPS = 50  # sampling steps of Hache et al. 2026
 
 
-def scales_of(schedule: Schedule, grid: Sequence[int], guidance: float) -> dict[int, float]:
-    """lambda at each time of a grid (`Schedule.grid`); may exceed 1 where steps are long."""
-    bars = schedule.abar(torch.arange(schedule.steps))
+def guidance_scales(schedule: Schedule, grid: Sequence[int], guidance: float) -> dict[int, float]:
+    """Compute the CFG++ scale lambda of every step of a sampling grid.
+
+    Parameters
+    ----------
+    grid : sequence of int
+        Increasing timesteps; see `Schedule.grid`.
+    guidance : float
+        Scale at `REFERENCE_STEPS` even steps, >= 0.
+
+    Returns
+    -------
+    dict
+        Timestep -> lambda; may exceed 1 where steps are long.
+    """
+    bars = schedule.abar(torch.arange(schedule.timesteps))
     rho = ((1 - bars) / bars).sqrt()
-    length = max(1, schedule.steps // REFERENCE)
-    return {t: guidance * float(rho[max(to, CLEAN) + 1:t + 1].sum()
+    length = max(1, schedule.timesteps // REFERENCE_STEPS)
+    return {t: guidance * float(rho[max(t_next, T_CLEAN) + 1:t + 1].sum()
                                 / rho[max(t + 1 - length, 0):t + 1].sum())
-            for to, t in zip(grid[:-1], grid[1:])}
+            for t_next, t in zip(grid[:-1], grid[1:])}
 
 
-def cfg_plus(with_style: PartsOf, without: PartsOf, scales: Mapping[int, float],
-             schedule: Schedule, clip: float | None = None) -> PartsOf:
-    """x0 of the guided noise (held in [-clip, clip]), renoised by the unconditional one.
+def cfg_plus(conditional: Denoiser, unconditional: Denoiser, scales: Mapping[int, float],
+             schedule: Schedule, clip: float | None = None) -> Denoiser:
+    """Combine a conditional and an unconditional denoiser by CFG++.
 
-    `scales` is lambda by time.
+    The clean image comes from the guided noise, the noise itself from the unconditional denoiser.
+
+    Parameters
+    ----------
+    scales : mapping
+        Timestep -> lambda; where it is 0 the conditional denoiser is not evaluated.
+    clip : float, optional
+        Bound of the estimated clean image.
     """
 
-    def parts(x: torch.Tensor, t: int) -> Parts:
-        plain = without(x, t)
+    def denoise(x: torch.Tensor, t: int) -> Denoised:
+        plain = unconditional(x, t)
         if not scales[t]:
             return plain
-        e = plain.eps + scales[t] * (with_style(x, t).eps - plain.eps)
-        return Parts(split(schedule, "eps", e, x, t, clip)[0], plain.eps)
+        eps = plain.eps + scales[t] * (conditional(x, t).eps - plain.eps)
+        return Denoised(predict_x0_eps(schedule, "eps", eps, x, t, clip)[0], plain.eps)
 
-    return parts
+    return denoise

@@ -1,38 +1,55 @@
-"""What a network may predict (eps, x0 or v), and the loss that teaches it.
+"""Forward diffusion process, and conversion between the three prediction types of a network.
 
-With a = sqrt(abar) and s = sqrt(1 - abar): x_t = a x_0 + s eps, and v = a eps - s x_0 (Salimans
-and Ho 2022, arXiv 2202.00512). `split` gives (x_0, eps) back from any of the three.
+With a = sqrt(abar_t) and s = sqrt(1 - abar_t), a noisy image is x_t = a x_0 + s eps. A network
+predicts eps, x_0, or the velocity v = a eps - s x_0.
+
+References
+----------
+Salimans and Ho 2022, "Progressive distillation for fast sampling of diffusion models",
+arXiv:2202.00512 (v-prediction).
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from .schedules import Schedule
 
-__all__ = ["Prediction", "noised", "goal", "split", "check_prediction"]
+__all__ = ["Prediction", "add_noise", "training_target", "predict_x0_eps"]
 
 Prediction = Literal["eps", "x0", "v"]
 
 
-def check_prediction(prediction: str) -> None:
-    """ValueError for a word that is none of the three."""
-    if prediction not in get_args(Prediction):
-        raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {prediction!r}.")
+def add_noise(schedule: Schedule, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
+              ) -> torch.Tensor:
+    """Return the noisy images x_t of clean images.
 
-
-def noised(schedule: Schedule, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
-           ) -> torch.Tensor:
-    """x_t of (N, ...) images at (N,) times."""
+    Parameters
+    ----------
+    x0 : Tensor, shape (N, ...)
+        Clean images.
+    t : Tensor, shape (N,), int64
+        Timestep of each image.
+    eps : Tensor, shape (N, ...)
+        Standard normal noise.
+    """
     bar = schedule.abar(t, x0)
     return bar.sqrt() * x0 + (1 - bar).sqrt() * eps
 
 
-def goal(schedule: Schedule, prediction: Prediction, x0: torch.Tensor, t: torch.Tensor,
-         eps: torch.Tensor) -> torch.Tensor:
-    """What the network should say, given the truth."""
+def training_target(schedule: Schedule, prediction: Prediction, x0: torch.Tensor, t: torch.Tensor,
+                    eps: torch.Tensor) -> torch.Tensor:
+    """Return what a network of the given prediction type should output.
+
+    Parameters
+    ----------
+    prediction : {"eps", "x0", "v"}
+        Prediction type of the network.
+    x0, t, eps : Tensor
+        As in `add_noise`.
+    """
     if prediction == "eps":
         return eps
     if prediction == "x0":
@@ -41,21 +58,35 @@ def goal(schedule: Schedule, prediction: Prediction, x0: torch.Tensor, t: torch.
     return bar.sqrt() * eps - (1 - bar).sqrt() * x0
 
 
-def split(schedule: Schedule, prediction: Prediction, said: torch.Tensor, x: torch.Tensor,
-          t: torch.Tensor | int, clip: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_0, eps) from what the network said of x at t.
+def predict_x0_eps(schedule: Schedule, prediction: Prediction, model_output: torch.Tensor,
+                   x: torch.Tensor, t: torch.Tensor | int, clip: float | None = None
+                   ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Convert a network's output into estimates of the clean image and the noise.
 
-    `clip` bounds x_0 to [-clip, clip] and derives eps anew from it, as DDPM's and CACD's samplers
-    do; it makes inversion inexact.
+    Parameters
+    ----------
+    prediction : {"eps", "x0", "v"}
+        Prediction type of the network.
+    model_output, x : Tensor, shape (N, ...)
+        Network output and the noisy image that it was computed from.
+    t : Tensor, shape (N,), or int
+        Timesteps of `x`.
+    clip : float, optional
+        Clamp x_0 to [-clip, clip] and recompute eps from it, as the samplers of DDPM and CACD do.
+        DDIM inversion is then inexact.
+
+    Returns
+    -------
+    x0, eps : Tensor, shape (N, ...)
     """
     bar = schedule.abar(t, x)
     a, s = bar.sqrt(), (1 - bar).sqrt()
     if prediction == "eps":
-        x0, eps = (x - s * said) / a, said
+        x0, eps = (x - s * model_output) / a, model_output
     elif prediction == "x0":
-        x0, eps = said, (x - a * said) / s
+        x0, eps = model_output, (x - a * model_output) / s
     else:
-        x0, eps = a * x - s * said, a * said + s * x
+        x0, eps = a * x - s * model_output, a * model_output + s * x
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
         eps = (x - a * x0) / s

@@ -1,1 +1,1 @@
-"""Losses: functions of tensors, named for what they are zero at."""
+"""Loss functions of tensors."""

@@ -1,10 +1,15 @@
-"""The supervised contrastive loss of CACD (Scholz 2025, eq. 1) and its two sets of pairs.
+"""Supervised contrastive loss of CACD, and its two sets of pairs.
 
 Views are numbered subject by subject: view j of subject i is row i V + j of a (B V, d) matrix.
+
     anatomy:  positives = same subject, other view;  negatives = other subject, same view
     contrast: positives = same view, other subject;  negatives = same subject, other view
-The sum over positives stands inside the logarithm, as printed. What is in neither set (another
-subject under another view) is left out.
+
+Pairs in neither set (another subject under another view) are ignored.
+
+References
+----------
+Scholz et al. 2025, "Contrastive Anatomy-Contrast Disentanglement", eq. 1.
 """
 
 from __future__ import annotations
@@ -12,14 +17,19 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["pairs", "contrastive"]
+__all__ = ["view_pairs", "contrastive_loss"]
 
-TAU = 0.07  # the paper leaves it open; the authors' code
+TEMPERATURE = 0.07  # of the authors' code; the paper does not state it
 
 
-def pairs(subjects: int, views: int, device: torch.device | str = "cpu"
-          ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two (B V, B V) bool matrices: same subject and other view; other subject and same view."""
+def view_pairs(subjects: int, views: int, device: torch.device | str = "cpu"
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pairs of one subject under two views, and of one view of two subjects.
+
+    Returns
+    -------
+    same_subject, same_view : Tensor, shape (B V, B V), bool
+    """
     subject = torch.arange(subjects, device=device).repeat_interleave(views)
     view = torch.arange(views, device=device).repeat(subjects)
     same_subject = subject[:, None] == subject[None]
@@ -27,19 +37,24 @@ def pairs(subjects: int, views: int, device: torch.device | str = "cpu"
     return same_subject & ~same_view, same_view & ~same_subject
 
 
-def contrastive(z: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor,
-                tau: float = TAU) -> torch.Tensor:
-    """Mean over views of -log(sum of positives / sum of positives and negatives), exp(cos / tau).
+def contrastive_loss(z: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor,
+                     temperature: float = TEMPERATURE) -> torch.Tensor:
+    """Compute the mean of -log(sum of positives / sum of positives and negatives).
+
+    A pair counts exp(cosine similarity / temperature). The sum over positives is inside the
+    logarithm, as printed.
 
     Parameters
     ----------
-    z : (M, d); only its direction counts
-    positives, negatives : (M, M) bool; rows without a positive are left out
+    z : Tensor, shape (M, d)
+        Vectors; only their directions matter.
+    positives, negatives : Tensor, shape (M, M), bool
+        Rows without a positive are ignored.
     """
     z = functional.normalize(z.float(), dim=1)
-    similarity = z @ z.T / tau
-    none = torch.finfo(similarity.dtype).min
-    both = similarity.masked_fill(~(positives | negatives), none).logsumexp(1)
-    good = similarity.masked_fill(~positives, none).logsumexp(1)
+    similarity = z @ z.T / temperature
+    lowest = torch.finfo(similarity.dtype).min
+    all_pairs = similarity.masked_fill(~(positives | negatives), lowest).logsumexp(1)
+    positive = similarity.masked_fill(~positives, lowest).logsumexp(1)
     rows = positives.any(1)
-    return (both - good)[rows].mean() if rows.any() else z.sum() * 0
+    return (all_pairs - positive)[rows].mean() if rows.any() else z.sum() * 0

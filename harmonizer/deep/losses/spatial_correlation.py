@@ -1,13 +1,16 @@
-"""The anatomy loss of IHF-Harmony: how alike places of an image are to one another must stay.
+"""Anatomy loss of IHF-Harmony: the correlations between positions of an image must stay.
 
-L_ac = | G(x) - G(x_hat) |_1,   G = f^T f   (eq. 3; spatially-correlative loss of Zheng et al. 2021,
-arXiv:2104.00854), f the (C, N_p) features at N_p points of a patch. Points are drawn once and
-shared by both images. Features are of unit length at each point, else G is brightness as much as
-anatomy.
+    L_ac = | G(x) - G(x_hat) |_1,   G = f^T f
 
-Features still change with contrast. So images are `equalised` first: each by its own distribution
-of intensities to even ranks, after which an image and any rising curve of it are one and the same.
-The loss is then blind to every monotone change of contrast, and to nothing else.
+f are the (C, N_p) features at N_p points of a patch, normalized to unit length (otherwise G would
+be brightness as much as anatomy). Points are drawn once and shared by both images. Features still
+change with contrast, so images are equalized first: an image and any monotone curve of it are then
+the same, and the loss ignores every monotone change of contrast, and nothing else.
+
+References
+----------
+Zhu et al. 2026, "IHF-Harmony", eq. 3; Zheng et al. 2021, "The spatially-correlative loss for
+various image translation tasks", arXiv:2104.00854.
 """
 
 from __future__ import annotations
@@ -15,55 +18,88 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["equalised", "draw_points", "correlations", "spatial_correlation"]
+__all__ = ["equalize", "draw_points", "correlations", "spatial_correlation_loss"]
 
-KNOTS = 129
-MOST = 100_000  # values that quantiles are taken of
+QUANTILES = 129
+MAX_QUANTILE_VALUES = 100_000
 
 
-def equalised(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The image with its in-mask distribution made even on [-1, 1]; -1 outside.
+def equalize(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Map the in-mask intensity distribution of an image to a uniform one on [-1, 1].
 
-    image, mask: (...), one distribution for all of it (the slices of one volume). Piecewise linear
-    between 129 quantiles that are taken as constants: the gradient is that of the curve.
+    The map is piecewise linear between 129 quantiles, which are constants: the gradient is that of
+    the curve.
+
+    Parameters
+    ----------
+    image, mask : Tensor, shape (...)
+        One distribution for all of it (the slices of one volume).
+
+    Returns
+    -------
+    Tensor, shape (...)
+        -1 outside the mask.
     """
     inside = mask > 0
     values = image[inside].detach().float()
     if values.numel() < 2:
         return torch.full_like(image, -1.0)
-    values = values[::max(1, values.numel() // MOST)]
-    ranks = torch.linspace(0, 1, KNOTS, device=image.device)
+    values = values[::max(1, values.numel() // MAX_QUANTILE_VALUES)]
+    ranks = torch.linspace(0, 1, QUANTILES, device=image.device)
     knots = torch.quantile(values, ranks)
     x = image.float().contiguous()
-    at = torch.searchsorted(knots, x.detach(), right=True).clamp(1, KNOTS - 1)
+    at = torch.searchsorted(knots, x.detach(), right=True).clamp(1, QUANTILES - 1)
     low, high = knots[at - 1], knots[at]
-    share = ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    even = 2 * (ranks[at - 1] + share * (ranks[1] - ranks[0])) - 1
+    fraction = ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    even = 2 * (ranks[at - 1] + fraction * (ranks[1] - ranks[0])) - 1
     return torch.where(inside, even, torch.full_like(even, -1.0))
 
 
 def draw_points(mask: torch.Tensor, patch: int, patches: int, points: int) -> torch.Tensor:
-    """(N, patches, points, 2) places (row, column) of the mask in random square patches around it.
+    """Draw points of the mask in random square patches; uses torch's global generator.
 
-    mask: (N, 1, H, W); patch: side in voxels; torch's generator is drawn from. Points beyond the
-    mask are replaced by the patch's centre, which lies in it.
+    Parameters
+    ----------
+    mask : Tensor, shape (N, 1, H, W)
+    patch : int
+        Side of a patch, voxels.
+    patches, points : int
+        Patches of an image, and points of a patch.
+
+    Returns
+    -------
+    Tensor, shape (N, patches, points, 2), int64
+        Row and column. Points outside the mask are replaced by the patch's center, which lies in
+        it.
     """
     n, _, height, width = mask.shape
     inside = mask[:, 0].flatten(1) > 0
     weight = inside.float() + 1e-9
-    centre = torch.multinomial(weight, patches, replacement=True)
-    centre = torch.stack([centre // width, centre % width], dim=-1)[:, :, None]
-    spread = torch.randint(-(patch // 2), patch // 2 + 1, (n, patches, points, 2),
+    center = torch.multinomial(weight, patches, replacement=True)
+    center = torch.stack([center // width, center % width], dim=-1)[:, :, None]
+    offset = torch.randint(-(patch // 2), patch // 2 + 1, (n, patches, points, 2),
                            device=mask.device)
     top = torch.tensor([height - 1, width - 1], device=mask.device)
-    places = torch.minimum((centre + spread).clamp(min=0), top)
+    places = torch.minimum((center + offset).clamp(min=0), top)
     good = inside.gather(1, (places[..., 0] * width + places[..., 1]).flatten(1))
-    return torch.where(good.reshape(places.shape[:-1])[..., None], places, centre)
+    return torch.where(good.reshape(places.shape[:-1])[..., None], places, center)
 
 
 def correlations(features: torch.Tensor, places: torch.Tensor, size: tuple[int, int]
                  ) -> torch.Tensor:
-    """(N, patches, points, points) cosines between points; places in voxels of an image of `size`.
+    """Compute the cosine similarities of features between the points of each patch.
+
+    Parameters
+    ----------
+    features : Tensor, shape (N, C, h, w)
+    places : Tensor, shape (N, patches, points, 2)
+        In voxels of an image of `size`.
+    size : (int, int)
+        Height and width of the image.
+
+    Returns
+    -------
+    Tensor, shape (N, patches, points, points)
     """
     n, _, height, width = features.shape
     row = places[..., 0] * height // size[0]
@@ -74,12 +110,17 @@ def correlations(features: torch.Tensor, places: torch.Tensor, size: tuple[int, 
     return torch.einsum("ncpa,ncpb->npab", f, f)
 
 
-def spatial_correlation(ours: list[torch.Tensor], theirs: list[torch.Tensor],
-                        places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Mean over levels and pairs of points of the absolute difference of correlations (eq. 3).
+def spatial_correlation_loss(a: list[torch.Tensor], b: list[torch.Tensor], places: torch.Tensor,
+                             size: tuple[int, int]) -> torch.Tensor:
+    """Compute the mean absolute difference of correlations over levels and pairs of points.
 
-    ours, theirs: features of the two images, level by level, (N, C, h, w) of an image of `size`.
+    Parameters
+    ----------
+    a, b : list of Tensor, shape (N, C, h, w)
+        Features of the two images, level by level.
+    places, size
+        As in `correlations`.
     """
-    terms = [(correlations(a, places, size) - correlations(b, places, size)).abs().mean()
-             for a, b in zip(ours, theirs)]
+    terms = [(correlations(x, places, size) - correlations(y, places, size)).abs().mean()
+             for x, y in zip(a, b)]
     return torch.stack(terms).mean()

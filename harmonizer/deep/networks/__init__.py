@@ -1,1 +1,1 @@
-"""Networks: blocks, a U-Net and an encoder, in 2D and 3D. Tensors in, tensors out."""
+"""Networks in 2D and 3D: residual blocks, U-Nets, encoders, flows. Tensors in, tensors out."""

@@ -1,9 +1,9 @@
-"""3D convolutions of a single small image, as fast on a CPU as those of two.
+"""3D convolutions of a single small image on the CPU, without torch's slow fallback.
 
-torch hands a convolution in single precision to oneDNN, except where it is of one image of which
-channels times the first two sides are 20,480 or less (`use_mkldnn` in its Convolution.cpp): that
-one it unrolls into columns, 27 copies of the image, and is 2 to 9 times slower. Deep levels of a
-U-Net and patches are such images. Two images are never too few, and half an image is an image too.
+torch passes a float32 convolution to oneDNN unless it has one image whose channels times the first
+two sides are at most 20,480 (`use_mkldnn` in its Convolution.cpp). Such an image it unrolls into 27
+copies, which is 2 to 9 times slower. Deep levels of a U-Net, and patches, are such images.
+`conv3d` splits the image into two overlapping halves, since a batch of two always goes to oneDNN.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from torch.nn import functional
 
 __all__ = ["Conv3d", "conv3d"]
 
-FEW = 20_480  # torch's limit
+MAX_UNROLLED_SIZE = 20_480  # channels times the first two sides, in torch's Convolution.cpp
 
 
 class Conv3d(nn.Conv3d):
-    """torch's through `conv3d`: a cubic kernel, zeros around the image, weights as in torch's."""
+    """`torch.nn.Conv3d` with a cubic kernel and zero padding, computed by `conv3d`."""
 
-    def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, padding: int = 0,
-                 bias: bool = True) -> None:
-        super().__init__(before, after, kernel, stride=stride, padding=padding, bias=bias)
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1,
+                 padding: int = 0, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=padding,
+                         bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (N, C, I, J, K)."""
+        """Convolve images of shape (N, C, I, J, K)."""
         return conv3d(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
 
 
 def conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
            stride: int = 1, padding: int = 0) -> torch.Tensor:
-    """What `torch.nn.functional.conv3d` returns, but for rounding.
+    """Return the result of `torch.nn.functional.conv3d` up to rounding, faster for small images.
 
     Parameters
     ----------
-    x : (N, C, I, J, K)
-    weight : (D, C, ...) kernel
-    bias : (D,)
-    stride, padding : along each axis
+    x : Tensor, shape (N, C, I, J, K)
+    weight : Tensor, shape (D, C, ...)
+    bias : Tensor, shape (D,), optional
+    stride, padding : int
+        The same along each axis.
     """
     if not _is_unrolled(x, weight):
         return functional.conv3d(x, weight, bias, stride=stride, padding=padding)
@@ -52,8 +54,8 @@ def conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def _is_unrolled(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether torch would not leave this convolution to oneDNN."""
+    """Return whether torch would not pass this convolution to oneDNN."""
     narrow = 1 < max(weight.shape[2:]) and min(weight.shape[3:]) <= 3
     return (len(x) == 1 and narrow and x.device.type == "cpu" and x.dtype == torch.float32
-            and x[0, ..., 0].numel() <= FEW and x.shape[2] > 1
+            and x[0, ..., 0].numel() <= MAX_UNROLLED_SIZE and x.shape[2] > 1
             and not torch.is_autocast_enabled("cpu"))

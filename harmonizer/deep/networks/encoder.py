@@ -1,9 +1,4 @@
-"""The semantic encoder: an image in, one vector for each head out.
-
-Residual blocks without time or style, a pool over places, and a linear layer for each head (CACD:
-contrast 256, anatomy 256). Over which places the pool goes is a choice: all of them (the paper), or
-those of the brain, so that a vector does not depend on how much of a slice is air.
-"""
+"""Semantic encoder of a diffusion autoencoder: an image in, one vector for each head out."""
 
 from __future__ import annotations
 
@@ -11,42 +6,50 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from .blocks import ResidualBlock, conv, fold, norm
+from .blocks import ResidualBlock, conv, masked_mean, norm, pixel_unshuffle
 
 __all__ = ["SemanticEncoder"]
 
 
 class SemanticEncoder(nn.Module):
-    """(N, before, ...) image -> {head: (N, size)}.
+    """Residual encoder, a pool over positions, and a linear layer for each output vector.
 
     Parameters
     ----------
-    dims : 2 or 3
-    widths : channels of each level; every level ends with a halving but the last
-    blocks : residual blocks per level
-    heads : name -> size of each output vector
-    fold : factor of the folding at the entrance
+    dims : {2, 3}
+        Spatial dimensions.
+    in_channels : int
+        Channels of the image.
+    widths : tuple of int
+        Channels of each level; every level but the last ends with halving the size.
+    blocks : int
+        Residual blocks of each level.
+    heads : mapping of str to int
+        Name -> size of each output vector.
+    dropout : float
+        Dropout probability.
+    unshuffle : int
+        Factor of the pixel unshuffling at the input.
     """
 
-    def __init__(self, dims: int = 2, before: int = 1,
+    def __init__(self, dims: int = 2, in_channels: int = 1,
                  widths: tuple[int, ...] = (32, 64, 128, 256, 256), blocks: int = 2, *,
-                 heads: Mapping[str, int], dropout: float = 0.0, fold: int = 1) -> None:
+                 heads: Mapping[str, int], dropout: float = 0.0, unshuffle: int = 1) -> None:
         super().__init__()
-        self.dims, self.folding, self.levels = dims, fold, len(widths)
-        self.entrance = conv(dims, before * fold ** dims, widths[0])
-        self.steps = nn.ModuleList()
+        self.dims, self.unshuffle, self.levels = dims, unshuffle, len(widths)
+        self.entrance = conv(dims, in_channels * unshuffle ** dims, widths[0])
+        self.blocks = nn.ModuleList()
         channels = widths[0]
         for level, width in enumerate(widths):
             for _ in range(blocks):
-                self.steps.append(ResidualBlock(dims, channels, width, dropout=dropout))
+                self.blocks.append(ResidualBlock(dims, channels, width, dropout=dropout))
                 channels = width
             if level < len(widths) - 1:
-                self.steps.append(ResidualBlock(dims, channels, channels, dropout=dropout,
-                                                resample="down"))
-        self.steps.extend(ResidualBlock(dims, channels, channels, dropout=dropout)
-                          for _ in range(2))
+                self.blocks.append(ResidualBlock(dims, channels, channels, dropout=dropout,
+                                                 resample="down"))
+        self.blocks.extend(ResidualBlock(dims, channels, channels, dropout=dropout)
+                           for _ in range(2))
         self.last = nn.Sequential(norm(channels), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(channels, size)
                                     for name, size in heads.items()})
@@ -54,20 +57,25 @@ class SemanticEncoder(nn.Module):
     @property
     def multiple(self) -> int:
         """Each side of an image must be a multiple of this many voxels."""
-        return self.folding * 2 ** (self.levels - 1)
+        return self.unshuffle * 2 ** (self.levels - 1)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None
                 ) -> dict[str, torch.Tensor]:
-        """x: (N, before, ...); mask: (N, 1, ...) weights of the pool, or None for all places."""
-        h = self.entrance(fold(x, self.folding))
-        for step in self.steps:
-            h = step(h)
-        h = self.last(h)
-        if mask is None:
-            pooled = h.flatten(2).mean(2)
-        else:
-            weight = functional.adaptive_avg_pool2d if self.dims == 2 \
-                else functional.adaptive_avg_pool3d
-            w = weight(mask.to(h.dtype), h.shape[2:]) + 1e-6
-            pooled = (h * w).flatten(2).sum(2) / w.flatten(2).sum(2)
+        """Encode images.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, in_channels, ...)
+        mask : Tensor, shape (N, 1, ...), optional
+            Weights of the pool. Default: all positions count equally, as in the CACD paper; then a
+            vector depends on how much of the slice is air.
+
+        Returns
+        -------
+        dict of str to Tensor, shape (N, size)
+        """
+        h = self.entrance(pixel_unshuffle(x, self.unshuffle))
+        for block in self.blocks:
+            h = block(h)
+        pooled = masked_mean(self.last(h), mask)
         return {name: head(pooled) for name, head in self.heads.items()}

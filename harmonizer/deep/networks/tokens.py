@@ -1,8 +1,8 @@
-"""Styles as a few tokens each, and a U-Net that attends to them.
+"""Styles of several tokens each, and a U-Net with cross-attention to them.
 
-Cross-attention to one token is a constant: softmax over one key is 1, and every voxel gets the same
-vector. So a style here is several tokens: their mean scales and shifts all blocks (which is what
-one token could do), and at the coarse levels each place chooses among them.
+Cross-attention to a single token is a constant, since the softmax over one key is 1. A style
+therefore has several tokens. Their mean modulates all blocks, as one token could, and at the coarse
+levels every position attends to them.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .blocks import conv, fold, norm, unfold, zeroed
+from .blocks import conv, norm, zero_module
 from .unet import UNet
 
 __all__ = ["CrossAttention", "StyleTokens", "TokenUNet"]
 
 
 class CrossAttention(nn.Module):
-    """Every place of a feature map asks the tokens; starts as the identity.
+    """Multi-head attention of a feature map to tokens; the identity before training.
 
     Parameters
     ----------
-    width : of a token
-    head : channels of a head
+    dims : {2, 3}
+        Spatial dimensions.
+    channels : int
+        Channels of the feature map.
+    width : int
+        Size of a token.
+    head : int
+        Channels of a head.
     """
 
     def __init__(self, dims: int, channels: int, width: int, head: int = 64) -> None:
@@ -32,10 +38,10 @@ class CrossAttention(nn.Module):
         self.norm = norm(channels)
         self.query = conv(dims, channels, channels, 1)
         self.pair = nn.Linear(width, 2 * channels)
-        self.out = zeroed(conv(dims, channels, channels, 1))
+        self.out = zero_module(conv(dims, channels, channels, 1))
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """x: (N, C, ...); tokens: (N, M, width)."""
+        """Attend from features (N, C, ...) to tokens (N, M, width)."""
         q = self.query(self.norm(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
         k, v = (p.unflatten(2, (self.heads, -1)).transpose(1, 2)
                 for p in self.pair(tokens).chunk(2, dim=2))
@@ -44,13 +50,16 @@ class CrossAttention(nn.Module):
 
 
 class StyleTokens(nn.Module):
-    """Tokens of each site, of no site (null), and an offset for each contrast bin.
+    """Learned tokens of each site and of the null style, and an offset for each contrast bin.
 
     Parameters
     ----------
-    sites : number of sites
-    tokens, width : of each style
-    bins : number of contrast bins; their offsets start at zero
+    sites : int
+        Number of sites.
+    tokens, width : int
+        Number and size of the tokens of a style.
+    bins : int
+        Number of contrast bins; their offsets start at zero.
     """
 
     def __init__(self, sites: int, tokens: int, width: int, bins: int) -> None:
@@ -59,44 +68,57 @@ class StyleTokens(nn.Module):
         self.null = nn.Parameter(0.1 * torch.randn(tokens, width))
         self.bins = nn.Parameter(torch.zeros(bins, width))
 
-    def forward(self, site: torch.Tensor, bin_: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """(N, M, width) of (N,) site and bin numbers; the null style where `known` is False."""
+    def forward(self, site: torch.Tensor, bin_: torch.Tensor, has_style: torch.Tensor
+                ) -> torch.Tensor:
+        """Look up the tokens of a batch.
+
+        Parameters
+        ----------
+        site, bin_ : Tensor, shape (N,), int64
+            Site and contrast bin.
+        has_style : Tensor, shape (N,), bool
+            Where False, the null style is returned.
+
+        Returns
+        -------
+        Tensor, shape (N, M, width)
+        """
         styles = self.sites[site] + self.bins[bin_][:, None]
-        return torch.where(known[:, None, None], styles, self.null)
+        return torch.where(has_style[:, None, None], styles, self.null)
 
 
 class TokenUNet(UNet):
-    """A U-Net whose style is (N, M, width) tokens; parameters as `UNet`, `style` is the width.
+    """U-Net whose style is a set of tokens.
 
-    Levels with `attention` attend to themselves and then to the tokens.
+    Levels with `attention` attend to themselves and then to the tokens. Parameters are those of
+    `UNet`; `style` is the size of a token.
     """
 
-    def __init__(self, dims: int, before: int, after: int, widths: tuple[int, ...], blocks: int,
-                 *, time: int, style: int, attention: tuple[bool, ...], fold: int = 1,
-                 dropout: float = 0.0) -> None:
-        super().__init__(dims, before, after, widths, blocks, time=time, style=style,
-                         style_shift=True, attention=attention, fold=fold, dropout=dropout)
+    def __init__(self, dims: int, in_channels: int, out_channels: int, widths: tuple[int, ...],
+                 blocks: int, *, time: int, style: int, attention: tuple[bool, ...],
+                 unshuffle: int = 1) -> None:
+        super().__init__(dims, in_channels, out_channels, widths, blocks, time=time, style=style,
+                         style_shift=True, attention=attention, unshuffle=unshuffle)
         self.cross = nn.ModuleDict()
         for name, step in self._steps():
             if step.attention is not None:
                 channels = step.attention.norm.num_channels
                 self.cross[name] = CrossAttention(dims, channels, style)
 
-    def _steps(self) -> list[tuple[str, nn.Module]]:
-        return [(f"{part}{number}", step) for part in ("down", "middle", "up")
-                for number, step in enumerate(getattr(self, part))]
-
     def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor  # type: ignore
                 ) -> torch.Tensor:
-        """x: (N, before, ...); t: (N,) times; tokens: (N, M, width)."""
-        if any(n % self.multiple for n in x.shape[2:]):
-            raise ValueError(f"sides {tuple(x.shape[2:])} must be multiples of {self.multiple}.")
-        time, style = self.time(t), tokens.mean(dim=1)
-        h = self.entrance(fold(x, self.folding))
-        kept = [h]
-        for name, step in self._steps():
-            h = step(torch.cat([h, kept.pop()], dim=1) if step.joins else h, time, style)
-            h = self.cross[name](h, tokens) if name in self.cross else h
-            if name.startswith("down"):
-                kept.append(h)
-        return unfold(self.exit(h), self.folding)
+        """Apply the network.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, in_channels, ...)
+        t : Tensor, shape (N,)
+            Timesteps.
+        tokens : Tensor, shape (N, M, style)
+
+        Returns
+        -------
+        Tensor, shape (N, out_channels, ...)
+        """
+        return self._run(x, t, tokens.mean(dim=1), lambda name, h:
+                         self.cross[name](h, tokens) if name in self.cross else h)

@@ -1,60 +1,80 @@
-"""A U-Net of residual blocks: denoiser of the diffusion methods, or, without time, a translator.
-
-With `fold` = 2, blocks of 2^dims voxels become channels at the entrance and voxels again at the
-exit: nothing of the image is thrown away while all convolutions run on a fraction of the places,
-the way to a full slice in milliseconds on a CPU.
-"""
+"""U-Net of residual blocks: denoiser of the diffusion methods, or, without time, a translator."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from .blocks import Attention, ResidualBlock, TimeEmbedding, conv, fold, norm, unfold, zeroed
+from .blocks import (
+    Attention,
+    ResidualBlock,
+    TimeEmbedding,
+    conv,
+    norm,
+    pixel_shuffle,
+    pixel_unshuffle,
+    zero_module,
+)
 
 __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    """(N, before, ...) image, time and style -> (N, after, ...), zero at the start of training.
+    """Residual U-Net with optional time and style modulation; outputs zeros before training.
+
+    With `unshuffle` > 1 blocks of voxels become channels at the input and voxels again at the
+    output. Nothing of the image is lost, and all convolutions run on a fraction of the positions.
 
     Parameters
     ----------
-    dims : 2 or 3
-    before, after : channels in and out
-    widths : channels of each level; each level but the first halves the size
-    blocks : residual blocks per level on the way down (one more on the way up)
-    time : width of the time embedding, 0 for a network without time
-    style : width of the style vector, 0 for none
-    style_shift : whether the style also adds
-    attention : per level, whether its blocks are followed by self-attention
-    fold : factor of the folding at the entrance
+    dims : {2, 3}
+        Spatial dimensions.
+    in_channels, out_channels : int
+        Channels of input and output.
+    widths : tuple of int
+        Channels of each level; each level but the first halves the size.
+    blocks : int
+        Residual blocks of each level on the way down (one more on the way up).
+    time : int
+        Size of the time embedding, 0 for a network without time.
+    style : int
+        Size of the style vector, 0 for none.
+    style_shift : bool
+        Whether the style also adds.
+    dropout : float
+        Dropout probability.
+    attention : tuple of bool
+        For each level, whether its blocks are followed by self-attention.
+    unshuffle : int
+        Factor of the pixel unshuffling at the input.
     """
 
-    def __init__(self, dims: int = 2, before: int = 1, after: int = 1,
+    def __init__(self, dims: int = 2, in_channels: int = 1, out_channels: int = 1,
                  widths: tuple[int, ...] = (32, 64, 128, 256), blocks: int = 2, *, time: int = 512,
                  style: int = 0, style_shift: bool = False, dropout: float = 0.0,
-                 attention: tuple[bool, ...] = (), fold: int = 1) -> None:
+                 attention: tuple[bool, ...] = (), unshuffle: int = 1) -> None:
         super().__init__()
-        self.dims, self.folding, self.levels = dims, fold, len(widths)
+        self.dims, self.unshuffle, self.levels = dims, unshuffle, len(widths)
         attends = (*attention, *[False] * len(widths))
-        inner = fold ** dims
+        inner = unshuffle ** dims
         self.time = TimeEmbedding(widths[0], time) if time else None
         common = dict(time=time, style=style, style_shift=style_shift, dropout=dropout)
-        self.entrance = conv(dims, before * inner, widths[0])
+        self.entrance = conv(dims, in_channels * inner, widths[0])
         self.down = nn.ModuleList()
-        kept = [widths[0]]
+        skips = [widths[0]]
         channels = widths[0]
         for level, width in enumerate(widths):
             for _ in range(blocks):
                 self.down.append(_Step(ResidualBlock(dims, channels, width, **common),
                                        Attention(dims, width) if attends[level] else None))
                 channels = width
-                kept.append(channels)
+                skips.append(channels)
             if level < len(widths) - 1:
                 self.down.append(_Step(ResidualBlock(dims, channels, channels, resample="down",
                                                      **common)))
-                kept.append(channels)
+                skips.append(channels)
         middle = Attention(dims, channels) if attends[len(widths) - 1] else None
         self.middle = nn.ModuleList([
             _Step(ResidualBlock(dims, channels, channels, **common), middle),
@@ -62,47 +82,68 @@ class UNet(nn.Module):
         ])
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
-            for block in range(blocks + 1):
-                self.up.append(_Step(ResidualBlock(dims, channels + kept.pop(), width, **common),
+            for _ in range(blocks + 1):
+                self.up.append(_Step(ResidualBlock(dims, channels + skips.pop(), width, **common),
                                      Attention(dims, width) if attends[level] else None,
-                                     joins=True))
+                                     has_skip=True))
                 channels = width
             if level:
                 self.up.append(_Step(ResidualBlock(dims, channels, channels, resample="up",
                                                    **common)))
         self.exit = nn.Sequential(norm(channels), nn.SiLU(),
-                                  zeroed(conv(dims, channels, after * inner)))
+                                  zero_module(conv(dims, channels, out_channels * inner)))
 
     @property
     def multiple(self) -> int:
         """Each side of an image must be a multiple of this many voxels."""
-        return self.folding * 2 ** (self.levels - 1)
+        return self.unshuffle * 2 ** (self.levels - 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor | None = None,
                 style: torch.Tensor | None = None) -> torch.Tensor:
-        """x: (N, before, ...); t: (N,) times; style: (N, style)."""
+        """Apply the network.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, in_channels, ...)
+        t : Tensor, shape (N,), optional
+            Timesteps.
+        style : Tensor, shape (N, style), optional
+
+        Returns
+        -------
+        Tensor, shape (N, out_channels, ...)
+        """
+        return self._run(x, t, style, lambda name, h: h)
+
+    def _run(self, x: torch.Tensor, t: torch.Tensor | None, style: torch.Tensor | None,
+             after_step: Callable[[str, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Apply all steps; `after_step` changes the features after each, by its name."""
         if any(n % self.multiple for n in x.shape[2:]):
-            raise ValueError(f"sides {tuple(x.shape[2:])} must be multiples of {self.multiple}.")
+            raise ValueError(f"expected sides that are multiples of {self.multiple}, got "
+                             f"{tuple(x.shape[2:])}.")
         time = None if self.time is None else self.time(t)
-        h = self.entrance(fold(x, self.folding))
-        kept = [h]
-        for step in self.down:
-            h = step(h, time, style)
-            kept.append(h)
-        for step in self.middle:
-            h = step(h, time, style)
-        for step in self.up:
-            h = step(torch.cat([h, kept.pop()], dim=1) if step.joins else h, time, style)
-        return unfold(self.exit(h), self.folding)
+        h = self.entrance(pixel_unshuffle(x, self.unshuffle))
+        skips = [h]
+        for name, step in self._steps():
+            h = step(torch.cat([h, skips.pop()], dim=1) if step.has_skip else h, time, style)
+            h = after_step(name, h)
+            if name.startswith("down"):
+                skips.append(h)
+        return pixel_shuffle(self.exit(h), self.unshuffle)
+
+    def _steps(self) -> list[tuple[str, nn.Module]]:
+        """Return all steps with their names, in order of execution."""
+        return [(f"{part}{number}", step) for part in ("down", "middle", "up")
+                for number, step in enumerate(getattr(self, part))]
 
 
 class _Step(nn.Module):
-    """A block, perhaps attention after it; `joins` if it takes a kept feature map along."""
+    """A residual block and optional attention; `has_skip` if it takes a skip connection."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None = None,
-                 joins: bool = False) -> None:
+                 has_skip: bool = False) -> None:
         super().__init__()
-        self.block, self.attention, self.joins = block, attention, joins
+        self.block, self.attention, self.has_skip = block, attention, has_skip
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None, style: torch.Tensor | None
                 ) -> torch.Tensor:

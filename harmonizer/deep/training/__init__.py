@@ -1,5 +1,5 @@
-"""Training: players, the loop that lets them play, and the data they play with.
+"""Training: tasks with their optimizers, the training loop, checkpoints and data sampling.
 
-A diffusion model is one player, a GAN several. The loop knows players, not methods; methods know
-their losses, not the loop. docs/architecture-learning.md draws it.
+The loop knows optimizer groups and losses, not methods; methods define tasks, not the loop. See
+docs/architecture-learning.md.
 """

@@ -1,9 +1,7 @@
-"""From a cohort to slices, slabs and patches: every volume is read and scaled once.
+"""Training data: volumes scaled once into memory-mapped arrays, and samplers of slabs and patches.
 
-`VolumeStore` keeps all volumes of a fit, scaled to [-1, 1] and cut to the canvas, as memory-mapped
-float16 beside their masks, so that a study larger than memory trains. What is drawn in a step is a
-pure function of (seed, step, rank): sites first, evenly, then a person of the site, then a scan,
-then a place in the brain.
+What a sampler draws in a step is a pure function of (seed, step, rank). Sites are drawn evenly,
+then a subject of the site, then a scan, then a position in the brain.
 """
 
 from __future__ import annotations
@@ -19,121 +17,185 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...bounding_box import Canvas
+from ...bounding_box import BoundingBox
 from ...cohort import Cohort, Scan
 from ...contrast.intensity import IntensityScale
-from ...contrast.local_statistics import shares_of
+from ...contrast.local_statistics import stack_probabilities
 from ...errors import InputError
 from ...files import atomic_path, read_json, write_json
+from ...tissues import TISSUES
 from ...volume import Volume, read_volume, same_grid
+from ..patches import patch_slices, random_corner
 
-__all__ = ["VolumeStore", "SlabDraw", "PatchDraw", "draw_scans", "identity_of"]
+__all__ = ["BACKGROUND", "VolumeStore", "SlabSampler", "PatchSampler", "sample_scans",
+           "scan_identity"]
 
-BACKGROUND = -1.0
-TissuesIn = Callable[[Volume], Mapping[str, np.ndarray]]
+BACKGROUND = -1.0  # intensity outside the brain, in the unit of the networks
+MAX_PROBABILITY = 255  # of the stored tissue probabilities, uint8
+MIN_AREA_FRACTION = 0.1  # of the largest slice's brain area, below which a slice is not drawn
+
+Segment = Callable[[Volume], Mapping[str, np.ndarray]]
 
 
 class VolumeStore:
-    """Scaled volumes on disk.
+    """Scaled volumes of a cohort on disk, so that a study larger than memory can be trained on.
+
+    Images are float16 in [-1, 1], cropped to the box around all brains.
+
+    Parameters
+    ----------
+    folder : Path
+        Written by `build`.
+    cohort : Cohort
+        The scans of the store.
 
     Attributes
     ----------
-    scans : in the order of the arrays
-    canvas : the box around all brains
-    grid_shape : of the volumes that the canvas was cut from
-    has_tissues : whether shares of the tissues are kept, too
+    scans : tuple of Scan
+        In the order of the arrays.
+    box : BoundingBox
+        The box around all brains.
+    grid_shape : tuple of int
+        Shape of the volumes that the box was cropped from.
+    has_tissues : bool
+        Whether tissue probabilities are stored.
     """
 
     def __init__(self, folder: Path, cohort: Cohort) -> None:
         facts = read_json(folder / "store.json")
         self.folder, self.scans = folder, cohort.scans
-        self.canvas = Canvas(tuple(facts["start"]), tuple(facts["shape"]))
+        self.box = BoundingBox(tuple(facts["start"]), tuple(facts["shape"]))
         self.grid_shape = tuple(facts["grid_shape"])
-        i, j, k = self.canvas.shape
-        stored = (len(self.scans), k, i, j)  # slices lie together on disk
+        i, j, k = self.box.shape
+        stored = (len(self.scans), k, i, j)  # slices are contiguous on disk
         self._images = np.memmap(folder / "images.f16", np.float16, "r", shape=stored)
         self._masks = np.memmap(folder / "masks.u8", np.uint8, "r", shape=stored)
         self.has_tissues = bool(facts["of"]["tissues"])
         if self.has_tissues:
             self._tissues = np.memmap(folder / "tissues.u8", np.uint8, "r",
-                                      shape=(len(self.scans), 3, k, i, j))
+                                      shape=(len(self.scans), len(TISSUES), k, i, j))
 
     @classmethod
     def build(cls, cohort: Cohort, folder: Path, multiple: tuple[int, int, int] = (1, 1, 1),
-              at_least: tuple[int, int, int] = (1, 1, 1),
-              tissues_in: TissuesIn | None = None) -> VolumeStore:
-        """Read, scale and keep all scans, or open what an earlier call kept of the same files.
+              segment: Segment | None = None) -> VolumeStore:
+        """Read, scale and store all scans, or open the store of the same files.
 
         Parameters
         ----------
-        multiple, at_least : of the sides of the canvas
-        tissues_in : finds the tissues of scans whose tissues are not known; None keeps no tissues
+        multiple : tuple of int
+            Sides of the box are multiples of these.
+        segment : callable, optional
+            Volume -> tissue probabilities, for scans whose tissues are not known. Default: no
+            tissues are stored.
 
         Raises
         ------
         InputError
             If a scan cannot be read, is constant in its mask, or lies on another grid.
         """
-        wanted = {"scans": [identity_of(scan) for scan in cohort], "multiple": list(multiple),
-                  "at_least": list(at_least), "tissues": tissues_in is not None}
+        wanted = {"scans": [scan_identity(scan) for scan in cohort], "multiple": list(multiple),
+                  "tissues": segment is not None}
         path = folder / "store.json"
         if path.exists() and read_json(path).get("of") == json.loads(json.dumps(wanted)):
             return cls(folder, cohort)
         folder.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         union, first = _union_of_masks(cohort)
-        canvas = Canvas.around(union, multiple, at_least)
-        names = ["images.f16", "masks.u8", *(["tissues.u8"] if tissues_in else [])]
+        box = BoundingBox.around(union, multiple)
+        names = ["images.f16", "masks.u8", *(["tissues.u8"] if segment else [])]
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(open(stack.enter_context(atomic_path(folder / n)), "wb"))
                      for n in names]
             for scan in cohort:
                 volume = scan.read()
-                parts = [[array] for array in _scaled(scan, volume, canvas)]
-                parts.append(_shares(scan, volume, canvas, tissues_in))
+                parts = [[array] for array in _scaled(scan, volume, box)]
+                parts.append(_tissues(scan, volume, box, segment))
                 for file, arrays in zip(files, parts):
                     for array in arrays:
                         file.write(np.ascontiguousarray(array.transpose(2, 0, 1)).tobytes())
-        write_json(path, {"of": wanted, "start": list(canvas.start), "shape": list(canvas.shape),
+        write_json(path, {"of": wanted, "start": list(box.start), "shape": list(box.shape),
                           "grid_shape": list(first.shape)})
         return cls(folder, cohort)
 
     def image(self, index: int) -> np.ndarray:
-        """(I, J, K) float16 view of a scan's canvas, in [-1, 1], background -1."""
+        """Return a view of a scan, shape (I, J, K), float16 in [-1, 1], background -1."""
         return self._images[index].transpose(1, 2, 0)
 
     def mask(self, index: int) -> np.ndarray:
-        """(I, J, K) uint8 view, 1 in the brain."""
+        """Return a view of a brain mask, shape (I, J, K), uint8, 1 in the brain."""
         return self._masks[index].transpose(1, 2, 0)
 
-    def tissues(self, index: int) -> np.ndarray:
-        """(3, I, J, K) uint8 view, shares of CSF, GM and WM, 0..255."""
-        return self._tissues[index].transpose(0, 2, 3, 1)
+    def slab(self, index: int, place: int, neighbors: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return a slice with its neighbors along the third axis.
+
+        Parameters
+        ----------
+        index : int
+            Scan.
+        place : int
+            Middle slice. Beyond the volume the last slice is repeated.
+        neighbors : int
+            Slices on either side.
+
+        Returns
+        -------
+        image, mask : ndarray, shape (2 neighbors + 1, I, J), float32
+        """
+        at = self._slab_slices(place, neighbors)
+        return (np.stack([self._images[index][k] for k in at]).astype(np.float32),
+                np.stack([self._masks[index][k] for k in at]).astype(np.float32))
+
+    def slab_tissues(self, index: int, place: int, neighbors: int = 0) -> np.ndarray:
+        """Return the tissue probabilities of a slab, (3, 2 neighbors + 1, I, J), uint8, 0..255."""
+        return self._tissues[index][:, self._slab_slices(place, neighbors)]
+
+    def patch(self, index: int, corner: Sequence[int], sides: Sequence[int]
+              ) -> tuple[np.ndarray, np.ndarray]:
+        """Return image and mask of a patch, shape (i, j, k), float32, contiguous."""
+        at = patch_slices(corner, sides)
+        return (np.ascontiguousarray(self.image(index)[at], np.float32),
+                np.ascontiguousarray(self.mask(index)[at], np.float32))
+
+    def patch_tissues(self, index: int, corner: Sequence[int], sides: Sequence[int]
+                      ) -> np.ndarray:
+        """Return the tissue probabilities of a patch, shape (3, i, j, k), float32, 0..1."""
+        tissues = self._tissues[index].transpose(0, 2, 3, 1)
+        return tissues[(slice(None), *patch_slices(corner, sides))] / np.float32(MAX_PROBABILITY)
+
+    def slices(self, index: int) -> np.ndarray:
+        """Return the indices of axial slices whose brain area is not small."""
+        area = self.areas[index]
+        return np.flatnonzero(area >= max(1, MIN_AREA_FRACTION * area.max()))
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """(n, K) brain voxels in every axial slice."""
+        """Brain voxels of every axial slice, shape (n, K)."""
         return np.stack([m.reshape(len(m), -1).sum(1, dtype=np.int64) for m in self._masks])
 
     @cached_property
-    def boxes(self) -> np.ndarray:
-        """(n, 3, 2) first and last + 1 brain voxel along each axis."""
-        boxes = np.zeros((len(self.scans), 3, 2), int)
+    def brain_extents(self) -> np.ndarray:
+        """First and last + 1 brain voxel along each axis, shape (n, 3, 2)."""
+        extents = np.zeros((len(self.scans), 3, 2), int)
         for n in range(len(self.scans)):
             for axis in range(3):
                 others = tuple(a for a in range(3) if a != axis)
                 hits = np.flatnonzero(self.mask(n).any(axis=others))
-                boxes[n, axis] = hits[0], hits[-1] + 1
-        return boxes
+                extents[n, axis] = hits[0], hits[-1] + 1
+        return extents
+
+    def _slab_slices(self, place: int, neighbors: int) -> np.ndarray:
+        last = self.box.shape[2] - 1
+        return np.clip(np.arange(place - neighbors, place + neighbors + 1), 0, last)
 
 
-def identity_of(scan: Scan) -> list[Any]:
-    """Names the files that a scan is read from; JSON types."""
+def scan_identity(scan: Scan) -> list[Any]:
+    """Identify the files of a scan by size and modification time; JSON types."""
     stats = [path.stat() for path in (scan.image, scan.mask) if path.exists()]
     return [scan.scan_id, *[value for s in stats for value in (s.st_size, s.st_mtime_ns)]]
 
 
 def _union_of_masks(cohort: Cohort) -> tuple[np.ndarray, Volume]:
+    """Return the union of all brain masks, and the first of them."""
     union, first = None, None
     for scan in cohort:
         volume = read_volume(scan.mask)
@@ -148,152 +210,157 @@ def _union_of_masks(cohort: Cohort) -> tuple[np.ndarray, Volume]:
         else:
             union |= mask
     if union is None or first is None:
-        raise InputError("there is no scan to train on.")
+        raise InputError("expected at least one scan to train on, got none.")
     return union, first
 
 
-def _shares(scan: Scan, volume: Volume, canvas: Canvas, tissues_in: TissuesIn | None
-            ) -> list[np.ndarray]:
-    """Three uint8 canvases; none where none are wanted."""
-    if tissues_in is None:
+def _tissues(scan: Scan, volume: Volume, box: BoundingBox, segment: Segment | None
+             ) -> list[np.ndarray]:
+    """Return three cropped uint8 probabilities; an empty list where none are wanted."""
+    if segment is None:
         return []
-    shares = shares_of(scan.read_tissues() or tissues_in(volume), volume) * volume.mask
-    return [canvas.take(np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)) for share in shares]
+    tissues = stack_probabilities(scan.read_tissues() or segment(volume), volume) * volume.mask
+    return [box.crop(np.rint(MAX_PROBABILITY * np.clip(p, 0, 1)).astype(np.uint8))
+            for p in tissues]
 
 
-def _scaled(scan: Scan, volume: Volume, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+def _scaled(scan: Scan, volume: Volume, box: BoundingBox) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cropped image in [-1, 1] and the cropped mask."""
     values = volume.in_mask()
     if values.min() == values.max():
         raise InputError(f"{scan.image}: is constant in the brain mask. Check image and mask.")
     unit = np.clip(IntensityScale.of(values).to_unit(volume.data), -1, 1)
     unit = np.where(volume.mask, unit, BACKGROUND).astype(np.float16)
     assert volume.mask is not None
-    return canvas.take(unit, BACKGROUND), canvas.take(volume.mask.astype(np.uint8))
+    return box.crop(unit, BACKGROUND), box.crop(volume.mask.astype(np.uint8))
 
 
-def draw_scans(rng: np.random.Generator, scans: Sequence[Scan], count: int, *,
-               distinct: bool = False) -> list[int]:
-    """`count` indices: sites in a random order, each as often as the others, then a person, a scan.
+def sample_scans(rng: np.random.Generator, scans: Sequence[Scan], count: int, *,
+                 distinct: bool = False) -> list[int]:
+    """Draw indices of scans, balanced over sites.
 
-    `distinct`: no person twice, as far as there are people (the count may then be smaller).
+    Sites come in random order, each as often as the others; then a subject, then a scan.
+
+    Parameters
+    ----------
+    count : int
+        Number of indices.
+    distinct : bool
+        Draw no subject twice; fewer indices are returned if there are too few subjects.
     """
-    people: dict[str, dict[str, list[int]]] = {}
+    by_subject: dict[str, dict[str, list[int]]] = {}
     for index, scan in enumerate(scans):
-        people.setdefault(scan.site, {}).setdefault(scan.subject, []).append(index)
+        by_subject.setdefault(scan.site, {}).setdefault(scan.subject, []).append(index)
     drawn: list[int] = []
-    seen: set[str] = set()
+    used: set[str] = set()
     while len(drawn) < count:
         before = len(drawn)
-        for site in rng.permutation(sorted(people)):
-            free = sorted(set(people[site]) - (seen if distinct else set()))
+        for site in rng.permutation(sorted(by_subject)):
+            free = sorted(set(by_subject[site]) - (used if distinct else set()))
             if free and len(drawn) < count:
-                person = str(rng.choice(free))
-                seen.add(person)
-                drawn.append(int(rng.choice(people[site][person])))
+                subject = str(rng.choice(free))
+                used.add(subject)
+                drawn.append(int(rng.choice(by_subject[site][subject])))
         if len(drawn) == before:
             break
     return drawn
 
 
 @dataclass(frozen=True, eq=False)
-class SlabDraw:
-    """Axial slices, or slabs of 2 `neighbours` + 1 of them, as channels.
+class SlabSampler:
+    """Sampler of axial slices, or of slabs of neighboring slices as channels.
 
     Attributes
     ----------
-    store : the volumes
-    scans : indices of those that may be drawn (the people trained on)
-    count : scans in a batch
-    seed : with step and rank it decides everything
-    neighbours : slices on either side
-    middle : only slices within so many of the brain's middle; None: all
-    least : share of the largest slice's area below which a slice is not drawn
-    distinct : no person twice in a batch
+    store : VolumeStore
+        Volumes.
+    scans : tuple of int
+        Indices of the scans that may be drawn.
+    count : int
+        Scans in a batch.
+    seed : int
+        With step and rank it determines the batch.
+    neighbors : int
+        Slices on either side.
+    max_offset : int, optional
+        Draw only slices within so many of the brain's middle. Default: all.
+    distinct : bool
+        Draw no subject twice in a batch.
     """
 
     store: VolumeStore
     scans: tuple[int, ...]
     count: int
     seed: int
-    neighbours: int = 0
-    middle: int | None = None
-    least: float = 0.1
+    neighbors: int = 0
+    max_offset: int | None = None
     distinct: bool = False
 
     def __call__(self, step: int, rank: int = 0) -> dict[str, Any]:
-        """image, mask (N, 2n + 1, I, J) float32; scan, place: lists; rng: for what comes next."""
+        """Draw a batch.
+
+        Returns
+        -------
+        dict
+            ``image``, ``mask``: (N, 2 neighbors + 1, I, J) float32 tensors; ``scan``, ``place``,
+            ``site``: lists; ``rng``: generator for further draws of the step.
+        """
         rng = np.random.default_rng([self.seed, step, rank, 1])
         pool = [self.store.scans[i] for i in self.scans]
         drawn = [self.scans[i]
-                 for i in draw_scans(rng, pool, self.count, distinct=self.distinct)]
+                 for i in sample_scans(rng, pool, self.count, distinct=self.distinct)]
         places = [int(rng.choice(self.slices(index))) for index in drawn]
-        slabs = [self.slab(index, place) for index, place in zip(drawn, places)]
+        slabs = [self.store.slab(index, place, self.neighbors)
+                 for index, place in zip(drawn, places)]
         return {"image": torch.from_numpy(np.stack([s[0] for s in slabs])),
                 "mask": torch.from_numpy(np.stack([s[1] for s in slabs])),
                 "scan": drawn, "place": places, "rng": rng,
                 "site": [self.store.scans[i].site for i in drawn]}
 
     def slices(self, index: int) -> np.ndarray:
-        """The slices of a scan that may be drawn."""
-        area = self.store.areas[index]
-        good = np.flatnonzero(area >= max(1, self.least * area.max()))
-        if self.middle is None:
+        """Return the slices of a scan that may be drawn."""
+        good = self.store.slices(index)
+        if self.max_offset is None:
             return good
-        centre = (good[0] + good[-1]) // 2
-        return good[(good >= centre - self.middle) & (good < centre + self.middle)]
-
-    def slab(self, index: int, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """(2n + 1, I, J) image and mask around a slice; beyond the volume its last slice again."""
-        around, images, masks = (self._around(place), self.store._images[index],
-                                 self.store._masks[index])
-        return (np.stack([images[k] for k in around]).astype(np.float32),
-                np.stack([masks[k] for k in around]).astype(np.float32))
-
-    def shares(self, index: int, place: int) -> np.ndarray:
-        """(3, 2n + 1, I, J) uint8 shares of the tissues in a slab."""
-        return self.store._tissues[index][:, self._around(place)]
-
-    def _around(self, place: int) -> np.ndarray:
-        last = self.store.canvas.shape[2] - 1
-        return np.clip(np.arange(place - self.neighbours, place + self.neighbours + 1), 0, last)
+        center = (good[0] + good[-1]) // 2
+        return good[(good >= center - self.max_offset) & (good < center + self.max_offset)]
 
 
 @dataclass(frozen=True, eq=False)
-class PatchDraw:
-    """3D patches at random places whose centre is in the brain's box.
+class PatchSampler:
+    """Sampler of 3D patches at random positions within the brain's extent.
 
-    Attributes as in `SlabDraw`; `patch` is the side lengths, at most the canvas'.
+    Attributes
+    ----------
+    store, scans, count, seed
+        As in `SlabSampler`.
+    patch : tuple of int
+        Sides in voxels, at most those of the store's box.
     """
 
     store: VolumeStore
     scans: tuple[int, ...]
     count: int
     seed: int
-    patch: tuple[int, int, int]
-    distinct: bool = False
+    patch: tuple[int, ...]
 
     def __call__(self, step: int, rank: int = 0) -> dict[str, Any]:
-        """image, mask (N, 1, i, j, k) float32; scan, corner: lists; rng: for what comes next."""
+        """Draw a batch.
+
+        Returns
+        -------
+        dict
+            ``image``, ``mask``: (N, 1, i, j, k) float32 tensors; ``scan``, ``corner``, ``site``:
+            lists; ``rng``: generator for further draws of the step.
+        """
         rng = np.random.default_rng([self.seed, step, rank, 2])
         pool = [self.store.scans[i] for i in self.scans]
-        drawn = [self.scans[i]
-                 for i in draw_scans(rng, pool, self.count, distinct=self.distinct)]
-        corners = [self._corner(rng, index) for index in drawn]
-        images, masks = [], []
-        for index, corner in zip(drawn, corners):
-            at = tuple(slice(c, c + p) for c, p in zip(corner, self.patch))
-            images.append(self.store.image(index)[at].astype(np.float32))
-            masks.append(self.store.mask(index)[at].astype(np.float32))
-        return {"image": torch.from_numpy(np.stack(images)[:, None]),
-                "mask": torch.from_numpy(np.stack(masks)[:, None]),
+        drawn = [self.scans[i] for i in sample_scans(rng, pool, self.count)]
+        corners = [random_corner(rng, self.store.brain_extents[index], self.patch,
+                                 self.store.box.shape) for index in drawn]
+        patches = [self.store.patch(index, corner, self.patch)
+                   for index, corner in zip(drawn, corners)]
+        return {"image": torch.from_numpy(np.stack([p[0] for p in patches])[:, None]),
+                "mask": torch.from_numpy(np.stack([p[1] for p in patches])[:, None]),
                 "scan": drawn, "corner": corners, "rng": rng,
                 "site": [self.store.scans[i].site for i in drawn]}
-
-    def _corner(self, rng: np.random.Generator, index: int) -> tuple[int, ...]:
-        corner = []
-        for (low, high), side, n in zip(self.store.boxes[index], self.patch,
-                                        self.store.canvas.shape):
-            first = int(np.clip(low, 0, n - side))
-            last = int(np.clip(high - side, first, n - side))
-            corner.append(int(rng.integers(first, last + 1)))
-        return tuple(corner)

@@ -1,4 +1,4 @@
-"""What a training tells: rows of history.tsv, TensorBoard where it is installed, a log line."""
+"""Training history: rows of history.tsv, TensorBoard if it is installed, and a debug log line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ LOGGER = logging.getLogger("harmonizer")
 
 
 class History:
-    """Rows of numbers by step; the file is whole after every row.
+    """Losses and metrics by step, written to history.tsv after every row.
 
-    `rows` begin with ``step`` and ``minutes``; losses are named ``player/term``; held-out numbers
-    by themselves. A cell that does not apply is empty.
+    Rows begin with ``step`` and ``minutes``. Losses are named ``group/term``; validation metrics
+    have names without a slash. A cell that does not apply is empty.
+
+    Parameters
+    ----------
+    folder : Path
+        Where history.tsv is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,38 +36,39 @@ class History:
         self._board: Any = None
 
     def add(self, terms: Mapping[str, float]) -> None:
-        """Collect the terms of one step for the next row."""
+        """Accumulate the loss terms of one step for the next row."""
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
-    def row(self, step: int, minutes: float, more: Mapping[str, float] | None = None) -> None:
-        """End a row: means of what was collected, and held-out numbers."""
+    def end_row(self, step: int, minutes: float, metrics: Mapping[str, float] | None = None
+                ) -> None:
+        """Write a row: means of the accumulated losses, and validation metrics."""
         means = {k: round(v / max(1, self._count), 6) for k, v in self._sums.items()}
         row = {"step": step, "minutes": round(minutes, 3), **means,
-               **{k: round(float(v), 6) for k, v in (more or {}).items()}}
+               **{k: round(float(v), 6) for k, v in (metrics or {}).items()}}
         self._sums, self._count = {}, 0
         self.rows.append(row)
         self.write()
-        self._tell(row)
+        self._log(row)
 
     def columns(self) -> list[str]:
-        """Names of all columns in the order in which they came."""
+        """Return the names of all columns in order of appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows, each with every column."""
+        """Return the rows, each with every column."""
         return [{name: row.get(name, "") for name in self.columns()} for row in self.rows]
 
     def write(self) -> None:
-        """history.tsv in the training's folder."""
+        """Write history.tsv."""
         stream = io.StringIO()
         writer = csv.DictWriter(stream, self.columns(), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.table())
         write_text(self.folder / "history.tsv", stream.getvalue())
 
-    def _tell(self, row: Mapping[str, Any]) -> None:
+    def _log(self, row: Mapping[str, Any]) -> None:
         if self._board is None:
             self._board = _tensorboard(self.folder)
         for name, value in row.items():
@@ -72,7 +78,7 @@ class History:
 
 
 def _tensorboard(folder: Path) -> Any:
-    """A writer if TensorBoard is installed, else False: it is a comfort, not a need."""
+    """Return a TensorBoard writer, or False if TensorBoard is not installed (it is optional)."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,15 +1,11 @@
-"""One process for each device: Lightning Fabric starts them, we average the gradients.
+"""Distributed training: one process for each device, started by Lightning Fabric.
 
-Why Fabric under a loop of our own and not Lightning's Trainer:
-
-* its checkpoints, also those that it writes when a cluster preempts a job, are pickles;
-* its `ddp` starts run.py's argv again in every process, preprocessing included;
-* a game of several players with several forwards each does not go through one DDP module;
-* a training on one device needs none of it: here it imports nothing of Lightning.
-
-What Fabric has is not rebuilt: finding SLURM's and torchrun's ranks, spawning, process groups.
-Gradients are averaged in one flat buffer after the backward pass, so that any number of networks
-and forwards may take part; the models here are small enough for that.
+Lightning's Trainer is not used, because its checkpoints are pickles, its `ddp` strategy runs the
+whole command line again in every process, and a task of several optimizers with several forward
+passes each does not go through one DDP module. Fabric finds the ranks of SLURM and torchrun,
+spawns processes and creates process groups. Gradients are averaged in one flat buffer after the
+backward pass, so any number of networks may take part. Training on one device imports nothing of
+Lightning.
 """
 
 from __future__ import annotations
@@ -27,22 +23,30 @@ import torch
 
 from ...errors import HarmonizerError, Terminated
 from .settings import Resources
-from .signals import PassOn, ignore_signals
+from .signals import SignalForwarder, ignore_signals
 
-__all__ = ["Ranks", "launch"]
+__all__ = ["DistributedContext", "launch"]
 
 LOGGER = logging.getLogger("harmonizer")
 
 
-class Ranks:
-    """This process among its siblings; alone by default."""
+class DistributedContext:
+    """Rank of this process, and collective operations; a single process by default.
+
+    Parameters
+    ----------
+    rank, size : int
+        Number of this process, and of all.
+    device : str
+        Device of this process.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
         self.rank, self.size, self.device = rank, size, torch.device(device)
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes and validates."""
+    def is_first(self) -> bool:
+        """Whether this process writes files and validates."""
         return self.rank == 0
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -58,82 +62,104 @@ class Ranks:
             start += tensor.numel()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all get the same answer."""
+        """Return whether the flag is set in any process; the same answer in all of them."""
         if self.size == 1:
             return flag
-        told = torch.tensor(float(flag), device=self.device)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        return bool(told)
+        value = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return bool(value)
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
 def launch(work: Callable[..., Any], resources: Resources, *args: Any) -> Any:
-    """work(ranks, *args) in every process; returns what the first one returned, and raises what any
-    of them said is wrong (a `HarmonizerError`).
+    """Call work(distributed, *args) in every process.
 
-    `work` is a function of a module: on one node without a scheduler, processes are spawned. Under
-    `srun` or `torchrun` each is there already, with its rank in the environment.
+    Processes are spawned on one node without a scheduler. Under `srun` or `torchrun` each exists
+    already, with its rank in the environment.
+
+    Parameters
+    ----------
+    work : callable
+        Function of a module, because processes are spawned.
+
+    Returns
+    -------
+    Any
+        The result of the first process.
+
+    Raises
+    ------
+    HarmonizerError
+        That any process raised.
     """
-    if resources.world == 1:
-        return work(Ranks(device=resources.device), *args)
+    if resources.process_count == 1:
+        return work(DistributedContext(device=resources.device), *args)
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
     gpu = resources.device.startswith("cuda")
-    strategy = DDPStrategy(start_method="popen" if _started_outside() else "spawn",
+    strategy = DDPStrategy(start_method="popen" if _started_by_scheduler() else "spawn",
                            process_group_backend="nccl" if gpu else "gloo")
     fabric = Fabric(accelerator="cuda" if gpu else "cpu", devices=resources.devices,
                     num_nodes=resources.num_nodes, strategy=strategy)
-    if _started_outside():
-        return fabric.launch(partial(_in_process, work, args))
-    # Fabric rebuilds arguments and answers (frozen dataclasses cannot be) and reads its pipe after
-    # the processes have ended, which those with more than 64 KiB to say never do.
+    if _started_by_scheduler():
+        return fabric.launch(partial(_run, work, args))
+    return _spawn(work, args, fabric)
+
+
+def _spawn(work: Callable[..., Any], args: tuple[Any, ...], fabric: Any) -> Any:
+    """Spawn processes that report through a managed queue.
+
+    Fabric would rebuild arguments and results (frozen dataclasses cannot be), and it reads its
+    pipe after the processes have ended, which never happens if a result exceeds 64 KiB.
+    """
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
     manager = SyncManager(ctx=get_context("spawn"))
-    manager.start(ignore_signals)  # a scheduler tells all processes of a job to stop
-    with manager, PassOn() as stop:
-        said = manager.Queue()
+    manager.start(ignore_signals)  # a scheduler signals all processes of a job
+    with manager, SignalForwarder() as stop:
+        results = manager.Queue()
         try:
-            fabric.launch(partial(_spawned, work, args, said))
+            fabric.launch(partial(_run_and_report, work, args, results))
         except ProcessRaisedException:
-            if said.empty():
+            if results.empty():
                 raise
         except ProcessExitedException:
-            if not stop.asked:
+            if not stop.received:
                 raise
-            raise Terminated("training was asked to stop before it began.") from None
-        answers = [said.get() for _ in range(said.qsize())]
+            raise Terminated("training received a stop signal before it began.") from None
+        answers = [results.get() for _ in range(results.qsize())]
     for answer in answers:
         if isinstance(answer, (HarmonizerError, Terminated)):
             raise answer
     return answers[0]
 
 
-def _spawned(work: Callable[..., Any], args: tuple[Any, ...], said: Queue[Any], fabric: Any
-             ) -> None:
-    """One of the processes that were started here: the first one's answer, anybody's error."""
+def _run_and_report(work: Callable[..., Any], args: tuple[Any, ...], results: Queue[Any],
+                    fabric: Any) -> None:
+    """Run one spawned process; report the first one's result and the errors of all."""
     try:
-        answer = _in_process(work, args, fabric)
+        answer = _run(work, args, fabric)
     except HarmonizerError as error:
-        said.put(error)
-        raise  # which ends the others
-    except Terminated as error:  # all of them save and stop at the same step
-        said.put(error)
+        results.put(error)
+        raise  # which ends the other processes
+    except Terminated as error:  # all processes save and stop at the same step
+        results.put(error)
         return
     if fabric.global_rank == 0:
-        said.put(answer)
+        results.put(answer)
 
 
-def _in_process(work: Callable[..., Any], args: tuple[Any, ...], fabric: Any) -> Any:
-    return work(Ranks(fabric.global_rank, fabric.world_size, str(fabric.device)), *args)
+def _run(work: Callable[..., Any], args: tuple[Any, ...], fabric: Any) -> Any:
+    context = DistributedContext(fabric.global_rank, fabric.world_size, str(fabric.device))
+    return work(context, *args)
 
 
-def _started_outside() -> bool:
-    """Whether a scheduler has started one process for each device."""
+def _started_by_scheduler() -> bool:
+    """Return whether a scheduler has started one process for each device."""
     tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
     return tasks or "TORCHELASTIC_RUN_ID" in os.environ

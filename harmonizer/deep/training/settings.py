@@ -1,6 +1,6 @@
-"""Two kinds of choices: `Pace` changes what is learned, `Resources` where and for how long.
+"""Settings of a training: `TrainingSchedule` changes what is learned, `Resources` does not.
 
-A pace is part of a method's config and is kept in the model folder; resources are not.
+The schedule is part of a method's config and is saved in the model folder; resources are not.
 """
 
 from __future__ import annotations
@@ -11,24 +11,30 @@ from typing import Literal, get_args
 
 from ..processor import trains_in_bf16
 
-__all__ = ["Pace", "Resources", "Precision"]
+__all__ = ["TrainingSchedule", "Resources", "Precision"]
 
 Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How a training proceeds, counted in steps.
+class TrainingSchedule:
+    """Length of a training and intervals within it, in optimizer steps.
 
     Attributes
     ----------
-    steps : at which it ends, if nothing ends it earlier
-    ema : decay of the average of the weights, which is what a model ships; warmed up as
-        min(ema, (1 + step) / (10 + step))
-    log_every : steps of one line of history (means over them)
-    validate_every : steps between two looks at the held-out people; 0 = never
-    patience : looks without a better error until the training ends early; 0 = never
-    save_every : steps between checkpoints
+    steps : int
+        Number of steps, unless something ends the training earlier.
+    ema : float
+        Decay of the exponential moving average of the weights, in [0, 1). The averaged weights are
+        the result. The decay is warmed up as min(ema, (1 + step) / (10 + step)).
+    log_every : int
+        Steps between rows of the history; a row holds means over them.
+    validate_every : int
+        Steps between validations; 0 = never.
+    patience : int
+        Validations without improvement after which the training ends; 0 = never.
+    save_every : int
+        Steps between checkpoints.
     """
 
     steps: int = 1000
@@ -41,19 +47,24 @@ class Pace:
 
 @dataclass(frozen=True)
 class Resources:
-    """Where a training runs and what it may take; changes no result but by rounding.
+    """Hardware and time of a training; results depend on them only by rounding.
 
     Attributes
     ----------
-    folder : checkpoints, history and the cache of volumes; with it a stopped training resumes;
-        None is a temporary folder
-    device : ``cpu``, ``cuda`` or ``cuda:N``
-    devices, num_nodes : processes on each node, and nodes; more than one of either is gradient
-        averaging over all of them (gloo on CPU, NCCL on GPU)
-    precision : of training: bf16 is autocast to bfloat16; auto takes it on GPUs from Ampere
-        on and on CPUs with AMX or AVX512-BF16. Inference is in fp32
-    max_minutes : of this call; None = as long as the steps take
-    threads : CPU threads of torch; None leaves them
+    folder : Path, optional
+        Checkpoints, history and the cache of volumes. A stopped training resumes from it. Default:
+        a temporary folder.
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    devices, num_nodes : int
+        Processes on each node, and number of nodes. Gradients are averaged over all processes.
+    precision : {"auto", "bf16", "fp32"}
+        Precision of training. bf16 is autocast to bfloat16; auto uses it on GPUs from Ampere on
+        and on CPUs with AMX or AVX512-BF16. Inference always runs in fp32.
+    max_minutes : float, optional
+        Time limit of this call. Default: none.
+    threads : int, optional
+        CPU threads of torch. Default: unchanged.
     """
 
     folder: Path | None = None
@@ -66,14 +77,15 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {get_args(Precision)}, "
+            raise ValueError(f"precision: expected one of {get_args(Precision)}, "
                              f"got {self.precision!r}.")
         if self.devices < 1 or self.num_nodes < 1:
-            raise ValueError("devices and num_nodes are 1 or more.")
+            raise ValueError("devices and num_nodes: expected 1 or more, got "
+                             f"{self.devices} and {self.num_nodes}.")
 
     @property
-    def world(self) -> int:
-        """Number of processes."""
+    def process_count(self) -> int:
+        """Number of processes on all nodes."""
         return self.devices * self.num_nodes
 
     @property

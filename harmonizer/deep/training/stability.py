@@ -1,8 +1,7 @@
-"""An eye on trainings with adversaries: means over the last steps against what was good before.
+"""Detection of diverging adversarial trainings.
 
-A GAN's losses do not fall, so nothing in them tells a training that works from one that broke.
-`Watch` keeps running means of a few numbers that do: a reconstruction that was learned and is lost
-again ends the training (`InternalError`), a number out of its range is told once.
+The losses of a GAN do not fall, so they do not show whether a training works. `StabilityMonitor`
+tracks running means of quantities that do: reconstruction errors and discriminator accuracies.
 """
 
 from __future__ import annotations
@@ -15,51 +14,61 @@ import numpy as np
 
 from ...errors import InternalError
 
-__all__ = ["Watch"]
+__all__ = ["StabilityMonitor"]
 
 LOGGER = logging.getLogger("harmonizer")
 
 
 @dataclass
-class Watch:
-    """Running means of numbers by name.
+class StabilityMonitor:
+    """Running means of named quantities, with limits.
 
     Attributes
     ----------
-    window : steps that a mean goes over; nothing is judged before there are as many
-    factor : a loss is lost when its mean is so many times its least mean
-    floor : and above this value
+    window : int
+        Steps of a running mean; nothing is checked before so many steps.
+    factor : float
+        A loss has diverged when its mean exceeds its minimum by this factor ...
+    floor : float
+        ... and this value.
     """
 
     window: int = 200
     factor: float = 4.0
     floor: float = 0.1
-    _seen: dict[str, deque[float]] = field(default_factory=dict)
-    _least: dict[str, float] = field(default_factory=dict)
-    _told: set[str] = field(default_factory=set)
+    _values: dict[str, deque[float]] = field(default_factory=dict)
+    _minimum: dict[str, float] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
 
     def mean(self, name: str, value: float) -> float | None:
-        """The mean of the last `window` values with this one, or None before there are as many."""
-        seen = self._seen.setdefault(name, deque(maxlen=self.window))
-        seen.append(float(value))
-        return float(np.mean(seen)) if len(seen) == self.window else None
+        """Add a value and return the mean of the last `window`; None before there are as many."""
+        values = self._values.setdefault(name, deque(maxlen=self.window))
+        values.append(float(value))
+        return float(np.mean(values)) if len(values) == self.window else None
 
-    def must_stay_learned(self, name: str, value: float) -> None:
-        """InternalError if the mean of a loss went back up to `factor` times its least."""
+    def check_divergence(self, name: str, value: float) -> None:
+        """Add the value of a loss and check that its mean has not risen again.
+
+        Raises
+        ------
+        InternalError
+            If the mean exceeds both `floor` and `factor` times its minimum.
+        """
         mean = self.mean(name, value)
         if mean is None:
             return
-        least = self._least[name] = min(mean, self._least.get(name, np.inf))
-        if mean > max(self.factor * least, self.floor):
+        minimum = self._minimum[name] = min(mean, self._minimum.get(name, np.inf))
+        if mean > max(self.factor * minimum, self.floor):
             raise InternalError(
-                f"training diverged: {name} was {least:.4f} and is {mean:.4f} again (means over "
+                f"training diverged: {name} was {minimum:.4f} and is {mean:.4f} again (means over "
                 f"{self.window} steps). Lower the learning rate or the adversarial weight."
             )
 
-    def should_lie(self, name: str, value: float, low: float, high: float, advice: str) -> None:
-        """A warning, once, if the mean of a number leaves [low, high]."""
+    def warn_outside_range(self, name: str, value: float, low: float, high: float, advice: str
+                           ) -> None:
+        """Add a value and log a warning, once, if its mean leaves [low, high]."""
         mean = self.mean(name, value)
-        if mean is not None and not low <= mean <= high and name not in self._told:
-            self._told.add(name)
+        if mean is not None and not low <= mean <= high and name not in self._warned:
+            self._warned.add(name)
             LOGGER.warning("training: %s is %.3g over %d steps, expected %g to %g. %s",
                            name, mean, self.window, low, high, advice)

@@ -1,46 +1,55 @@
-"""Who plays: a `Player` trains some networks on a loss; a `Game` holds networks, players and data.
+"""Interface between a method and the training loop.
 
-    class MyGame(Game):
+A `TrainingTask` holds networks and data, and lists `OptimizerGroup`s: which networks are trained
+on which loss. A diffusion model has one group, a GAN several.
+
+    class MyTask(TrainingTask):
         def __init__(self, ...):
             self.networks = {"denoiser": UNet(...), "encoder": SemanticEncoder(...)}
-        def players(self):
-            return (Player("denoiser", ("denoiser", "encoder"), self.loss, learning_rate=1e-4),)
+        def optimizer_groups(self):
+            return (OptimizerGroup("all", ("denoiser", "encoder"), self.loss, learning_rate=1e-4),)
         def batch(self, step, rank): ...
         def loss(self, batch): return {"mse": ..., "contrast": 0.5 * ...}
 
-Gradients of a player's loss reach that player's networks alone (`torch.autograd.grad` over its
-parameters), however many other networks the loss runs through: a generator's adversarial term
-leaves nothing behind in the discriminator, and nobody toggles `requires_grad`.
+The gradient of a group's loss is computed for the parameters of that group alone
+(`torch.autograd.grad`), whichever other networks the loss passes through. An adversarial loss
+therefore needs no toggling of `requires_grad`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+import torch
+from torch import nn
 
-__all__ = ["Batch", "Game", "Player"]
+__all__ = ["Batch", "OptimizerGroup", "TrainingTask"]
 
 Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Player:
-    """Who is trained, on what loss, how fast.
+class OptimizerGroup:
+    """Networks that share a loss and an Adam optimizer.
 
     Attributes
     ----------
-    name : of the columns in history.tsv
-    networks : names of the game's networks that this player changes
-    loss : batch -> terms by name, already weighted; their sum is minimised
-    learning_rate, betas, weight_decay : of Adam (AdamW where weight_decay > 0)
-    clip : largest norm of the gradient
-    every, offset : plays at steps where step % every == offset
-    rate_factor : factor of the learning rate by step; None is 1 throughout
+    name : str
+        Prefix of the columns in history.tsv.
+    networks : tuple of str
+        Names of the networks of the task that are trained.
+    loss : callable
+        Batch -> weighted loss terms by name; their sum is minimized.
+    learning_rate, betas, weight_decay
+        Settings of Adam (AdamW if weight_decay > 0).
+    clip : float
+        Maximum norm of the gradient.
+    every, offset : int
+        The group is updated at steps where step % every == offset.
+    rate_factor : callable, optional
+        Step -> factor of the learning rate. Default: 1 throughout.
     """
 
     name: str
@@ -54,38 +63,47 @@ class Player:
     offset: int = 0
     rate_factor: Callable[[int], float] | None = None
 
-    def plays_at(self, step: int) -> bool:
-        """Whether it is this player's turn."""
+    def is_active_at(self, step: int) -> bool:
+        """Return whether the group is updated at a step."""
         return step % self.every == self.offset
 
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Create the optimizer of the group for its parameters."""
+        kind = torch.optim.AdamW if self.weight_decay else torch.optim.Adam
+        return kind(parameters, lr=self.learning_rate, betas=self.betas,
+                    weight_decay=self.weight_decay)
 
-class Game:
-    """Networks, players, data and the number that says how good the networks are.
+
+class TrainingTask:
+    """Networks, losses and data of one training.
 
     Attributes
     ----------
-    networks : by name; the loop moves them to the device and averages their weights
-    identity : JSON types that must be equal for a checkpoint to fit (config, seed, data)
+    networks : dict of str to Module
+        The loop moves them to the device and averages their weights.
+    identity : dict
+        JSON types that must be equal for a checkpoint to be resumed (config, seed, data).
     """
 
     networks: dict[str, nn.Module]
     identity: dict[str, Any]
 
-    def players(self) -> tuple[Player, ...]:
-        """In the order in which they play within a step."""
+    def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
+        """Return the groups in the order in which they are updated within a step."""
         raise NotImplementedError
 
     def batch(self, step: int, rank: int) -> Batch:
-        """The data of one step of one process: a pure function of the two and the seed.
+        """Return the data of one step of one process: a pure function of both and of the seed.
 
-        Tensors of a dict are moved to the device by the loop. Torch's global generator is seeded
-        by (seed, step, rank) before every step, so losses may draw from it.
+        The loop moves tensors to the device. It seeds torch's global generator by
+        (seed, step, rank) before every step, so losses may draw from it.
         """
         raise NotImplementedError
 
-    def score(self) -> Mapping[str, float]:
-        """Numbers of held-out people, ``error`` among them (lower is better), averaged weights.
+    def validate(self) -> Mapping[str, float]:
+        """Return metrics on validation subjects; ``error`` (lower is better) selects the weights.
 
-        Called in evaluation mode without gradients, on the first process alone.
+        Called with averaged weights, in evaluation mode, without gradients, in the first process.
+        An empty mapping means that nothing was validated.
         """
         return {}

@@ -1,8 +1,8 @@
-"""How near are two images of one brain, and did its anatomy stay where it was?
+"""Similarity of two images of one brain inside a brain mask on one grid.
 
-All measures are taken inside a brain mask on one grid. R, the intensity range that makes a number
-comparable, is given by the caller and fixed for the whole study (the target's 0.5 to 99.5 % range),
-never taken from the image at hand: an image may not choose its own ruler.
+The intensity range R that makes the numbers comparable is given by the caller and fixed for the
+study (0.5 to 99.5 % range of the target). A range taken from each image would hide that a method
+fades images.
 """
 
 from __future__ import annotations
@@ -12,87 +12,191 @@ from scipy import ndimage
 
 from ...errors import InputError
 
-__all__ = ["psnr", "rmse", "mae", "ssim", "ms_ssim", "ssim_structure", "structure_map",
-           "gradient_agreement"]
+__all__ = ["gradient_agreement", "mae", "ms_ssim", "psnr", "rmse", "ssim", "ssim_structure"]
 
-WINDOW_SIGMA = 1.5  # voxels; Wang et al. 2004, section III-B
-WINDOW_TRUNCATE = 3.5  # sigmas, as scikit-image: radius 5, window 11
-WINDOW_RADIUS = int(WINDOW_TRUNCATE * WINDOW_SIGMA + 0.5)
+WINDOW_SIGMA_VOXELS = 1.5  # voxels; Wang et al. 2004, section III-B
+WINDOW_TRUNCATE_SIGMAS = 3.5  # sigmas, as scikit-image: radius 5, window 11
+WINDOW_RADIUS_VOXELS = int(WINDOW_TRUNCATE_SIGMAS * WINDOW_SIGMA_VOXELS + 0.5)
 K1, K2 = 0.01, 0.03  # Wang et al. 2004, section III-B
-MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
-GRADIENT_SIGMA = 1.0  # voxels
-GRADIENT_MARGIN = 3  # voxels taken off the mask, so that the mask's own edge is no anatomy
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
+GRADIENT_SIGMA_VOXELS = 1.0  # voxels
+GRADIENT_MARGIN_VOXELS = 3  # removed at the border: the edge of the mask is not anatomy
 
 
 def psnr(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float) -> float:
-    """Peak signal to noise ratio in dB, 10 log10(R^2 / MSE) inside the mask; higher is nearer.
+    """Compute the peak signal-to-noise ratio inside the mask, 10 log10(R^2 / MSE).
 
-    Arrays (I, J, K) on one grid, ``data_range`` R > 0 in their units. Infinite for equal images.
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to compare.
+    data_range : float
+        R > 0, in intensity units.
+
+    Returns
+    -------
+    float
+        In dB, higher is more similar; infinite for equal images.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ, the mask is empty or R is not positive.
     """
     with np.errstate(divide="ignore"):
         return float(-20.0 * np.log10(rmse(first, second, mask, data_range)))
 
 
 def rmse(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float = 1.0) -> float:
-    """Root mean squared difference inside the mask over R; 0 to infinity, lower is nearer."""
+    """Compute the root mean squared difference inside the mask, divided by R.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to compare.
+    data_range : float
+        R > 0, in intensity units.
+
+    Returns
+    -------
+    float
+        0 or more, lower is more similar.
+
+    Raises
+    ------
+    InputError
+        As `psnr`.
+    """
     difference = _difference(first, second, mask, data_range)
     return float(np.sqrt(np.mean(difference**2)))
 
 
 def mae(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float = 1.0) -> float:
-    """Mean absolute difference inside the mask over R; 0 to infinity, lower is nearer."""
+    """Compute the mean absolute difference inside the mask, divided by R.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to compare.
+    data_range : float
+        R > 0, in intensity units.
+
+    Returns
+    -------
+    float
+        0 or more, lower is more similar.
+
+    Raises
+    ------
+    InputError
+        As `psnr`.
+    """
     return float(np.mean(np.abs(_difference(first, second, mask, data_range))))
 
 
 def ssim(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float) -> float:
-    """Structural similarity, 3D, Gaussian window of 1.5 voxels; mean of its map inside the mask.
+    """Compute the structural similarity with a 3D Gaussian window, mean inside the mask [1]_.
 
-    Range -1 to 1, higher is nearer. Outside the mask both images are set to zero first, so that
-    windows reaching over the edge see no skull. Wang et al. 2004, doi:10.1109/TIP.2003.819861,
-    eq. 13, with scikit-image's window.
+    Both images are set to zero outside the mask, so that windows at the border see no skull.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to compare.
+    data_range : float
+        R > 0, in intensity units.
+
+    Returns
+    -------
+    float
+        -1 to 1, higher is more similar.
+
+    Raises
+    ------
+    InputError
+        As `psnr`.
+
+    References
+    ----------
+    .. [1] Wang et al. 2004, Image quality assessment: from error visibility to structural
+       similarity, eq. 13. doi:10.1109/TIP.2003.819861
     """
     from skimage.metrics import structural_similarity
 
     _check(first, second, mask, data_range)
     inside, one, two = _masked_box(mask, first, second)
     similarity = structural_similarity(
-        one, two, data_range=data_range, gaussian_weights=True, sigma=WINDOW_SIGMA,
+        one, two, data_range=data_range, gaussian_weights=True, sigma=WINDOW_SIGMA_VOXELS,
         use_sample_covariance=False, K1=K1, K2=K2, full=True)[1]
     return float(similarity[inside].mean(dtype=np.float64))
 
 
 def ms_ssim(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float
             ) -> tuple[float, int]:
-    """Multi-scale SSIM inside the mask, and the number of scales that the brain has room for.
+    """Compute the multi-scale structural similarity inside the mask [1]_.
 
-    product over scales of (mean cs_j)^w_j, the coarsest with luminance; each scale halves the last
-    by the mean of 2 x 2 x 2 voxels. Range 0 to 1, higher is nearer; a negative mean counts as 0.
-    Five scales with the weights of Wang, Simoncelli and Bovik 2003,
-    doi:10.1109/ACSSC.2003.1292216; fewer where the mask's box would become narrower than the
-    window of 11 voxels, the weights then rescaled to add up to one. Windows count only the voxels
-    inside the mask, as in :func:`ssim_structure`: at a coarse scale most windows meet the mask's
-    edge, and zeros that both images share would speak for any two brains.
+    Each scale halves the previous one by the mean of 2 x 2 x 2 voxels. The result is the product
+    over scales of (mean contrast-structure term)^weight, with luminance at the coarsest scale. A
+    brain that is too small for five scales of the 11-voxel window has fewer, with weights rescaled
+    to sum 1.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to compare.
+    data_range : float
+        R > 0, in intensity units.
+
+    Returns
+    -------
+    value : float
+        0 to 1, higher is more similar; a negative mean counts as 0.
+    scales : int
+        Number of scales, 1 to 5.
+
+    Raises
+    ------
+    InputError
+        As `psnr`.
+
+    References
+    ----------
+    .. [1] Wang, Simoncelli and Bovik 2003, Multiscale structural similarity for image quality
+       assessment, section 3.2. doi:10.1109/ACSSC.2003.1292216
     """
+    # torchmetrics has MS-SSIM without a mask only. At coarse scales most windows reach beyond the
+    # brain, and zeros that both images share raise the value of any two brains.
     _check(first, second, mask, data_range)
     inside, one, two = _masked_box(mask, first, second, margin=0)
     factors: list[tuple[float, float]] = []
     while True:
         factors.append(_ssim_means(inside, one, two, data_range))
-        if len(factors) == len(MS_WEIGHTS) or min(inside.shape) // 2 < 2 * WINDOW_RADIUS + 1:
+        if (len(factors) == len(MS_SSIM_WEIGHTS)
+                or min(inside.shape) // 2 < 2 * WINDOW_RADIUS_VOXELS + 1):
             break
-        share = _halved(inside.astype(np.float64))
-        one, two = (_halved(array) / np.maximum(share, 0.5) for array in (one, two))
-        inside = share >= 0.5
+        fraction = _halved(inside.astype(np.float64))
+        one, two = (_halved(array) / np.maximum(fraction, 0.5) for array in (one, two))
+        inside = fraction >= 0.5
         if not inside.any():
             break
-    weights = np.array(MS_WEIGHTS[:len(factors)]) / sum(MS_WEIGHTS[:len(factors)])
+    weights = np.array(MS_SSIM_WEIGHTS[:len(factors)]) / sum(MS_SSIM_WEIGHTS[:len(factors)])
     values = np.array([contrast for _, contrast in factors[:-1]] + [factors[-1][0]])
     return float(np.prod(np.maximum(values, 0) ** weights)), len(factors)
 
 
 def _ssim_means(inside: np.ndarray, one: np.ndarray, two: np.ndarray, data_range: float
                 ) -> tuple[float, float]:
-    """Mean inside of SSIM and of its contrast-structure term alone, at one scale."""
+    """Return the means of SSIM and of its contrast-structure term inside the mask, at one scale."""
     one, two = one * inside, two * inside
     weight = _window(inside.astype(np.float64))[inside]
     mean_one, mean_two, square_one, square_two, product = (
@@ -105,7 +209,7 @@ def _ssim_means(inside: np.ndarray, one: np.ndarray, two: np.ndarray, data_range
 
 
 def _halved(array: np.ndarray) -> np.ndarray:
-    """Mean over blocks of 2 x 2 x 2 voxels; an odd last plane is dropped."""
+    """Average blocks of 2 x 2 x 2 voxels; an odd last plane is dropped."""
     i, j, k = (n // 2 for n in array.shape)
     return array[:2 * i, :2 * j, :2 * k].reshape(i, 2, j, 2, k, 2).mean(axis=(1, 3, 5))
 
@@ -117,38 +221,55 @@ def ssim_structure(
     first_range: float,
     second_range: float | None = None,
 ) -> float:
-    """The structure term of SSIM, (cov + C3) / (sd_1 sd_2 + C3), C3 = (0.03)^2 / 2, mean in mask.
+    """Compute the structure term of SSIM, (cov + C3) / (std_1 std_2 + C3), inside the mask [1]_.
 
-    Range -1 to 1, higher is nearer. Each image is divided by its own range first: a harmonized
-    image may live on another scale than its source, and gain and offset are no anatomy. Windows
-    count only the voxels inside the mask (normalized convolution, Knutsson and Westin 1993): an
-    edge that the mask itself makes in both images would speak for any two of them.
-    Wang et al. 2004, eq. 10, window as in :func:`ssim`.
+    Each image is divided by its own range first: gain and offset are not anatomy. Windows use only
+    voxels inside the mask (normalized convolution [2]_), because the border of the mask is an edge
+    that any two images share.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to compare.
+    first_range : float
+        Intensity range of the first image, above 0.
+    second_range : float, optional
+        Intensity range of the second image; default: that of the first.
+
+    Returns
+    -------
+    float
+        -1 to 1, higher is more similar.
+
+    Raises
+    ------
+    InputError
+        As `psnr`.
+
+    References
+    ----------
+    .. [1] Wang et al. 2004, eq. 10. doi:10.1109/TIP.2003.819861
+    .. [2] Knutsson and Westin 1993, Normalized and differential convolution.
+       doi:10.1109/CVPR.1993.341081
     """
     second_range = first_range if second_range is None else second_range
     _check(first, second, mask, min(first_range, second_range))
     return float(_structure(first, second, mask, first_range, second_range).mean())
 
 
-def structure_map(first: np.ndarray, second: np.ndarray, mask: np.ndarray, first_range: float,
-                  second_range: float) -> np.ndarray:
-    """Where it is alike: the map that :func:`ssim_structure` is the mean of, NaN off the mask."""
-    _check(first, second, mask, min(first_range, second_range))
-    full = np.full(mask.shape, np.nan, dtype=np.float32)
-    full[mask] = _structure(first, second, mask, first_range, second_range)
-    return full
-
-
 def _structure(first: np.ndarray, second: np.ndarray, mask: np.ndarray, first_range: float,
                second_range: float) -> np.ndarray:
+    """Return the structure term of SSIM at each voxel of the mask, shape (voxels,)."""
     inside, one, two = _masked_box(mask, first / first_range, second / second_range)
     weight = _window(inside.astype(np.float64))[inside]
     mean_one, mean_two, square_one, square_two, product = (
         _window(array)[inside] / weight for array in (one, two, one**2, two**2, one * two))
-    spread = np.sqrt(np.maximum(square_one - mean_one**2, 0)
-                     * np.maximum(square_two - mean_two**2, 0))
+    std_product = np.sqrt(np.maximum(square_one - mean_one**2, 0)
+                          * np.maximum(square_two - mean_two**2, 0))
     c3 = K2**2 / 2
-    return (product - mean_one * mean_two + c3) / (spread + c3)
+    return (product - mean_one * mean_two + c3) / (std_product + c3)
 
 
 def gradient_agreement(
@@ -157,14 +278,32 @@ def gradient_agreement(
     mask: np.ndarray,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> float:
-    """Do edges point the same way? sum(g1 . g2) / sum(|g1| |g2|) inside the eroded mask.
+    """Compute the agreement of edge directions, sum(g1 . g2) / sum(|g1| |g2|), in the eroded mask.
 
-    The cosine of the angle between the two gradients, weighted by both lengths. Range -1 to 1,
-    higher is nearer; a gain or an offset does not move it, a turned contrast gives -1. Gradients
-    are Gaussian derivatives of 1 voxel, in intensity per mm. NaN where no gradient is left.
+    This is the cosine of the angle between the gradients (Gaussian derivatives of 1 voxel),
+    weighted by both lengths. Gain and offset do not change it; an inverted contrast gives -1.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Brain mask; 3 voxels at its border are left out.
+    spacing : tuple of float
+        Voxel size in mm.
+
+    Returns
+    -------
+    float
+        -1 to 1, higher is more similar; NaN if there is no gradient.
+
+    Raises
+    ------
+    InputError
+        As `psnr`.
     """
     _check(first, second, mask, 1.0)
-    core = ndimage.binary_erosion(mask, iterations=GRADIENT_MARGIN)
+    core = ndimage.binary_erosion(mask, iterations=GRADIENT_MARGIN_VOXELS)
     one, two = _gradient(first, core, spacing), _gradient(second, core, spacing)
     lengths = np.sum(np.linalg.norm(one, axis=0) * np.linalg.norm(two, axis=0))
     return float(np.sum(one * two) / lengths) if lengths > 0 else float("nan")
@@ -177,7 +316,7 @@ def _difference(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_ra
 
 
 def _check(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: float) -> None:
-    """InputError unless the arrays share one 3D grid, the mask is not empty and R is positive."""
+    """Raise `InputError` unless arrays share a 3D grid, the mask is not empty and R is positive."""
     if first.ndim != 3 or not first.shape == second.shape == mask.shape:
         raise InputError(f"expected two images and a mask on one 3D grid, got {first.shape}, "
                          f"{second.shape} and {mask.shape}. Resample them first.")
@@ -189,9 +328,9 @@ def _check(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range: 
                          "Check the target's images.")
 
 
-def _masked_box(mask: np.ndarray, *arrays: np.ndarray, margin: int = WINDOW_RADIUS
-                ) -> tuple[np.ndarray, ...]:
-    """Mask and arrays (zero outside the mask) cut to the mask's box plus ``margin`` voxels."""
+def _masked_box(mask: np.ndarray, *arrays: np.ndarray,
+                margin: int = WINDOW_RADIUS_VOXELS) -> tuple[np.ndarray, ...]:
+    """Crop mask and arrays (zero outside the mask) to the mask's box plus `margin` voxels."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     pad = [(margin, margin)] * 3
     inside = np.pad(mask[box], pad)
@@ -200,13 +339,14 @@ def _masked_box(mask: np.ndarray, *arrays: np.ndarray, margin: int = WINDOW_RADI
 
 
 def _window(array: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(array, WINDOW_SIGMA, truncate=WINDOW_TRUNCATE)
+    return ndimage.gaussian_filter(array, WINDOW_SIGMA_VOXELS, truncate=WINDOW_TRUNCATE_SIGMAS)
 
 
 def _gradient(array: np.ndarray, where: np.ndarray, spacing: tuple[float, float, float]
               ) -> np.ndarray:
-    """Gaussian-derivative gradient at the voxels of ``where``, (3, voxels), intensity per mm."""
+    """Return the gradient at the voxels of `where`, shape (3, voxels), in intensity per mm."""
     array = array.astype(np.float32)
     return np.stack([
-        ndimage.gaussian_filter(array, GRADIENT_SIGMA, order=np.eye(3, dtype=int)[axis])[where]
-        / spacing[axis] for axis in range(3)]).astype(np.float64)
+        ndimage.gaussian_filter(array, GRADIENT_SIGMA_VOXELS,
+                                order=np.eye(3, dtype=int)[axis])[where] / spacing[axis]
+        for axis in range(3)]).astype(np.float64)

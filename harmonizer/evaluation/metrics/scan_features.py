@@ -1,7 +1,7 @@
-"""What one scan leaves behind for the referee: texture, tissue ratios, anatomy. Then it is closed.
+"""Measurements of a scan and its harmonized images: texture, tissues, anatomy, fingerprints.
 
-A scan and its harmonized variants are opened once, one variant at a time; only numbers stay. They
-can be kept in a folder, so that asking again with another covariate opens no image.
+Each image is read once, one method at a time, and only numbers are kept. With a cache, another
+covariate needs no image.
 """
 
 from __future__ import annotations
@@ -16,80 +16,128 @@ from typing import Any
 import numpy as np
 
 from ...cohort import Scan
+from ...contrast.local_statistics import stack_probabilities
+from ...contrast.texture import BAND_SIGMAS_MM, measure_texture
 from ...errors import InputError
 from ...files import atomic_path, read_json, write_json
 from ...segmentation.segmentations import Segment, Summary, name_of, summary_of
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..cache import array_key, file_key, with_nan, without_nan
 from ..questions.anatomy import compare_anatomy
 from ..questions.scanner import texture_features
 from ..questions.subject import fingerprint
+from ..table import MEASURES, Metric
 
-__all__ = ["Job", "Numbers", "Progress", "measure", "spread"]
+__all__ = ["Progress", "ScanJob", "ScanMeasurements", "measure_scan", "process_pool",
+           "texture_rows"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done, and how many there are."""
+"""Called with a label, the jobs done and the jobs in total."""
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Numbers of one scan by method; "" stands for the unharmonized image.
+class ScanMeasurements:
+    """Measurements of one scan by method; the key "" is the unharmonized image.
 
-    ``prints``: fingerprints (blocks,), see `identity.fingerprint`.
+    Attributes
+    ----------
+    scan_id : str
+        Scan identifier.
+    texture : mapping of str to mapping of str to float
+        Texture features, noise and blur.
+    ratios : mapping of str to mapping of str to float
+        Tissue ratios, 0 to 1.
+    anatomy : mapping of str to mapping of str to float
+        Anatomy measures of the harmonized images, see `compare_anatomy`.
+    fingerprints : mapping of str to ndarray, shape (blocks,)
+        See `questions.subject.fingerprint`.
     """
 
     scan_id: str
     texture: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     ratios: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     anatomy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    prints: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fingerprints: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Job:
+class ScanJob:
     """One scan, its harmonized images by method, and how to measure them.
 
-    ``labels`` (I, J, K) tissue of the template, or None; ``grey_range`` of the study; ``segment``
-    or None; ``cache``: folder of kept numbers, or None.
+    Attributes
+    ----------
+    scan : Scan
+        Unharmonized scan.
+    variants : mapping of str to Scan
+        Harmonized image by method.
+    labels : ndarray, shape (I, J, K), or None
+        Tissue labels of the template.
+    gray_range : tuple of float
+        Lowest and highest intensity of the study.
+    segment : callable or None
+        Segmenter of a volume.
+    cache : Path or None
+        Folder of the cache.
     """
 
     scan: Scan
     variants: Mapping[str, Scan]
     labels: np.ndarray | None
-    grey_range: tuple[float, float]
+    gray_range: tuple[float, float]
     segment: Segment | None = None
     cache: Path | None = None
 
 
-def measure(job: Job) -> Numbers:
-    """All numbers of a scan; InputError for an image that cannot be used, naming the scan."""
+def measure_scan(job: ScanJob) -> ScanMeasurements:
+    """Measure a scan and its harmonized images, or read the measurements from the cache.
+
+    Parameters
+    ----------
+    job : ScanJob
+        Images and settings.
+
+    Returns
+    -------
+    ScanMeasurements
+        All numbers.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read or lies on another grid; the message names the scan.
+    """
     images = [job.scan.image, job.scan.mask,
-              *(path for scan in job.variants.values() for path in (scan.image, scan.mask))]
-    key = file_key(images, "scan", sorted(job.variants), job.grey_range,
+              *(path for scan in job.variants.values() for path in (scan.image, scan.mask)),
+              *job.scan.tissues.values()]
+    key = file_key(images, "scan with noise", sorted(job.variants), job.gray_range,
                    array_key(job.labels), job.segment and name_of(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
-        found, prints = with_nan(read_json(path.with_suffix(".json"))), _read_prints(path)
+        found = with_nan(read_json(path.with_suffix(".json")))
+        fingerprints = _read_fingerprints(path)
     else:
-        found, prints = _measure(job)
+        found, fingerprints = _measure(job)
         if path is not None:
             write_json(path.with_suffix(".json"), without_nan(found))
-            _write_prints(path, prints)
-    return Numbers(job.scan.scan_id, found["texture"], found["ratios"], found["anatomy"], prints)
+            _write_fingerprints(path, fingerprints)
+    return ScanMeasurements(job.scan.scan_id, found["texture"], found["ratios"],
+                            found["anatomy"], fingerprints)
 
 
-def _write_prints(path: Path, prints: Mapping[str, np.ndarray]) -> None:
-    names = np.array(list(prints))
+def _write_fingerprints(path: Path, fingerprints: Mapping[str, np.ndarray]) -> None:
+    names = np.array(list(fingerprints))
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, names=names, prints=np.stack(list(prints.values())))
+        np.savez_compressed(temporary, names=names,
+                            fingerprints=np.stack(list(fingerprints.values())))
 
 
-def _read_prints(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as kept_prints:
-        return dict(zip(kept_prints["names"].tolist(), kept_prints["prints"]))
+def _read_fingerprints(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(zip(stored["names"].tolist(), stored["fingerprints"]))
 
 
-def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, np.ndarray]]:
+def _measure(job: ScanJob) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, np.ndarray]]:
     source = job.scan.read()
     labels = job.labels
     if labels is not None and labels.shape != source.shape:
@@ -98,7 +146,7 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
     numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
     before = summary_of(source, job.segment)
     _add(numbers, "", source, before, job)
-    prints = {"": fingerprint(source)}
+    fingerprints = {"": fingerprint(source)}
     for backend, scan in job.variants.items():
         result = scan.read()
         if not source.same_grid(result):
@@ -108,28 +156,88 @@ def _measure(job: Job) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str
         _add(numbers, backend, result, after, job)
         numbers["anatomy"][backend] = compare_anatomy(
             source, result, job.segment, of_source=before, of_result=after)
-        prints[backend] = fingerprint(result)
-    return numbers, prints
+        fingerprints[backend] = fingerprint(result)
+    return numbers, fingerprints
 
 
 def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: Volume,
-         found: Summary | None, job: Job) -> None:
-    numbers["texture"][backend] = texture_features(volume, job.labels, job.grey_range)
+         found: Summary | None, job: ScanJob) -> None:
+    numbers["texture"][backend] = {**texture_features(volume, job.labels, job.gray_range),
+                                   **_noise_and_blur(volume, job)}
     if found is not None:
         numbers["ratios"][backend] = found.ratios
 
 
-@contextmanager
-def spread(workers: int, progress: Progress | None = None
-           ) -> Iterator[Callable[[str], Callable[..., Iterable]]]:
-    """Yields label -> ``map`` over scans, in this process or in ``workers`` others; order is kept.
+def _noise_and_blur(volume: Volume, job: ScanJob) -> dict[str, float]:
+    """Return texture numbers in the tissues of the unharmonized scan, else of the template."""
+    maps = job.scan.read_tissues()
+    if not maps and job.labels is not None:
+        maps = {name: (job.labels == code) * volume.mask
+                for code, name in enumerate(TISSUES, start=1)}
+    if not maps or not any(one[volume.mask].any() for one in maps.values()):
+        return {}
+    return measure_texture(volume, stack_probabilities(maps, volume)).numbers()
 
-    ``progress`` is called with (label, jobs done, jobs in all), from 0 on. New processes are
-    started clean (spawn): a fork would inherit the threads of ITK and BLAS. An interrupt (a
-    scheduler's too) ends them at once: a scan takes minutes.
+
+def texture_rows(scan: Scan, numbers: Mapping[str, float], backend: str, target: str
+                 ) -> list[Metric]:
+    """Return rows of noise, blur and band energies of one scan by one method.
+
+    Parameters
+    ----------
+    scan : Scan
+        Which scan.
+    numbers : mapping of str to float
+        Its texture numbers.
+    backend : str
+        Method; "" for the unharmonized image.
+    target : str
+        Site harmonized to.
+
+    Returns
+    -------
+    list of Metric
+        Stage "before" or "after".
+    """
+    rows = []
+    for name, value in numbers.items():
+        measure_name, tissue, reference = name, "brain", ""
+        if name.startswith("band"):
+            band, _, tissue = name.partition("_")
+            low, high = (0.0, *BAND_SIGMAS_MM)[int(band[4:]) - 1:][:2]
+            measure_name, reference = "band_std", f"{low:g} to {high:g} mm"
+        if measure_name in MEASURES and (
+                measure_name == "band_std" or measure_name.startswith(("noise", "blur"))):
+            rows.append(Metric(
+                measure_name, value, MEASURES[measure_name].unit, "after" if backend else "before",
+                scan.subject, scan.session or "", scan.scan_id, scan.modality, scan.site,
+                tissue.upper() if tissue not in ("", "brain") else "brain", reference=reference,
+                backend=backend, target=target if backend else ""))
+    return rows
+
+
+@contextmanager
+def process_pool(workers: int, progress: Progress | None = None
+           ) -> Iterator[Callable[[str], Callable[..., Iterable]]]:
+    """Provide a ``map`` over scans in this process or in several, in order, with progress.
+
+    New processes are spawned: forked ones would inherit the threads of ITK and BLAS. An interrupt
+    ends them at once, because a scan takes minutes.
+
+    Parameters
+    ----------
+    workers : int
+        Processes; 1 works in this process.
+    progress : callable, optional
+        Called with (label, jobs done, jobs in total), from 0 on.
+
+    Yields
+    ------
+    callable
+        Takes a label and returns a ``map``.
     """
     if workers <= 1:
-        yield partial(_telling, map, progress)
+        yield partial(_report_progress, map, progress)
         return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import active_children, get_context
@@ -137,21 +245,21 @@ def spread(workers: int, progress: Progress | None = None
     others = set(active_children())
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            yield partial(_telling, pool.map, progress)
-        except KeyboardInterrupt:  # then the pool, which misses them, is waited for as always
+            yield partial(_report_progress, pool.map, progress)
+        except KeyboardInterrupt:  # leaving the pool then waits for the others
             for worker in set(active_children()) - others:
                 worker.kill()
             raise
 
 
-def _telling(mapper: Callable[..., Iterable], progress: Progress | None, label: str
+def _report_progress(mapper: Callable[..., Iterable], progress: Progress | None, label: str
              ) -> Callable[..., Iterable]:
-    """``mapper``, which then says how far it is."""
-    def told(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+    """Return `mapper` with calls of `progress`."""
+    def mapped(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         every = list(jobs)
         progress(label, 0, len(every))
         for done, result in enumerate(mapper(function, every), start=1):
             progress(label, done, len(every))
             yield result
 
-    return mapper if progress is None else told
+    return mapper if progress is None else mapped

@@ -1,9 +1,9 @@
-"""What the guard measures: did anatomy move? (The limits are in `tolerance`.)
+"""Measures of anatomical change between an image and its source.
 
-What moved is seen after the contrast is explained away: harmonized = a + b f(source) + rest, where
-f is a stiff function of intensity alone and a, b vary only over 12 mm (a bias field). The rest,
-averaged over 2.5 mm (noise), is the map of where it moved. A lesion erased or painted in stands out
-there, though no mean over the brain notices it.
+The change of contrast is removed first: harmonized = a + b f(source) + residual, where f is a
+piecewise linear function of intensity and a, b vary slowly in space (a bias field, 12 mm). The
+residual, averaged over 2.5 mm against noise, is the map of anatomical change. It shows an erased or
+added lesion, which a mean over the brain does not. The limits are in `anatomy_limits`.
 """
 
 from __future__ import annotations
@@ -15,107 +15,130 @@ import numpy as np
 from scipy import ndimage
 
 from ...errors import InputError
-from ...segmentation.segmentations import (
-    TISSUES,
-    Segment,
-    Segmentation,
-    as_labels,
-    summary,
-    tissue_ratios,
-)
+from ...segmentation.segmentations import Segment, Segmentation, as_labels, summary, tissue_ratios
+from ...tissues import TISSUES
 from ...volume import Volume
 from ..metrics import image as near
 from ..metrics.distribution import intensity_range, quantile_function
 
-__all__ = ["GUARDED", "explained_by_contrast", "moved_map", "edge_displacement", "overlap",
-           "nearest_overlap", "compare_anatomy"]
+__all__ = ["GUARDED", "anatomy_change_map", "compare_anatomy", "edge_displacement",
+           "match_contrast", "nearest_overlap", "overlap"]
 
-GUARDED = {  # measure -> what a reader is told; True where higher is better
+GUARDED = {  # measure -> description, and whether higher is better
     "ssim_structure": ("structure (SSIM)", True),
     "gradient_agreement": ("direction of edges", True),
     "edge_displacement": ("displacement of edges, mm", False),
-    "largest_change": ("largest local change, share of the range", False),
+    "largest_change": ("largest local change, fraction of the range", False),
     "dice": ("overlap of tissues (Dice)", True),
     "ravd": ("change of tissue volumes", False),
 }
-KNOTS = 11  # ends included
-LINE_BINS = 512
-SMOOTH_MM = 12.0  # standard deviation of the window in which gain and offset may differ
-LEAST_VARIANCE = 1e-4  # of f(source) in ranges squared; with less around it, the local gain is 1
-LOCAL_MM = 2.5  # standard deviation of the window over which a local change is averaged
-RIM_MM = 4.0  # taken off the mask: its border belongs to the skull-strip
-BLOCK_MM = 2.0  # blocks that the map of where it moved is worked out on
-EDGE_SHARE = 0.1  # of the voxels, those with the steepest gradient
+N_KNOTS = 11  # ends included
+N_BINS = 512
+BIAS_SIGMA_MM = 12.0  # standard deviation of the window of gain and offset
+MIN_LOCAL_VARIANCE = 1e-4  # of f(source) in ranges squared; with less, the local gain is 1
+CHANGE_SIGMA_MM = 2.5  # standard deviation of the window of the change map
+MASK_MARGIN_MM = 4.0  # removed at the border, which depends on skull-stripping
+BLOCK_MM = 2.0  # resolution of the change map
+EDGE_FRACTION = 0.1  # of the voxels, by gradient
 
 
-def explained_by_contrast(source: np.ndarray, result: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """f(source): what ``result`` would be if only the contrast had changed, zero off the mask.
+def match_contrast(source: np.ndarray, result: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Predict the result from the source as if only the contrast had changed: f(source).
 
-    Arrays (I, J, K). f is a broken line with 9 knots between the 1st and the 99th percentile of the
-    source, fitted there by least squares; beyond them it goes on straight, for up to half the
-    range. It may turn (T1 to T2 contrast), but follows no intensity that only a lesion has.
+    f is piecewise linear with 11 knots between the 1st and the 99th percentile of the source,
+    fitted by least squares; beyond, it is extrapolated for up to half the range. It need not be
+    monotonic (T1w to T2w contrast), but cannot follow the intensities of a lesion.
+
+    Parameters
+    ----------
+    source, result : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Voxels to fit.
+
+    Returns
+    -------
+    ndarray, shape (I, J, K)
+        float32, in the units of the result; 0 outside the mask.
     """
-    values, goal = source[mask].astype(np.float64), result[mask].astype(np.float64)
+    values, wanted = source[mask].astype(np.float64), result[mask].astype(np.float64)
     first, low, high, last = np.percentile(values, [0.5, 1, 99, 99.5])
     reach = (last - first) / 2
     if not high > low:
-        return np.where(mask, goal.mean(), 0).astype(np.float32)
-    counts, edges = np.histogram(values, LINE_BINS, (low, high))
-    total = np.histogram(values, edges, weights=goal)[0]
+        return np.where(mask, wanted.mean(), 0).astype(np.float32)
+    counts, edges = np.histogram(values, N_BINS, (low, high))
+    total = np.histogram(values, edges, weights=wanted)[0]
     full = counts > 0
     middle = ((edges[:-1] + edges[1:]) / 2)[full]
-    knots = np.linspace(low, high, KNOTS)
+    knots = np.linspace(low, high, N_KNOTS)
     weight = np.sqrt(counts[full])
-    line = np.linalg.lstsq(_hinges(middle, knots) * weight[:, None],
+    coefficients = np.linalg.lstsq(_hinges(middle, knots) * weight[:, None],
                            total[full] / counts[full] * weight, rcond=None)[0]
     expected = np.zeros(source.shape, dtype=np.float32)
-    expected[mask] = _hinges(np.clip(values, first - reach, last + reach), knots) @ line
+    expected[mask] = _hinges(np.clip(values, first - reach, last + reach), knots) @ coefficients
     return expected
 
 
 def _hinges(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """(n, knots) basis of broken lines: a constant, x, and max(x - knot, 0) at inner knots."""
+    """Return the basis of piecewise linear functions: 1, x, and max(x - knot, 0) at inner knots."""
     unit = (x - knots[0]) / (knots[-1] - knots[0])
     inner = (knots[1:-1] - knots[0]) / (knots[-1] - knots[0])
     return np.column_stack([np.ones_like(unit), unit, np.maximum(unit[:, None] - inner, 0)])
 
 
-def moved_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
+def anatomy_change_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
               spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
-    """Where it moved: (I, J, K) float32, signed, in shares of the result's 0.5 to 99.5 % range.
+    """Compute the map of anatomical change, as a fraction of the result's 0.5 to 99.5 % range.
 
-    result - (a + b f(source)) with a and b fitted over 12 mm around each voxel (a bias field is no
-    anatomy), averaged over 2.5 mm; Gaussian windows that count only voxels inside the mask; 0 off
-    the mask. Worked out on blocks of about 2 mm, which a window of 2.5 mm does not notice.
-    InputError for a constant result.
+    The map is result - (a + b f(source)), with a and b fitted over 12 mm around each voxel,
+    averaged over 2.5 mm. The Gaussian windows use only voxels inside the mask. The map is computed
+    on blocks of about 2 mm, which is fine enough for a window of 2.5 mm.
+
+    Parameters
+    ----------
+    source, result : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Brain mask.
+    spacing : sequence of float
+        Voxel size in mm.
+
+    Returns
+    -------
+    ndarray, shape (I, J, K)
+        float32, signed; 0 outside the mask.
+
+    Raises
+    ------
+    InputError
+        If the result is constant.
     """
-    expected = explained_by_contrast(source, result, mask)
-    box, coarse, factor = _moved_blocks(expected, result, mask, spacing)
+    expected = match_contrast(source, result, mask)
+    box, coarse, factor = _change_on_blocks(expected, result, mask, spacing)
     full = np.zeros(mask.shape, dtype=np.float32)
-    full[box] = _between(coarse, factor, mask[box].shape) * mask[box]
+    full[box] = _interpolate(coarse, factor, mask[box].shape) * mask[box]
     return full
 
 
-def _moved_blocks(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
+def _change_on_blocks(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
                   spacing: Sequence[float]
                   ) -> tuple[tuple[slice, ...], np.ndarray, tuple[int, int, int]]:
-    """The mask's box, the map on blocks inside it, and how many voxels a block has along an axis.
-    """
+    """Return the mask's box, the map on blocks inside it, and the voxels per block by axis."""
     scale = intensity_range(quantile_function(result[mask]))
     if not scale > 0:
         raise InputError("expected a harmonized image with contrast, got a constant one.")
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     factor = tuple(max(int(BLOCK_MM / step + 1e-6), 1) for step in spacing)
-    share = _blocks(mask[box].astype(np.float32), factor)
+    fraction = _blocks(mask[box].astype(np.float32), factor)
     x, y = (_blocks(np.where(mask[box], array[box], 0), factor) / scale
-            / np.maximum(share, 1e-6) for array in (expected, result))
+            / np.maximum(fraction, 1e-6) for array in (expected, result))
     size = np.asarray(spacing) * factor
-    rest = _without_local_line(y, x, share, size)
-    return box, _mean_inside(rest, share, size, LOCAL_MM), factor
+    rest = _without_local_line(y, x, fraction, size)
+    return box, _mean_inside(rest, fraction, size, CHANGE_SIGMA_MM), factor
 
 
 def _blocks(array: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """Mean over blocks of ``factor`` voxels, float32; the last ones are filled up with zeros."""
+    """Average blocks of `factor` voxels; the last ones are padded with zeros."""
     if tuple(factor) == (1, 1, 1):
         return array.astype(np.float32)
     padded = np.pad(array, [(0, -size % step) for size, step in zip(array.shape, factor)])
@@ -124,89 +147,106 @@ def _blocks(array: np.ndarray, factor: Sequence[int]) -> np.ndarray:
     return padded.reshape(i, a, j, b, k, c).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def _without_local_line(y: np.ndarray, x: np.ndarray, share: np.ndarray, spacing: Sequence[float]
+def _without_local_line(y: np.ndarray, x: np.ndarray, fraction: np.ndarray, spacing: Sequence[float]
                         ) -> np.ndarray:
-    """y - (a + b x), see `_local_line`; ``share`` of a block in the mask."""
-    mean_x, mean_y, slope = _local_line(y, x, share, spacing)
-    return np.where(share > 0, y - mean_y - slope * (x - mean_x), 0)
+    """Return y - (a + b x), see `_local_line`."""
+    mean_x, mean_y, slope = _local_line(y, x, fraction, spacing)
+    return np.where(fraction > 0, y - mean_y - slope * (x - mean_x), 0)
 
 
-def _local_line(y: np.ndarray, x: np.ndarray, share: np.ndarray, spacing: Sequence[float]
+def _local_line(y: np.ndarray, x: np.ndarray, fraction: np.ndarray, spacing: Sequence[float]
                 ) -> tuple[np.ndarray, ...]:
-    """Of y = mean_y + b (x - mean_x), by least squares over 12 mm: mean_x, mean_y and b at each
-    place. ``share`` (0 to 1) of each place in the mask. Means are taken on blocks of about 4 mm.
+    """Fit y = mean_y + b (x - mean_x) by least squares over 12 mm around each voxel.
+
+    Means are computed on blocks of about 4 mm. `fraction` is the part of each voxel inside the
+    mask. Returns mean_x, mean_y and b.
     """
-    factor = tuple(max(int(SMOOTH_MM / 3 / step + 1e-6), 1) for step in spacing)
-    wide = _blocks(share, factor)
+    factor = tuple(max(int(BIAS_SIGMA_MM / 3 / step + 1e-6), 1) for step in spacing)
+    coarse_fraction = _blocks(fraction, factor)
     size = np.asarray(spacing) * factor
-    means = [_mean_inside(_blocks(array * share, factor) / np.maximum(wide, 1e-6), wide, size,
-                          SMOOTH_MM) for array in (x, y, x * x, x * y)]
-    mean_x, mean_y, square, product = (_between(mean, factor, x.shape) for mean in means)
+    means = [_mean_inside(_blocks(array * fraction, factor) / np.maximum(coarse_fraction, 1e-6),
+                          coarse_fraction, size, BIAS_SIGMA_MM) for array in (x, y, x * x, x * y)]
+    mean_x, mean_y, square, product = (_interpolate(mean, factor, x.shape) for mean in means)
     variance = np.maximum(square - mean_x**2, 0)
-    return mean_x, mean_y, (product - mean_x * mean_y + LEAST_VARIANCE) / (
-        variance + LEAST_VARIANCE)
+    return mean_x, mean_y, (product - mean_x * mean_y + MIN_LOCAL_VARIANCE) / (
+        variance + MIN_LOCAL_VARIANCE)
 
 
-def _between(coarse: np.ndarray, factor: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Blocks of ``factor`` places read at each of ``shape`` places, linearly: axis by axis, which
-    is a tenth of the work of reading each place by itself.
+def _interpolate(coarse: np.ndarray, factor: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Interpolate blocks of `factor` voxels linearly to `shape`.
+
+    Axis by axis, this takes a tenth of the time of `ndimage.map_coordinates`.
     """
     for axis, (size, step) in enumerate(zip(shape, factor)):
         last = coarse.shape[axis] - 1
         where = np.clip((np.arange(size) + 0.5) / step - 0.5, 0, last)
         before = where.astype(int)
-        onward = np.expand_dims((where - before).astype(coarse.dtype),
+        weight = np.expand_dims((where - before).astype(coarse.dtype),
                                 tuple(i for i in range(coarse.ndim) if i != axis))
         low, high = (np.take(coarse, at, axis) for at in (before, np.minimum(before + 1, last)))
-        coarse = low + onward * (high - low)
+        coarse = low + weight * (high - low)
     return coarse
 
 
-def _mean_inside(array: np.ndarray, share: np.ndarray, spacing: Sequence[float], width_mm: float
+def _mean_inside(array: np.ndarray, fraction: np.ndarray, spacing: Sequence[float], width_mm: float
                  ) -> np.ndarray:
-    """Gaussian mean of ``array`` weighted by ``share`` (0 to 1) of each voxel in the mask."""
+    """Return the Gaussian mean of an array, weighted by each voxel's fraction in the mask."""
     sigma = width_mm / np.asarray(spacing)
-    weight = ndimage.gaussian_filter(share.astype(np.float32), sigma, truncate=3)
-    total = ndimage.gaussian_filter((array * share).astype(np.float32), sigma, truncate=3)
+    weight = ndimage.gaussian_filter(fraction.astype(np.float32), sigma, truncate=3)
+    total = ndimage.gaussian_filter((array * fraction).astype(np.float32), sigma, truncate=3)
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-4)
 
 
 def _core(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """The mask without its outer 4 mm, or the mask itself where that leaves nothing."""
+    """Return the mask without its outer 4 mm, or the mask itself if nothing would be left."""
     padded = np.pad(mask, 1)
-    inner = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1] > RIM_MM
+    depth_mm = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1]
+    inner = depth_mm > MASK_MARGIN_MM
     return inner if inner.any() else mask
 
 
 def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
                       spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> float:
-    """Mean distance in mm between the edges of a + b f(source) and of the result, both ways.
+    """Compute the mean distance between the edges of a + b f(source) and of the result, both ways.
 
-    a and b vary over 12 mm, as in :func:`moved_map`: a bias field makes other edges the steepest
-    ones, and moves none. Edges: the tenth of the voxels of the mask's core with the steepest
-    gradient (Gaussian derivative of 1 voxel). 0 to infinity, lower is better; NaN where an image
-    has no edges.
+    a and b vary over 12 mm as in `anatomy_change_map`: a bias field changes which edges are
+    steepest, but displaces none. Edges are the tenth of the voxels inside the eroded mask with the
+    largest gradient (Gaussian derivative of 1 voxel).
+
+    Parameters
+    ----------
+    source, result : ndarray, shape (I, J, K)
+        Images on one grid.
+    mask : ndarray of bool, shape (I, J, K)
+        Brain mask.
+    spacing : sequence of float
+        Voxel size in mm.
+
+    Returns
+    -------
+    float
+        In mm, 0 or more; NaN if an image has no edges.
     """
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    expected = explained_by_contrast(source, result, mask)
+    expected = match_contrast(source, result, mask)
     return _displacement(expected[box], result[box], mask[box], _core(mask[box], spacing), spacing)
 
 
 def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray, core: np.ndarray,
                   spacing: Sequence[float]) -> float:
-    """See `edge_displacement`; all in the mask's box, ``core`` that of the mask."""
+    """Compute `edge_displacement` inside the mask's box; `core` is the eroded mask."""
     steep = [_steepness(image, spacing) for image in (expected, result)]
     steep[0] *= np.abs(_local_gain(expected, result, mask, spacing))
     edges = [_edges(one, core) for one in steep]
     if not all(edge.any() for edge in edges):
         return math.nan
-    away = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
-    return float((away[1][edges[0]].mean() + away[0][edges[1]].mean()) / 2)
+    distances = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+    return float((distances[1][edges[0]].mean() + distances[0][edges[1]].mean()) / 2)
 
 
 def _local_gain(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
                 spacing: Sequence[float]) -> np.ndarray:
-    """b of `_local_line` at each voxel; 1 for a constant result, which has no edges anyway."""
+    """Return b of `_local_line` at each voxel; 1 for a constant result, which has no edges."""
     scale = intensity_range(quantile_function(result[mask]))
     if not scale > 0:
         return np.ones(mask.shape, dtype=np.float32)
@@ -216,23 +256,32 @@ def _local_gain(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
 
 
 def _steepness(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Length of the gradient (Gaussian derivative of 1 voxel), in units of the image per mm."""
+    """Return the length of the gradient (Gaussian derivative of 1 voxel) in intensity per mm."""
     image = image.astype(np.float32)
     return np.sqrt(sum((ndimage.gaussian_filter1d(image, 1.0, axis=axis, order=1, mode="nearest")
                         / spacing[axis]) ** 2 for axis in range(3)))
 
 
 def _edges(steepness: np.ndarray, core: np.ndarray) -> np.ndarray:
-    limit = np.quantile(steepness[core], 1 - EDGE_SHARE)
+    limit = np.quantile(steepness[core], 1 - EDGE_FRACTION)
     return core & (steepness >= limit) & (steepness > 0)
 
 
 def overlap(source: Segmentation, result: Segmentation) -> tuple[float, float]:
-    """Dice and rAVD of two segmentations of one brain, each of the tissue where it is worst.
+    """Compute Dice and relative absolute volume difference, each of the worst tissue.
 
-    Dice = 2 |A and B| / (|A| + |B|), 0 to 1, higher is better. rAVD = |V_result - V_source| /
-    V_source of tissue ratios, 0 to infinity, lower is better; NaN for a tissue that the source does
-    not have. A tissue that neither has is left out.
+    Parameters
+    ----------
+    source, result : Segmentation
+        Segmentations of one brain.
+
+    Returns
+    -------
+    dice : float
+        2 |A and B| / (|A| + |B|), 0 to 1, higher is better.
+    ravd : float
+        |V_result - V_source| / V_source of tissue ratios, 0 or more; NaN for a tissue that the
+        source does not have. A tissue that neither has is left out.
     """
     one, two = as_labels(source), as_labels(result)
     before, after = tissue_ratios(source), tissue_ratios(result)
@@ -248,10 +297,22 @@ def overlap(source: Segmentation, result: Segmentation) -> tuple[float, float]:
 
 
 def nearest_overlap(sources: Sequence[Segmentation], result: Segmentation) -> tuple[float, float]:
-    """Dice and rAVD (see :func:`overlap`) against whichever segmentation of the source is nearer.
+    """Compute `overlap` with the segmentation of the source that is more similar.
 
-    One brain segmented from two contrasts gives two answers, both of its anatomy: what moved is far
-    from each. Chosen for either number by itself.
+    Two segmentations of one brain with different contrasts differ; anatomical change differs from
+    both. The choice is made for each measure.
+
+    Parameters
+    ----------
+    sources : sequence of Segmentation
+        Segmentations of the source.
+    result : Segmentation
+        Segmentation of the harmonized image.
+
+    Returns
+    -------
+    dice, ravd : float
+        As in `overlap`.
     """
     found = np.array([overlap(one, result) for one in sources])
     return float(np.fmax.reduce(found[:, 0])), float(np.fmin.reduce(found[:, 1]))
@@ -260,14 +321,30 @@ def nearest_overlap(sources: Sequence[Segmentation], result: Segmentation) -> tu
 def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = None, *,
                     of_source: Segmentation | None = None, of_result: Segmentation | None = None
                     ) -> dict[str, float]:
-    """All guarded measures of an image against its source; keys as in GUARDED.
+    """Compute all anatomy measures of an image against its source.
 
-    Both on one grid; inside the source's mask, and the result's where it has one. With ``segment``
-    also ``dice`` and ``ravd``, of the result against f(source) or the source as it is, whichever is
-    nearer: a segmentation that sees the scanner would call the removal of the scanner a change of
-    anatomy, and where the source's contrast is poor, f(source) is poorer. ``of_source`` and
-    ``of_result``: what ``segment`` gives of the two, where it is known already. A constant image
-    gets the worst values there are. InputError for other grids.
+    With a segmenter, the result is compared with f(source) and with the source, and the more
+    similar one counts. A segmenter that depends on contrast would take a change of contrast for
+    anatomy; and if the source has poor contrast, f(source) is worse than the source.
+
+    Parameters
+    ----------
+    source, result : Volume
+        On one grid; compared inside the mask of the source and, if present, of the result.
+    segment : callable, optional
+        Segmenter of a volume; without it there is no Dice and no volume difference.
+    of_source, of_result : Segmentation, optional
+        Segmentations by `segment`, if they are known already.
+
+    Returns
+    -------
+    dict of str to float
+        Keys as in `GUARDED`. A constant image has the worst possible values.
+
+    Raises
+    ------
+    InputError
+        If the source has no mask or the grids differ.
     """
     if source.mask is None or not source.same_grid(result):
         raise InputError(f"expected a masked source and its result on one grid, got {source.shape} "
@@ -278,20 +355,20 @@ def compare_anatomy(source: Volume, result: Volume, segment: Segment | None = No
     if not min(ranges) > 0:
         worst = {"ssim_structure": 0.0, "gradient_agreement": 0.0, "largest_change": 1.0}
         return worst if segment is None else {**worst, "dice": 0.0, "ravd": 1.0}
-    expected = explained_by_contrast(one, two, mask)
-    box, moved, factor = _moved_blocks(expected, two, mask, spacing)
+    expected = match_contrast(one, two, mask)
+    box, change, factor = _change_on_blocks(expected, two, mask, spacing)
     core = _core(mask[box], spacing)
     inner = _blocks(core, factor) >= 0.5
     values = {
         "ssim_structure": near.ssim_structure(one, two, mask, *ranges),
         "gradient_agreement": near.gradient_agreement(one, two, mask, spacing),
         "edge_displacement": _displacement(expected[box], two[box], mask[box], core, spacing),
-        "largest_change": float(np.abs(moved[inner]).max()),
+        "largest_change": float(np.abs(change[inner]).max()),
     }
     if segment is not None:
-        goal = summary(segment(result) if of_result is None else of_result)
+        after = summary(segment(result) if of_result is None else of_result)
         sources = [summary(segment(source) if of_source is None else of_source)]
         if np.ptp(expected[mask]) > 0:
             sources.append(summary(segment(Volume(expected, source.affine, mask))))
-        values["dice"], values["ravd"] = nearest_overlap(sources, goal)
+        values["dice"], values["ravd"] = nearest_overlap(sources, after)
     return values

@@ -1,9 +1,9 @@
-"""The guard: how much of a change of anatomy is too much, and which image has it.
+"""Limits of anatomical change, and the images that exceed them.
 
-A harmonized image may differ from its source in contrast, and by no more in anatomy than two scans
-of one person on one scanner differ from each other. That is measured, on the cohort's own rescans;
-where there are none, on simulated ones: the scan moved by what registration repeats to, and apart
-from itself by the noise of two visits. An image that breaks a limit is flagged with the reason.
+A harmonized image may differ from its source in contrast, and in anatomy by no more than two scans
+of one subject on one scanner. The limits come from the rescans of the cohort. Without rescans, or
+if these limits would not detect a shift of one voxel, they come from simulated rescans: the scan
+moved by the registration error, with the noise of a second visit.
 """
 
 from __future__ import annotations
@@ -19,22 +19,33 @@ from ...cohort import Cohort, Scan
 from ...errors import InputError
 from ...segmentation.segmentations import Segment, summary_of
 from .anatomy import GUARDED, compare_anatomy
-from .rescans import REGISTRATION_DEGREES, REGISTRATION_MM, simulated_rescan
+from .rescans import REGISTRATION_ERROR_DEGREES, REGISTRATION_ERROR_MM, simulated_rescan
 from .traveling import Pair, rescans
 
-__all__ = ["Tolerance", "Verdict", "tolerance_of", "chance_of_flags", "learn_tolerance", "judge"]
+__all__ = ["AnatomyCheck", "Tolerance", "chance_of_flags", "check_anatomy", "learn_tolerance",
+           "misses_a_voxel", "tolerance_from_pairs"]
 
-NOTHING = 1e-3  # difference from perfect, in any measure's unit, that rounding can make
-MISSED = 0.05  # share of faithful images that may be flagged
-MOST_PAIRS = 20
-FEWEST_PAIRS = 3  # real rescans, below which simulated ones are added
+ROUNDING_TOLERANCE = 1e-3  # in the unit of any measure
+FLAGGED_FRACTION = 0.05  # of faithful images
+MAX_RESCAN_PAIRS = 20
+MIN_RESCAN_PAIRS = 3  # with fewer real rescans, simulated ones are used
+N_SHIFTED_SCANS = 3  # by one voxel, one along each axis; limits must flag them
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ: a limit per measure, where it comes from, and how often it errs.
+    """Limits of the anatomy guard.
 
-    ``flagged``: expected share of faithful images that break any of the limits.
+    Attributes
+    ----------
+    limits : mapping of str to float
+        Limit by measure, see `GUARDED`.
+    origin : str
+        Where the limits come from.
+    pairs : int
+        Number of pairs of scans that they come from.
+    flagged : float
+        Expected fraction of faithful images that exceed any limit.
     """
 
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -43,45 +54,81 @@ class Tolerance:
     flagged: float = math.nan
 
 
-def tolerance_of(pairs: Sequence[Mapping[str, float]], origin: str) -> Tolerance:
-    """Limits from :func:`compare_anatomy` of pairs of scans that differ by the scanner's noise.
+def tolerance_from_pairs(pairs: Sequence[Mapping[str, float]], origin: str) -> Tolerance:
+    """Compute limits from pairs of scans that differ by scanner noise only.
 
-    One level for all measures together, not one for each: six limits that one faithful pair in
-    twenty breaks flag up to a quarter of all images. A pair's score is how far it is from perfect,
-    as a share of the worst other pair, in the measure where that is most. The limits are c times
-    the worst of all pairs, c the k-th largest of n scores, k = 0.05 (n + 1) rounded down but at
-    least 1: another such pair breaks any of them with a chance of about k / (n + 1) (conformal
-    prediction by leaving out, Vovk et al. 2005, Barber et al. 2021, doi:10.1214/20-AOS1965). Every
-    measure keeps its own tail that way. InputError for no pairs.
+    One level holds for all measures together: six limits that one faithful pair in twenty exceeds
+    each would flag up to a quarter of all images. The score of a pair is its distance from perfect
+    relative to the largest distance of the other pairs, in the measure where this is largest. The
+    limits are c times the largest distances, where c is the k-th largest of n scores and k = max(1,
+    floor(0.05 (n + 1))). A further pair then exceeds any limit with probability of about k / (n +
+    1): conformal prediction by leaving out [1]_, [2]_.
+
+    Parameters
+    ----------
+    pairs : sequence of mapping of str to float
+        Results of `compare_anatomy`.
+    origin : str
+        Where the pairs come from.
+
+    Returns
+    -------
+    Tolerance
+        A limit for each measure that has values.
+
+    Raises
+    ------
+    InputError
+        If there are no pairs.
+
+    References
+    ----------
+    .. [1] Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World.
+       doi:10.1007/b106715
+    .. [2] Barber et al. 2021, Predictive inference with the jackknife+. doi:10.1214/20-AOS1965
     """
     if not pairs:
-        raise InputError("the guard needs pairs of scans of one person on one scanner, or "
-                         "simulated ones, to know what may differ; got none.")
-    rank = max(int(MISSED * (len(pairs) + 1)), 1)
-    away = {name: np.maximum(np.abs(np.array([v.get(name, math.nan) for v in pairs]) - higher),
-                             NOTHING)
+        raise InputError("expected pairs of scans of one subject on one scanner, or simulated "
+                         "ones, to compute limits; got none.")
+    rank = max(int(FLAGGED_FRACTION * (len(pairs) + 1)), 1)
+    distance = {name: np.maximum(np.abs(np.array([v.get(name, math.nan) for v in pairs]) - higher),
+                             ROUNDING_TOLERANCE)
             for name, (_, higher) in GUARDED.items()}  # 1 is perfect where higher is better
-    away = {name: part for name, part in away.items() if np.isfinite(part).any()}
-    scores = np.fmax.reduce([_shares_of_others(part) for part in away.values()])
+    distance = {name: part for name, part in distance.items() if np.isfinite(part).any()}
+    scores = np.fmax.reduce([_relative_to_others(part) for part in distance.values()])
     factor = np.sort(scores)[::-1][rank - 1]
-    furthest = {name: float(factor * np.nanmax(part)) for name, part in away.items()}
-    limits = {name: 1 - far if GUARDED[name][1] else far for name, far in furthest.items()}
+    largest = {name: float(factor * np.nanmax(part)) for name, part in distance.items()}
+    limits = {name: 1 - value if GUARDED[name][1] else value for name, value in largest.items()}
     return Tolerance(limits, origin, len(pairs), rank / (len(pairs) + 1))
 
 
-def _shares_of_others(away: np.ndarray) -> np.ndarray:
-    """(n,) each distance as a share of the largest other one; 1 where there is no other, or none.
-    """
-    others = np.array([np.fmax.reduce(np.delete(away, i), initial=0.0) for i in range(len(away))])
-    known = (others > 0) & np.isfinite(away)
-    return np.divide(away, others, out=np.ones(len(away)), where=known)
+def _relative_to_others(distance: np.ndarray) -> np.ndarray:
+    """Return each distance relative to the largest other one, (n,); 1 if there is no other."""
+    others = np.array([np.fmax.reduce(np.delete(distance, i), initial=0.0)
+                       for i in range(len(distance))])
+    known = (others > 0) & np.isfinite(distance)
+    return np.divide(distance, others, out=np.ones(len(distance)), where=known)
 
 
 def chance_of_flags(flagged: int, images: int, tolerance: Tolerance) -> float:
-    """Chance (0 to 1) of so many flags or more among faithful images.
+    """Compute the probability of so many flags or more among faithful images.
 
-    The limits are a draw themselves: with the k-th of n scores the share beyond them is Beta(k,
-    n + 1 - k) distributed, and the flags among all images beta-binomially.
+    The limits are random themselves: beyond the k-th of n scores lies a fraction with distribution
+    Beta(k, n + 1 - k), so the number of flags is beta-binomial.
+
+    Parameters
+    ----------
+    flagged : int
+        Number of flagged images.
+    images : int
+        Number of images.
+    tolerance : Tolerance
+        Limits.
+
+    Returns
+    -------
+    float
+        0 to 1.
     """
     from scipy.stats import betabinom
 
@@ -89,27 +136,86 @@ def chance_of_flags(flagged: int, images: int, tolerance: Tolerance) -> float:
     return float(betabinom.sf(flagged - 1, images, rank, tolerance.pairs + 1 - rank))
 
 
-def learn_tolerance(cohort: Cohort, segment: Segment | None = None, *, seed: int = 0,
-                    most: int = MOST_PAIRS, mapper: Callable[..., Iterable] = map) -> Tolerance:
-    """The cohort's own within-scanner noise, from unharmonized images.
+def learn_tolerance(
+    cohort: Cohort,
+    segment: Segment | None = None,
+    *,
+    seed: int = 0,
+    most: int = MAX_RESCAN_PAIRS,
+    mapper: Callable[..., Iterable] = map,
+) -> Tolerance:
+    """Learn the within-scanner variation of a cohort from unharmonized images.
 
-    From rescans (one person, one site, two scans), at most ``most`` pairs. With fewer than 3, from
-    simulated rescans of scans spread evenly over the cohort. Two volumes in memory; ``mapper``:
-    ``map``, or one with its signature that spreads pairs, or scans, over processes.
+    Rescans are used (see `rescans`). With fewer than 3, or if the limits from them do not detect a
+    shift of one voxel, rescans are simulated from scans at equal intervals in the cohort.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Unharmonized scans.
+    segment : callable, optional
+        Segmenter of a volume; without it tissue measures have no limit.
+    seed : int
+        Seed of simulated rescans.
+    most : int
+        Maximum number of pairs.
+    mapper : callable
+        ``map``, or a parallel replacement; each job holds two volumes in memory.
+
+    Returns
+    -------
+    Tolerance
+        Limits with their origin.
     """
     real = rescans(cohort)
-    if len(real) >= FEWEST_PAIRS:
+    reason = f"the cohort has {len(real)} real ones"
+    if len(real) >= MIN_RESCAN_PAIRS:
         chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
-        return tolerance_of(list(mapper(partial(_rescanned, segment=segment), chosen)),
-                            f"{len(chosen)} pairs of rescans of one person on one scanner")
+        found = tolerance_from_pairs(
+            list(mapper(partial(_rescanned, segment=segment), chosen)),
+            f"{len(chosen)} pairs of rescans of one subject on one scanner")
+        if not misses_a_voxel(cohort, found, mapper):
+            return found
+        reason = (f"the limits from its {len(chosen)} real ones would accept a shift of one "
+                  "voxel")
     scans = [cohort.scans[i] for i in
              np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
     jobs = [(scan, range(seed + number, seed + most, len(scans)))
             for number, scan in enumerate(scans)]
     pairs = [pair for found in mapper(partial(_simulated, segment=segment), jobs) for pair in found]
-    return tolerance_of(pairs, f"{len(pairs)} simulated rescans ({REGISTRATION_MM} mm, "
-                        f"{REGISTRATION_DEGREES} degrees, the scan's own noise), because the "
-                        f"cohort has {len(real)} real ones")
+    return tolerance_from_pairs(
+        pairs, f"{len(pairs)} simulated rescans ({REGISTRATION_ERROR_MM} mm, "
+        f"{REGISTRATION_ERROR_DEGREES} degrees, the scan's own noise), because {reason}")
+
+
+def misses_a_voxel(cohort: Cohort, tolerance: Tolerance,
+                   mapper: Callable[..., Iterable] = map) -> bool:
+    """Return whether the limits accept a scan that was shifted by one voxel.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Scans; three are tested, one along each axis.
+    tolerance : Tolerance
+        Limits.
+    mapper : callable
+        ``map``, or a parallel replacement.
+
+    Returns
+    -------
+    bool
+        True if any shifted scan is accepted.
+    """
+    chosen = np.linspace(0, len(cohort) - 1, N_SHIFTED_SCANS).astype(int)
+    jobs = [(cohort.scans[i], axis) for axis, i in enumerate(chosen)]
+    return any(check_anatomy(values, tolerance).ok for values in mapper(_shifted, jobs))
+
+
+def _shifted(job: tuple[Scan, int]) -> dict[str, float]:
+    """Compare a scan with itself shifted by one voxel along an axis."""
+    scan, axis = job
+    volume = scan.read()
+    return compare_anatomy(volume, volume.with_data(np.roll(volume.data, 1, axis)))
 
 
 def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:
@@ -117,7 +223,7 @@ def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:
 
 
 def _simulated(job: tuple[Scan, Sequence[int]], segment: Segment | None) -> list[dict[str, float]]:
-    """Rescans of one scan, one for each seed."""
+    """Compare one scan with simulated rescans of it, one for each seed."""
     scan, seeds = job
     volume = scan.read()
     known = summary_of(volume, segment)
@@ -126,8 +232,22 @@ def _simulated(job: tuple[Scan, Sequence[int]], segment: Segment | None) -> list
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether anatomy held, the reasons in words where it did not, and the numbers."""
+class AnatomyCheck:
+    """Result of the anatomy guard for one harmonized image.
+
+    Attributes
+    ----------
+    ok : bool
+        Whether all limits are kept.
+    reasons : tuple of str
+        Exceeded limits in words.
+    values : mapping of str to float
+        Anatomy measures.
+    limits : mapping of str to float
+        Limits by measure.
+    origin : str
+        Where the limits come from.
+    """
 
     ok: bool
     reasons: tuple[str, ...]
@@ -136,14 +256,27 @@ class Verdict:
     origin: str = ""
 
     def as_dict(self) -> dict[str, object]:
-        """For a JSON sidecar; what is not defined is None."""
+        """Return the content for a JSON sidecar; a measure that is not defined is None."""
         return {"AnatomyHeld": self.ok, "Reasons": list(self.reasons),
                 "Measures": {k: v if math.isfinite(v) else None for k, v in self.values.items()},
                 "Limits": dict(self.limits), "LimitsFrom": self.origin}
 
 
-def judge(values: Mapping[str, float], tolerance: Tolerance) -> Verdict:
-    """Compare a harmonized image's numbers with the limits; an undefined number is a reason too."""
+def check_anatomy(values: Mapping[str, float], tolerance: Tolerance) -> AnatomyCheck:
+    """Compare the anatomy measures of an image with the limits; an undefined measure is flagged.
+
+    Parameters
+    ----------
+    values : mapping of str to float
+        Result of `compare_anatomy`.
+    tolerance : Tolerance
+        Limits.
+
+    Returns
+    -------
+    AnatomyCheck
+        With the reasons.
+    """
     reasons = []
     for name, limit in tolerance.limits.items():
         words, higher = GUARDED[name]
@@ -151,8 +284,8 @@ def judge(values: Mapping[str, float], tolerance: Tolerance) -> Verdict:
         if value is None:
             continue
         if not math.isfinite(value):
-            reasons.append(f"{words}: not defined, the image has lost its contrast or its tissues")
+            reasons.append(f"{words}: not defined, because contrast or a tissue is missing")
         elif value < limit if higher else value > limit:
-            reasons.append(f"{words}: {value:.3g}, where rescans reach {limit:.3g}")
-    return Verdict(not reasons, tuple(reasons), dict(values), dict(tolerance.limits),
+            reasons.append(f"{words}: {value:.3g}, limit {limit:.3g}")
+    return AnatomyCheck(not reasons, tuple(reasons), dict(values), dict(tolerance.limits),
                    tolerance.origin)

@@ -1,7 +1,7 @@
-"""Is biology still there? Age, sex and whatever else the user names, before and after.
+"""Effects of age, sex and named covariates before and after harmonization.
 
-Harmonization may remove what the scanner did; what age and sex did must stay. A method that maps
-everybody to one mean image passes every test of the scanner and fails here.
+Harmonization should remove the site effect and preserve biology. A method that maps all subjects to
+one mean image removes the site effect and fails here.
 """
 
 from __future__ import annotations
@@ -12,46 +12,66 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics.design import Design, dummies, partial_eta, partial_share, residual_squares
-from ..statistics.resampling import Test, bootstrap_interval, not_possible
+from ..statistics.design import (
+    Design,
+    dummies,
+    partial_eta_squared,
+    partial_eta_squared_test,
+    residual_squares,
+)
+from ..statistics.resampling import NO_SUBJECT_INFORMATION, Test, bootstrap_interval, not_possible
 
-__all__ = ["predict_age", "age_tests", "age_by_scanner", "effect_size", "effect_tests"]
+__all__ = ["age_by_scanner", "age_tests", "effect_size", "effect_tests", "predict_age"]
 
-FEWEST_TO_LEARN = 8  # people with an age at the target site
-FEWEST_TO_TEST = 5  # people with an age elsewhere
-FEWEST_FOR_EFFECT = 8
-DRAWS = 500
+MIN_TRAIN_SUBJECTS = 8  # with an age, at the target site
+MIN_TEST_SUBJECTS = 5  # with an age, at other sites
+MIN_EFFECT_SUBJECTS = 8
+BOOTSTRAP_DRAWS = 500
 FOLDS = 5
 
 
 def predict_age(train: np.ndarray, test: np.ndarray, design: Design, target: str, seed: int = 0
                 ) -> np.ndarray:
-    """Age (n,) in years of the scans outside ``target``, NaN for those of it.
+    """Predict the age of scans outside the target site by ridge regression.
 
-    Ridge regression on standardised features, fitted on the target site's rows of ``train``
-    (n, F), applied to the rows of ``test`` (n, F). A person who is at the target too is never
-    predicted by a fit that saw him or her (folds by person).
+    Features are standardized. The regression is fitted on the target's rows of `train` and applied
+    to `test`. The scans of a subject are never predicted by a fit that contains the subject (folds by subject).
+
+    Parameters
+    ----------
+    train, test : ndarray, shape (n, F)
+        Features for training and prediction, of the same scans.
+    design : Design
+        Site, subject and age of each scan.
+    target : str
+        Site to train on.
+    seed : int
+        Seed of the folds.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        In years; NaN for scans of the target.
     """
     ages, sites = design.ages, np.asarray(design.sites)
     known = np.isfinite(ages) & np.isfinite(train).all(axis=1) & np.isfinite(test).all(axis=1)
     learn, look = known & (sites == target), known & (sites != target)
     predicted = np.full(len(design), math.nan)
-    for held in _held_out(design, learn, look, seed):
-        fit_rows = learn & ~np.isin(design.subjects, held)
-        rows = look & np.isin(design.subjects, held)
+    for group in _test_groups(design, learn, look, seed):
+        fit_rows = learn & ~np.isin(design.subjects, group)
+        rows = look & np.isin(design.subjects, group)
         if fit_rows.sum() >= 2 and rows.any():
             predicted[rows] = _ridge().fit(train[fit_rows], ages[fit_rows]).predict(test[rows])
     return predicted
 
 
-def _held_out(design: Design, learn: np.ndarray, look: np.ndarray, seed: int
+def _test_groups(design: Design, learn: np.ndarray, look: np.ndarray, seed: int
               ) -> Iterator[list[str]]:
-    """Groups of people to predict: first those who are not at the target, then folds of the rest.
-    """
+    """Yield groups of subjects to predict: those not at the target, then folds of the others."""
     subjects = np.asarray(design.subjects)
-    teachers, tested = set(subjects[learn]), set(subjects[look])
-    yield sorted(tested - teachers)
-    both = np.random.default_rng(seed).permutation(sorted(tested & teachers))
+    train, tested = set(subjects[learn]), set(subjects[look])
+    yield sorted(tested - train)
+    both = np.random.default_rng(seed).permutation(sorted(tested & train))
     folds = min(FOLDS, len(both))
     for part in range(folds):
         yield both[part::folds].tolist()
@@ -67,44 +87,62 @@ def _ridge() -> Any:
 
 def age_tests(train: np.ndarray, test: np.ndarray, design: Design, target: str, seed: int = 0
               ) -> tuple[Test, ...]:
-    """R2 = 1 - SSE / SST and mean absolute error of age predicted at sites it was not learned on.
+    """Compute R2 and mean absolute error of age predicted at other sites.
 
-    ``train``: features of unharmonized images (the target's rows are learned from); ``test``: those
-    of the images to be judged, the same scans. SST is about the tested people's own mean age.
+    Parameters
+    ----------
+    train : ndarray, shape (n, F)
+        Features of the unharmonized images; the target's rows are used.
+    test : ndarray, shape (n, F)
+        Features of the evaluated images, of the same scans.
+    design : Design
+        Site, subject and age of each scan.
+    target : str
+        Site to train on.
+    seed : int
+        Seed of folds and bootstrap.
+
+    Returns
+    -------
+    tuple of Test
+        ``age_r2`` = 1 - SSE / SST, with SST about the mean age of the tested subjects, and
+        ``age_mae`` in years.
     """
-    learners, tested = _people(train, test, design, target)
+    n_train, n_test = _count_subjects(train, test, design, target)
     context = {"question": "biology", "reference": "age"}
-    if learners < FEWEST_TO_LEARN or tested < FEWEST_TO_TEST:
-        why = (f"{learners} people with an age at the target '{target}' and {tested} elsewhere; "
-               f"{FEWEST_TO_LEARN} and {FEWEST_TO_TEST} are needed")
-        return tuple(not_possible(name, why, tested, **context) for name in ("age_r2", "age_mae"))
+    if n_train < MIN_TRAIN_SUBJECTS or n_test < MIN_TEST_SUBJECTS:
+        why = (f"{n_train} subjects with an age at the target '{target}' and {n_test} elsewhere; "
+               f"{MIN_TRAIN_SUBJECTS} and {MIN_TEST_SUBJECTS} are needed")
+        return tuple(not_possible(name, why, n_test, **context) for name in ("age_r2", "age_mae"))
     if not all(np.ptp(design.ages[rows & np.isfinite(design.ages)]) > 0 for rows in _two_sides(
             design, target)):
-        return tuple(not_possible(name, "everybody at the target, or elsewhere, has the same age",
-                                  tested, **context) for name in ("age_r2", "age_mae"))
+        return tuple(not_possible(
+            name, "all subjects at the target, or elsewhere, have the same age",
+            n_test, **context) for name in ("age_r2", "age_mae"))
     predicted = predict_age(train, test, design, target, seed)
     rows = np.flatnonzero(np.isfinite(predicted))
-    ages, guess = design.ages[rows], predicted[rows]
+    ages, predictions = design.ages[rows], predicted[rows]
     who = [design.subjects[i] for i in rows]
-    method = f"ridge on {train.shape[1]} features of {learners} people; bootstrap over people"
-    scores = {"age_r2": lambda r, w: _r2(ages[r], guess[r]),
-              "age_mae": lambda r, w: float(np.abs(ages[r] - guess[r]).mean())}
+    method = f"ridge on {train.shape[1]} features of {n_train} subjects; bootstrap over subjects"
+    scores = {"age_r2": lambda r, w: _r2(ages[r], predictions[r]),
+              "age_mae": lambda r, w: float(np.abs(ages[r] - predictions[r]).mean())}
     every = np.arange(len(rows))
     return tuple(
         Test(name, len(set(who)), score(every, every),
-             *bootstrap_interval(score, who, draws=DRAWS, seed=seed), method=method,
+             *bootstrap_interval(score, who, draws=BOOTSTRAP_DRAWS, seed=seed), method=method,
              unit="1" if name == "age_r2" else "years", **context)
         for name, score in scores.items())
 
 
 def _two_sides(design: Design, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) bool: scans at the target, and those elsewhere."""
+    """Return which scans are at the target, and which elsewhere, bool of shape (n,)."""
     at = np.asarray(design.sites) == target
     return at, ~at
 
 
-def _people(train: np.ndarray, test: np.ndarray, design: Design, target: str) -> tuple[int, int]:
-    """People with an age and all features at the target, and elsewhere."""
+def _count_subjects(train: np.ndarray, test: np.ndarray, design: Design, target: str
+                    ) -> tuple[int, int]:
+    """Return the number of subjects with age and all features at the target, and elsewhere."""
     finite = np.isfinite(train).all(axis=1) & np.isfinite(test).all(axis=1)
     known = np.isfinite(design.ages) & finite
     at = np.asarray(design.sites) == target
@@ -112,18 +150,34 @@ def _people(train: np.ndarray, test: np.ndarray, design: Design, target: str) ->
     return len(set(subjects[known & at])), len(set(subjects[known & ~at]))
 
 
-def _r2(ages: np.ndarray, guess: np.ndarray) -> float:
+def _r2(ages: np.ndarray, predicted: np.ndarray) -> float:
     total = np.sum((ages - ages.mean()) ** 2)
-    return float(1 - np.sum((ages - guess) ** 2) / total) if total > 0 else math.nan
+    return float(1 - np.sum((ages - predicted) ** 2) / total) if total > 0 else math.nan
 
 
 def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> tuple[Test, ...]:
-    """DISARM++'s test: age ~ volume x site; does the slope of age on volume depend on the scanner?
+    """Test whether the slope of age on tissue volume depends on the site: age ~ volume x site [1]_.
 
-    ``volume``: one value per scan (grey matter ratio), standardised here, so that slopes are in
-    years per standard deviation. One row per site against ``reference`` (t test of the
-    interaction), one for all interactions together (F test), and the residual standard error. With
-    several scans of a person the errors of the slopes are clustered by person.
+    With several scans of a subject, the errors of the slopes are clustered by subject.
+
+    Parameters
+    ----------
+    volume : sequence of float, length n
+        Tissue ratio, standardized here.
+    design : Design
+        Site, subject and age of each scan.
+    reference : str
+        Reference site.
+
+    Returns
+    -------
+    tuple of Test
+        The F test of all interactions, the residual standard error in years, and a t test per site
+        in years per standard deviation of the volume.
+
+    References
+    ----------
+    .. [1] Caldera et al. 2025, DISARM++. arXiv:2505.03715
     """
     y, x, sites, subjects = _complete(volume, design)
     names = sorted(set(sites), key=lambda site: (site != reference, site))
@@ -131,20 +185,20 @@ def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> t
     context = {"question": "biology"}
     if len(names) < 2 or few or len(y) <= 2 * len(names) + 1 or not np.ptp(y) > 0 or not (
             x.std() > 1e-6 * abs(x.mean())):
-        why = (f"fewer than 3 people with an age at {', '.join(few)}" if few else
+        why = (f"fewer than 3 subjects with an age at {', '.join(few)}" if few else
                "one site, one age or volume for all, or fewer scans than slopes")
         return (not_possible("age_interaction_any", why, len(set(subjects)), **context),)
     z = (x - x.mean()) / x.std(ddof=1)
     site = dummies(sites, first=names[0])
     slopes = site * z[:, None]
     rest, df = residual_squares(y, z, site, slopes)
-    share, p = partial_eta(y, slopes, np.column_stack([z, site]))
+    _, p = partial_eta_squared_test(y, slopes, np.column_stack([z, site]))
     repeated = len(set(subjects)) < len(y)
     n = len(set(subjects))
     tests = [Test("age_interaction_any", n, (residual_squares(y, z, site)[0] - rest)
                   / residual_squares(y)[0], p=None if repeated else p,
                   method="change of R2; F test", **context,
-                  note="no p: people have several scans" if repeated else ""),
+                  note="no p: subjects have several scans" if repeated else ""),
              Test("age_rmse", n, math.sqrt(rest / df), unit="years",
                   method="residual standard error", **context)]
     return tuple(tests + _slope_tests(y, z, site, slopes, names, subjects, repeated, context))
@@ -152,7 +206,7 @@ def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> t
 
 def _complete(volume: Sequence[float], design: Design
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Age, volume, site and person of the scans that have age and volume."""
+    """Return age, volume, site and subject of the scans that have age and volume."""
     x = np.asarray(volume, float)
     rows = np.flatnonzero(np.isfinite(x) & np.isfinite(design.ages))
     return (design.ages[rows], x[rows], np.asarray(design.sites)[rows],
@@ -162,7 +216,7 @@ def _complete(volume: Sequence[float], design: Design
 def _slope_tests(y: np.ndarray, z: np.ndarray, site: np.ndarray, slopes: np.ndarray,
                  names: Sequence[str], subjects: np.ndarray, repeated: bool,
                  context: Mapping[str, str]) -> list[Test]:
-    """One t test per interaction term, statsmodels' OLS."""
+    """Return one t test per interaction term."""
     import statsmodels.api as sm
 
     table = np.column_stack([np.ones(len(y)), z, site, slopes])
@@ -171,7 +225,7 @@ def _slope_tests(y: np.ndarray, z: np.ndarray, site: np.ndarray, slopes: np.ndar
            if repeated else sm.OLS(y, table).fit())
     interval = np.asarray(fit.conf_int(0.05))
     first = 2 + site.shape[1]
-    words = "t test" + (", errors clustered by person" if repeated else "")
+    words = "t test" + (", errors clustered by subject" if repeated else "")
     return [Test("age_interaction", len(set(subjects)), float(fit.params[first + i]),
                  float(interval[first + i, 0]), float(interval[first + i, 1]),
                  float(fit.pvalues[first + i]), method=words, unit="years", site=name,
@@ -181,35 +235,52 @@ def _slope_tests(y: np.ndarray, z: np.ndarray, site: np.ndarray, slopes: np.ndar
 
 def effect_size(values: Sequence[float], design: Design, covariate: str
                 ) -> tuple[str, float, float]:
-    """What a covariate does to a feature: kind of effect, the effect, its p (NaN if not given).
+    """Compute the effect of a covariate on a feature, adjusted for site, age and sex.
 
-    Two groups: Cohen's d = adjusted difference (second group by name less the first) over the
-    residual standard deviation. A number: standardised slope. More groups: partial eta squared.
-    Adjusted for site, age and sex (whichever is known for all and is not the covariate).
+    Two groups give Cohen's d (second group by name minus the first, over the residual standard
+    deviation), a number a standardized slope, and more groups partial eta squared.
+
+    Parameters
+    ----------
+    values : sequence of float, length n
+        Feature.
+    design : Design
+        Design of the scans; age and sex are used if known for all.
+    covariate : str
+        Covariate to test.
+
+    Returns
+    -------
+    kind : str
+        "cohens_d", "standardized_beta" or "partial_eta_squared".
+    effect : float
+        NaN if the covariate is a combination of the others.
+    p : float
+        NaN if a subject has several scans.
     """
     y = np.asarray(values, float)
     kind, x, rest = _blocks(design, covariate)
-    p = partial_eta(y, x, rest)[1] if design.people == len(design) else math.nan
+    p = partial_eta_squared_test(y, x, rest)[1] if design.n_subjects == len(design) else math.nan
     return kind, _effect(kind, y, x, rest), p
 
 
 def _blocks(design: Design, covariate: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Kind of effect, the covariate's columns (n, k), and those of site, age and sex."""
+    """Return the kind of effect, the columns of the covariate, and those of site, age and sex."""
     column = design.column(covariate)
     others, _ = design.adjusting([name for name in ("age", "sex") if name != covariate])
     rest = np.hstack([dummies(design.sites), others])
     if column.dtype.kind == "f":
-        return "standardised_beta", column[:, None], rest
+        return "standardized_beta", column[:, None], rest
     groups = dummies(column)
     return ("cohens_d" if groups.shape[1] == 1 else "partial_eta_squared"), groups, rest
 
 
 def _effect(kind: str, y: np.ndarray, x: np.ndarray, rest: np.ndarray) -> float:
-    """The effect of columns x (n, k) on y; NaN where it is not defined."""
+    """Return the effect of columns x, shape (n, k), on y; NaN if it is not defined."""
     if kind == "partial_eta_squared":
-        return partial_share(y, x, rest)
+        return partial_eta_squared(y, x, rest)
     slope = _coefficient(y, x[:, 0], rest)
-    if kind == "standardised_beta":
+    if kind == "standardized_beta":
         return slope * x[:, 0].std(ddof=1) / _or_nan(y.std(ddof=1))
     squares, df = residual_squares(y, x, rest)
     return slope / _or_nan(math.sqrt(squares / df)) if df > 0 else math.nan
@@ -220,7 +291,7 @@ def _or_nan(number: float) -> float:
 
 
 def _coefficient(y: np.ndarray, x: np.ndarray, rest: np.ndarray) -> float:
-    """Coefficient of x in y ~ 1 + x + rest; NaN where the others already say what x says."""
+    """Return the coefficient of x in y ~ 1 + x + rest; NaN if x is a combination of the others."""
     table = np.column_stack([np.ones(len(y)), rest])
     residual = x - table @ np.linalg.lstsq(table, x, rcond=None)[0]
     if not np.sum(residual**2) > 1e-10 * np.sum((x - x.mean()) ** 2):
@@ -230,27 +301,41 @@ def _coefficient(y: np.ndarray, x: np.ndarray, rest: np.ndarray) -> float:
 
 def effect_tests(features: Mapping[str, Sequence[float]], design: Design,
                  covariates: Sequence[str], *, seed: int = 0) -> tuple[Test, ...]:
-    """The effect of every covariate on every feature (one value per scan), with an interval.
+    """Test the effect of every covariate on every feature.
 
-    p only where everybody has one scan: else scans would be taken for people; the interval always
-    is over people. Rows whose covariate is unknown are left out.
+    Parameters
+    ----------
+    features : mapping of str to sequence of float
+        One value per scan.
+    design : Design
+        Design of the scans; rows with an unknown covariate are left out.
+    covariates : sequence of str
+        Covariates to test.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    tuple of Test
+        p is missing if subjects have several scans, which are not independent. The interval is over
+        subjects.
     """
     tests = []
     for covariate in covariates:
         known = design.known(covariate)
         for name, values in features.items():
             rows = np.flatnonzero(known & np.isfinite(np.asarray(values, float)))
-            tests.append(_effect_test(np.asarray(values, float)[rows], design.take(rows), covariate,
-                                      name, seed))
+            tests.append(_effect_test(np.asarray(values, float)[rows], design.select_rows(rows),
+                                      covariate, name, seed))
     return tuple(tests)
 
 
 def _effect_test(y: np.ndarray, design: Design, covariate: str, name: str, seed: int) -> Test:
     reference = f"{name} | {covariate}"
     column = design.column(covariate)
-    reason = _no_effect(y, column, design)
+    reason = _confounded_with_site(design, covariate) or _no_effect(y, column, design)
     if reason:
-        return not_possible("effect_size", reason, design.people, reference=reference,
+        return not_possible("effect_size", reason, design.n_subjects, reference=reference,
                             question="biology")
     kind, effect, p = effect_size(y, design, covariate)
     if kind == "cohens_d":
@@ -258,28 +343,39 @@ def _effect_test(y: np.ndarray, design: Design, covariate: str, name: str, seed:
         reference += f": {two} - {one}"
     if not math.isfinite(effect):
         return not_possible(kind, f"{covariate} cannot be told from site, age or sex here",
-                            design.people, reference=reference, question="biology")
+                            design.n_subjects, reference=reference, question="biology")
 
     _, x, rest = _blocks(design, covariate)
     low, high = bootstrap_interval(lambda rows, who: _effect(kind, y[rows], x[rows], rest[rows]),
-                                   design.subjects, draws=DRAWS, seed=seed)
-    return Test(kind, design.people, effect, low, high, p if math.isfinite(p) else None,
-                method="adjusted for site, age and sex; F test; bootstrap over people",
+                                   design.subjects, draws=BOOTSTRAP_DRAWS, seed=seed)
+    return Test(kind, design.n_subjects, effect, low, high, p if math.isfinite(p) else None,
+                method="adjusted for site, age and sex; F test; bootstrap over subjects",
                 reference=reference, question="biology",
-                note="" if math.isfinite(p) else "no p: people have several scans")
+                note="" if math.isfinite(p) else "no p: subjects have several scans")
+
+
+def _confounded_with_site(design: Design, covariate: str) -> str:
+    """Return a reason if a covariate varies between sites only, else ""."""
+    column = np.asarray(design.column(covariate))
+    within = {site: set(column[np.asarray(design.sites) == site].tolist()) for site in design.sites}
+    varies = len(set().union(*within.values())) > 1
+    if not varies or any(len(values) > 1 for values in within.values()) or (
+            design.n_subjects <= len(within)):
+        return ""
+    return f"{covariate} cannot be told from site: all scans of a site have the same value"
 
 
 def _no_effect(y: np.ndarray, column: np.ndarray, design: Design) -> str:
-    """Why an effect cannot be given, or empty."""
-    if design.people < FEWEST_FOR_EFFECT:
-        return f"{design.people} people have a value; {FEWEST_FOR_EFFECT} are needed"
+    """Return the reason why an effect cannot be estimated, else ""."""
+    if design.n_subjects < MIN_EFFECT_SUBJECTS:
+        return f"{design.n_subjects} subjects have a value; {MIN_EFFECT_SUBJECTS} are needed"
     if len(set(column)) < 2:
-        return "everybody has the same value"
+        return "all subjects have the same value"
     if not np.std(y) > 1e-6 * abs(np.mean(y)):
-        return "the feature is the same in every scan: whatever it told of people is gone"
+        return f"the feature is the same in every scan: {NO_SUBJECT_INFORMATION}"
     if column.dtype.kind != "f":
         counts = {value: len({w for w, v in zip(design.subjects, column) if v == value})
                   for value in set(column)}
         if min(counts.values()) < 2:
-            return "a group has one person only"
+            return "a group has one subject only"
     return ""

@@ -1,4 +1,4 @@
-"""A second visit to the same scanner, simulated: what two scans of one brain may differ by."""
+"""Simulation of a second visit to the same scanner, to measure the variation between visits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,35 @@ from scipy.spatial.transform import Rotation
 from ...errors import InputError
 from ...volume import Volume
 
-__all__ = ["REGISTRATION_MM", "REGISTRATION_DEGREES", "noise_level", "resampled_noise",
-           "simulated_rescan"]
+__all__ = ["REGISTRATION_ERROR_DEGREES", "REGISTRATION_ERROR_MM", "noise_level",
+           "resampled_noise", "simulated_rescan"]
 
-REGISTRATION_MM = 0.3  # shift and
-REGISTRATION_DEGREES = 0.3  # rotation that two registrations of one brain differ by
+REGISTRATION_ERROR_MM = 0.3  # between two registrations of one brain
+REGISTRATION_ERROR_DEGREES = 0.3
 
 
 def noise_level(data: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of voxelwise noise, in intensity units, from third-order differences.
+    """Estimate the standard deviation of noise from second differences along all axes [1]_.
 
-    Median absolute value of the second difference along all three axes, which anatomy seldom
-    fills, scaled to a normal distribution (Immerkaer 1996, doi:10.1006/cviu.1996.0060, in 3D and
-    robust). Noise that resampling has smoothed is underestimated: `resampled_noise` undoes that.
+    The differences contain little anatomy; their median absolute value is scaled to a normal
+    distribution. Noise that was smoothed by resampling is underestimated, see `resampled_noise`.
+
+    Parameters
+    ----------
+    data : ndarray, shape (I, J, K)
+        Image.
+    mask : ndarray of bool, shape (I, J, K)
+        Brain mask; 2 voxels at its border are left out.
+
+    Returns
+    -------
+    float
+        In intensity units.
+
+    References
+    ----------
+    .. [1] Immerkaer 1996, Fast noise variance estimation. doi:10.1006/cviu.1996.0060; here in 3D
+       and robust.
     """
     array = data.astype(np.float32)
     for axis in range(3):
@@ -34,39 +50,71 @@ def noise_level(data: np.ndarray, mask: np.ndarray) -> float:
 
 
 def resampled_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """(I, J, K) noise as one linear interpolation leaves white noise, with a `noise_level` of 1.
+    """Generate noise as linear interpolation leaves white noise, scaled to a `noise_level` of 1.
 
-    Preprocessing brings a scan to the template's grid that way. What is left of the noise depends
-    on where a voxel falls between its neighbours, and they share it: its standard deviation is
-    about 2.3 times what third-order differences see (1.5 to 3.3 where voxels also change by 20 %).
+    Preprocessing interpolates scans to the template grid. The remaining noise depends on the
+    position of a voxel between its neighbors and is correlated: its standard deviation is about 2.3
+    times what second differences measure (1.5 to 3.3 if the voxel size also changes by 20 %).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (I, J, K).
+    rng : numpy.random.Generator
+        Source of random numbers.
+
+    Returns
+    -------
+    ndarray, shape (I, J, K)
+        float32.
     """
-    angles = np.radians(rng.uniform(2, 5, 3))  # so that voxels fall everywhere between others
+    angles = np.radians(rng.uniform(2, 5, 3))  # so that all positions between voxels occur
     turn = Rotation.from_euler("xyz", angles).as_matrix()
-    centre = (np.array(shape) - 1) / 2
+    center = (np.array(shape) - 1) / 2
     white = rng.normal(size=shape).astype(np.float32)
-    noise = ndimage.affine_transform(white, turn, centre - turn @ centre, order=1, mode="mirror")
+    noise = ndimage.affine_transform(white, turn, center - turn @ center, order=1, mode="mirror")
     return noise / noise_level(noise, np.ones(shape, dtype=bool))
 
 
-def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATION_MM,
-                     degrees: float = REGISTRATION_DEGREES) -> Volume:
-    """The scan as a second visit to the same scanner might have given it, on the same grid.
+def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATION_ERROR_MM,
+                     degrees: float = REGISTRATION_ERROR_DEGREES) -> Volume:
+    """Simulate a second visit to the same scanner, on the same grid.
 
-    Moved by a rigid motion of ``shift_mm`` and ``degrees`` about the brain's centre in a random
-    direction (what two registrations of one brain differ by). Two visits differ by two draws of the
-    noise and the source holds one of them, so what is added has the variance of two; it is noise
-    that was interpolated as the scan was.
+    The image is moved rigidly in a random direction, by what two registrations of one brain differ
+    by. Two visits have independent noise and the source contains one of them, so the added noise
+    has twice the variance; it is correlated like interpolated noise.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image with mask.
+    seed : int
+        Seed of motion and noise.
+    shift_mm : float
+        Length of the shift in mm.
+    degrees : float
+        Rotation about the center of the brain, in degrees.
+
+    Returns
+    -------
+    Volume
+        Unchanged outside the mask.
+
+    Raises
+    ------
+    InputError
+        If the volume has no mask.
     """
     if volume.mask is None:
         raise InputError("a simulated rescan needs a brain mask and the volume has none.")
     rng = np.random.default_rng(seed)
-    axis, way = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
+    axis, direction = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
     angle = math.radians(degrees)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-    centre = volume.affine[:3, :3] @ np.argwhere(volume.mask).mean(axis=0) + volume.affine[:3, 3]
+    center = volume.affine[:3, :3] @ np.argwhere(volume.mask).mean(axis=0) + volume.affine[:3, 3]
     motion = np.eye(4)
-    motion[:3, :3], motion[:3, 3] = turn, centre - turn @ centre + shift_mm * way
+    motion[:3, :3], motion[:3, 3] = turn, center - turn @ center + shift_mm * direction
     step = np.linalg.inv(volume.affine) @ motion @ volume.affine
     box = ndimage.find_objects(volume.mask.astype(np.uint8))[0]
     first = np.array([part.start for part in box])

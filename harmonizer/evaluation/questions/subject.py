@@ -1,10 +1,16 @@
-"""Can the person still be told? Likeness to oneself says nothing where everybody looks alike.
+"""Identification of subjects by fingerprints, across sites and after harmonization.
 
-A fingerprint is the brain in blocks of 8 mm, freed of its gain and offset and of what all people of
-the same site have in common. A person is identified where, of all people at another site, the most
-similar fingerprint is his own (Finn et al. 2015, doi:10.1038/nn.4135); how far the own one stands
-out is identifiability (Amico and Goni 2018, doi:10.1038/s41598-018-25089-1). Without travelling
-people the harmonized image is looked for among the sources of its site.
+A fingerprint holds the mean intensities of 8 mm blocks, without gain, offset and the mean
+fingerprint of the subjects of the site. A subject is identified if, among all subjects at another
+site, the most similar fingerprint is its own [1]_. Identifiability is the difference between the
+similarity to oneself and to others [2]_: similarity to oneself alone is high where all images are
+alike. Without traveling subjects, harmonized images are identified among the sources of their site.
+
+References
+----------
+.. [1] Finn et al. 2015, Functional connectome fingerprinting. doi:10.1038/nn.4135
+.. [2] Amico and Goni 2018, The quest for identifiability in human functional connectomes.
+   doi:10.1038/s41598-018-25089-1
 """
 
 from __future__ import annotations
@@ -16,21 +22,31 @@ import numpy as np
 
 from ...cohort import Scan
 from ...volume import Volume
-from ..statistics.resampling import Test, bootstrap_interval, not_possible
+from ..statistics.resampling import NO_SUBJECT_INFORMATION, Test, bootstrap_interval, not_possible
 
-__all__ = ["fingerprint", "identify", "source_identity", "travelling_identity"]
+__all__ = ["fingerprint", "identify", "source_identity", "traveling_identity"]
 
 BLOCK_MM = 8.0
-FEWEST_PEOPLE = 3  # to be looked for among
-FEWEST_BLOCKS = 20
-GONE = 1e-3  # spread between people over spread within a fingerprint, below which all are the same
+MIN_SUBJECTS = 3  # to identify a subject among
+MIN_BLOCKS = 20
+MIN_BETWEEN_SUBJECT_STD = 1e-3  # relative to that within a fingerprint
 NAMES = ("identification", "identifiability")
 
 
 def fingerprint(volume: Volume, block_mm: float = BLOCK_MM) -> np.ndarray:
-    """Mean intensity in the mask of each block, 1D float32; NaN where less than half is inside.
+    """Compute the mean intensity of each block inside the mask.
 
-    Two volumes on one grid have blocks at the same places.
+    Parameters
+    ----------
+    volume : Volume
+        Image; volumes on one grid have the same blocks.
+    block_mm : float
+        Edge length of a block in mm.
+
+    Returns
+    -------
+    ndarray, shape (blocks,)
+        float32; NaN if less than half of the block is inside the mask.
     """
     factor = [max(int(block_mm / step + 1e-6), 1) for step in volume.spacing]
     mask = np.ones(volume.shape, bool) if volume.mask is None else volume.mask
@@ -48,14 +64,22 @@ def _block_numbers(shape: Sequence[int], factor: Sequence[int]) -> np.ndarray:
 
 
 def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Look for each row of ``first`` (n, blocks) among the rows of ``second``, same people.
+    """Identify each row of one table of fingerprints among the rows of another.
 
-    Returns (found, margin), both (n,): 1 where the own row is the most similar (a share where
-    several are), and the own correlation less the mean one with other people, -2 to 2. None where
-    people cannot be told apart by either table at all, or with too few blocks in common.
+    Parameters
+    ----------
+    first, second : ndarray, shape (n, blocks)
+        Fingerprints of the same subjects in the same order.
+
+    Returns
+    -------
+    tuple of ndarray, shape (n,), or None
+        Whether the own row is the most similar (0 or 1; a fraction for ties), and the own
+        correlation minus the mean correlation with other subjects, -2 to 2. None if the subjects of
+        a table do not differ, or fewer than 20 blocks are common to all.
     """
     common = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
-    if common.sum() < FEWEST_BLOCKS:
+    if common.sum() < MIN_BLOCKS:
         return None
     one, two = _deviations(first[:, common]), _deviations(second[:, common])
     if one is None or two is None:
@@ -68,24 +92,39 @@ def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _deviations(table: np.ndarray) -> np.ndarray | None:
-    """Each person's unit vector of deviations from the mean person; None where nobody deviates."""
+    """Return the unit vector of each subject's deviation from the mean, or None if one has none."""
     table = table - table.mean(axis=1, keepdims=True)
-    spread = table.std(axis=1, keepdims=True)
-    table = table / np.where(spread > 0, spread, 1)
+    std = table.std(axis=1, keepdims=True)
+    table = table / np.where(std > 0, std, 1)
     rest = table - table.mean(axis=0)
     rest -= rest.mean(axis=1, keepdims=True)
     size = np.linalg.norm(rest, axis=1, keepdims=True)
-    if not (size > GONE * math.sqrt(table.shape[1])).all():
+    if not (size > MIN_BETWEEN_SUBJECT_STD * math.sqrt(table.shape[1])).all():
         return None
     return rest / size
 
 
-def travelling_identity(prints: Mapping[str, np.ndarray], scans: Sequence[Scan], seed: int = 0
+def traveling_identity(fingerprints: Mapping[str, np.ndarray], scans: Sequence[Scan], seed: int = 0
                         ) -> tuple[Test, ...]:
-    """Identification and identifiability from site to site; ``prints`` by scan_id.
+    """Test identification and identifiability across sites.
 
-    Every ordered pair of sites that three or more people share, one scan of a person per site.
-    identification: share found, 0 to 1, higher is better, chance 1 over the people looked among.
+    Every ordered pair of sites with three or more common subjects counts, with one scan per subject
+    and site.
+
+    Parameters
+    ----------
+    fingerprints : mapping of str to ndarray, shape (blocks,)
+        By scan identifier.
+    scans : sequence of Scan
+        Scans to compare.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    tuple of Test
+        ``identification``, the fraction of identified subjects, 0 to 1; ``identifiability``, -2 to
+        2.
     """
     at: dict[str, dict[str, str]] = {}
     for scan in scans:
@@ -93,28 +132,39 @@ def travelling_identity(prints: Mapping[str, np.ndarray], scans: Sequence[Scan],
     pairs = []
     for one in sorted(at):
         for two in sorted(at):
-            people = sorted(set(at[one]) & set(at[two]))
-            if one != two and len(people) >= FEWEST_PEOPLE:
-                pairs.append((people, [at[one][who] for who in people],
-                              [at[two][who] for who in people]))
-    return _tests(pairs, prints, prints, NAMES, "from site to site", seed)
+            shared = sorted(set(at[one]) & set(at[two]))
+            if one != two and len(shared) >= MIN_SUBJECTS:
+                pairs.append((shared, [at[one][who] for who in shared],
+                              [at[two][who] for who in shared]))
+    return _tests(pairs, fingerprints, fingerprints, NAMES, "across sites", seed)
 
 
 def source_identity(sources: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray],
                     scans: Sequence[Scan], seed: int = 0) -> tuple[Test, ...]:
-    """Is the harmonized image still nearest to its own source, among the sources of its site?
+    """Test whether harmonized images are most similar to their own source among those of the site.
 
-    ``sources``, ``results``: fingerprints by scan_id. Names ``source_identification`` and
-    ``source_identifiability``; ranges as in :func:`travelling_identity`.
+    Parameters
+    ----------
+    sources, results : mapping of str to ndarray, shape (blocks,)
+        Fingerprints before and after, by scan identifier.
+    scans : sequence of Scan
+        Scans to compare.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    tuple of Test
+        ``source_identification`` and ``source_identifiability``, ranges as in `traveling_identity`.
     """
     at: dict[str, dict[str, str]] = {}
     for scan in scans:
         at.setdefault(scan.site, {}).setdefault(scan.subject, scan.scan_id)
     pairs = []
     for here in at.values():
-        people = sorted(here)
-        if len(people) >= FEWEST_PEOPLE:
-            pairs.append((people, [here[who] for who in people], [here[who] for who in people]))
+        shared = sorted(here)
+        if len(shared) >= MIN_SUBJECTS:
+            pairs.append((shared, [here[who] for who in shared], [here[who] for who in shared]))
     return _tests(pairs, results, sources, tuple(f"source_{name}" for name in NAMES),
                   "among the sources of the site", seed)
 
@@ -122,34 +172,34 @@ def source_identity(sources: Mapping[str, np.ndarray], results: Mapping[str, np.
 def _tests(pairs: Sequence[tuple[list[str], list[str], list[str]]],
            first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray],
            names: tuple[str, ...], words: str, seed: int) -> tuple[Test, ...]:
-    """Means over people of their means over pairs of sites."""
-    people = sorted({who for pair in pairs for who in pair[0]})
+    """Average over the pairs of sites of each subject, then over subjects."""
+    subjects = sorted({who for pair in pairs for who in pair[0]})
     if not pairs:
-        return _nothing(names, f"{FEWEST_PEOPLE} people are needed to be told apart, at a site or "
-                        "at the same two sites", 0)
-    scores: dict[str, list[tuple[float, float]]] = {who: [] for who in people}
+        return _not_possible(names, f"{MIN_SUBJECTS} subjects are needed, at one site or "
+                             "at the same two sites", 0)
+    scores: dict[str, list[tuple[float, float]]] = {who: [] for who in subjects}
     chance = []
     for group, ones, twos in pairs:
-        tables = [[prints[key] for key in keys] for prints, keys in ((first, ones), (second, twos))]
+        tables = [[first[key] for key in ones], [second[key] for key in twos]]
         if len({row.shape for table in tables for row in table}) > 1:
-            return _nothing(names, "images on different grids", len(people))
+            return _not_possible(names, "images on different grids", len(subjects))
         found = identify(*(np.stack(table) for table in tables))
         if found is None:
-            return _nothing(names, "images do not tell people apart: whatever it told of people is "
-                            "gone", len(people))
+            return _not_possible(names, "the fingerprints of subjects do not differ: "
+                                 f"{NO_SUBJECT_INFORMATION}", len(subjects))
         chance.append(1 / len(group))
         for i, who in enumerate(group):
             scores[who].append((found[0][i], found[1][i]))
-    means = np.array([np.mean(scores[who], axis=0) for who in people])
+    means = np.array([np.mean(scores[who], axis=0) for who in subjects])
     method = (f"fingerprints of {BLOCK_MM:g} mm blocks, {words}; chance {np.mean(chance):.2g}; "
-              "bootstrap over people")
+              "bootstrap over subjects")
     return tuple(
-        Test(name, len(people), float(column.mean()),
-             *bootstrap_interval(lambda rows, who: float(column[rows].mean()), people, seed=seed),
+        Test(name, len(subjects), float(column.mean()),
+             *bootstrap_interval(lambda rows, who: float(column[rows].mean()), subjects, seed=seed),
              method=method if i == 0 else method.replace(f"; chance {np.mean(chance):.2g}", ""),
-             question="person")
+             question="subject")
         for i, (name, column) in enumerate(zip(names, means.T)))
 
 
-def _nothing(names: Sequence[str], why: str, n: int) -> tuple[Test, ...]:
-    return tuple(not_possible(name, why, n, question="person") for name in names)
+def _not_possible(names: Sequence[str], why: str, n: int) -> tuple[Test, ...]:
+    return tuple(not_possible(name, why, n, question="subject") for name in names)

@@ -1,28 +1,30 @@
-"""The same person on several scanners: is he or she nearer to himself than before?
+"""Traveling subjects: similarity of images and agreement of numbers across scanners.
 
-A travelling person was scanned at two or more sites; two scans of a person at *one* site are
-rescans, and tell what a scanner and the preprocessing do on their own. Every person is seen on
-every ordered pair of sites, one scan per site. Harmonized, the first image of a pair is compared
-with the person's own unharmonized image at the target where the second site is the target, and with
-the second harmonized image where it is not.
+A traveling subject was scanned at two or more sites within a year (`Cohort.traveling`). Each
+subject contributes every ordered pair of its sites, with one scan per site. After harmonization,
+the first image of a pair is compared with the subject's unharmonized image if the second site is
+the target, else with the second harmonized image. Two scans at one site that differ in run only are
+rescans; they show the variation of scanner and preprocessing.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...cohort import Cohort, Scan
-from ...errors import InputError
+from ...cohort import ACQUISITION_TIME, DAYS_PER_YEAR, Cohort, Scan, years_between
+from ...errors import InputError, NotEstimableError
 from ...volume import Volume
 from ..metrics import image as near
-from ..metrics.perceptual import load_lpips
 from ..statistics.resampling import (
+    NO_SUBJECT_INFORMATION,
     Test,
     bootstrap_interval,
     corrected,
@@ -31,62 +33,117 @@ from ..statistics.resampling import (
 )
 from ..table import MEASURES, Metric, Metrics
 
-__all__ = ["Pair", "Icc", "travellers", "rescans", "site_pairs", "compare_images", "pair_metrics",
-           "person_means", "compare_methods", "complete_table", "icc", "within_subject_cov",
-           "agreement_tests",
-           "PAIR_MEASURES"]
+__all__ = ["PAIR_MEASURES", "RESCALED", "Icc", "Pair", "agreement_tests", "compare_images",
+           "compare_methods", "complete_table", "icc", "pair_metrics", "rescans", "site_pairs",
+           "subject_means", "within_subject_cov"]
 
 RESCALED = "rescaled"
-PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae", "lpips")  # the last on request
-FEWEST_PEOPLE = 3
-CONSTANT = 1e-6  # standard deviation over mean below which a feature is the same for all
+PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
+MIN_SUBJECTS = 3
+MAX_RESCAN_DAYS = 30  # two sessions at most this far apart can be rescans
+MIN_RELATIVE_STD = 1e-6  # relative to the mean; below this a feature is constant
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One person's scans at two sites; ``first`` is aimed at ``second``."""
+    """Scans of one subject at two sites, or two scans at one site.
+
+    Attributes
+    ----------
+    first, second : Scan
+        Harmonization should make the first like the second.
+    """
 
     first: Scan
     second: Scan
 
     @property
     def subject(self) -> str:
-        """Whose they are."""
+        """Subject of both scans."""
         return self.first.subject
 
 
-def travellers(cohort: Cohort) -> Cohort:
-    """The scans of people who were scanned at two or more sites in one modality; may be empty."""
-    sites: dict[tuple[str, str], set[str]] = {}
-    for scan in cohort:
-        sites.setdefault((scan.subject, scan.modality), set()).add(scan.site)
-    return cohort.where(lambda scan: len(sites[scan.subject, scan.modality]) > 1)
-
-
 def rescans(cohort: Cohort) -> tuple[Pair, ...]:
-    """Pairs of scans of one person at one site in one modality, each scan with the next one."""
-    groups: dict[tuple[str, str, str], list[Scan]] = {}
+    """Return pairs of rescans: a subject scanned twice in the same way at one site.
+
+    Two scans are rescans if their names differ in ``run`` only: same session and same acq, ce, rec
+    and other entities. Scans of two sessions are rescans if they are otherwise named alike and
+    ``acq_time`` is at most `MAX_RESCAN_DAYS` apart. Each scan is paired with the next one.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Scans.
+
+    Returns
+    -------
+    tuple of Pair
+        In the order of the cohort.
+    """
+    groups: dict[tuple[str, ...], list[Scan]] = {}
     for scan in cohort:
-        groups.setdefault((scan.subject, scan.site, scan.modality), []).append(scan)
-    return tuple(Pair(*two) for group in groups.values() for two in zip(group, group[1:]))
+        groups.setdefault((scan.subject, scan.site, scan.modality, _protocol(scan)),
+                          []).append(scan)
+    return tuple(Pair(*two) for group in groups.values() for two in zip(group, group[1:])
+                 if _is_rescan(*two))
+
+
+def _protocol(scan: Scan) -> str:
+    """Return the entities of a BIDS name without subject, session and run.
+
+    A name that is not of BIDS gives "", so all scans of a session count as acquired alike.
+    """
+    entities = re.sub(r"(^|_)(sub|ses|run)-[^_]+", "", scan.scan_id)
+    return entities if scan.scan_id.startswith("sub-") else ""
+
+
+def _is_rescan(one: Scan, two: Scan) -> bool:
+    if one.session == two.session:
+        return True
+    dated = all(ACQUISITION_TIME in scan.covariates for scan in (one, two))
+    years = years_between(one, two) if dated else None
+    return years is not None and years * DAYS_PER_YEAR <= MAX_RESCAN_DAYS + 0.5
 
 
 def site_pairs(cohort: Cohort) -> tuple[Pair, ...]:
-    """Every person on every ordered pair of sites, the first scan (by name) of each site."""
+    """Return every ordered pair of sites of each traveling subject, one scan per site.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Scans; the first one of a site in the cohort is used.
+
+    Returns
+    -------
+    tuple of Pair
+        Grouped by modality and subject.
+    """
     first: dict[tuple[str, str], dict[str, Scan]] = {}
-    for scan in travellers(cohort):
+    for scan in cohort.traveling():
         first.setdefault((scan.modality, scan.subject), {}).setdefault(scan.site, scan)
     return tuple(Pair(here[one], here[two]) for here in first.values()
                  for one in sorted(here) for two in sorted(here) if one != two)
 
 
-def compare_images(first: Volume, second: Volume, data_range: float, lpips: Path | None = None
-                   ) -> dict[str, float]:
-    """PSNR, SSIM, MS-SSIM, RMSE and MAE of two images of one person on one grid.
+def compare_images(first: Volume, second: Volume, data_range: float) -> dict[str, float]:
+    """Compute PSNR, SSIM, MS-SSIM, RMSE and MAE of two images of one subject.
 
-    Inside the intersection of both masks; ``data_range`` R is one number for the whole study. With
-    ``lpips``, its weights (see `perceptual`), also LPIPS.
-    InputError for other grids or masks that do not meet.
+    Parameters
+    ----------
+    first, second : Volume
+        On one grid; compared inside both masks.
+    data_range : float
+        R > 0 of the study, in intensity units.
+
+    Returns
+    -------
+    dict of str to float
+        Keys as in `PAIR_MEASURES`.
+
+    Raises
+    ------
+    InputError
+        If a mask is missing, the grids differ or the masks do not overlap.
     """
     if first.mask is None or second.mask is None or not first.same_grid(second):
         raise InputError(f"expected two masked images on one grid, got {first.shape} and "
@@ -95,9 +152,6 @@ def compare_images(first: Volume, second: Volume, data_range: float, lpips: Path
     values = {"psnr": near.psnr(*given), "ssim": near.ssim(*given),
               "ms_ssim": near.ms_ssim(*given)[0], "rmse": near.rmse(*given),
               "mae": near.mae(*given)}
-    if lpips is not None:
-        x, y, z = (float(v) for v in first.spacing)
-        values["lpips"] = load_lpips(lpips)(*given, (x, y, z))
     return values
 
 
@@ -110,19 +164,36 @@ def pair_metrics(
     backend: str = "",
     maps: Mapping[str, tuple[float, float]] | None = None,
     to: str = "",
-    lpips: Path | None = None,
     mapper: Callable[..., Iterable] = map,
 ) -> Metrics:
-    """Rows of every travelling pair, before harmonization or, where ``after`` is given, after.
+    """Compare the images of every pair of traveling subjects, before or after harmonization.
 
-    ``after``: the harmonized images by the same ``scan_id``; a pair without both is left out.
-    ``maps``: scan_id -> gain and offset, applied to unharmonized images: what no more than a linear
-    map per scan reaches (stage ``rescaled``).
-    ``data_range``: R by modality. ``site`` of a row is the first site, ``reference`` the second.
-    ``to``: keep to pairs that end at that site. ``lpips``: as in `compare_images`. ``mapper``:
-    ``map``, or one with its signature that spreads pairs over processes. Two volumes are in memory
-    for each; the measures are symmetric, so an ordered pair of which both images were seen the
-    other way round is not computed twice.
+    The measures are symmetric, so two unordered images are compared once.
+
+    Parameters
+    ----------
+    before : Cohort
+        Unharmonized scans.
+    after : Cohort or None
+        Harmonized images by the same ``scan_id``; a pair without both is left out. None compares
+        the unharmonized images.
+    target : str
+        Site harmonized to.
+    data_range : mapping of str to float
+        R of the study by modality.
+    backend : str
+        Name of the method, for the table.
+    maps : mapping of str to tuple of float, optional
+        Gain and offset by scan, applied to unharmonized images (stage "rescaled").
+    to : str
+        Only pairs that end at this site; "" for all.
+    mapper : callable
+        ``map``, or a parallel replacement; each job holds two volumes in memory.
+
+    Returns
+    -------
+    Metrics
+        `site` is the first site of a pair, `reference` the second.
     """
     harmonized = {scan.scan_id: scan for scan in after} if after is not None else {}
     jobs: dict[frozenset, _Comparison] = {}
@@ -134,22 +205,22 @@ def pair_metrics(
             continue
         key = frozenset(str(scan.image) for scan in images)
         jobs.setdefault(key, (images, data_range[pair.first.modality], tuple(
-            None if maps is None else maps[scan.scan_id] for scan in images), lpips))
+            None if maps is None else maps[scan.scan_id] for scan in images)))
         pairs.append((pair, key))
     done = dict(zip(jobs, mapper(_compared, jobs.values())))
     rows = [row for pair, key in pairs for row in _pair_rows(pair, done[key])]
     stage = "after" if after is not None else "before" if maps is None else "rescaled"
-    goal = "" if after is None else target
-    return Metrics(tuple(replace(r, stage=stage, backend=backend, target=goal) for r in rows))
+    named = "" if after is None else target
+    return Metrics(tuple(replace(r, stage=stage, backend=backend, target=named) for r in rows))
 
 
 _Comparison = tuple[tuple[Scan, Scan], float, tuple[Any, Any], "Path | None"]
 
 
 def _compared(job: _Comparison) -> dict[str, float]:
-    """Two images, read and compared; R; a gain and an offset for each, or None; LPIPS's weights."""
-    images, scale, maps, lpips = job
-    return compare_images(*(_read(scan, one) for scan, one in zip(images, maps)), scale, lpips)
+    """Read and compare two images; the job has both, R, and gain and offset (or None) of each."""
+    images, scale, maps = job
+    return compare_images(*(_read(scan, one) for scan, one in zip(images, maps)), scale)
 
 
 def _read(scan: Scan, linear: tuple[float, float] | None) -> Volume:
@@ -159,7 +230,7 @@ def _read(scan: Scan, linear: tuple[float, float] | None) -> Volume:
 
 def _images_of(pair: Pair, harmonized: Mapping[str, Scan], target: str
                ) -> tuple[Scan, Scan] | None:
-    """What is compared after harmonization, or None where an image is missing."""
+    """Return the images compared after harmonization, or None if one is missing."""
     second = pair.second if pair.second.site == target else harmonized.get(pair.second.scan_id)
     first = harmonized.get(pair.first.scan_id)
     return None if first is None or second is None else (first, second)
@@ -172,10 +243,23 @@ def _pair_rows(pair: Pair, values: Mapping[str, float]) -> Iterator[Metric]:
                      one.scan_id, one.modality, one.site, reference=pair.second.site)
 
 
-def person_means(metrics: Metrics, measure: str, target: str = "") -> dict[str, float]:
-    """Mean of a measure over each person's pairs; with ``target``, only over pairs that end there.
+def subject_means(metrics: Metrics, measure: str, target: str = "") -> dict[str, float]:
+    """Average a measure over the pairs of each subject.
 
-    Infinite values (PSNR of equal images) count as missing: they are copies and no measurement.
+    Parameters
+    ----------
+    metrics : Metrics
+        Rows of `pair_metrics`.
+    measure : str
+        Name of the measure.
+    target : str
+        Only pairs that end at this site; "" for all.
+
+    Returns
+    -------
+    dict of str to float
+        By subject. Infinite values (PSNR of equal images) count as missing, because copies are not
+        measurements.
     """
     found: dict[str, list[float]] = {}
     for row in metrics.select(measure=measure):
@@ -187,22 +271,33 @@ def person_means(metrics: Metrics, measure: str, target: str = "") -> dict[str, 
 
 def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: int = 0
                     ) -> tuple[Test, ...]:
-    """Mean of each measure per method, and paired tests of every two methods.
+    """Test every two methods on each measure of traveling pairs.
 
-    ``tables``: method -> its rows of :func:`pair_metrics`; the unharmonized ones under "", the
-    linearly rescaled ones under "rescaled". All tests on one measure are one family,
-    Holm-corrected. ``target``: keep to pairs that end there.
+    All tests of one measure are one family, Holm-corrected.
+
+    Parameters
+    ----------
+    tables : mapping of str to Metrics
+        Rows of `pair_metrics` by method; "" for unharmonized, "rescaled" for linearly rescaled
+        images.
+    target : str
+        Only pairs that end at this site; "" for all.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    tuple of Test
+        Means (``traveling_pair``) and paired tests (``traveling_wilcoxon``).
     """
     tests: list[Test] = []
-    asked = [name for name in PAIR_MEASURES
-             if name != "lpips" or any(len(rows.select(measure=name)) for rows in tables.values())]
-    for measure in asked:
-        means = {name: person_means(table, measure, target) for name, table in tables.items()}
+    for measure in PAIR_MEASURES:
+        means = {name: subject_means(table, measure, target) for name, table in tables.items()}
         tests += [_mean_test(measure, name, values, seed) for name, values in means.items()]
         names = list(means)
         family = [
-            replace(paired_wilcoxon(means[one], means[two], "travelling_wilcoxon", seed=seed),
-                    unit=MEASURES[measure].unit, question="person", **_stage_of(two),
+            replace(paired_wilcoxon(means[one], means[two], "traveling_wilcoxon", seed=seed),
+                    unit=MEASURES[measure].unit, question="subject", **_stage_of(two),
                     reference=f"{measure} | {one or 'unharmonized'}")
             for i, one in enumerate(names) for two in names[i + 1:]]
         tests += corrected(family)
@@ -210,28 +305,36 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
 
 
 def _stage_of(name: str) -> dict[str, str]:
-    """Stage and backend of a method's name in ``tables``."""
+    """Return stage and backend for a key of the tables of `compare_methods`."""
     stage = {"": "before", RESCALED: "rescaled"}.get(name, "after")
     return {"stage": stage, "backend": name if stage == "after" else ""}
 
 
 def _mean_test(measure: str, backend: str, means: Mapping[str, float], seed: int) -> Test:
-    context = {"question": "person", "reference": measure, "unit": MEASURES[measure].unit,
+    context = {"question": "subject", "reference": measure, "unit": MEASURES[measure].unit,
                **_stage_of(backend)}
     if not means:
-        return not_possible("travelling_pair", "no travelling person has both images of a pair",
+        return not_possible("traveling_pair", "no traveling subject has both images of a pair",
                             **context)
     values = np.array(list(means.values()))
     low, high = bootstrap_interval(lambda rows, who: float(values[rows].mean()), list(means),
                                    seed=seed)
-    return Test("travelling_pair", len(values), float(values.mean()), low, high,
-                method="mean over people of the mean over their pairs; bootstrap over people",
+    return Test("traveling_pair", len(values), float(values.mean()), low, high,
+                method="mean over subjects of the mean over their pairs; bootstrap over subjects",
                 **context)
 
 
 @dataclass(frozen=True)
 class Icc:
-    """An intraclass correlation with its 95 % interval; ``f`` and ``p`` test it against zero."""
+    """Intraclass correlation.
+
+    Attributes
+    ----------
+    value, low, high : float
+        Estimate, at most 1, and its 95 % interval.
+    f, p : float
+        F test against zero.
+    """
 
     value: float
     low: float
@@ -241,22 +344,47 @@ class Icc:
 
 
 def icc(table: np.ndarray, kind: str = "3,1", level: float = 0.95) -> Icc:
-    """Intraclass correlation of a table (people, sites) without gaps.
+    """Compute an intraclass correlation [1]_.
 
-    ICC(3,1) = (BMS - EMS) / (BMS + (k - 1) EMS): consistency, sites fixed, their offsets forgiven.
-    ICC(2,1) = (BMS - EMS) / (BMS + (k - 1) EMS + k (JMS - EMS) / n): agreement, offsets count.
-    Range up to 1, higher is better. Intervals: Shrout and Fleiss 1979, p. 424-425, and for (2,1)
-    McGraw and Wong 1996, case 2A. InputError for fewer than 2 people or sites, or gaps.
+    ICC(3,1) = (BMS - EMS) / (BMS + (k - 1) EMS): consistency; offsets between sites do not count.
+    ICC(2,1) = (BMS - EMS) / (BMS + (k - 1) EMS + k (JMS - EMS) / n): agreement; offsets count. The
+    interval of ICC(2,1) is that of McGraw and Wong [2]_.
+
+    Parameters
+    ----------
+    table : ndarray, shape (n, k)
+        One value per subject and site, without gaps.
+    kind : {"3,1", "2,1"}
+        Which correlation.
+    level : float
+        Confidence level, 0 to 1.
+
+    Returns
+    -------
+    Icc
+        At most 1, higher is better.
+
+    Raises
+    ------
+    NotEstimableError
+        If there are fewer than 2 subjects or sites, or gaps.
+
+    References
+    ----------
+    .. [1] Shrout and Fleiss 1979, Intraclass correlations: uses in assessing rater reliability.
+       doi:10.1037/0033-2909.86.2.420
+    .. [2] McGraw and Wong 1996, Forming inferences about some intraclass correlation coefficients,
+       case 2A. doi:10.1037/1082-989X.1.1.30
     """
     from scipy.stats import f as fisher
 
     table = np.asarray(table, dtype=np.float64)
     if table.ndim != 2 or min(table.shape) < 2 or not np.isfinite(table).all():
-        raise InputError(f"expected a complete table of 2 or more people by 2 or more sites, got "
-                         f"{table.shape}. Use complete_table first.")
+        raise NotEstimableError(f"expected a complete table of 2 or more subjects by 2 or more "
+                                f"sites, got {table.shape}. Use complete_table first.")
     n, k = table.shape
-    people, sites, error = _mean_squares(table)
-    ratio = people / error if error > 0 else math.inf
+    ms_subjects, ms_sites, ms_error = _mean_squares(table)
+    ratio = ms_subjects / ms_error if ms_error > 0 else math.inf
     df = (n - 1, (n - 1) * (k - 1))
     p = float(fisher.sf(ratio, *df))
     tail = (1 + level) / 2
@@ -264,35 +392,35 @@ def icc(table: np.ndarray, kind: str = "3,1", level: float = 0.95) -> Icc:
         bounds = [ratio / fisher.ppf(tail, *df), ratio * fisher.ppf(tail, df[1], df[0])]
         value, low, high = (_consistency(f, k) for f in (ratio, *bounds))
         return Icc(value, low, high, ratio, p)
-    return Icc(*_agreement(people, sites, error, n, k, tail), ratio, p)
+    return Icc(*_agreement(ms_subjects, ms_sites, ms_error, n, k, tail), ratio, p)
 
 
 def _consistency(ratio: float, k: int) -> float:
     return 1.0 if math.isinf(ratio) else float((ratio - 1) / (ratio + k - 1))
 
 
-def _agreement(people: float, sites: float, error: float, n: int, k: int, tail: float
+def _agreement(ms_subjects: float, ms_sites: float, ms_error: float, n: int, k: int, tail: float
                ) -> tuple[float, float, float]:
-    """ICC(2,1) with its interval (Satterthwaite's degrees of freedom)."""
+    """Return ICC(2,1) and its interval with Satterthwaite's degrees of freedom."""
     from scipy.stats import f as fisher
 
-    total = people + (k - 1) * error + k * (sites - error) / n
-    value = (people - error) / total if total > 0 else math.nan
-    if not error > 0 or not abs(value) < 1:
+    total = ms_subjects + (k - 1) * ms_error + k * (ms_sites - ms_error) / n
+    value = (ms_subjects - ms_error) / total if total > 0 else math.nan
+    if not ms_error > 0 or not abs(value) < 1:
         return float(value), math.nan, math.nan
-    ratio = sites / error
+    ratio = ms_sites / ms_error
     top = (k - 1) * (n - 1) * (k * value * ratio + n * (1 + (k - 1) * value) - k * value) ** 2
     v = top / ((n - 1) * k**2 * value**2 * ratio**2
                + (n * (1 + (k - 1) * value) - k * value) ** 2)
     up, down = fisher.ppf(tail, n - 1, v), fisher.ppf(tail, v, n - 1)
-    rest = k * sites + (k * n - k - n) * error
-    low = n * (people - up * error) / (up * rest + n * people)
-    high = n * (down * people - error) / (rest + n * down * people)
+    rest = k * ms_sites + (k * n - k - n) * ms_error
+    low = n * (ms_subjects - up * ms_error) / (up * rest + n * ms_subjects)
+    high = n * (down * ms_subjects - ms_error) / (rest + n * down * ms_subjects)
     return float(value), float(low), float(high)
 
 
 def _mean_squares(table: np.ndarray) -> tuple[float, float, float]:
-    """Two-way analysis of variance, one value per cell: people (BMS), sites (JMS), error (EMS)."""
+    """Return the mean squares of subjects, sites and error of a two-way analysis of variance."""
     n, k = table.shape
     rows, columns = table.mean(axis=1, keepdims=True), table.mean(axis=0, keepdims=True)
     rest = table - rows - columns + table.mean()
@@ -303,10 +431,22 @@ def _mean_squares(table: np.ndarray) -> tuple[float, float, float]:
 
 
 def within_subject_cov(table: np.ndarray) -> float:
-    """sqrt(mean over people of (sd_i / mean_i)^2) in percent; 0 to infinity, lower is better.
+    """Compute the within-subject coefficient of variation, root mean square method [1]_.
 
-    ``table`` (people, sites). Quan and Shih 1996, doi:10.2307/2533000, the root mean square method;
-    NaN where a person's mean is zero.
+    Parameters
+    ----------
+    table : ndarray, shape (n, k)
+        One value per subject and site.
+
+    Returns
+    -------
+    float
+        sqrt(mean over subjects of (std_i / mean_i)^2) in percent, 0 or more; NaN if a mean is 0.
+
+    References
+    ----------
+    .. [1] Quan and Shih 1996, Assessing reproducibility by the within-subject coefficient of
+       variation with random effects models. doi:10.2307/2533000
     """
     table = np.asarray(table, dtype=np.float64)
     means = table.mean(axis=1)
@@ -318,11 +458,24 @@ def within_subject_cov(table: np.ndarray) -> float:
 def complete_table(
     values: Sequence[float], subjects: Sequence[str], sites: Sequence[str]
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """(people, sites) table without gaps, and its two headings.
+    """Arrange values as a table of subjects by sites without gaps.
 
-    One value per scan; several scans of a person at a site are averaged. Where not everybody was
-    everywhere, the sites seen by most people are kept, as many as make the table largest in
-    degrees of freedom, (people - 1)(sites - 1). Empty where no two people share two sites.
+    If not all subjects were at all sites, the sites with most subjects are kept: as many as
+    maximize the degrees of freedom, (subjects - 1) (sites - 1).
+
+    Parameters
+    ----------
+    values : sequence of float, length n
+        One per scan; scans of a subject at one site are averaged.
+    subjects, sites : sequence of str, length n
+        Subject and site of each scan.
+
+    Returns
+    -------
+    table : ndarray, shape (rows, columns)
+        Empty if no two subjects share two sites.
+    rows, columns : list of str
+        Subjects and sites.
     """
     cells: dict[tuple[str, str], list[float]] = {}
     for value, who, where in zip(values, subjects, sites):
@@ -335,13 +488,17 @@ def complete_table(
         shared = sorted(set.intersection(*(people_of[site] for site in order[:count])))
         if shared and (len(shared) - 1) * (count - 1) > _freedom(*best):
             best = (shared, sorted(order[:count]))
-    people, kept = best
-    table = np.array([[np.mean(cells[who, where]) for where in kept] for who in people])
-    return table.reshape(len(people), len(kept)), people, kept
+    rows, columns = best
+    table = np.array([[np.mean(cells[who, where]) for where in columns] for who in rows])
+    return table.reshape(len(rows), len(columns)), rows, columns
 
 
-def _freedom(people: Sequence[str], sites: Sequence[str]) -> int:
-    return (len(people) - 1) * (len(sites) - 1) if people else 0
+def _freedom(subjects: Sequence[str], sites: Sequence[str]) -> int:
+    return (len(subjects) - 1) * (len(sites) - 1) if subjects else 0
+
+
+def _cov_of_rows(table: np.ndarray, rows: np.ndarray, who: np.ndarray) -> float:
+    return within_subject_cov(table[rows])
 
 
 def agreement_tests(
@@ -350,32 +507,46 @@ def agreement_tests(
     sites: Sequence[str],
     *,
     seed: int = 0,
-    interval: Callable[..., tuple[float, float]] = bootstrap_interval,
 ) -> tuple[Test, ...]:
-    """ICC(3,1), ICC(2,1) and within-subject CoV over sites of features with a value per scan."""
+    """Compute ICC(3,1), ICC(2,1) and the within-subject coefficient of variation across sites.
+
+    Parameters
+    ----------
+    features : mapping of str to sequence of float
+        One value per scan.
+    subjects, sites : sequence of str, length n
+        Subject and site of each scan.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    tuple of Test
+        Three per feature.
+    """
     tests: list[Test] = []
     for name, values in features.items():
-        table, people, kept = complete_table(values, subjects, sites)
-        context = {"question": "person", "reference": name}
-        if len(people) < FEWEST_PEOPLE:
-            tests += [not_possible(test, f"{len(people)} people have {name} at the same two or "
-                                   f"more sites; {FEWEST_PEOPLE} are needed", len(people),
+        table, rows, columns = complete_table(values, subjects, sites)
+        context = {"question": "subject", "reference": name}
+        if len(rows) < MIN_SUBJECTS:
+            tests += [not_possible(test, f"{len(rows)} subjects have {name} at the same two or "
+                                   f"more sites; {MIN_SUBJECTS} are needed", len(rows),
                                    **context)
                       for test in ("icc31", "icc21", "within_subject_cov")]
             continue
-        if not table.std() > CONSTANT * abs(table.mean()):
-            tests += [not_possible(test, f"{name} is the same in every scan: whatever it told of "
-                                   "people is gone", len(people), **context)
+        if not table.std() > MIN_RELATIVE_STD * abs(table.mean()):
+            tests += [not_possible(test, f"{name} is the same in every scan: "
+                                   f"{NO_SUBJECT_INFORMATION}", len(rows), **context)
                       for test in ("icc31", "icc21", "within_subject_cov")]
             continue
-        words = f"sites {', '.join(kept)}"
+        words = f"sites {', '.join(columns)}"
         for test, kind in (("icc31", "3,1"), ("icc21", "2,1")):
             found = icc(table, kind)
-            tests.append(Test(test, len(people), found.value, found.low, found.high,
+            tests.append(Test(test, len(rows), found.value, found.low, found.high,
                               found.p if kind == "3,1" else None,
                               method=f"two-way ANOVA, F interval; {words}", **context))
-        low, high = interval(lambda rows, who: within_subject_cov(table[rows]), people, seed=seed)
-        tests.append(Test("within_subject_cov", len(people), within_subject_cov(table), low, high,
-                          unit="%", method=f"root mean square; bootstrap over people; {words}",
+        low, high = bootstrap_interval(partial(_cov_of_rows, table), rows, seed=seed)
+        tests.append(Test("within_subject_cov", len(rows), within_subject_cov(table), low, high,
+                          unit="%", method=f"root mean square; bootstrap over subjects; {words}",
                           **context))
     return tuple(tests)

@@ -1,10 +1,9 @@
-"""Is the difference between the sites' grey levels more than chance?
+"""Tests of the difference between the intensity distributions of sites.
 
-Two answers to two questions. The K-sample Anderson-Darling test asks whether the sites' mean grey
-level distributions could be one distribution (DISARM++ reports it); it takes grey levels for
-independent draws, which voxels are not, so its p depends on how many are looked at. The permutation
-test of the mean distance between sites asks whether *people* of different sites differ more than
-people do; that is the one to believe.
+The K-sample Anderson-Darling test compares the mean intensity distributions of the sites, as
+DISARM++ reports it. It treats intensities as independent draws, which voxels are not, so its p
+value depends on their number. The permutation test of the mean distance between sites compares
+subjects of different sites; its p value should be preferred.
 """
 
 from __future__ import annotations
@@ -16,39 +15,62 @@ import numpy as np
 from ..metrics.distribution import LEVELS, site_distances, site_means
 from .resampling import Test, bootstrap_interval, chance_level, not_possible
 
-__all__ = ["anderson_darling", "distance_between_sites", "density"]
+__all__ = ["anderson_darling", "density", "distance_between_sites"]
 
-RESAMPLES = 999
+ANDERSON_DARLING_RESAMPLES = 999
 PERMUTATIONS = 500
-FEWEST_PER_SITE = 2
+MIN_SUBJECTS_PER_SITE = 2
 
 
-def anderson_darling(quantiles: np.ndarray, sites: Sequence[str], *, resamples: int = RESAMPLES,
-                     seeds: Sequence[int] = (0,)) -> Test:
-    """K-sample Anderson-Darling test of the sites' mean grey level distributions.
+def anderson_darling(
+    quantiles: np.ndarray,
+    sites: Sequence[str],
+    *,
+    resamples: int = ANDERSON_DARLING_RESAMPLES,
+    seeds: Sequence[int] = (0,),
+) -> Test:
+    """Compute the K-sample Anderson-Darling test of the mean intensity distributions of sites [1]_.
 
-    ``quantiles`` (scans, 200) at LEVELS, one site label per scan. Each site gives the 200 grey
-    levels of its mean quantile function. p by SciPy's permutation method (the tabulated p is capped
-    to 0.001-0.25), the mean over ``seeds``, each of ``resamples`` permutations. ``effect`` is the
-    normalised statistic: near or below 0 for equal distributions, lower is better. Scholz and
-    Stephens 1987, doi:10.2307/2288805.
+    Each site contributes the 200 intensities of its mean quantile function. SciPy's permutation
+    method is used, because the tabulated p value is limited to 0.001-0.25.
+
+    Parameters
+    ----------
+    quantiles : ndarray, shape (n, 200)
+        Quantile functions at `LEVELS`.
+    sites : sequence of str, length n
+        Site of each scan.
+    resamples : int
+        Permutations per seed.
+    seeds : sequence of int
+        Seeds; the p value is the mean over them.
+
+    Returns
+    -------
+    Test
+        The effect is the normalized statistic: near or below 0 for equal distributions.
+
+    References
+    ----------
+    .. [1] Scholz and Stephens 1987, K-sample Anderson-Darling tests. doi:10.2307/2288805
     """
     from scipy import stats
 
     means = site_means(quantiles, sites) if len(quantiles) else {}
     if len(means) < 2 or all(np.ptp(mean) == 0 for mean in means.values()):
-        return not_possible("anderson_darling", f"{len(means)} sites with a range of grey levels; "
+        return not_possible("anderson_darling", f"{len(means)} sites with varying intensities; "
                             "two are needed")
-    with np.errstate(over="ignore"):  # SciPy counts all permutations there could be
+    with np.errstate(over="ignore"):  # of the number of all permutations, which SciPy computes
         results = [stats.anderson_ksamp(
             list(means.values()), method=stats.PermutationMethod(
                 n_resamples=resamples, batch=64, random_state=np.random.default_rng(seed)))
             for seed in seeds]
     return Test("anderson_darling", len(sites), float(results[0].statistic),
                 p=float(np.mean([result.pvalue for result in results])), question="scanner",
-                method=f"midrank statistic of {len(means)} sites, {LEVELS.size} grey levels each; "
-                f"{len(seeds)} x {resamples} permutations of grey levels",
-                note="p counts grey levels, not people; for comparison with the literature only")
+                method=f"midrank statistic of {len(means)} sites, {LEVELS.size} intensities each; "
+                f"{len(seeds)} x {resamples} permutations of intensities",
+                note="p treats intensities, not subjects, as independent; use it for comparison "
+                "with the literature only")
 
 
 def distance_between_sites(
@@ -60,17 +82,32 @@ def distance_between_sites(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> Test:
-    """Mean W1 between every two sites' mean quantile functions over R, and whether it is chance.
+    """Compute the mean Wasserstein-1 distance between sites, with a permutation test over subjects.
 
-    p: share of shuffles of the site labels between people (a traveller's among his own scans) with
-    as large a distance. 0 to infinity, lower is better; a distance does not vanish for few people,
-    so the shuffled mean is given in the method.
+    Parameters
+    ----------
+    quantiles : ndarray, shape (n, 200)
+        Quantile functions at `LEVELS`.
+    sites, subjects : sequence of str, length n
+        Site and subject of each scan.
+    data_range : float
+        R > 0, in intensity units.
+    permutations : int
+        Permutations of the sites, see `shuffle_labels`, and bootstrap samples.
+    seed : int
+        Seed of both.
+
+    Returns
+    -------
+    Test
+        The effect is in R, 0 or more. It does not vanish for few subjects, so the method states its
+        mean under permutation.
     """
     context = {"question": "scanner", "unit": "R"}
-    people = {site: {w for w, s in zip(subjects, sites) if s == site} for site in set(sites)}
-    small = sorted(site for site, who in people.items() if len(who) < FEWEST_PER_SITE)
-    if len(people) < 2 or small:
-        why = (f"fewer than {FEWEST_PER_SITE} people at {', '.join(small)}" if small
+    at_site = {site: {w for w, s in zip(subjects, sites) if s == site} for site in set(sites)}
+    small = sorted(site for site, who in at_site.items() if len(who) < MIN_SUBJECTS_PER_SITE)
+    if len(at_site) < 2 or small:
+        why = (f"fewer than {MIN_SUBJECTS_PER_SITE} subjects at {', '.join(small)}" if small
                else "one site only")
         return not_possible("distribution_distance", why, len(set(subjects)), **context)
 
@@ -85,15 +122,26 @@ def distance_between_sites(
     low, high = bootstrap_interval(lambda rows, who: score(labels[rows], rows), subjects,
                                    draws=permutations, seed=seed)
     return Test("distribution_distance", len(set(subjects)), observed, low, high, chance.p,
-                method=f"{permutations} permutations of people's sites (mean {chance.mean:.4f}); "
-                "bootstrap over people", **context)
+                method=f"{permutations} permutations of the subjects' sites (mean "
+                f"{chance.mean:.4f}); bootstrap over subjects", **context)
 
 
 def density(quantiles: np.ndarray, grid: np.ndarray, bandwidth: float) -> np.ndarray:
-    """Kernel density at ``grid`` (m,) of the grey levels of one quantile function (200,).
+    """Estimate the density of the intensities of a quantile function with a Gaussian kernel.
 
-    Gaussian kernel of standard deviation ``bandwidth`` (grey levels); integrates to one over a
-    grid that covers them. For the curves of one site before and after.
+    Parameters
+    ----------
+    quantiles : ndarray, shape (200,)
+        Quantile function at `LEVELS`.
+    grid : ndarray, shape (m,)
+        Intensities.
+    bandwidth : float
+        Standard deviation of the kernel, in intensity units.
+
+    Returns
+    -------
+    ndarray, shape (m,)
+        Density per intensity unit.
     """
     distance = (np.asarray(grid)[:, None] - np.asarray(quantiles)[None]) / bandwidth
     kernel = np.exp(-0.5 * distance**2) / (bandwidth * np.sqrt(2 * np.pi))

@@ -1,9 +1,9 @@
-"""How sure is it? Intervals over people, paired tests, corrections, chance levels.
+"""Intervals over subjects, paired tests, corrections for multiple tests, and chance levels.
 
-The unit of every interval and test is the **person**: ten scans of one brain are one brain. A
-number that cannot be given is a row all the same, without a value and with the reason as its note.
-``group_statistics.tsv`` holds the rows, and beside it lies a JSON data dictionary, which also names
-the people whom each number was fitted and computed on.
+The unit of every interval and test is the subject: several scans of one brain are not independent.
+A number that cannot be estimated is a row without a value and with the reason as its note. The rows
+form ``group_statistics.tsv``; the JSON data dictionary beside it also lists the subjects that each
+number was fitted and computed on.
 """
 
 from __future__ import annotations
@@ -18,48 +18,52 @@ import numpy as np
 
 from ...errors import InputError
 from ...files import read_json, write_json, write_text
-from ..dictionary import TESTS
+from ..dictionary import TEST_DESCRIPTIONS
 from ..table import MISSING, STAGES, parse_number, read_tsv
 
-__all__ = ["Test", "Statistics", "Chance", "not_possible", "resample_people",
+__all__ = ["Test", "Statistics", "Chance", "not_possible", "resample_subjects",
            "bootstrap_interval", "paired_wilcoxon", "holm", "benjamini_hochberg", "corrected",
            "shuffle_labels", "chance_level"]
 
-LEVEL = 0.95
-FEWEST_PEOPLE = 3  # an interval over fewer people has no meaning
-DRAWS = 2000
+CONFIDENCE_LEVEL = 0.95
+MIN_SUBJECTS = 3  # for an interval or a paired test
+NO_SUBJECT_INFORMATION = "information about subjects is lost"  # of constant features
+BOOTSTRAP_DRAWS = 2000
 
 COLUMNS = {
-    "question": "What it speaks to: scanner (is it gone), person (is he or she still there), "
-    "biology (is it still there) or anatomy (did it move)",
+    "question": "Question that the row belongs to: scanner (site effect), subject (identity), "
+    "biology (effects of covariates) or anatomy (unintended change)",
     "name": "Name of the number or test",
     "modality": "BIDS suffix of the images",
-    "tissue": "Where it was taken: brain, CSF, GM or WM",
+    "tissue": "Region: brain, CSF, GM or WM",
     "site": "Site that the number describes",
-    "reference": "What was compared with: a site, a method, a feature or a covariate",
+    "reference": "What it is compared with: a site, a method, a feature or a covariate",
     "backend": "Harmonization method; n/a for unharmonized images",
     "target": "What the images were harmonized to",
-    "stage": "Which images the number was taken on",
-    "n": "People that the number rests on",
-    "effect": "The number; n/a where it cannot be given, and then the note says why",
+    "stage": "Which images the number was computed on",
+    "n": "Number of subjects",
+    "effect": "The number; n/a if it cannot be estimated, with the reason in the note",
     "unit": "Unit of the effect",
     "low": "Lower end of the 95 % interval (for a chance level, of its band)",
     "high": "Upper end of the 95 % interval (for a chance level, of its band)",
     "p": "p value, not corrected",
     "p_corrected": "p value corrected over the family of tests that the method names",
     "method": "Estimator, test, interval and correction in words",
-    "fitted_on": "List of people whom anything fitted was fitted on; the names are in the JSON",
-    "computed_on": "List of people whom the number was computed on; the names are in the JSON",
-    "note": "What to bear in mind, or why there is no number",
+    "fitted_on": "Name of the list of training subjects; the lists are in the JSON file",
+    "computed_on": "Name of the list of evaluated subjects; the lists are in the JSON file",
+    "note": "Warning, or the reason why there is no number",
 }
 _NUMBERS = ("effect", "low", "high", "p", "p_corrected")
 
 
 @dataclass(frozen=True)
 class Test:
-    """One row of ``group_statistics.tsv``; columns as in COLUMNS, a missing number is None."""
+    """One row of ``group_statistics.tsv``.
 
-    __test__: ClassVar[bool] = False  # not one of pytest's
+    The attributes are the columns, described in `COLUMNS`; a missing number is None.
+    """
+
+    __test__: ClassVar[bool] = False  # pytest would collect the class by its name
 
     name: str
     n: int = 0
@@ -84,21 +88,46 @@ class Test:
 
     @property
     def known(self) -> bool:
-        """Whether there is a finite number."""
+        """Whether the effect is a finite number."""
         return self.effect is not None and math.isfinite(self.effect)
 
 
 def not_possible(name: str, why: str, n: int = 0, **context: str) -> Test:
-    """A row that says why there is no number."""
+    """Return a row without a value.
+
+    Parameters
+    ----------
+    name : str
+        Name of the number or test.
+    why : str
+        Reason, for the note.
+    n : int
+        Number of subjects.
+    **context : str
+        Further columns of `Test`.
+
+    Returns
+    -------
+    Test
+        The row.
+    """
     return Test(name, n, note=why, **context)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The table: rows, and the lists of people that ``fitted_on`` and ``computed_on`` name."""
+    """Table of tests; ``group_statistics.tsv``.
+
+    Attributes
+    ----------
+    rows : tuple of Test
+        The tests.
+    subject_lists : mapping of str to tuple of str
+        Subjects by the names that ``fitted_on`` and ``computed_on`` refer to.
+    """
 
     rows: tuple[Test, ...] = ()
-    people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subject_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,21 +136,21 @@ class Statistics:
         return iter(self.rows)
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.rows + other.rows, {**self.people, **other.people})
+        return Statistics(self.rows + other.rows, {**self.subject_lists, **other.subject_lists})
 
     def select(self, **wanted: str) -> Statistics:
-        """The rows whose columns equal every given value, e.g. ``select(question="scanner")``."""
+        """Select the rows whose columns equal all values, as in ``select(question="anatomy")``."""
         return replace(self, rows=tuple(
             row for row in self.rows
             if all(getattr(row, name) == value for name, value in wanted.items())))
 
     def distinct(self, column: str) -> tuple[str, ...]:
-        """The values of ``column`` in order of first appearance, without the empty one."""
+        """Return the values of a column in order of first appearance, without the empty one."""
         return tuple(dict.fromkeys(getattr(row, column) for row in self.rows
                                    if getattr(row, column)))
 
     def to_tsv(self, path: Path) -> Path:
-        """Write the table and, beside it with the ending ``.json``, its data dictionary."""
+        """Write the table, and beside it its data dictionary with the extension ``.json``."""
         lines = ["\t".join(COLUMNS)]
         lines += ["\t".join(_cell(getattr(row, name)) for name in COLUMNS) for row in self.rows]
         write_text(Path(path), "\n".join(lines) + "\n")
@@ -130,10 +159,27 @@ class Statistics:
 
     @classmethod
     def from_tsv(cls, path: Path) -> Statistics:
-        """Read what :meth:`to_tsv` wrote; InputError where a column is missing or no number."""
-        rows = tuple(_test(row, path) for row in read_tsv(path, COLUMNS))
+        """Read a table written by `to_tsv`.
+
+        Parameters
+        ----------
+        path : Path
+            TSV file.
+
+        Returns
+        -------
+        Statistics
+            The table.
+
+        Raises
+        ------
+        InputError
+            If a column is missing or a cell is not a number.
+        """
+        rows = tuple(_test_of(row, path) for row in read_tsv(path, COLUMNS))
         beside = Path(path).with_suffix(".json")
-        lists = read_json(beside).get("people", {}).get("Levels", {}) if beside.is_file() else {}
+        lists = (read_json(beside).get("subject_lists", {}).get("Levels", {})
+                 if beside.is_file() else {})
         return cls(rows, {name: tuple(labels) for name, labels in lists.items()})
 
 
@@ -141,10 +187,13 @@ def _dictionary(table: Statistics) -> dict[str, object]:
     content: dict[str, object] = {name: {"Description": text} for name, text in COLUMNS.items()}
     content["stage"] = {"Description": COLUMNS["stage"], "Levels": dict(STAGES)}
     content["name"] = {"Description": COLUMNS["name"], "Levels": {
-        name: TESTS[name].in_words() if name in TESTS else name
+        name: TEST_DESCRIPTIONS[name].in_words() if name in TEST_DESCRIPTIONS else name
         for name in table.distinct("name")}}
-    content["people"] = {"Description": "The lists of people that fitted_on and computed_on name",
-                         "Levels": {name: list(who) for name, who in table.people.items()}}
+    content["subject_lists"] = {"Description": "Lists of subjects that fitted_on and computed_on "
+                                "refer to",
+                         "Levels": {
+                                    name: list(who)
+                                    for name, who in table.subject_lists.items()}}
     return content
 
 
@@ -154,18 +203,32 @@ def _cell(value: str | float | int | None) -> str:
     return " ".join(value.split()) if isinstance(value, str) else f"{value:.8g}"
 
 
-def _test(row: Mapping[str, str], path: Path) -> Test:
+def _test_of(row: Mapping[str, str], path: Path) -> Test:
     numbers = {name: parse_number(row[name], path) for name in (*_NUMBERS, "n")}
     texts = {item.name: "" if row[item.name] in (None, MISSING) else row[item.name]
              for item in fields(Test) if item.name not in numbers}
     return Test(**texts, n=int(numbers.pop("n") or 0), **numbers)  # type: ignore[arg-type]
 
 
-def resample_people(subjects: Sequence[str], draws: int, seed: int
+def resample_subjects(subjects: Sequence[str], draws: int, seed: int
                     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Bootstrap samples of whole people: (row indices, who), both (m,), ``draws`` times.
+    """Yield bootstrap samples of whole subjects.
 
-    ``who`` numbers the drawn people, so that one drawn twice counts as two.
+    Parameters
+    ----------
+    subjects : sequence of str, length n
+        Subject of each row.
+    draws : int
+        Number of samples.
+    seed : int
+        Seed of the samples.
+
+    Yields
+    ------
+    rows : ndarray of int, shape (m,)
+        Row indices.
+    who : ndarray of int, shape (m,)
+        Number of the drawn subject; a subject that is drawn twice has two numbers.
     """
     rows = _rows_of(subjects)
     sizes = np.array([len(index) for index in rows])
@@ -180,7 +243,7 @@ def resample_people(subjects: Sequence[str], draws: int, seed: int
 
 
 def _rows_of(subjects: Sequence[str]) -> list[np.ndarray]:
-    """Row indices of each person, people in sorted order; not quadratic in people."""
+    """Return the row indices of each subject, subjects in sorted order."""
     counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     order = np.argsort(counts[1], kind="stable")
     return np.split(order, np.cumsum(counts[2])[:-1])
@@ -190,111 +253,153 @@ def bootstrap_interval(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     subjects: Sequence[str],
     *,
-    draws: int = DRAWS,
-    method: str = "percentile",
+    draws: int = BOOTSTRAP_DRAWS,
     seed: int = 0,
-    level: float = LEVEL,
+    level: float = CONFIDENCE_LEVEL,
 ) -> tuple[float, float]:
-    """Interval of a number by resampling people with all their scans, never scans.
+    """Compute a percentile interval by resampling subjects with all their scans.
 
     Parameters
     ----------
-    statistic : takes row indices (m,) and who each row belongs to (m,), returns the number.
-    subjects : one label per row.
-    method : "percentile", or "bca" for the bias-corrected and accelerated interval
-        (Efron 1987, doi:10.1080/01621459.1987.10478410), acceleration by leaving out one person.
+    statistic : callable
+        Takes row indices, shape (m,), and the number of each row's subject, shape (m,).
+    subjects : sequence of str, length n
+        Subject of each row.
+    draws : int
+        Number of bootstrap samples.
+    seed : int
+        Seed of the samples.
+    level : float
+        Confidence level, 0 to 1.
 
-    (NaN, NaN) with fewer than 3 people, or where most draws have no value.
+    Returns
+    -------
+    low, high : float
+        NaN with fewer than 3 subjects, or if more than half of the samples have no value.
     """
     labels = np.asarray(subjects)
-    people = np.unique(labels)
-    if len(people) < FEWEST_PEOPLE:
+    if len(np.unique(labels)) < MIN_SUBJECTS:
         return math.nan, math.nan
-    drawn = np.array([statistic(rows, who) for rows, who in resample_people(labels, draws, seed)])
+    drawn = np.array([statistic(rows, who) for rows, who in resample_subjects(labels, draws, seed)])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
         return math.nan, math.nan
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if method == "bca":
-        tails = _bca_tails(statistic, labels, drawn, tails)
     low, high = np.quantile(drawn, tails)
     return float(low), float(high)
 
 
-def _bca_tails(statistic: Callable[[np.ndarray, np.ndarray], float], labels: np.ndarray,
-               drawn: np.ndarray, tails: np.ndarray) -> np.ndarray:
-    """The two shares of the drawn numbers that bound the BCa interval, Efron 1987 eq. 2.3."""
-    from scipy.stats import norm
-
-    everyone = np.unique(labels, return_inverse=True)[1]
-    observed = statistic(np.arange(len(labels)), everyone)
-    left_out = np.array([statistic(np.flatnonzero(everyone != i), everyone[everyone != i])
-                         for i in range(everyone.max() + 1)])
-    pull = left_out.mean() - left_out
-    scale = 6 * np.sum(pull**2) ** 1.5
-    acceleration = np.sum(pull**3) / scale if scale > 0 else 0.0
-    below = np.mean(drawn < observed) + np.mean(drawn == observed) / 2
-    bias = norm.ppf(np.clip(below, 1 / len(drawn) / 2, 1 - 1 / len(drawn) / 2))
-    z = bias + norm.ppf(tails)
-    return norm.cdf(bias + z / (1 - acceleration * z))
-
-
 def paired_wilcoxon(first: Mapping[str, float], second: Mapping[str, float], name: str,
-                    *, seed: int = 0, draws: int = DRAWS) -> Test:
-    """Wilcoxon signed-rank test of second - first on the people that both know.
+                    *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Test:
+    """Test the change from first to second by Wilcoxon's signed-rank test [1]_.
 
-    ``first``, ``second``: one number per person. ``effect``: the median difference, its interval
-    by bootstrap over people. Wilcoxon 1945, doi:10.2307/3001968; exact without ties up to 50.
+    Parameters
+    ----------
+    first, second : mapping of str to float
+        One number per subject; subjects without both finite numbers are left out.
+    name : str
+        Name of the test.
+    seed : int
+        Seed of the bootstrap.
+    draws : int
+        Number of bootstrap samples.
+
+    Returns
+    -------
+    Test
+        The effect is the median of second - first. The p value is exact without ties up to 50.
+
+    References
+    ----------
+    .. [1] Wilcoxon 1945, Individual comparisons by ranking methods. doi:10.2307/3001968
     """
     from scipy.stats import wilcoxon
 
     common = [who for who in first if who in second
               and math.isfinite(first[who]) and math.isfinite(second[who])]
     change = np.array([second[who] - first[who] for who in common])
-    method = "median difference; Wilcoxon signed-rank, two-sided; bootstrap over people"
-    if len(common) < FEWEST_PEOPLE:
-        return not_possible(name, f"{len(common)} people have both numbers; a paired test needs "
-                            f"{FEWEST_PEOPLE}", len(common))
+    method = "median difference; Wilcoxon signed-rank, two-sided; bootstrap over subjects"
+    if len(common) < MIN_SUBJECTS:
+        return not_possible(name, f"{len(common)} subjects have both numbers; a paired test needs "
+                            f"{MIN_SUBJECTS}", len(common))
     low, high = bootstrap_interval(lambda rows, who: float(np.median(change[rows])), common,
                                    seed=seed, draws=draws)
     p = float(wilcoxon(change).pvalue) if np.any(change != 0) else 1.0
     smallest = 2.0 ** (1 - len(common))
-    note = (f"with {len(common)} people p cannot fall below {smallest:.2g}"
+    note = (f"with {len(common)} subjects p cannot fall below {smallest:.2g}"
             if smallest > 0.05 else "")
     return Test(name, len(common), float(np.median(change)), low, high, p, None, method, note=note)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (family-wise error), missing values stay missing.
+    """Correct p values for multiple tests by Holm's step-down procedure (family-wise error) [1]_.
 
-    Holm 1979, Scandinavian Journal of Statistics 6:65-70.
+    Parameters
+    ----------
+    p_values : sequence of float or None
+        Missing values stay missing and are not counted.
+
+    Returns
+    -------
+    list of float or None
+        Corrected p values, 0 to 1, in the same order.
+
+    References
+    ----------
+    .. [1] Holm 1979, A simple sequentially rejective multiple test procedure. Scandinavian Journal
+       of Statistics 6:65-70.
     """
-    return _stepwise(p_values, lambda p: np.maximum.accumulate(p * np.arange(len(p), 0, -1)))
+    return _multiple_tests(p_values, "holm")
 
 
 def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
-    """Benjamini and Hochberg's step-up correction (false discovery rate).
+    """Correct p values by Benjamini and Hochberg's step-up procedure (false discovery rate) [1]_.
 
-    Benjamini and Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x; missing stay missing.
+    Parameters
+    ----------
+    p_values : sequence of float or None
+        Missing values stay missing and are not counted.
+
+    Returns
+    -------
+    list of float or None
+        Corrected p values, 0 to 1, in the same order.
+
+    References
+    ----------
+    .. [1] Benjamini and Hochberg 1995, Controlling the false discovery rate.
+       doi:10.1111/j.2517-6161.1995.tb02031.x
     """
-    return _stepwise(p_values, lambda p: np.minimum.accumulate(
-        (p * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1])
+    return _multiple_tests(p_values, "fdr_bh")
 
 
-def _stepwise(p_values: Sequence[float | None], rule: Callable[[np.ndarray], np.ndarray]
-              ) -> list[float | None]:
-    known = [i for i, p in enumerate(p_values) if p is not None and math.isfinite(p)]
-    order = sorted(known, key=lambda i: p_values[i])  # type: ignore[arg-type,return-value]
+def _multiple_tests(p_values: Sequence[float | None], method: str) -> list[float | None]:
+    from statsmodels.stats.multitest import multipletests
+
     done: list[float | None] = [None] * len(p_values)
-    if order:
-        ranked = np.minimum(rule(np.array([p_values[i] for i in order], dtype=float)), 1.0)
-        for i, value in zip(order, ranked):
+    known = [i for i, p in enumerate(p_values) if p is not None and math.isfinite(p)]
+    if known:
+        values = multipletests([p_values[i] for i in known], method=method)[1]
+        for i, value in zip(known, values):
             done[i] = float(value)
     return done
 
 
 def corrected(tests: Sequence[Test], how: str = "holm") -> tuple[Test, ...]:
-    """The tests of one family with ``p_corrected`` filled in; how: "holm" or "bh"."""
+    """Fill in the corrected p values of one family of tests.
+
+    Parameters
+    ----------
+    tests : sequence of Test
+        The family.
+    how : {"holm", "bh"}
+        Holm or Benjamini-Hochberg.
+
+    Returns
+    -------
+    tuple of Test
+        In the same order.
+    """
     rule, words = {"holm": (holm, "Holm"), "bh": (benjamini_hochberg, "Benjamini-Hochberg")}[how]
     values = rule([test.p for test in tests])
     count = sum(value is not None for value in values)
@@ -306,7 +411,17 @@ def corrected(tests: Sequence[Test], how: str = "holm") -> tuple[Test, ...]:
 
 @dataclass(frozen=True)
 class Chance:
-    """What a score is when labels mean nothing: mean and 95 % band; p of the observed score."""
+    """Distribution of a score if labels carry no information.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        Mean and 95 % interval of the score.
+    p : float
+        One-sided p value of the observed score, above 0.
+    permutations : int
+        Permutations that have a score.
+    """
 
     mean: float
     low: float
@@ -317,20 +432,38 @@ class Chance:
 
 def shuffle_labels(labels: Sequence[str], subjects: Sequence[str], rng: np.random.Generator
                    ) -> np.ndarray:
-    """Labels shuffled so that only what is tested is destroyed, never who is whose scan.
+    """Permute labels without breaking the assignment of scans to subjects.
 
-    A person with several labels (a traveller) has them shuffled among his own scans; people with
-    one label swap it with each other, all their scans together (restricted permutation, Good 2005).
+    A subject with several labels has them permuted among its own scans. Subjects with one label
+    exchange it with each other, for all their scans (restricted permutation [1]_).
+
+    Parameters
+    ----------
+    labels, subjects : sequence of str, length n
+        Label and subject of each scan.
+    rng : numpy.random.Generator
+        Source of random numbers.
+
+    Returns
+    -------
+    ndarray of str, shape (n,)
+        Permuted labels.
+
+    References
+    ----------
+    .. [1] Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses.
+       doi:10.1007/b138696
     """
     labels = np.array(labels)
-    people = _rows_of(subjects)
-    settled = [(labels[rows] == labels[rows[0]]).all() for rows in people]
-    homes = iter(rng.permutation([labels[rows[0]] for rows, one in zip(people, settled) if one]))
+    groups = _rows_of(subjects)
+    has_one_label = [(labels[rows] == labels[rows[0]]).all() for rows in groups]
+    single = iter(rng.permutation(
+        [labels[rows[0]] for rows, one in zip(groups, has_one_label) if one]))
     shuffled = labels.copy()
-    for rows, one in zip(people, settled):
+    for rows, one in zip(groups, has_one_label):
         if one:
-            shuffled[rows] = next(homes)
-    for rows, one in zip(people, settled):
+            shuffled[rows] = next(single)
+    for rows, one in zip(groups, has_one_label):
         if not one:
             shuffled[rows] = rng.permutation(labels[rows])
     return shuffled
@@ -345,10 +478,35 @@ def chance_level(
     permutations: int = 200,
     seed: int = 0,
 ) -> Chance:
-    """Scores under shuffled labels; p is the share at or above ``observed`` (one-sided).
+    """Compute a score under permuted labels, and the p value of the observed score [1]_.
 
-    p = (1 + count) / (1 + permutations), Phipson and Smyth 2010, doi:10.2202/1544-6115.1585. A
-    shuffle that has no score (NaN) is not counted.
+    Parameters
+    ----------
+    score : callable
+        Takes labels, shape (n,), and returns a number; permutations that give NaN are not counted.
+    labels, subjects : sequence of str, length n
+        Label and subject of each scan.
+    observed : float
+        Score of the true labels; higher is stronger.
+    permutations : int
+        Number of permutations, at least 1.
+    seed : int
+        Seed of the permutations.
+
+    Returns
+    -------
+    Chance
+        With p = (1 + count) / (1 + permutations).
+
+    Raises
+    ------
+    InputError
+        If `permutations` is below 1.
+
+    References
+    ----------
+    .. [1] Phipson and Smyth 2010, Permutation p-values should never be zero.
+       doi:10.2202/1544-6115.1585
     """
     if permutations < 1:
         raise InputError(f"expected at least one permutation, got {permutations}.")
@@ -357,7 +515,7 @@ def chance_level(
     drawn = drawn[np.isfinite(drawn)]
     if not drawn.size:
         return Chance(math.nan, math.nan, math.nan, math.nan, 0)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    count = np.count_nonzero(drawn >= observed - 1e-12)
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    count = np.count_nonzero(drawn >= observed - 1e-12)  # equal up to rounding
     return Chance(float(drawn.mean()), float(low), float(high),
                   float((1 + count) / (1 + drawn.size)), drawn.size)

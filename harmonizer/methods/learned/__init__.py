@@ -1,1 +1,1 @@
-"""Methods with networks."""
+"""Methods with networks, and the fitting, validation, inference and persistence they share."""

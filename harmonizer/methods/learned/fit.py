@@ -1,11 +1,9 @@
-"""Training the networks of a learned method: in one process or several, on one modality or several.
+"""Fitting of networks: in one process or several, on one modality or several.
 
-**Together.** Where a method declares it, one set of networks is trained on several modalities, each
-scan with its modality's code, and no pair of scans is of two modalities (Zhu et al. 2026 train one
-network so; they do not say how it is told the modality). What comes out is a model for each
-modality, as of any other fit: with its own sites, first guess and share of the networks' change,
-and the same networks. So site cards, `--model` and the evaluation need not know of it; the price is
-that the networks lie on disk once for each modality.
+With several modalities one set of networks is trained on all of them. Each scan carries a code of
+its modality, and no pair of scans is of two. The result is a model for each modality with its own
+sites, baseline and residual weight, and the same networks; site cards, `--model` and the evaluation
+need not know of it. The price is that the networks are stored once for each modality.
 """
 
 from __future__ import annotations
@@ -13,209 +11,329 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
+from ...bounding_box import BoundingBox
 from ...cohort import Cohort
-from ...contrast.local_statistics import TISSUES
-from ...errors import Terminated, UnavailableError, UsageError
+from ...deep.training.data import VolumeStore, scan_identity
+from ...deep.training.loop import CHECKPOINT, TrainingOutcome, train
+from ...deep.training.processes import DistributedContext, launch
+from ...deep.training.settings import Resources
+from ...errors import InternalError, Terminated, UnavailableError
 from ...progress import reporter
+from ...tissues import TISSUES
 from ...volume import write_volume
-from ..base import Progress, StatisticsBackend
-from .base import LearnedBackend, first_line, modalities_of, null_of, read_checked, share_name
-from .validation import Case, make_cases
+from ..base import Progress, StatisticsBackend, read_scan
+from .baseline import baseline_of
+from .inference import Inference, first_line, segmenter_of
+from .model import LearnedModel
+from .validation import (
+    BASELINE_ERROR,
+    ERROR,
+    RESIDUAL_WEIGHT,
+    ValidationCase,
+    make_cases,
+    residual_weight_key,
+    validate,
+)
 
-if TYPE_CHECKING:
-    from ...deep.training.settings import Resources
+__all__ = ["TrainingSummary", "FitResult", "fit_baselines", "fit_networks", "modalities_of",
+           "working_folder"]
 
-__all__ = ["Fitted", "fit_networks", "fit_together"]
-
-PROLONGABLE = ("steps", "patience", "log_every", "save_every")  # a training may go on with others
-MEMORY_OPTIONS = ("batch", "subjects", "views", "pairs", "slices", "patch")  # of a training step
+LOGGER = logging.getLogger("harmonizer")
+RESUMABLE_SETTINGS = ("steps", "patience", "log_every", "save_every")  # may change on resuming
+MEMORY_SETTINGS = ("batch", "subjects", "views", "pairs", "slices", "patch")  # of a training step
 
 
 @dataclass
-class Fitted:
-    """What a process hands back: plain values.
+class TrainingSummary:
+    """Facts about a finished training.
 
     Attributes
     ----------
-    weights : of all networks, by name
-    canvas, grid_shape : what they were shown of which grid
-    history, facts : of the training
-    modalities : that they were trained on, sorted
-    numbers : see `LearnedBackend.held_out_error`; empty if nobody was held out
+    steps, best_step : int
+        Steps done, and the step of the weights.
+    minutes : float
+        Duration.
+    stop_reason : str
+        ``steps``, ``patience``, ``time``, ``signal`` or ``divergence``.
+    device : str
+        Number and kind of devices.
+    validation_scans : int
+        Scans of validation subjects.
+    error, baseline_error : float, optional
+        Validation errors with and without the networks; see `validation.score`.
+    is_first_process : bool
+        Whether this process saves the model.
     """
 
+    steps: int
+    best_step: int
+    minutes: float
+    stop_reason: str
+    device: str
+    validation_scans: int
+    error: float | None
+    baseline_error: float | None
+    is_first_process: bool
+
+
+@dataclass
+class FitResult:
+    """Result of a fit, as plain values that a process can return.
+
+    Attributes
+    ----------
+    name : str
+        Name of the method.
+    weights : dict of str to ndarray
+        Weights of all networks by ``network.parameter``.
+    sites, modalities : tuple of str
+        Of all scans, sorted.
+    box, grid_shape
+        See `Inference`.
+    history : list of dict
+        Rows of history.tsv.
+    summary : TrainingSummary
+        Facts about the training.
+    metrics : dict of str to float
+        See `validation.validate`; empty if nothing was validated.
+    """
+
+    name: str
     weights: dict[str, np.ndarray]
-    canvas: Any
+    sites: tuple[str, ...]
+    modalities: tuple[str, ...]
+    box: BoundingBox
     grid_shape: tuple[int, ...]
     history: list[dict[str, Any]]
-    facts: dict[str, Any]
-    modalities: tuple[str, ...]
-    numbers: dict[str, float]
+    summary: TrainingSummary
+    metrics: dict[str, float]
 
-    def share_of(self, modality: str) -> float:
-        """How much of the networks' change to use; all of it where nobody was held out."""
-        return self.numbers.get(share_name(modality), self.numbers.get("share", 1.0))
+    def residual_weight(self, modality: str) -> float:
+        """Return the weight of the residual; 1 if nothing was validated."""
+        return self.metrics.get(residual_weight_key(modality),
+                                self.metrics.get(RESIDUAL_WEIGHT, 1.0))
 
 
-def fit_together(backends: Mapping[str, LearnedBackend], cohort: Cohort, *, seed: int = 0,
-                 progress: Progress | None = None) -> None:
-    """Fit models of several modalities with one set of networks.
+@dataclass(frozen=True)
+class _FitTask:
+    """What every process of a fit needs."""
+
+    name: str
+    version: str
+    model_class: type[LearnedModel]
+    config: Any
+    resources: Resources
+    cohort: Cohort
+    seed: int
+
+
+def modalities_of(cohort: Cohort) -> tuple[str, ...]:
+    """Return the modalities of a cohort, sorted."""
+    return tuple(sorted({scan.modality for scan in cohort}))
+
+
+def fit_baselines(baselines: Mapping[str, StatisticsBackend | None], cohort: Cohort, folder: Path,
+                  seed: int, progress: Progress) -> dict[str, Cohort]:
+    """Fit the baseline of each modality.
 
     Parameters
     ----------
-    backends : modality -> its model to be, all of one method and one config; the first one's
-        `resources` are used
-    cohort : preprocessed scans of these modalities, template grid, with masks
+    baselines : mapping
+        Modality -> baseline, not fitted yet; None where the config has none.
+    cohort : Cohort
+        Scans of these modalities.
+    folder : Path
+        Where tissues are stored that had to be segmented.
+
+    Returns
+    -------
+    dict of str to Cohort
+        The scans of each modality, with their tissues if the baseline uses them.
+    """
+    parts = {}
+    for modality, baseline in baselines.items():
+        part = cohort.of_modality(modality)
+        if baseline:
+            part = with_tissues(part, baseline, folder / "tissues")
+            baseline.fit(part, seed=seed, progress=progress)
+        parts[modality] = part
+    return parts
+
+
+def fit_networks(name: str, version: str, model_class: type[LearnedModel], config: Any,
+                 resources: Resources, cohort: Cohort, seed: int, progress: Progress) -> FitResult:
+    """Train one set of networks.
+
+    Parameters
+    ----------
+    name, version : str
+        Of the method; part of a checkpoint's identity.
+    model_class : type
+        Networks of the method.
+    resources : Resources
+        Its folder holds checkpoint, history and volume store.
+    cohort : Cohort
+        Scans of one or several modalities, from `fit_baselines`.
 
     Raises
     ------
-    UsageError
-        If the method cannot be trained on several modalities at once, or models and scans are not
-        of the same modalities, or the models not of one method and config.
-    InputError
-        If a scan cannot be used.
+    Terminated
+        If a signal ended the training after a checkpoint.
+    InternalError
+        If the training diverged, and no earlier weights can be used.
     """
-    first = next(iter(backends.values()), None)
-    if first is None or not first.capabilities.modalities:
-        raise UsageError(f"{first.name if first else 'this'} cannot be trained on several "
-                         "modalities at once. Fit a model for each.")
-    if set(backends) != set(modalities_of(cohort)):
-        raise UsageError(f"expected scans of {', '.join(sorted(backends))}, got "
-                         f"{', '.join(modalities_of(cohort)) or 'none'}.")
-    if any((b.name, b.config) != (first.name, first.config) for b in backends.values()):
-        raise UsageError("models of several methods or configs cannot share their networks.")
-    fit_networks(backends, cohort, seed, progress or (lambda done, total: None))
-    for modality, backend in backends.items():
-        backend._remember(cohort.of_modality(modality))
+    task = _FitTask(name, version, model_class, config, resources, cohort, seed)
+    progress_here = progress if resources.process_count == 1 else None
+    try:
+        return launch(_fit_in_process, resources, task, progress_here)
+    except InternalError as error:
+        assert resources.folder is not None
+        if not model_class.recovers_from_divergence or \
+                not (resources.folder / CHECKPOINT).exists():
+            raise
+        LOGGER.warning("%s The best model before that is kept.", error)
+    resources = replace(resources, max_minutes=0.0)  # restores the checkpoint, makes no step
+    result = launch(_fit_in_process, resources, replace(task, resources=resources), progress_here)
+    result.summary.stop_reason = "divergence"
+    return result
 
 
-def fit_networks(backends: Mapping[str, LearnedBackend], cohort: Cohort, seed: int,
-                 progress: Progress) -> None:
-    """First guesses and networks, then what each model keeps of its own modality."""
-    from ...deep.training.processes import launch
-
-    first = next(iter(backends.values()))
-    with first._folder() as folder:
-        parts = {}
-        for modality, backend in backends.items():
-            part = cohort.of_modality(modality)
-            if backend._null:
-                part = with_tissues(part, backend._null, folder / "tissues")
-                backend._null.fit(part, seed=seed, progress=progress)
-            parts[modality] = part
-        whole = Cohort(tuple(scan for part in parts.values() for scan in part))
-        resources = replace(first.resources, folder=folder)
-        fitted = launch(_fit_in_process, resources, type(first), first.config, resources, whole,
-                        seed, progress if first.resources.world == 1 else None)
-        for modality, backend in backends.items():
-            backend._take(fitted, parts[modality])
+@contextlib.contextmanager
+def working_folder(resources: Resources) -> Iterator[Path]:
+    """Create the folder of a fit; a temporary one if the resources name none."""
+    if resources.folder is not None:
+        resources.folder.mkdir(parents=True, exist_ok=True)
+        yield resources.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="harmonizer-fit-") as folder:
+        yield Path(folder)
 
 
-def _fit_in_process(ranks: Any, kind: type[LearnedBackend], config: Any, resources: Resources,
-                    cohort: Cohort, seed: int, progress: Progress | None) -> Fitted:
-    """One process of a fit: the store, the game, the loop."""
-    import torch
-
-    from ...deep.training.data import VolumeStore, identity_of
-    from ...deep.training.loop import train
-
-    assert resources.folder is not None
-    backend = kind(config)
-    backend.resources = replace(resources, device=str(ranks.device))
-    backend.labels_, backend.modalities_ = tuple(cohort.sites), modalities_of(cohort)
-    wanted = dict(multiple=backend.multiple, tissues_in=backend._tissues_wanted)
-    if ranks.first:
-        VolumeStore.build(cohort, resources.folder / "volumes", **wanted)
-    ranks.wait()
-    store = VolumeStore.build(cohort, resources.folder / "volumes", **wanted)
-    backend.canvas_, backend.grid_shape_ = store.canvas, store.grid_shape
-    trained, held = _split(cohort, config.held_out, seed)
+def _fit_in_process(distributed: DistributedContext, task: _FitTask, progress: Progress | None
+                    ) -> FitResult:
+    """Run one process of a fit: volume store, training task, loop, validation."""
+    config, cohort, seed = task.config, task.cohort, task.seed
+    assert task.resources.folder is not None
+    resources = replace(task.resources, device=str(distributed.device))
+    model = task.model_class(config, tuple(cohort.sites), modalities_of(cohort),
+                             resources.device)
+    baseline = baseline_of(config.baseline)
+    store = _build_store(distributed, task, model, baseline)
+    inference = Inference(task.name, model, baseline, store.box, store.grid_shape)
+    trained, validated = _split(cohort, config.validation_fraction, seed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        backend.networks_ = backend._build()
-        backend._take_given()
-    game = backend._game(store, trained, seed)
-    game.identity = {"backend": kind.name, "version": kind.version, "seed": seed,
-                     "config": {k: v for k, v in vars(config).items() if k not in PROLONGABLE},
-                     "scans": [[*identity_of(scan), scan.site] for scan in cohort]}
+        model.networks = model.build_networks()
+        model.load_user_weights()
+    training = model.training_task(store, trained, seed)
+    training.identity = {
+        "backend": task.name, "version": task.version, "seed": seed,
+        "config": {k: v for k, v in vars(config).items() if k not in RESUMABLE_SETTINGS},
+        "scans": [[*scan_identity(scan), scan.site] for scan in cohort]}
     cases = []
-    if held and config.validation_cases and ranks.first:
-        cases = _cases(cohort, trained, held, config, seed)
-        game.score = lambda: backend.held_out_error(cases)  # type: ignore[method-assign]
-    own: Any = contextlib.nullcontext()
-    if progress is None and ranks.first:  # the caller's is in another process
-        own, progress = reporter("train")
+    if validated and config.validation_cases and distributed.is_first:
+        cases = _make_cases(cohort, trained, validated, config, seed)
+        training.validate = lambda: validate(inference, cases)  # type: ignore[method-assign]
+    outcome = _train(distributed, task, training, resources, progress)
+    weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
+    metrics = outcome.metrics
+    if cases and not metrics:  # the training ended before the first validation
+        model.load_weights(weights)
+        metrics = validate(inference, cases)
+    summary = TrainingSummary(
+        outcome.steps, outcome.best_step, outcome.minutes, outcome.stop_reason,
+        f"{distributed.size} x {distributed.device}", len(validated), metrics.get(ERROR),
+        metrics.get(BASELINE_ERROR), distributed.is_first)
+    return FitResult(task.name, weights, model.sites, model.modalities, store.box,
+                     store.grid_shape, outcome.history, summary, metrics)
+
+
+def _build_store(distributed: DistributedContext, task: _FitTask, model: LearnedModel,
+                 baseline: StatisticsBackend | None) -> VolumeStore:
+    """Build the volume store in the first process, and open it in all."""
+    assert task.resources.folder is not None
+    folder = task.resources.folder / "volumes"
+    segment = segmenter_of(task.model_class, baseline)
+    if distributed.is_first:
+        VolumeStore.build(task.cohort, folder, model.multiple, segment)
+    distributed.barrier()
+    return VolumeStore.build(task.cohort, folder, model.multiple, segment)
+
+
+def _train(distributed: DistributedContext, task: _FitTask, training: Any, resources: Resources,
+           progress: Progress | None) -> TrainingOutcome:
+    """Run the training loop, with a progress bar and explained errors."""
+    bar: Any = contextlib.nullcontext()
+    if progress is None and distributed.is_first:  # the caller's is in another process
+        bar, progress = reporter("train")
+    assert resources.folder is not None
     try:
-        with own:
-            outcome = train(game, config.pace(), resources, resources.folder, seed, ranks=ranks,
+        with bar:
+            outcome = train(training, task.config.training_schedule(), resources,
+                            resources.folder, task.seed, distributed=distributed,
                             progress=progress)
     except torch.cuda.OutOfMemoryError as error:
-        options = " ".join(f"{k}={v}" for k, v in vars(config).items() if k in MEMORY_OPTIONS)
+        options = " ".join(f"{k}={v}" for k, v in vars(task.config).items()
+                           if k in MEMORY_SETTINGS)
         raise UnavailableError(
-            f"{kind.name}: {ranks.device} has not enough memory for a step of training "
-            f"({first_line(error)}). Set less with --backend-option (now {options}) or take a "
+            f"{task.name}: {distributed.device} has not enough memory for a step of training "
+            f"({first_line(error)}). Set less with --backend-option (now {options}) or use a "
             "GPU with more memory, or --device cpu."
         ) from error
-    if outcome.why == "signal":
-        raise Terminated(f"{kind.name}: training was asked to stop and saved; the same command "
-                         "goes on.")
-    numbers = outcome.numbers
-    if cases and not numbers:  # it ended before the first look
-        with torch.random.fork_rng([]):
-            backend._set_networks({k: v.float().numpy() for k, v in outcome.weights.items()})
-        numbers = backend.held_out_error(cases)
-    facts = {"Steps": outcome.steps, "Best": outcome.best, "Minutes": outcome.minutes,
-             "EndedBy": outcome.why, "Device": f"{ranks.size} x {ranks.device}",
-             "HeldOut": len(held), "Error": numbers.get("error"), "Null": numbers.get("null"),
-             "First": ranks.first}
-    weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
-    return Fitted(weights, store.canvas, store.grid_shape, outcome.history, facts,
-                  backend.modalities_, numbers)
+    if outcome.stop_reason == "signal":
+        raise Terminated(
+            f"{task.name}: training received a stop signal and saved a checkpoint; the "
+            "same command resumes it."
+        )
+    return outcome
 
 
-def _cases(cohort: Cohort, trained: tuple[int, ...], held: tuple[int, ...], config: Any, seed: int
-           ) -> list[Case]:
-    """Of each modality as many, each from a first guess within it."""
+def _make_cases(cohort: Cohort, trained: tuple[int, ...], validated: tuple[int, ...], config: Any,
+                seed: int) -> list[ValidationCase]:
+    """Make the same number of cases for each modality, with a baseline fitted within it."""
     cases = []
     for modality in modalities_of(cohort):
-        ours, theirs = (tuple(i for i in some if cohort.scans[i].modality == modality)
-                        for some in (trained, held))
-        cases += make_cases(cohort, ours, theirs, null_of(config.start), config.validation_cases,
-                            config.validation_depth, seed)
+        train_part, validation_part = (
+            tuple(i for i in some if cohort.scans[i].modality == modality)
+            for some in (trained, validated))
+        cases += make_cases(cohort, train_part, validation_part, baseline_of(config.baseline),
+                            config.validation_cases, config.validation_depth, seed)
     return cases
 
 
 def _split(cohort: Cohort, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(trained, held out) indices of scans; no person is on both sides."""
-    rest, held = cohort.split(fraction, seed)
+    """Return the indices of training and validation scans; no subject is in both."""
+    _, held = cohort.split(fraction, seed)
     subjects = set(held.subjects)
     indices = range(len(cohort.scans))
     return (tuple(i for i in indices if cohort.scans[i].subject not in subjects),
             tuple(i for i in indices if cohort.scans[i].subject in subjects))
 
 
-def with_tissues(cohort: Cohort, start: StatisticsBackend, folder: Path) -> Cohort:
-    """The cohort with the tissues of all scans, where `start` goes by tissue.
+def with_tissues(cohort: Cohort, baseline: StatisticsBackend, folder: Path) -> Cohort:
+    """Return the cohort with the tissues of all scans, if the baseline is by tissue.
 
-    Those that are not known are looked for once and kept in the folder; what is there of the same
-    files is taken.
+    Unknown tissues are segmented once and stored in the folder under a name that depends on the
+    scan's files.
     """
-    from ...deep.training.data import identity_of
-
     scans = []
-    for scan in cohort if start.by_tissue else ():
-        name = hashlib.sha256(json.dumps(identity_of(scan)).encode()).hexdigest()[:16]
+    for scan in cohort if baseline.by_tissue else ():
+        name = hashlib.sha256(json.dumps(scan_identity(scan)).encode()).hexdigest()[:16]
         paths = {tissue: folder / f"{name}_{tissue}.nii.gz" for tissue in TISSUES}
         if not scan.tissues and not all(path.is_file() for path in paths.values()):
-            volume = read_checked(scan)
-            for tissue, share in start._tissues_in(volume).items():
-                write_volume(paths[tissue], volume.with_data(np.asarray(share, np.float32)))
+            volume = read_scan(scan)
+            for tissue, probability in baseline.segment(volume).items():
+                write_volume(paths[tissue],
+                             volume.with_data(np.asarray(probability, np.float32)))
         scans.append(scan if scan.tissues else replace(scan, tissues=paths))
     return Cohort(tuple(scans)) if scans else cohort

@@ -1,4 +1,4 @@
-"""A scan as networks see it."""
+"""Input of the networks: a scan cropped to the brain and scaled to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -6,59 +6,69 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...bounding_box import Canvas
+from ...bounding_box import BoundingBox
 from ...contrast.intensity import IntensityScale
 
-__all__ = ["Shown", "balanced"]
+__all__ = ["NetworkInput", "tissue_balanced_weights"]
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What is shown of a scan, on a canvas.
+class NetworkInput:
+    """A scan as the networks receive it.
 
     Attributes
     ----------
-    unit : (I, J, K) float32, intensities in [-1, 1], background -1
-    mask : (I, J, K) bool, the brain
-    canvas : where it was cut from the volume
-    scale : the scan's own intensities that are -1 and 1
-    shares : (3, I, J, K) of the tissues, where they are known
-    source : site label of the scan, where it is known
+    image : ndarray, shape (I, J, K), float32
+        Intensities in [-1, 1], background -1.
+    mask : ndarray, shape (I, J, K), bool
+        Brain.
+    box : BoundingBox
+        Where it was cropped from the volume.
+    scale : IntensityScale
+        Intensities of the scan that are -1 and 1.
+    tissues : ndarray, shape (3, I, J, K), optional
+        Tissue probabilities, if the method uses them.
+    source : str, optional
+        Site label of the scan.
+    modality : str, optional
+        BIDS suffix of the scan.
     """
 
-    unit: np.ndarray
+    image: np.ndarray
     mask: np.ndarray
-    canvas: Canvas
+    box: BoundingBox
     scale: IntensityScale
-    shares: np.ndarray | None = None
+    tissues: np.ndarray | None = None
     source: str | None = None
+    modality: str | None = None
 
     def weights(self) -> np.ndarray:
-        """(I, J, K) float32, see `balanced`; the mask where tissues are not known."""
-        if self.shares is None:
+        """Return `tissue_balanced_weights`, or the mask if the tissues are not known."""
+        if self.tissues is None:
             return self.mask.astype(np.float32)
-        return balanced(self.shares, self.mask)
+        return tissue_balanced_weights(self.tissues, self.mask)
 
 
-def balanced(shares: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Weights by which each tissue of a brain counts alike, however much there is of it.
+def tissue_balanced_weights(tissues: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Compute voxel weights by which each tissue counts equally, whatever its volume.
 
-    What a person is made of is then no part of statistics over the brain.
+    Weighted statistics over the brain then do not depend on a subject's tissue volumes.
 
     Parameters
     ----------
-    shares : (3, ...) of the tissues, >= 0
-    mask : (...) bool
+    tissues : ndarray, shape (3, ...)
+        Tissue probabilities, >= 0.
+    mask : ndarray, shape (...), bool
 
     Returns
     -------
-    ndarray
-        (...) float32 >= 0, zero outside the mask, 1 on average in it. A tissue that is missing
-        counts nothing; without any, all places in the mask count alike.
+    ndarray, shape (...), float32
+        Zero outside the mask, 1 on average within it. A missing tissue is ignored; without any
+        tissue all voxels in the mask count equally.
     """
-    inside = shares * mask
-    volumes = inside.reshape(len(shares), -1).sum(axis=1, dtype=np.float64)
-    weights = sum(share / volume for share, volume in zip(inside, volumes) if volume > 0)
+    inside = tissues * mask
+    volumes = inside.reshape(len(tissues), -1).sum(axis=1, dtype=np.float64)
+    weights = sum(tissue / volume for tissue, volume in zip(inside, volumes) if volume > 0)
     if not volumes.any():
         return mask.astype(np.float32)
     return (weights * (mask.sum() / np.count_nonzero(volumes))).astype(np.float32)

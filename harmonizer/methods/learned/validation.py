@@ -1,13 +1,12 @@
-"""How good is a method with networks on people it does not train on? Cases whose truth is known.
+"""Validation of a learned method on subjects that it is not trained on.
 
-A held-out person's scan is put under a simulated scanner that nobody knows, and is to be brought
-back to its own site: the truth is the scan itself. The site is what its other people look like, as
-in use; so a method that takes what a person is made of for contrast is found out.
+A validation subject's scan is put under a simulated scanner and brought back to its own site; the
+truth is the scan itself. The site is described by its other subjects, as in use, so methods that
+mistake anatomy for contrast score badly.
 
-The first guess of each case is made once, by the method without training that the networks start
-from, fitted on other people of the site; truth and first guess are then brought to one gain, for a
-scan's own gain is no contrast. Tissues are those of the scan itself: a simulated scanner may show
-what no segmentation, and no scanner, knows.
+The baseline of each case is fitted on other subjects of the site. Truth and baseline are then
+brought to one gain, because a scan's own gain is not contrast. Tissues are those of the scan
+itself, because a simulated scanner may show what no segmentation, and no scanner, knows.
 """
 
 from __future__ import annotations
@@ -17,43 +16,55 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from ...bounding_box import Canvas
+from ...bounding_box import BoundingBox
 from ...cohort import Cohort, Scan
 from ...contrast.intensity import IntensityScale
+from ...deep.augmentation.contrast import ContrastSettings, draw_view
 from ...volume import Volume
-from ..base import Known, StatisticsBackend
+from ..base import ScanContext, StatisticsBackend
 from ..target import Target
+from .baseline import match_percentiles
+from .inference import Inference
 
-__all__ = ["Case", "make_cases", "judged"]
+__all__ = ["ValidationCase", "make_cases", "score", "validate", "residual_weight_key"]
 
-JUDGED = 8  # other people of the site that stand for it
-NOTHING = 1e-8  # mean square, of the range, of a change that is only rounding
+MAX_REFERENCES = 8  # scans of other subjects that represent a site
+MIN_MEAN_SQUARE = 1e-8  # of the range; a smaller change is rounding
+SIMULATED_SCANNER = ContrastSettings(bias=0.2, blur=0.6, noise=0.03)
+SIMULATED_RANGE = 200.0  # intensities of a simulated scan are 0 to this
+ERROR, BASELINE_ERROR, RESIDUAL_WEIGHT = "error", "baseline_error", "residual_weight"
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
-    """One held-out scan under a simulated scanner.
+class ValidationCase:
+    """A validation scan under a simulated scanner; only the middle slices.
 
     Attributes
     ----------
-    first : the first guess, in the unit of its site; the middle slices alone
-    truth : the scan as it was, same slices
-    tissues : their shares in these slices; empty where `start` does not ask for them
-    site, modality : where and how it was scanned
-    references : the same slices of other people's scans there, and their tissues
+    baseline : Volume
+        The simulated scan after the baseline, in the unit of its site.
+    truth : Volume
+        The scan itself.
+    tissues : mapping of str to ndarray
+        Tissue probabilities; empty if the baseline does not use them.
+    site, modality : str
+        Where and how the subject was scanned.
+    references : tuple of (Volume, mapping)
+        The same slices of other subjects' scans of the site, and their tissues.
     """
 
-    first: Volume
+    baseline: Volume
     truth: Volume
     tissues: Mapping[str, np.ndarray]
     site: str
     modality: str
     references: tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]
 
-    def miss(self) -> np.ndarray:
-        """(n,) truth - first guess in the brain, of the truth's 0.5 to 99.5 % range."""
-        return (self.truth.in_mask() - self.first.in_mask()) / self.range
+    def error(self) -> np.ndarray:
+        """Return truth - baseline in the brain, relative to the truth's range, shape (n,)."""
+        return (self.truth.in_mask() - self.baseline.in_mask()) / self.range
 
     @property
     def range(self) -> float:
@@ -62,101 +73,141 @@ class Case:
         return max(float(high - low), 1e-6)
 
 
-def make_cases(cohort: Cohort, trained: tuple[int, ...], held: tuple[int, ...],
-               start: StatisticsBackend | None, count: int, depth: int, seed: int) -> list[Case]:
-    """`count` cases of held-out scans, of sites at which others are trained on.
+def make_cases(cohort: Cohort, trained: tuple[int, ...], validated: tuple[int, ...],
+               baseline: StatisticsBackend | None, count: int, depth: int, seed: int
+               ) -> list[ValidationCase]:
+    """Make validation cases of sites at which other subjects are trained on.
 
     Parameters
     ----------
-    trained, held : indices of scans of the cohort; no person is in both
-    start : not fitted yet; fitted here on trained scans. None: two percentiles are matched. Where
-        it goes by tissue, the tissues of all scans are known
-    depth : axial slices around the brain's middle; 0 = all
+    cohort : Cohort
+        All scans. Their tissues are known if the baseline is by tissue.
+    trained, validated : tuple of int
+        Indices of scans; no subject is in both.
+    baseline : StatisticsBackend or None
+        Not fitted yet; fitted here on trained scans. None: two percentiles are matched.
+    count : int
+        Number of cases.
+    depth : int
+        Axial slices around the brain's middle; 0 = all.
     """
-    others = {site: [cohort.scans[i] for i in trained if cohort.scans[i].site == site][:JUDGED]
-              for site in cohort.sites}
-    pool = [cohort.scans[i] for i in held if others[cohort.scans[i].site]]
+    others = {site: [cohort.scans[i] for i in trained if cohort.scans[i].site == site]
+              [:MAX_REFERENCES] for site in cohort.sites}
+    pool = [cohort.scans[i] for i in validated if others[cohort.scans[i].site]]
     if not pool:
         return []
     sites = sorted({scan.site for scan in pool})
-    if start is not None:
-        start.fit(Cohort(tuple(scan for site in sites for scan in others[site])), seed=seed)
-    references = {site: tuple(_reference(scan, start, depth) for scan in others[site])
+    if baseline is not None:
+        baseline.fit(Cohort(tuple(scan for site in sites for scan in others[site])), seed=seed)
+    references = {site: tuple(_reference(scan, baseline, depth) for scan in others[site])
                   for site in sites}
-    return [_case(pool[number % len(pool)], references, start, depth,
-                  np.random.default_rng([seed, number, 3])) for number in range(count)]
+    return [_make_case(pool[number % len(pool)], references, baseline, depth,
+                       np.random.default_rng([seed, number, 3])) for number in range(count)]
 
 
-def judged(cases: list[Case], changes: list[np.ndarray]) -> dict[str, float]:
-    """What changes are worth, and which share of them is.
-
-    Parameters
-    ----------
-    changes : of each case, (I, J, K), what the networks would add to the first guess
+def validate(inference: Inference, cases: list[ValidationCase]) -> dict[str, float]:
+    """Score the residuals of a model on validation cases.
 
     Returns
     -------
     dict
-        ``share``, 0 to 1: of the changes that comes nearest to the truths (least squares over all
-        cases, each relative to its own error without them: a scanner that nothing explains does
-        not outvote the others); ``error`` with that share of them and ``null`` without: root mean
-        square in the brain over the truth's range, geometric mean over cases.
+        See `score`; for several modalities also the residual weight of each
+        (`residual_weight_key`).
     """
-    misses = [case.miss() for case in cases]
-    found = [change[case.truth.mask] / case.range for case, change in zip(cases, changes)]
-    weights = [1 / max(_square(m), NOTHING) for m in misses]
-    along = sum(w * np.mean(m * c, dtype=np.float64) for w, m, c in zip(weights, misses, found))
-    length = sum(w * _square(c) for w, c in zip(weights, found))
-    some = any(_square(c) > NOTHING for c in found)
-    share = float(np.clip(along / length, 0, 1)) if some else 0.0
-    return {"error": _size([m - np.float32(share) * c for m, c in zip(misses, found)]),
-            "null": _size(misses), "share": share}
+    changes = [_residual(inference, case, number) for number, case in enumerate(cases)]
+    metrics = score(cases, changes)
+    modalities = inference.model.modalities
+    for modality in modalities if len(modalities) > 1 else ():
+        own = [n for n, case in enumerate(cases) if case.modality == modality]
+        if own:
+            metrics[residual_weight_key(modality)] = score(
+                [cases[n] for n in own], [changes[n] for n in own])[RESIDUAL_WEIGHT]
+    return metrics
 
 
-def _square(values: np.ndarray) -> float:
+def residual_weight_key(modality: str) -> str:
+    """Return the name of the residual weight of one of several modalities."""
+    return f"{RESIDUAL_WEIGHT} {modality}"
+
+
+def score(cases: list[ValidationCase], changes: list[np.ndarray]) -> dict[str, float]:
+    """Find the weight of the residuals that minimizes the error, and that error.
+
+    Parameters
+    ----------
+    changes : list of ndarray, shape (I, J, K)
+        What the networks would add to the baseline of each case.
+
+    Returns
+    -------
+    dict
+        ``residual_weight``, 0 to 1: least squares over all cases, each relative to its own
+        baseline error, so that a scanner that nothing explains does not dominate; ``error`` with
+        this weight and ``baseline_error`` without: root mean square in the brain over the truth's
+        range, geometric mean over cases.
+    """
+    errors = [case.error() for case in cases]
+    residuals = [change[case.truth.mask] / case.range for case, change in zip(cases, changes)]
+    weights = [1 / max(_mean_square(e), MIN_MEAN_SQUARE) for e in errors]
+    along = sum(w * np.mean(e * r, dtype=np.float64)
+                for w, e, r in zip(weights, errors, residuals))
+    length = sum(w * _mean_square(r) for w, r in zip(weights, residuals))
+    any_change = any(_mean_square(r) > MIN_MEAN_SQUARE for r in residuals)
+    weight = float(np.clip(along / length, 0, 1)) if any_change else 0.0
+    return {ERROR: _rms([e - np.float32(weight) * r for e, r in zip(errors, residuals)]),
+            BASELINE_ERROR: _rms(errors), RESIDUAL_WEIGHT: weight}
+
+
+def _residual(inference: Inference, case: ValidationCase, number: int) -> np.ndarray:
+    """Return the residual of one case, with the style of its site."""
+    context = ScanContext(tissues=case.tissues, modality=case.modality)
+    references = [inference.network_input(volume, ScanContext(tissues=tissues))
+                  for volume, tissues in case.references]
+    model = inference.model
+    summaries = [model.describe(scan, model.options) for scan in references]
+    style = {**model.pool(summaries), **model.site_style(case.site)}
+    return inference.residual(case.baseline, style, context, np.random.default_rng(number)).change
+
+
+def _mean_square(values: np.ndarray) -> float:
     return float(np.mean(values * values, dtype=np.float64))
 
 
-def _size(misses: list[np.ndarray]) -> float:
-    return float(np.exp(np.mean([0.5 * np.log(max(_square(m), 1e-20)) for m in misses])))
+def _rms(errors: list[np.ndarray]) -> float:
+    """Return the geometric mean of the root mean squares."""
+    return float(np.exp(np.mean([0.5 * np.log(max(_mean_square(e), 1e-20)) for e in errors])))
 
 
-def _reference(scan: Scan, start: StatisticsBackend | None, depth: int
+def _reference(scan: Scan, baseline: StatisticsBackend | None, depth: int
                ) -> tuple[Volume, Mapping[str, np.ndarray]]:
     volume = scan.read()
     at, middle = _middle(volume, depth)
-    return middle, _cut(_tissues_of(scan, start), at)
+    return middle, _crop(_tissues_of(scan, baseline), at)
 
 
-def _case(scan: Scan, references: Mapping[str, tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]],
-          start: StatisticsBackend | None, depth: int, rng: np.random.Generator) -> Case:
+def _make_case(scan: Scan,
+               references: Mapping[str, tuple[tuple[Volume, Mapping[str, np.ndarray]], ...]],
+               baseline: StatisticsBackend | None, depth: int, rng: np.random.Generator
+               ) -> ValidationCase:
     whole = scan.read()
-    source, tissues = _under_another_scanner(whole, rng), _tissues_of(scan, start)
-    if start is None:
-        first = matched_percentiles(source, _percentiles([v for v, _ in references[scan.site]]))
+    source, tissues = _simulate_scanner(whole, rng), _tissues_of(scan, baseline)
+    if baseline is None:
+        first = match_percentiles(source, _percentiles([v for v, _ in references[scan.site]]))
     else:
-        target = Target("site", scan.site, 1, start.name, scan.modality,
-                        start._site_style(scan.site))
-        known = Known(covariates={**scan.covariates, "age": scan.age, "sex": scan.sex},
-                      tissues=tissues)
-        first = start._map_of(source, target, known).apply(source)
-    guess, truth = first.in_mask().astype(np.float64), whole.in_mask().astype(np.float64)
-    gain = max(guess @ truth, 0.0) / max(truth @ truth, 1e-30)
-    at, truth_shown = _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth)
-    return Case(_middle(first, depth)[1], truth_shown, _cut(tissues, at), scan.site,
-                scan.modality, references[scan.site])
+        target = Target("site", scan.site, 1, baseline.name, scan.modality,
+                        baseline.styles_[scan.site])
+        context = ScanContext(covariates={**scan.covariates, "age": scan.age, "sex": scan.sex},
+                              tissues=tissues, modality=scan.modality)
+        first = baseline.apply_baseline(source, target, context)
+    estimate, truth = first.in_mask().astype(np.float64), whole.in_mask().astype(np.float64)
+    gain = max(estimate @ truth, 0.0) / max(truth @ truth, 1e-30)
+    at, scaled_truth = _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth)
+    return ValidationCase(_middle(first, depth)[1], scaled_truth, _crop(tissues, at), scan.site,
+                          scan.modality, references[scan.site])
 
 
-def _tissues_of(scan: Scan, start: StatisticsBackend | None) -> Mapping[str, np.ndarray]:
-    return scan.read_tissues() if start is not None and start.by_tissue else {}
-
-
-def matched_percentiles(volume: Volume, percentiles: np.ndarray) -> Volume:
-    """A volume whose two robust percentiles in the brain are these; nothing becomes negative."""
-    goal = IntensityScale(*(float(v) for v in percentiles))
-    values = goal.from_unit(IntensityScale.of(volume.in_mask()).to_unit(volume.data))
-    return volume.with_data(np.where(volume.mask, np.where(volume.data >= 0,
-                                     np.maximum(values, 0), values), volume.data))
+def _tissues_of(scan: Scan, baseline: StatisticsBackend | None) -> Mapping[str, np.ndarray]:
+    return scan.read_tissues() if baseline is not None and baseline.by_tissue else {}
 
 
 def _percentiles(volumes: list[Volume]) -> np.ndarray:
@@ -164,28 +215,24 @@ def _percentiles(volumes: list[Volume]) -> np.ndarray:
     return np.mean([(scale.low, scale.high) for scale in scales], axis=0)
 
 
-def _under_another_scanner(truth: Volume, rng: np.random.Generator) -> Volume:
-    """The same scan in another contrast, with a bias field, blur and noise; intensities 0..200."""
-    import torch
-
-    from ...deep.augmentation.contrast import ContrastSettings, draw_view
-
+def _simulate_scanner(truth: Volume, rng: np.random.Generator) -> Volume:
+    """Return the same scan in another contrast, with a bias field, blur and noise."""
     assert truth.mask is not None
-    view = draw_view(rng, ContrastSettings(bias=0.2, blur=0.6, noise=0.03), 3)
-    canvas = Canvas.around(truth.mask, (1, 1, 1))
+    view = draw_view(rng, SIMULATED_SCANNER, 3)
+    box = BoundingBox.around(truth.mask)
     unit = np.clip(IntensityScale.of(truth.in_mask()).to_unit(truth.data), -1, 1)
-    image, mask = (torch.from_numpy(canvas.take(a.astype(np.float32)))[None, None]
+    image, mask = (torch.from_numpy(box.crop(a.astype(np.float32)))[None, None]
                    for a in (np.where(truth.mask, unit, -1), truth.mask))
-    seen = 100 * (view.apply(image, mask) + 1) * mask
-    return truth.with_data(canvas.put(seen[0, 0].numpy(), np.zeros(truth.shape, np.float32)))
+    seen = SIMULATED_RANGE / 2 * (view.apply(image, mask) + 1) * mask
+    return truth.with_data(box.paste(seen[0, 0].numpy(), np.zeros(truth.shape, np.float32)))
 
 
-def _cut(tissues: Mapping[str, np.ndarray], at: Any) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(share[at]) for name, share in tissues.items()}
+def _crop(tissues: Mapping[str, np.ndarray], at: Any) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(tissue[at]) for name, tissue in tissues.items()}
 
 
 def _middle(volume: Volume, depth: int) -> tuple[Any, Volume]:
-    """Where the slices around the brain's middle are, and they as a volume of their own."""
+    """Return the slices around the brain's middle, as an index and as a volume."""
     assert volume.mask is not None
     hits: Any = np.flatnonzero(volume.mask.any(axis=(0, 1)))
     middle, half = (int(hits[0]) + int(hits[-1]) + 1) // 2, (depth or 2 * volume.shape[2]) // 2

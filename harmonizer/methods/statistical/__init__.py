@@ -1,1 +1,1 @@
-"""Methods without training: statistics of the scan are brought to those of the target."""
+"""Methods without networks: a scanner is described by a few numbers."""

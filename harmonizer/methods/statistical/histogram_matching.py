@@ -1,57 +1,62 @@
-"""Histogram matching: the scan's quantile function is carried onto the target's.
+"""Histogram matching: map the scan's quantile function to the target's.
 
 y = Q_target(F_scan(x)), with the target's quantile function the mean over its scans, each divided
 by its own median first (a scan's gain is arbitrary) and multiplied by the mean median after.
 With ``method="landmarks"`` only p1, the deciles and p99 are kept and each scan is scaled by its
-p1..p99 range, as Nyul, Udupa and Zhang 2000 (doi:10.1109/42.836373); they fix the scale at 1..99
-of an arbitrary standard, here it is the target's own.
+p1..p99 range. Nyul, Udupa and Zhang fix the scale at 1..99 of an arbitrary standard; here it is the
+target's own.
+
+References
+----------
+Nyul, Udupa and Zhang 2000, doi:10.1109/42.836373.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
-from ...contrast.intensity import LANDMARKS, PROBABILITIES, quantile_function
+from ...contrast.intensity import LANDMARKS, QUANTILE_LEVELS, quantile_function
 from ...contrast.intensity_map import PointwiseMap
 from ...volume import Volume
-from ..base import BRIGHTEST, Capabilities, StatisticsBackend
+from ..base import MAX_INTENSITY, Capabilities, StatisticsBackend
+from ..config import Settings, setting
 
 __all__ = ["HistogramMatching", "HistogramMatchingConfig"]
 
-Method = Literal["quantiles", "landmarks"]
-
 
 @dataclass(frozen=True)
-class HistogramMatchingConfig:
-    """`method`: ``quantiles`` (105 of them, 0.1 to 99.9 %) or ``landmarks`` (Nyul and Udupa)."""
+class HistogramMatchingConfig(Settings):
+    """Settings of histogram matching.
 
-    method: Method = "quantiles"
+    Attributes
+    ----------
+    method : {"quantiles", "landmarks"}
+        105 quantiles from 0.1 to 99.9 %, or the landmarks of Nyul and Udupa.
+    """
 
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"method must be one of {get_args(Method)}, got {self.method!r}.")
+    method: str = setting("quantiles", choices=("quantiles", "landmarks"))
 
 
 class HistogramMatching(StatisticsBackend):
-    """Monotone, global: corrects what one curve can, and no regional change."""
+    """Map intensities by one monotone curve; regional differences are not corrected."""
 
     name = "histogram_matching"
     reference = "Nyul, Udupa and Zhang 2000, IEEE Trans Med Imaging, doi:10.1109/42.836373"
     summary = ("In-mask intensities were mapped by the monotone curve that carries the scan's "
                "quantiles onto the mean quantiles of the target.")
+    uses_location = False
     capabilities = Capabilities(intensity_map=True)
     Config = HistogramMatchingConfig
 
     @property
     def _probabilities(self) -> np.ndarray:
-        return LANDMARKS if self.config.method == "landmarks" else PROBABILITIES
+        return LANDMARKS if self.config.method == "landmarks" else QUANTILE_LEVELS
 
     def _scale(self, q: np.ndarray) -> tuple[float, float]:
-        """(offset, unit) by which a scan's quantiles are made comparable."""
+        """Return the (offset, unit) that make a scan's quantiles comparable."""
         if self.config.method == "landmarks":
             return float(q[0]), float(max(q[-1] - q[0], 1e-12))
         return 0.0, float(max(np.interp(0.5, self._probabilities, q), 1e-12))
@@ -68,8 +73,8 @@ class HistogramMatching(StatisticsBackend):
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
         q, n = np.asarray(style["quantiles"], np.float64), len(self._probabilities)
-        if q.shape != (n,) or q[0] < 0 or not 0 < q[-1] < BRIGHTEST or (np.diff(q) < 0).any():
-            raise ValueError(f"expected {n} rising quantiles from 0 to {BRIGHTEST:g}")
+        if q.shape != (n,) or q[0] < 0 or not 0 < q[-1] < MAX_INTENSITY or (np.diff(q) < 0).any():
+            raise ValueError(f"expected {n} rising quantiles from 0 to {MAX_INTENSITY:g}")
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> PointwiseMap:
         return PointwiseMap(

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...contrast.local_statistics import LocalStatistics
 
-__all__ = ["Regional", "pattern_of", "mean_square", "place_weights"]
+__all__ = ["Regional", "pattern_of", "mean_square", "place_weights", "without_pattern"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,20 @@ class Regional:
         """Maps without that part of their pattern, by which they differ from `usual`, that is held
         to be people's; means and spreads alike.
         """
-        part = 1 - self.kept(noise)
-        if part == 0:
-            return own
-        means, spreads = (np.exp(-part * pattern_of(*pair, own, usual)).astype(np.float32)
-                          for pair in ((own.mean, usual.mean), (own.spread, usual.spread)))
-        return replace(own, mean=own.mean * means, spread=own.spread * spreads)
+        return without_pattern(own, usual, 1 - self.kept(noise))
+
+
+def without_pattern(own: LocalStatistics, usual: LocalStatistics, part: float = 1.0
+                    ) -> LocalStatistics:
+    """Return maps without ``part`` (0 to 1) of the pattern by which they differ from ``usual``.
+
+    Without all of it, a tissue's maps are ``usual`` times one number.
+    """
+    if part == 0:
+        return own
+    means, stds = (np.exp(-part * pattern_of(*pair, own, usual)).astype(np.float32)
+                      for pair in ((own.mean, usual.mean), (own.std, usual.std)))
+    return replace(own, mean=own.mean * means, std=own.std * stds)
 
 
 def pattern_of(one: np.ndarray, other: np.ndarray, own: LocalStatistics, usual: LocalStatistics

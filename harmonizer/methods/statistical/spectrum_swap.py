@@ -1,14 +1,20 @@
-"""Spectrum swapping (SSIMH): low spatial frequencies get the target's amplitude, keep their phase.
+"""Spectrum swapping (SSIMH): replace the amplitude of low spatial frequencies, keep their phase.
 
-F(y) = A_target(k) exp(i phase_scan(k)) for |k| <= band, F(x) elsewhere (Guan et al. 2022,
-DomainATM, doi:10.1016/j.neuroimage.2023.119863; after Yang and Soatto 2020, FDA). The amplitude of
-a target is the mean over its scans.
+F(y) = A_target(k) exp(i phase_scan(k)) for |k| <= band, F(x) elsewhere. The amplitude of a target
+is the mean over its scans.
 
-Where we differ, and why: (1) the scan is first brought to the target's in-mask mean, because its
-unit is arbitrary and the frequencies above the band would keep it; (2) amplitudes are relative to
-the zero frequency's, because that one is mean times brain volume, and the size of a person's brain
-is not the scanner's; (3) the swapped part is taken as a band-limited field d, added inside the mask
-alone and faded at zero intensity: d is smooth and can be carried to the subject's own grid.
+Differences from the paper, each with a reason:
+
+1. The scan is first scaled to the target's in-mask mean, because its unit is arbitrary and the
+   frequencies above the band would keep it.
+2. Amplitudes are relative to that of the zero frequency, which is mean times brain volume, because
+   brain size is not a property of the scanner.
+3. The swapped part is a band-limited field, added only inside the mask and faded at zero intensity.
+   It is smooth and can be applied on the subject's own grid.
+
+References
+----------
+Guan et al. 2023, DomainATM, doi:10.1016/j.neuroimage.2023.119863; after Yang and Soatto 2020, FDA.
 """
 
 from __future__ import annotations
@@ -21,30 +27,33 @@ import numpy as np
 from ...contrast.intensity_map import FieldMap
 from ...errors import InputError
 from ...volume import Volume
-from ..base import BRIGHTEST, Capabilities, StatisticsBackend
+from ..base import MAX_INTENSITY, Capabilities, StatisticsBackend
+from ..config import Settings, setting
 
 __all__ = ["SpectrumSwap", "SpectrumSwapConfig"]
 
 
 @dataclass(frozen=True)
-class SpectrumSwapConfig:
-    """`band`: highest spatial frequency that is swapped, cycles/mm; > 0 and <= 0.1."""
+class SpectrumSwapConfig(Settings):
+    """Settings of spectrum swapping.
 
-    band: float = 0.01
+    Attributes
+    ----------
+    band : float
+        Highest spatial frequency that is swapped, cycles/mm, in (0, 0.1].
+    """
 
-    def __post_init__(self) -> None:
-        if not 0 < self.band <= 0.1:
-            raise ValueError(f"band must lie above 0 and up to 0.1 cycles/mm, got {self.band}.")
+    band: float = setting(0.01, above=0, high=0.1)
 
 
 class SpectrumSwap(StatisticsBackend):
-    """Corrects gain, bias field and coarse regional contrast; knows no tissue."""
+    """Correct gain, bias field and coarse regional contrast, without tissues."""
 
     name = "spectrum_swap"
     reference = "Guan et al. 2023, NeuroImage 268, doi:10.1016/j.neuroimage.2023.119863 (SSIMH)"
     summary = ("The amplitude of the low spatial frequencies was replaced by the mean amplitude of "
                "the target, the phase kept.")
-    capabilities = Capabilities(intensity_map=True, fixed_grid=True)
+    capabilities = Capabilities(intensity_map=True)
     Config = SpectrumSwapConfig
 
     def _summary(self, volume: Volume) -> dict[str, np.ndarray]:
@@ -67,8 +76,8 @@ class SpectrumSwap(StatisticsBackend):
         amplitude, mean = (np.asarray(style[name], np.float64) for name in ("amplitude", "mean"))
         if (mean.shape, shape.shape) != ((1,), (3,)) or amplitude.ndim != 1:
             raise ValueError("expected amplitudes, one mean and the three sides of a grid")
-        if not 0 < mean[0] < BRIGHTEST or (amplitude < 0).any() or (amplitude > 1e3).any():
-            raise ValueError(f"expected amplitudes from 0 to 1000, a mean up to {BRIGHTEST:g}")
+        if not 0 < mean[0] < MAX_INTENSITY or (amplitude < 0).any() or (amplitude > 1e3).any():
+            raise ValueError(f"expected amplitudes from 0 to 1000, a mean up to {MAX_INTENSITY:g}")
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> FieldMap:
         if tuple(style["shape"].tolist()) != volume.shape:
@@ -92,7 +101,7 @@ class SpectrumSwap(StatisticsBackend):
         return FieldMap(gain, field, volume.affine, low, f"up to {self.config.band} cycles/mm")
 
     def _band_of(self, volume: Volume) -> np.ndarray:
-        """Bool, shape of the half spectrum: |k| <= band, k in cycles/mm along the voxel axes."""
+        """Return where |k| <= band, in the shape of the half spectrum; k in cycles/mm."""
         axes = [np.fft.fftfreq(n, d) for n, d in zip(volume.shape, volume.spacing)]
         axes[2] = np.fft.rfftfreq(volume.shape[2], volume.spacing[2])
         squares = [k ** 2 for k in np.ix_(*axes)]
@@ -100,5 +109,5 @@ class SpectrumSwap(StatisticsBackend):
 
 
 def _spectrum(volume: Volume) -> np.ndarray:
-    """Half spectrum of the masked image, complex128."""
+    """Return the half spectrum of the masked image, complex128."""
     return np.fft.rfftn(np.where(volume.mask, volume.data, 0.0), axes=(0, 1, 2))

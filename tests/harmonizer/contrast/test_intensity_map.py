@@ -1,4 +1,4 @@
-"""Maps of intensities: monotone, positive, invertible, and the same on any grid of one world."""
+"""Tests of intensity maps: monotonic, positive, invertible, and independent of the grid."""
 
 from __future__ import annotations
 

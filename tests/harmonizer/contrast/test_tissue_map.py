@@ -1,13 +1,19 @@
-"""The local tissue map: what it recovers, what it leaves alone, and that it can be undone."""
+"""Tests of local tissue maps, local statistics and contrast transfer."""
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from harmonizer.contrast.contrast_transfer import guide, left_out
-from harmonizer.contrast.local_statistics import Lattice, measure, pool, relative_gain, shares_of
-from harmonizer.contrast.tissue_map import Shares, TissueMap, spread_ratio
+from harmonizer.contrast.contrast_transfer import compute_residual, fit_contrast_transfer
+from harmonizer.contrast.local_statistics import (
+    Lattice,
+    measure,
+    pool,
+    relative_gain,
+    stack_probabilities,
+)
+from harmonizer.contrast.tissue_map import TissueMap, TissueProbabilities, std_ratio
 from harmonizer.errors import InputError
 from harmonizer.volume import Volume
 
@@ -17,7 +23,7 @@ LEVELS = np.array([40.0, 80.0, 110.0])
 
 
 def ball(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(shares (3, I, J, K), mask): white core, folded grey shell, rim of CSF."""
+    """Probabilities (3, I, J, K) and mask: white matter core, folded GM shell, rim of CSF."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
     folds = 0.08 * np.sin(6 * grid[0] + seed) * np.cos(5 * grid[1])
     radius = np.sqrt((grid ** 2).sum(axis=0)) + folds
@@ -30,38 +36,38 @@ def ball(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def image(levels: np.ndarray, noise: float = 3.0, seed: int = 0, field: float = 0.0) -> Volume:
     """Tissues of these levels under a bias field of +- `field` from left to right."""
-    shares, mask = ball()
+    probabilities, mask = ball()
     bias = 1 + field * np.linspace(-1, 1, SHAPE[0])[:, None, None]
-    data = np.einsum("c,cijk->ijk", levels, shares) * bias
+    data = np.einsum("c,cijk->ijk", levels, probabilities) * bias
     data += np.random.default_rng(seed).normal(0, noise, SHAPE)
     return Volume(np.where(mask, np.maximum(data, 1), 0).astype(np.float32), AFFINE, mask)
 
 
 def map_between(source: Volume, target: Volume, sigma: float = 12.0) -> TissueMap:
-    shares, _ = ball()
+    probabilities, _ = ball()
     lattice = Lattice.around(source)
-    before, after = (measure(volume, shares, lattice, sigma) for volume in (source, target))
-    return TissueMap(lattice, before, after.mean, spread_ratio(before, after),
-                     Shares.of(shares, source))
+    before, after = (measure(volume, probabilities, lattice, sigma) for volume in (source, target))
+    return TissueMap(lattice, before, after.mean, std_ratio(before, after),
+                     TissueProbabilities.of(probabilities, source))
 
 
 def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values ** 2)))
 
 
-def test_statistics_find_level_and_spread_of_each_tissue():
-    shares, mask = ball()
+def test_statistics_find_mean_and_std_of_each_tissue():
+    probabilities, mask = ball()
     volume = image(LEVELS, noise=4.0)
-    found = measure(volume, shares, Lattice.around(volume))
-    for level, mean, spread, mass in zip(LEVELS, found.mean, found.spread, found.mass):
+    found = measure(volume, probabilities, Lattice.around(volume))
+    for level, mean, std, mass in zip(LEVELS, found.mean, found.std, found.mass):
         here = mass > 0.2 * mass.max()
         assert np.median(mean[here]) == pytest.approx(level, abs=4)
-        assert 3 < np.median(spread[here]) < 12
-    assert np.isfinite(found.mean).all() and (found.mean > 0).all() and (found.spread > 0).all()
+        assert 3 < np.median(std[here]) < 12
+    assert np.isfinite(found.mean).all() and (found.mean > 0).all() and (found.std > 0).all()
 
 
 def test_contrast_gain_and_bias_field_are_corrected_at_once():
-    """A non-monotone change that no single curve can undo: white becomes darker than grey."""
+    """A non-monotone change that no single curve can undo: WM becomes darker than GM."""
     source, target = image(LEVELS, seed=1), image(np.array([30.0, 100, 60]), seed=2, field=0.2)
     after = map_between(source, target).apply(source)
     before_error = rms(source.in_mask() - target.in_mask())
@@ -128,21 +134,21 @@ def test_maps_are_carried_to_another_grid_and_world():
                                change.apply(source).data, rtol=1e-4, atol=1e-3)
 
 
-def test_voxels_without_tissue_take_after_their_surroundings():
-    shares, mask = ball()
+def test_voxels_without_tissue_are_filled_from_their_neighbors():
+    probabilities, mask = ball()
     hole = np.zeros(SHAPE, bool)
     hole[14:16, 16:18, 13:15] = True  # in the white core
-    torn = np.where(hole, 0, shares)
-    found = Shares.of(torn, image(LEVELS)).sample(AFFINE, hole)
+    torn = np.where(hole, 0, probabilities)
+    found = TissueProbabilities.of(torn, image(LEVELS)).sample(AFFINE, hole)
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-4)
     assert (found[2] > 0.9).all()
 
 
-def test_pooling_frees_scans_of_their_gains():
-    shares, _ = ball()
+def test_pooling_removes_the_gains_of_scans():
+    probabilities, _ = ball()
     volumes = [image(LEVELS, seed=s).data * g for s, g in ((1, 1.0), (2, 2.0), (3, 4.0))]
     lattice = Lattice.around(image(LEVELS))
-    each = [measure(image(LEVELS).with_data(data), shares, lattice) for data in volumes]
+    each = [measure(image(LEVELS).with_data(data), probabilities, lattice) for data in volumes]
     site, gains = pool(each)
     np.testing.assert_allclose(gains, [0.5, 1, 2], rtol=0.02)
     assert relative_gain(each[2], each[0]) == pytest.approx(4, rel=0.02)
@@ -150,30 +156,31 @@ def test_pooling_frees_scans_of_their_gains():
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda maps: {"GM": maps["GM"]}, "memberships of CSF .* got nothing"),
+    (lambda maps: {"GM": maps["GM"]}, "probabilities of CSF .* got nothing"),
     (lambda maps: {**maps, "WM": maps["WM"][1:]}, "on the image's grid"),
-    (lambda maps: {name: 0 * one for name, one in maps.items()}, "found no tissue"),
+    (lambda maps: {name: 0 * one for name, one in maps.items()}, "expected tissue inside"),
 ])
-def test_unusable_memberships_are_refused(spoil, message):
-    shares, _ = ball()
+def test_unusable_probabilities_are_refused(spoil, message):
+    probabilities, _ = ball()
     with pytest.raises(InputError, match=message):
-        shares_of(spoil(dict(zip(("CSF", "GM", "WM"), shares))), image(LEVELS))
+        stack_probabilities(spoil(dict(zip(("CSF", "GM", "WM"), probabilities))), image(LEVELS))
 
 
 def test_guided_image_keeps_the_change_of_contrast_and_drops_invented_detail():
-    shares, mask = ball()
+    probabilities, mask = ball()
     source = image(LEVELS, seed=7)
     contrast = map_between(source, image(np.array([60.0, 70, 100]), seed=8)).apply(source)
     invented = contrast.data.copy()
     invented[14:17, 16:19, 20:22] += 60  # a thing that is not there
     direct = contrast.with_data(np.where(mask, invented, 0))
-    guided = guide(source, direct, shares).apply(source)
+    guided = fit_contrast_transfer(source, direct, probabilities).apply(source)
     thing = invented != contrast.data
-    spread = np.ptp(np.percentile(contrast.in_mask(), [1, 99]))
-    assert rms((guided.data - contrast.data)[mask & ~thing]) < 0.05 * spread
+    contrast_range = np.ptp(np.percentile(contrast.in_mask(), [1, 99]))
+    assert rms((guided.data - contrast.data)[mask & ~thing]) < 0.05 * contrast_range
     assert abs((guided.data - contrast.data)[thing]).max() < 0.3 * 60
-    difference, summary = left_out(direct, guided)
+    difference, summary = compute_residual(direct, guided)
     assert difference[thing].mean() == pytest.approx(60, rel=0.3)
     np.testing.assert_array_equal(difference[~mask], 0)
-    quiet = left_out(contrast, guide(source, contrast, shares).apply(source))[1]
+    transferred = fit_contrast_transfer(source, contrast, probabilities).apply(source)
+    quiet = compute_residual(contrast, transferred)[1]
     assert summary["RMS"] > 1.5 * quiet["RMS"] >= 0

@@ -18,10 +18,10 @@ def test_blend_undoes_cut_and_shares_sum_to_one(shape, patch, stride):
     grid = PatchGrid(shape, patch, stride)
     volume = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     np.testing.assert_allclose(grid.blend(grid.cut(volume)), volume, atol=2e-6)
-    shares = np.zeros(shape)
+    weights = np.zeros(shape)
     for corner in grid.corners:
-        shares[grid.at(corner)] += grid.weight(corner)
-    np.testing.assert_allclose(shares, 1, atol=1e-6)
+        weights[grid.slices(corner)] += grid.weight(corner)
+    np.testing.assert_allclose(weights, 1, atol=1e-6)
     assert grid.total.min() > 0
     assert len(set(grid.corners)) == len(grid.corners)
 

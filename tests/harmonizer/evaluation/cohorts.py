@@ -1,4 +1,4 @@
-"""Small cohorts with known site, age and person, written as images, and what methods made of them.
+"""Small cohorts with known site, age and subject, written as images, and what methods made of them.
 """
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MASK = np.sum((np.indices(SHAPE) - (np.array(SHAPE) - 1).reshape(3, 1, 1, 1) / 2
 GAINS = {"A": (1.0, 1.0), "B": (1.2, 0.9), "C": (0.9, 1.1)}  # gain and gamma of each site
 
 
-def brain(person: int, age: float) -> np.ndarray:
-    """Tissue contrast 30, 70, 110; with age there is less grey matter and more CSF."""
-    folds = ndimage.gaussian_filter(np.random.default_rng(person).normal(size=SHAPE), 1.8)
+def brain(subject: int, age: float) -> np.ndarray:
+    """Tissue contrast 30, 70, 110; with age there is less gray matter and more CSF."""
+    folds = ndimage.gaussian_filter(np.random.default_rng(subject).normal(size=SHAPE), 1.8)
     folds = (folds - folds[MASK].mean()) / folds[MASK].std()
     older = (age - 50) / 60
     tissue = np.select([folds < -0.9 + older, folds < 0.5], [30.0, 70.0], 110.0)
@@ -41,21 +41,23 @@ def at_site_a(data: np.ndarray, site: str) -> np.ndarray:
 
 
 def segment(volume: Volume) -> np.ndarray:
-    """Thresholds at fixed grey levels: what a segmentation that the scanner misleads would say."""
+    """Thresholds at fixed gray levels: what a segmentation that the scanner misleads would say."""
     return np.where(volume.mask, 1 + (volume.data > 45) + (volume.data > 85), 0)
 
 
 def write(folder: Path, plan: list[tuple[int, str, str, float, str]]) -> Cohort:
-    """`plan`: (person, site, session, age, sex) per scan."""
+    """`plan`: (subject, site, session, age, sex) per scan; session a2: run 2 of session a."""
     folder.mkdir(parents=True, exist_ok=True)
     write_mask(folder / "mask.nii.gz", MASK, AFFINE)
     scans = []
-    for visit, (person, site, session, age, sex) in enumerate(plan):
-        name = f"sub-{person:02d}_ses-{session}_T1w"
+    for visit, (subject, site, session, age, sex) in enumerate(plan):
+        run = f"_run-{session[1:]}" if session[1:] else ""
+        session = session[0]
+        name = f"sub-{subject:02d}_ses-{session}{run}_T1w"
         path = write_volume(folder / f"{name}.nii.gz",
-                            Volume(at_site(brain(person, age), site, visit), AFFINE))
-        scans.append(Scan(name, f"{person:02d}", session, "T1w", site, "test", path,
-                          folder / "mask.nii.gz", age, sex, {"dx": "hc" if person % 3 else "pd"}))
+                            Volume(at_site(brain(subject, age), site, visit), AFFINE))
+        scans.append(Scan(name, f"{subject:02d}", session, "T1w", site, "test", path,
+                          folder / "mask.nii.gz", age, sex, {"dx": "hc" if subject % 3 else "pd"}))
     return Cohort(tuple(scans))
 
 
@@ -81,13 +83,13 @@ def all_variants(before: Cohort, folder: Path) -> dict[str, Cohort]:
     }
 
 
-def nested_plan(people: int) -> list[tuple[int, str, str, float, str]]:
-    """People dealt to A and B, ages 20 to 80 alike at both."""
-    ages = np.linspace(20, 80, people // 2)
-    return [(i, "AB"[i % 2], "1", float(ages[i // 2]), "FM"[(i // 2) % 2]) for i in range(people)]
+def nested_plan(subjects: int) -> list[tuple[int, str, str, float, str]]:
+    """Subjects dealt to A and B, ages 20 to 80 alike at both."""
+    ages = np.linspace(20, 80, subjects // 2)
+    return [(i, "AB"[i % 2], "1", float(ages[i // 2]), "FM"[(i // 2) % 2]) for i in range(subjects)]
 
 
-def travelling_plan(people: int) -> list[tuple[int, str, str, float, str]]:
+def traveling_plan(subjects: int) -> list[tuple[int, str, str, float, str]]:
     """Everybody at A, B and C, and once more at A."""
     return [(i, site[0], site.lower(), 25.0 + 6 * i, "FM"[i % 2])
-            for i in range(people) for site in ("A", "A2", "B", "C")]
+            for i in range(subjects) for site in ("A", "A2", "B", "C")]

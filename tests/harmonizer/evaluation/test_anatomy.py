@@ -12,19 +12,20 @@ from harmonizer.errors import InputError
 from harmonizer.evaluation.questions import anatomy
 from harmonizer.evaluation.questions.anatomy import (
     GUARDED,
+    anatomy_change_map,
     compare_anatomy,
     edge_displacement,
-    explained_by_contrast,
-    moved_map,
+    match_contrast,
     nearest_overlap,
     overlap,
 )
 from harmonizer.evaluation.questions.anatomy_limits import (
     Tolerance,
     chance_of_flags,
-    judge,
+    check_anatomy,
     learn_tolerance,
-    tolerance_of,
+    misses_a_voxel,
+    tolerance_from_pairs,
 )
 from harmonizer.evaluation.questions.rescans import noise_level, resampled_noise, simulated_rescan
 from harmonizer.volume import Volume, write_mask, write_volume
@@ -35,24 +36,24 @@ AFFINE = np.diag([SPACING, SPACING, SPACING, 1.0])
 LESION = (20, 14, 22)
 
 
-def ball(centre, radius: float) -> np.ndarray:
-    """Voxels within `radius` voxels of `centre`."""
-    away = np.indices(SHAPE) - np.reshape(centre, (3, 1, 1, 1))
+def ball(center, radius: float) -> np.ndarray:
+    """Voxels within `radius` voxels of `center`."""
+    away = np.indices(SHAPE) - np.reshape(center, (3, 1, 1, 1))
     return np.sum(away**2, axis=0) <= radius**2
 
 
 MASK = ball((19.5, 21.5, 19.5), 17)
 
 
-def brain(person: int, noise: int = 0, lesion: bool = False) -> Volume:
-    """Smooth folds of three tissues in a ball, a person's own; `noise` draws a visit, and was
+def brain(subject: int, noise: int = 0, lesion: bool = False) -> Volume:
+    """Smooth folds of three tissues in a ball, a subject's own; `noise` draws a visit, and was
     interpolated as in preprocessing."""
-    folds = ndimage.gaussian_filter(np.random.default_rng(person).normal(size=SHAPE), 2.5)
+    folds = ndimage.gaussian_filter(np.random.default_rng(subject).normal(size=SHAPE), 2.5)
     folds /= folds.std()
     tissue = np.select([folds < -0.8, folds < 0.5], [30.0, 70.0], 110.0)
     tissue = ndimage.gaussian_filter(tissue, 0.6)
     if lesion:
-        tissue = np.where(ball(LESION, 3), 45.0, tissue)  # 6 mm, between CSF and grey matter
+        tissue = np.where(ball(LESION, 3), 45.0, tissue)  # 6 mm, between CSF and gray matter
     grain = resampled_noise(SHAPE, np.random.default_rng(1000 + noise))
     data = tissue + 2 * grain / grain.std()
     return Volume(np.where(MASK, data, 0), AFFINE, MASK)
@@ -65,26 +66,26 @@ def segment(volume: Volume) -> np.ndarray:
     return np.where(volume.mask, 1 + (volume.data > low) + (volume.data > high), 0)
 
 
-def scan(folder, volume: Volume, who: str, visit: str) -> Scan:
+def scan(folder, volume: Volume, who: str, run: str) -> Scan:
     write_mask(folder / "mask.nii.gz", MASK, AFFINE)
-    path = write_volume(folder / f"{who}{visit}.nii.gz", volume)
-    return Scan(f"sub-{who}_ses-{visit}_T1w", who, visit, "T1w", "A", "test", path,
+    path = write_volume(folder / f"{who}{run}.nii.gz", volume)
+    return Scan(f"sub-{who}_run-{run}_T1w", who, None, "T1w", "A", "test", path,
                 folder / "mask.nii.gz")
 
 
 @pytest.fixture(scope="module")
 def tolerance(tmp_path_factory):
-    """From four people scanned twice on one scanner, registered to within 0.3 mm."""
+    """From four subjects scanned twice on one scanner, registered to within 0.3 mm."""
     folder = tmp_path_factory.mktemp("rescans")
-    scans = [scan(folder, image, str(person), visit) for person in range(4)
-             for visit, image in (("1", brain(person, 1)),
-                                  ("2", simulated_rescan(brain(person, 2), person)))]
+    scans = [scan(folder, image, str(subject), visit) for subject in range(4)
+             for visit, image in (("1", brain(subject, 1)),
+                                  ("2", simulated_rescan(brain(subject, 2), subject)))]
     return learn_tolerance(Cohort(tuple(scans)), segment)
 
 
 def verdict(source: Volume, result, tolerance, segmented: bool = True):
     result = result if isinstance(result, Volume) else source.with_data(result)
-    return judge(compare_anatomy(source, result, segment if segmented else None), tolerance)
+    return check_anatomy(compare_anatomy(source, result, segment if segmented else None), tolerance)
 
 
 def test_limits_come_from_the_rescans_and_say_so(tolerance):
@@ -112,8 +113,8 @@ def test_another_noise_of_the_same_brain_is_no_harm(tolerance):
 
 
 def test_one_mean_image_for_all_is_caught(tolerance):
-    """Whatever the site looks like afterwards: the person is gone."""
-    mean = np.mean([brain(person).data for person in range(8)], axis=0)
+    """Whatever the site looks like afterwards: the subject is gone."""
+    mean = np.mean([brain(subject).data for subject in range(8)], axis=0)
     found = verdict(brain(0), mean, tolerance)
     assert not found.ok
     assert len(found.reasons) >= 4
@@ -129,7 +130,7 @@ def test_a_lesion_erased_or_painted_in_is_caught_and_found(tolerance, erased):
     assert not found.ok
     assert any(reason.startswith("largest local change") for reason in found.reasons)
     assert found.values["largest_change"] > 3 * tolerance.limits["largest_change"]
-    moved = moved_map(source.data, 2 * result.data, MASK, (SPACING,) * 3)
+    moved = anatomy_change_map(source.data, 2 * result.data, MASK, (SPACING,) * 3)
     peak = np.unravel_index(np.abs(moved).argmax(), SHAPE)
     assert np.linalg.norm(np.subtract(peak, LESION)) <= 3
     assert np.abs(moved[~ball(LESION, 8)]).max() < 0.5 * np.abs(moved).max()
@@ -162,6 +163,22 @@ def test_without_rescans_the_cohort_simulates_them(tmp_path):
     assert not verdict(source, lesion, found, segmented=False).ok
 
 
+def test_limits_that_would_miss_a_shift_of_one_voxel_are_refused(tmp_path, tolerance):
+    """Runs of which one moved by two voxels are no measure of what a scanner repeats to."""
+    scans = [scan(tmp_path, image, str(subject), run) for subject in range(4)
+             for run, image in (("1", brain(subject, 1)), ("2", brain(subject, 2).with_data(
+                 np.roll(brain(subject, 2).data, 2, axis=subject % 3))))]
+    cohort = Cohort(tuple(scans))
+    loose = tolerance_from_pairs([compare_anatomy(a.read(), b.read()) for a, b in zip(
+        scans[::2], scans[1::2])], "x")
+    assert misses_a_voxel(cohort, loose) and not misses_a_voxel(cohort, tolerance)
+    found = learn_tolerance(cohort, most=6)
+    assert found.origin.startswith("6 simulated rescans")
+    assert found.origin.endswith("because the limits from its 4 real ones would let a shift of one "
+                                 "voxel pass")
+    assert not misses_a_voxel(cohort, found)
+
+
 def test_the_noise_is_measured():
     for sd in (1.0, 3.0):
         noise = np.random.default_rng(0).normal(0, sd, SHAPE)
@@ -181,13 +198,13 @@ def test_a_simulated_rescan_moves_by_what_it_says():
 
 def test_contrast_explains_functions_of_intensity_but_not_of_a_lesion():
     source = brain(2).data
-    found = explained_by_contrast(source, np.where(MASK, (source - 60) ** 2, 0), MASK)
+    found = match_contrast(source, np.where(MASK, (source - 60) ** 2, 0), MASK)
     inner = MASK & (source > np.percentile(source[MASK], 1)) & (
         source < np.percentile(source[MASK], 99))
     assert found[inner] == pytest.approx((source[inner] - 60) ** 2, abs=60)  # of 0 to 2,700
-    assert np.abs(moved_map(source, 5 * source + 3, MASK)).max() < 0.005
+    assert np.abs(anatomy_change_map(source, 5 * source + 3, MASK)).max() < 0.005
     bright = np.where(ball(LESION, 2), 190.0, source)  # an intensity that nothing else has
-    assert explained_by_contrast(bright, source, MASK)[LESION] > 150
+    assert match_contrast(bright, source, MASK)[LESION] > 150
 
 
 def test_a_bias_field_moves_nothing_and_leaves_a_lesion_to_be_seen():
@@ -225,7 +242,7 @@ def test_a_bias_field_moves_no_edge(monkeypatch):
 
 
 def test_the_removal_of_a_scanner_is_no_change_of_tissue(tolerance):
-    """Thresholds at fixed grey levels see other tissues at another gain; anatomy is the same."""
+    """Thresholds at fixed gray levels see other tissues at another gain; anatomy is the same."""
     def fixed(volume: Volume) -> np.ndarray:
         return np.where(volume.mask, 1 + (volume.data > 50) + (volume.data > 90), 0)
 
@@ -236,12 +253,12 @@ def test_the_removal_of_a_scanner_is_no_change_of_tissue(tolerance):
     assert found["dice"] > 0.98 and found["ravd"] < 0.01
 
 
-def folded(person: int) -> tuple[Volume, Volume, np.ndarray]:
+def folded(subject: int) -> tuple[Volume, Volume, np.ndarray]:
     """A source where CSF and WM are equally bright, the image that it should become, and tissues
     (I, J, K), 1 to 3."""
-    result = brain(person)
+    result = brain(subject)
     labels = segment(result)
-    grain = resampled_noise(SHAPE, np.random.default_rng(person))
+    grain = resampled_noise(SHAPE, np.random.default_rng(subject))
     data = np.where(labels == 2, 100.0, 60.0) + grain / grain.std()
     return result.with_data(np.where(MASK, data, 0)), result, labels
 
@@ -260,7 +277,7 @@ def test_tissues_are_asked_of_the_source_too(moved):
                 segment(volume))
 
     found = compare_anatomy(source, result, knows)
-    expected = explained_by_contrast(source.data, result.data, MASK)
+    expected = match_contrast(source.data, result.data, MASK)
     alone = overlap(knows(source.with_data(expected)), knows(result))
     assert alone[0] < 0.8
     if moved:
@@ -284,7 +301,7 @@ def test_overlap_by_hand():
     one = np.array([[[1, 2, 2, 3, 3, 3]]])
     two = np.array([[[1, 2, 3, 3, 3, 3]]])
     dice, ravd = overlap(one, two)
-    assert dice == pytest.approx(2 * 1 / 3)  # grey matter: 2 and 1 voxels, 1 shared
+    assert dice == pytest.approx(2 * 1 / 3)  # gray matter: 2 and 1 voxels, 1 shared
     assert ravd == pytest.approx(0.5)
     assert overlap(one, one) == (1.0, 0.0)
     without = np.array([[[2, 2, 3]]])  # a tissue that neither has does not count
@@ -294,13 +311,13 @@ def test_overlap_by_hand():
 
 def test_the_limit_is_the_right_order_statistic():
     pairs = [{"ssim_structure": 0.8 + i / 1000, "largest_change": i / 100} for i in range(59)]
-    found = tolerance_of(pairs, "x")
-    # shares of the worst other pair: 0.58 / 0.57, 0.2 / 0.199 and, third of 59, 0.199 / 0.2
+    found = tolerance_from_pairs(pairs, "x")
+    # fractions of the worst other pair: 0.58 / 0.57, 0.2 / 0.199 and, third of 59, 0.199 / 0.2
     assert found.limits == {"ssim_structure": pytest.approx(1 - 0.995 * 0.2),
                             "largest_change": pytest.approx(0.995 * 0.58)}
     assert found.flagged == pytest.approx(3 / 60)
     with pytest.raises(InputError, match="got none"):
-        tolerance_of([], "x")
+        tolerance_from_pairs([], "x")
 
 
 def test_six_limits_together_err_as_often_as_one_should():
@@ -311,9 +328,9 @@ def test_six_limits_together_err_as_often_as_one_should():
         return {name: 1 - far if higher else far
                 for (name, (_, higher)), far in zip(GUARDED.items(), away)}
 
-    shares = [np.mean([not judge(pair(), tolerance).ok for _ in range(20)]) for tolerance in
-              (tolerance_of([pair() for _ in range(20)], "x") for _ in range(150))]
-    assert np.mean(shares) == pytest.approx(1 / 21, abs=0.02)  # 0.048; limits of 1/21 each: 0.15
+    fractions = [np.mean([not check_anatomy(pair(), tolerance).ok for _ in range(20)]) for tolerance in
+              (tolerance_from_pairs([pair() for _ in range(20)], "x") for _ in range(150))]
+    assert np.mean(fractions) == pytest.approx(1 / 21, abs=0.02)  # 0.048; limits of 1/21 each: 0.15
 
 
 def test_flags_are_counted_against_chance():
@@ -334,11 +351,11 @@ def test_noise_that_was_interpolated_is_given_back_at_its_strength():
 
 
 def test_verdicts_are_plain_values_for_a_sidecar():
-    found = judge({"ssim_structure": 0.7, "dice": math.nan},
-                  tolerance_of([{"ssim_structure": 0.9, "dice": 0.9}], "one pair"))
+    found = check_anatomy({"ssim_structure": 0.7, "dice": math.nan},
+                  tolerance_from_pairs([{"ssim_structure": 0.9, "dice": 0.9}], "one pair"))
     assert found.as_dict() == {
         "AnatomyHeld": False,
-        "Reasons": ["structure (SSIM): 0.7, where rescans reach 0.9",
+        "Reasons": ["structure (SSIM): 0.7, limit 0.9",
                     "overlap of tissues (Dice): not defined, the image has lost its contrast or "
                     "its tissues"],
         "Measures": {"ssim_structure": 0.7, "dice": None},

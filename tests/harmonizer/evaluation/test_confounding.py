@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harmonizer.evaluation.statistics.confounding import age_by_site, check_confounding, sex_by_site
+from harmonizer.evaluation.statistics.confounding import (
+    age_by_site,
+    category_by_site,
+    check_confounding,
+    number_by_site,
+    sex_by_site,
+)
 
 
 def test_age_tests_are_scipys():
@@ -44,7 +50,7 @@ def test_unknown_ages_are_said():
     assert check.missing == 2
     assert check.by_site["A"] == "unknown"
     assert check.warning.startswith("It cannot be told whether age differs between sites: it is "
-                                    "unknown for 2 of 4 people")
+                                    "unknown for 2 of 4 subjects")
 
 
 def test_one_site_needs_no_warning():
@@ -66,7 +72,7 @@ def test_sex_tests_on_two_sites_are_scipys():
 def test_permutation_p_is_the_exact_one_of_a_small_table():
     """Sites of 2, 2 and 2, the women all at one site or spread: probabilities counted by hand.
 
-    Two women among six people: both at one site in 3 of 15 ways, which is the largest statistic.
+    Two women among six subjects: both at one site in 3 of 15 ways, which is the largest statistic.
     """
     check = sex_by_site(["F", "F", "M", "M", "M", "M"], list("AABBCC"), seed=1)
     assert check.tests["permutation"] == pytest.approx(3 / 15, abs=0.015)
@@ -74,9 +80,47 @@ def test_permutation_p_is_the_exact_one_of_a_small_table():
     assert check.tests == again.tests
 
 
-def test_a_person_counts_once_per_site():
+def test_a_subject_counts_once_per_site():
     age, sex = check_confounding(["1", "1", "1", "2"], ["A", "A", "B", "B"],
                                  [30.0, 30.0, 30.0, 50.0], ["M", "M", "M", "F"])
-    assert age.people == sex.people == 3
+    assert age.n_subjects == sex.n_subjects == 3
     assert age.by_site == {"A": "30 y (30-30), n=1", "B": "40 y (30-50), n=2"}
     assert sex.by_site == {"A": "0 F, 1 M", "B": "1 F, 1 M"}
+
+
+def test_a_diagnosis_that_is_the_site_cannot_be_told_from_it():
+    check = category_by_site("diagnosis", ["HC"] * 5 + ["MS"] * 5, ["aspen"] * 5 + ["birch"] * 5)
+    assert check.is_site and check.effect == pytest.approx(1.0)
+    assert check.warning.startswith(
+        "Diagnosis cannot be told from site: all subjects of a site have the same value "
+        "(aspen: 5 HC; birch: 5 MS).")
+    for values in (["HC", "MS"] * 5, ["HC"] * 5 + ["MS"] * 4 + ["HC"], ["HC"] * 10):
+        assert not category_by_site("diagnosis", values, ["A"] * 5 + ["B"] * 5).is_site
+    alone = category_by_site("diagnosis", ["HC", "MS"], ["A", "B"])
+    assert not alone.is_site and alone.warning  # one subject a site says nothing
+    assert age_by_site([30.0] * 3 + [60.0] * 3, list("AAABBB")).is_site
+    assert sex_by_site(["F"] * 3 + ["M"] * 3, list("AAABBB")).warning.startswith(
+        "Sex cannot be told from site")
+
+
+def test_categories_of_three_levels_are_scipys():
+    values = ["HC"] * 6 + ["MS"] * 2 + ["NMO"] * 2 + ["HC"] * 2 + ["MS"] * 6 + ["NMO"] * 2
+    check = category_by_site("dx", values, ["A"] * 10 + ["B"] * 10)
+    chi2, p = stats.chi2_contingency([[6, 2, 2], [2, 6, 2]], correction=False)[:2]
+    assert check.tests["chi-squared"] == pytest.approx(p)
+    assert check.effect == pytest.approx(np.sqrt(chi2 / 20))
+    assert check.by_site["A"] == "6 HC, 2 MS, 2 NMO"
+
+
+def test_named_columns_are_numbers_or_categories():
+    iq = [90.0, 95, 100, 92, 130, 135, 140, 128]
+    checks = check_confounding(list("12345678"), list("AAAABBBB"), [None] * 8, [None] * 8, 0, {
+        "iq": [str(value) for value in iq], "dx": ["0", "1", "0", "n/a", "1", "0", "1", "0"],
+        "age": [1] * 8})
+    assert [check.variable for check in checks] == ["age", "sex", "iq", "dx"]
+    assert checks[2].tests["ANOVA"] == pytest.approx(stats.f_oneway(iq[:4], iq[4:]).pvalue)
+    assert checks[2].warning.startswith("Iq differs between sites")
+    assert checks[3].effect_name == "Cramer's V" and checks[3].missing == 1
+    assert checks[3].warning == ""
+    unknown = number_by_site("iq", [None, None, 3.0], ["A", "A", "B"])
+    assert unknown.warning.startswith("It cannot be told whether iq differs between sites")

@@ -8,7 +8,7 @@ import pytest
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
-from harmonizer.evaluation.paired_metrics import evaluate_cohort, label_tissues, scan_features
+from harmonizer.evaluation.paired_metrics import label_tissues, measure_cohort, scan_features
 from harmonizer.volume import Volume, read_volume, write_mask, write_volume
 
 SHAPE = (20, 22, 18)
@@ -17,8 +17,8 @@ GAINS = {"A": 1.0, "B": 3.0}
 
 @pytest.fixture(scope="module")
 def mask() -> np.ndarray:
-    centre = (np.array(SHAPE) - 1).reshape(3, 1, 1, 1) / 2
-    return np.sum((np.indices(SHAPE) - centre) ** 2, axis=0) < 64
+    center = (np.array(SHAPE) - 1).reshape(3, 1, 1, 1) / 2
+    return np.sum((np.indices(SHAPE) - center) ** 2, axis=0) < 64
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def priors(mask) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory, mask, priors) -> Cohort:
-    """Three people at each of two sites; site B has three times the gain."""
+    """Three subjects at each of two sites; site B has three times the gain."""
     folder = tmp_path_factory.mktemp("before")
     write_mask(folder / "mask.nii.gz", mask, np.eye(4))
     scans = []
@@ -61,7 +61,7 @@ def after(before, tmp_path_factory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def done(before, after, priors):
-    return evaluate_cohort(before, after, "A", backend="gain", priors=priors)
+    return measure_cohort(before, after, "A", backend="gain", priors=priors)
 
 
 def test_the_distance_between_sites_falls_to_noise(done):
@@ -106,7 +106,7 @@ def test_every_row_names_method_and_target(done):
 
 
 def test_a_scan_without_result_is_measured_before_and_named(before, after):
-    part = evaluate_cohort(before, after.where(lambda scan: scan.subject != "5"), "A")
+    part = measure_cohort(before, after.where(lambda scan: scan.subject != "5"), "A")
     assert part.missing == ("sub-5_T1w",)
     assert len(part.metrics.select(scan="sub-5_T1w", stage="before", measure="mean")) == 1
     assert len(part.metrics.select(scan="sub-5_T1w", stage="after")) == 0
@@ -115,7 +115,7 @@ def test_a_scan_without_result_is_measured_before_and_named(before, after):
 
 def test_a_target_outside_the_cohort_brings_its_own_quantiles(before, after):
     target = np.full(200, 100.0) + np.linspace(-1, 1, 200)
-    part = evaluate_cohort(before, after, "elsewhere", target_quantiles={"T1w": target})
+    part = measure_cohort(before, after, "elsewhere", target_quantiles={"T1w": target})
     scale = part.metrics.select(measure="intensity_range").values()[0]
     assert scale == pytest.approx(1.98, rel=0.01)
     assert len(part.metrics.select(measure="wasserstein_to_target", stage="before")) == 8
@@ -127,18 +127,18 @@ def test_a_harmonized_image_on_another_grid_is_refused(before, after, tmp_path):
     mask = write_mask(tmp_path / "m.nii.gz", np.ones((5, 5, 5), bool), np.eye(4))
     wrong = Cohort((replace(first, image=image, mask=mask), *after.scans[1:]))
     with pytest.raises(InputError, match="sub-0_T1w: expected the harmonized image on the grid"):
-        evaluate_cohort(before, wrong, "A")
+        measure_cohort(before, wrong, "A")
 
 
 def test_priors_of_another_resolution_are_refused(before, after, priors):
     small = {name: array[::2] for name, array in priors.items()}
     with pytest.raises(InputError, match="same resolution"):
-        evaluate_cohort(before, after, "A", priors=small)
+        measure_cohort(before, after, "A", priors=small)
 
 
 def test_a_constant_target_is_refused(before, after):
     with pytest.raises(InputError, match="'flat' to have a range"):
-        evaluate_cohort(before, after, "flat", target_quantiles={"T1w": np.ones(200)})
+        measure_cohort(before, after, "flat", target_quantiles={"T1w": np.ones(200)})
 
 
 def test_labels_take_the_likeliest_tissue():
@@ -166,13 +166,13 @@ def test_only_one_pair_of_volumes_is_open_at_a_time(before, after, monkeypatch):
         return read_volume(path, mask)
 
     monkeypatch.setattr("harmonizer.cohort.read_volume", counted)
-    evaluate_cohort(before, after, "A")
+    measure_cohort(before, after, "A")
     assert set(counts.values()) == {1, 2}
     assert len(counts) == 12
 
 
 def test_without_a_target_site_the_ruler_is_what_the_scans_became(before, after):
-    part = evaluate_cohort(before, after, "scanner-free")
+    part = measure_cohort(before, after, "scanner-free")
     assert part.metrics.select(measure="range_ratio").values() == pytest.approx([1.0] * 6, abs=0.05)
     assert part.metrics.select(measure="intensity_range").values() == pytest.approx([95], rel=0.1)
 
@@ -183,5 +183,5 @@ def test_a_method_that_only_fades_images_is_found_out(before, after, tmp_path):
         volume = scan.read()
         path = write_volume(tmp_path / scan.image.name, volume.with_data(volume.data * 0.1))
         faded.append(replace(scan, image=path))
-    part = evaluate_cohort(before, Cohort(tuple(faded)), "A")
+    part = measure_cohort(before, Cohort(tuple(faded)), "A")
     assert part.metrics.select(measure="range_ratio").values() == pytest.approx([0.1] * 6, rel=0.05)

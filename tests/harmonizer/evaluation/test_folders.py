@@ -62,10 +62,11 @@ def test_the_command_judges_and_writes(folders, tmp_path, capsys):
     code = main([str(folders / "before"), str(folders / "done"), "--masks", str(folders / "masks"),
                  "--sites", str(folders / "sites.tsv"), "--target", "A", "--permutations", "5",
                  "--out", str(tmp_path)])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 0
-    assert "Is the scanner gone?" in said and "Is the person still there?" in said
-    assert "nobody was scanned at two sites" in said
+    assert "Is the site effect removed?" in printed
+    assert "Is the subject still identifiable?" in printed
+    assert "no subject was scanned at two sites" in printed
     table = Statistics.from_tsv(tmp_path / "group_statistics.tsv")
     assert table.select(name="distribution_distance", backend="done", tissue="brain").rows[0].known
     held = Metrics.from_tsv(tmp_path / "metrics.tsv").select(measure="anatomy_held")
@@ -101,7 +102,7 @@ def test_the_tables_make_a_report(folders, tmp_path, capsys):
     assert report([str(tmp_path)]) == 0
     text = (tmp_path / "group.html").read_text(encoding="utf-8")
     assert text.count('<article class="card') == 4 and "done to A" in text
-    assert "8 scans of 8 people from 2 sites" in " ".join(text.split())
+    assert "8 scans of 8 subjects from 2 sites" in " ".join(text.split())
     assert text.count(">held<") == 8
     (tmp_path / "metrics.tsv").unlink()
     assert report([str(tmp_path)]) == 65 and "metrics.tsv" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A config of a stranger: values of another kind, or beyond all sense, are refused by name."""
+"""Configs of unknown origin: values of another type or absurd size are refused by name."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from harmonizer.errors import UsageError
 from harmonizer.methods import registry
-from harmonizer.methods.config import check_kinds
-from harmonizer.methods.learned import base as learned
+from harmonizer.methods.config import check_types
+from harmonizer.methods.learned.config import PRESETS
+from harmonizer.methods.learned.persistence import check_weights
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Config:
     {"patch": (1, 2, 3), "way": "end", "rate": 1e-9, "blocks": 64},
 ], ids=str)
 def test_what_fits(values: dict[str, Any]) -> None:
-    check_kinds(Config, values)
+    check_types(Config, values)
 
 
 @pytest.mark.parametrize("name, value", [
@@ -44,24 +45,24 @@ def test_what_fits(values: dict[str, Any]) -> None:
 ], ids=lambda x: f"{x!r:.20}")
 def test_what_does_not_fit(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} is .{{1,85}}, expected ."):
-        check_kinds(Config, {name: value})
+        check_types(Config, {name: value})
 
 
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
 def test_the_presets_of_every_method_fit(name: str) -> None:
     kind = registry.get(name)
-    for preset in learned.PRESETS if kind.capabilities.trained else ("none",):
+    for preset in PRESETS if kind.capabilities.trained else ("none",):
         values = {} if preset == "none" else {"preset": preset}
         config = kind.config_from(values)
-        check_kinds(type(config), vars(config))
+        check_types(type(config), vars(config))
 
 
 def test_a_network_of_a_terabyte_is_not_built() -> None:
     """Its shapes are compared with those of the file before there is memory for them."""
     kind = registry.get("cacd")
-    backend = kind(kind.config_from({"preset": "tiny", "widths": [1_000_000, 1_000_000]}))
+    model = kind(kind.config_from({"preset": "tiny", "widths": [1_000_000, 1_000_000]})).model_
     with pytest.raises(ValueError, match="has shape|is missing|is extra|more arrays than the"):
-        backend._check_weights({"denoiser.x": np.zeros(1, np.float32)} | {
+        check_weights(model, {"denoiser.x": np.zeros(1, np.float32)} | {
             f"denoiser.{n}": np.zeros(1, np.float32) for n in range(500)})
 
 

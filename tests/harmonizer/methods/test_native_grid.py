@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harmonizer.cohort import Cohort
-from harmonizer.methods.base import Backend, Capabilities
+from harmonizer.methods.base import Backend, Capabilities, HarmonizationResult
 from harmonizer.methods.native_grid import apply_with_head, change_of
 from harmonizer.methods.statistical.histogram_matching import HistogramMatching
 from harmonizer.methods.statistical.moment_matching import MomentMatching
@@ -69,9 +69,9 @@ class Voxels(Backend):
     def _fit(self, cohort, seed, progress):
         pass
 
-    def _harmonize(self, volume, target, known, rng):
+    def _harmonize(self, volume, target, context, rng, checkpoint_folder):
         slope = np.linspace(0.9, 1.1, volume.shape[0], dtype=np.float32)[:, None, None]
-        return volume.with_data(np.float32(self.factor) * slope * volume.data)
+        return HarmonizationResult(volume.with_data(np.float32(self.factor) * slope * volume.data))
 
     def _site_style(self, label):
         return {}

@@ -7,15 +7,38 @@ import pytest
 from harmonizer.errors import UsageError
 from harmonizer.methods import registry
 
-SHARED = [{"steps": -1}, {"log_every": 0}, {"save_every": 0}, {"validation_depth": -3},
-          {"ema": 2.0}, {"held_out": 1.5}, {"learning_rate": -1.0}, {"clip": float("nan")}]
+SHARED = [
+    {"steps": -1},
+    {"log_every": 0},
+    {"save_every": 0},
+    {"validation_depth": -3},
+    {"ema": 2.0},
+    {"validation_fraction": 1.5},
+    {"learning_rate": -1.0},
+    {"clip": float("nan")},
+]
 OWN = {
-    "cacd": [{"sampling_steps": 0}, {"sampling_steps": 2000}, {"times": 1}, {"batch_slices": 0},
-             {"fold": 0}, {"widths": ()}, {"middle": 0}, {"corrections": -1}, {"tau": 0.0},
-             {"anatomy_smoothing": 1e12}],
-    "patch_diffusion": [{"sampling_steps": 0}, {"fold": 0}, {"patch": (0, 0, 0)},
-                        {"patch": (-8, -8, -8)}, {"sigma": 0.0}, {"sigma": 1e12}],
-    "disarm": [{"critic_widths": ()}, {"scanner_widths": ()}, {"window": 0}],
+    "cacd": [
+        {"sampling_steps": 0},
+        {"sampling_steps": 2000},
+        {"timesteps": 1},
+        {"batch_slices": 0},
+        {"unshuffle": 0},
+        {"widths": ()},
+        {"max_offset": 0},
+        {"corrections": -1},
+        {"temperature": 0.0},
+        {"anatomy_smoothing": 1e12},
+    ],
+    "patch_diffusion": [
+        {"sampling_steps": 0},
+        {"unshuffle": 0},
+        {"patch": (0, 0, 0)},
+        {"patch": (-8, -8, -8)},
+        {"sigma": 0.0},
+        {"sigma": 1e12},
+    ],
+    "disarm": [{"image_widths": ()}, {"scanner_widths": ()}, {"window": 0}],
     "ihf": [{"patches": 0}, {"batch_slices": 0}, {"pyramid": (300_000, 300_000)}, {"hidden": ()}],
 }
 

@@ -1,4 +1,4 @@
-"""Built-ins on a fast path; a guest is found, cannot shadow, and is skipped when broken."""
+"""Registry: built-ins, and plug-ins that are found, cannot replace built-ins, and may be broken."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from harmonizer.methods import registry
 
 
 @pytest.fixture
-def guests(monkeypatch):
+def plugins(monkeypatch):
     """Pretend that these entry points are installed: name -> value."""
     def install(*points: tuple[str, str]) -> None:
         found = tuple(EntryPoint(name, value, registry.GROUP) for name, value in points)
         monkeypatch.setattr(registry, "entry_points", lambda group: found)
-        registry._guests.cache_clear()
+        registry._plugins.cache_clear()
 
     yield install
-    registry._guests.cache_clear()
+    registry._plugins.cache_clear()
 
 
 def test_every_built_in_has_its_name_and_says_what_it_is():
@@ -36,14 +36,14 @@ def test_unknown_name_says_what_was_meant():
         registry.get("histogram_match")
 
 
-def test_guest_is_found(guests):
-    guests(("guest", "harmonizer.methods.statistical.moment_matching:MomentMatching"))
+def test_guest_is_found(plugins):
+    plugins(("guest", "harmonizer.methods.statistical.moment_matching:MomentMatching"))
     assert "guest" in registry.names()
     assert registry.get("guest").__name__ == "MomentMatching"
 
 
-def test_guest_cannot_shadow_a_built_in(guests, caplog):
-    guests(("moment_matching", "evil:Backend"))
+def test_guest_cannot_shadow_a_built_in(plugins, caplog):
+    plugins(("moment_matching", "evil:Backend"))
     assert registry.names().count("moment_matching") == 1
     module = registry.get("moment_matching").__module__
     assert module == "harmonizer.methods.statistical.moment_matching"
@@ -54,8 +54,8 @@ def test_guest_cannot_shadow_a_built_in(guests, caplog):
     ("no_such_module_here:Backend", "cannot be imported: ModuleNotFoundError"),
     ("pathlib:Path", "is not a subclass of"),
 ])
-def test_broken_guest_is_named_and_skipped(guests, caplog, value, message):
-    guests(("broken", value))
+def test_broken_guest_is_named_and_skipped(plugins, caplog, value, message):
+    plugins(("broken", value))
     with pytest.raises(UnavailableError, match=message):
         registry.get("broken")
     assert set(registry.available()) == set(registry.BUILT_IN)

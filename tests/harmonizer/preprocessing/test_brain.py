@@ -43,7 +43,7 @@ def test_brain_in_a_head_is_found(head, found):
 
 
 def test_good_mask_is_not_doubted(found):
-    assert found.quality.reasons == () and not found.quality.doubtful
+    assert found.quality.reasons == () and not found.quality.low_confidence
     assert found.quality.overlap > 0.9
     assert 1.1 < found.quality.volume_l < 1.9
 
@@ -51,11 +51,11 @@ def test_good_mask_is_not_doubted(found):
 @pytest.mark.parametrize("agreement, doubted", [(None, False), (0.9, False), (0.8, True)])
 def test_a_mask_that_the_network_does_not_share_is_doubted(head, found, agreement, doubted):
     check = check_quality(head[0], found.mask, found.matrix, agreement)
-    assert check.network_dice == agreement and check.doubtful == doubted
+    assert check.network_dice == agreement and check.low_confidence == doubted
     assert ("agreement with the network's mask 0.80" in " ".join(check.reasons)) == doubted
 
 
-def test_brain_only_input_is_recognised_and_kept():
+def test_brain_only_input_is_detected_and_kept():
     only, truth = brain_in_head(4, skull=False)
     assert is_brain_only(only)
     result = extract_brain(only.with_mask(None), sloppy=True)
@@ -102,7 +102,7 @@ def test_unknown_choice_is_refused(head):
 def test_mask_of_the_whole_head_is_doubted(head, found):
     everything = ndimage.binary_dilation(head[0].mask, iterations=4)
     check = check_quality(head[0], everything, found.matrix)
-    assert check.doubtful
+    assert check.low_confidence
     assert any(reason.startswith("volume") for reason in check.reasons)
 
 
@@ -137,8 +137,9 @@ def fingerprint():
     head, _ = brain_in_head(5, (6, 0, 4), (5, 0, 0))
     rough, _ = bias.correct_bias(head.with_mask(None), rough=True, sloppy=True)
     found = extract_brain(rough, seed=7, sloppy=True)
-    moved = register_to_template(rough.with_mask(found.mask), found.matrix, seed=7, sloppy=True)
-    content = rough.data.tobytes() + found.mask.tobytes() + moved.matrix.tobytes()
+    found_mask = rough.with_mask(found.mask)
+    registered = register_to_template(found_mask, found.matrix, seed=7, sloppy=True)
+    content = rough.data.tobytes() + found.mask.tobytes() + registered.matrix.tobytes()
     return hashlib.sha256(content).hexdigest()
 
 

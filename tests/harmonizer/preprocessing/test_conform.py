@@ -82,14 +82,14 @@ def test_sheared_sform_falls_back_to_the_qform(tmp_path):
     np.testing.assert_array_equal(image.header.get_sform(), conformed.original_affine)
 
 
-def test_sheared_sform_alone_loses_its_shear_about_the_centre(tmp_path):
+def test_sheared_sform_alone_loses_its_shear_about_the_center(tmp_path):
     data = blob()
     conformed = conform(save(tmp_path / "in.nii.gz", data, sheared(), 1, 0, GRIDS["RAS"]))
     axes = conformed.original_affine[:3, :3] / 3
     np.testing.assert_allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-5)
-    centre = [*((np.array(data.shape) - 1) / 2), 1]
+    center = [*((np.array(data.shape) - 1) / 2), 1]
     np.testing.assert_allclose(
-        conformed.original_affine @ centre, sheared() @ centre, atol=1e-4
+        conformed.original_affine @ center, sheared() @ center, atol=1e-4
     )
 
 
@@ -180,9 +180,9 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, name, reader):
         reader(tmp_path / "sub-x_T1w.nii")
 
 
-def test_colour_is_refused(tmp_path):
-    colour = np.zeros((12, 12, 12), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(colour, np.eye(4)), tmp_path / "rgb.nii")
+def test_color_is_refused(tmp_path):
+    color = np.zeros((12, 12, 12), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(color, np.eye(4)), tmp_path / "rgb.nii")
     with pytest.raises(InputError, match="rgb.nii: .*not one real number"):
         check_image(tmp_path / "rgb.nii")
 
@@ -215,3 +215,44 @@ def test_other_format_is_refused(tmp_path):
 
 def test_good_image_passes_the_door(tmp_path):
     check_image(save(tmp_path / "in.nii.gz", blob(), GRIDS["oblique"]))
+
+
+def in_unit(path, factor, unit, codes=(1, 1)):
+    affine = GRIDS["oblique"].copy()
+    affine[:3] *= factor
+    image = nib.Nifti1Image(blob(), affine)
+    image.set_sform(affine, codes[0])
+    image.set_qform(affine, codes[1])
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0)])
+@pytest.mark.parametrize(("factor", "unit", "repairs"), [
+    (1000, "micron", "is in micrometers"), (1e-4, "meter", "is in meters"),
+    (1, "micron", "states micrometers"),
+])
+def test_other_units_are_brought_to_mm_and_reported(tmp_path, codes, factor, unit, repairs):
+    scale = {"is in micrometers": 1e-3, "is in meters": 1e3}.get(repairs, 1)
+    path = in_unit(tmp_path / "in.nii.gz", factor, unit, codes)
+    conformed = conform(path)
+    expected = GRIDS["oblique"].copy()
+    expected[:3] *= factor * scale
+    np.testing.assert_allclose(conformed.original_affine, expected, atol=1e-4)
+    assert len(conformed.repairs) == 1 and repairs in conformed.repairs[0]
+    path = write_on_original_grid(tmp_path / "out.nii.gz", conformed.volume.data, conformed)
+    out = nib.load(path)
+    assert out.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(out.affine, expected, atol=1e-4)
+    sizes = np.linalg.norm(expected[:3, :3], axis=0)
+    np.testing.assert_allclose(out.header.get_zooms(), sizes, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(out.dataobj), blob())
+
+
+def test_implausible_voxels_are_refused_before_voxels_are_read(tmp_path):
+    path = in_unit(tmp_path / "in.nii.gz", 1000, "mm")
+    with pytest.raises(InputError, match="in.nii.gz: expected voxels of 0.05 to 20 mm"):
+        check_image(path, read_data=False)
+    with pytest.raises(InputError, match="in.nii.gz: expected voxels of 0.05 to 20 mm"):
+        conform(path)

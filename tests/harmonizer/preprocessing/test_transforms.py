@@ -39,7 +39,7 @@ def test_text_file_of_the_inverse_is_the_inverse(tmp_path):
     )
 
 
-def test_centre_of_rotation_is_taken_into_account(tmp_path):
+def test_center_of_rotation_is_taken_into_account(tmp_path):
     ants = ants_module()
     turn = Rotation.from_euler("z", 30, degrees=True).as_matrix()
     transform = ants.create_ants_transform(
@@ -59,11 +59,11 @@ def test_resampling_is_what_ants_does_with_the_file(tmp_path, source, target):
     ants = ants_module()
     affine = GRIDS[source].copy()
     affine[:3, 3] = 0
-    affine[:3, 3] = -(affine @ [9.5, 11.5, 8.5, 1])[:3]  # all grids share one centre
-    goal = GRIDS[target].copy()
-    goal[:3, 3] = 0
-    goal[:3, 3] = -(goal @ [9.5, 11.5, 8.5, 1])[:3]
-    moving, fixed = Volume(blob(), affine), Volume(blob(seed=1), goal)
+    affine[:3, 3] = -(affine @ [9.5, 11.5, 8.5, 1])[:3]  # all grids share one center
+    target = GRIDS[target].copy()
+    target[:3, 3] = 0
+    target[:3, 3] = -(target @ [9.5, 11.5, 8.5, 1])[:3]
+    moving, fixed = Volume(blob(), affine), Volume(blob(seed=1), target)
     matrix = some_matrix()
     path = write_itk_affine(tmp_path / "m_xfm.txt", matrix)
     theirs = ants.apply_transforms(
@@ -103,9 +103,9 @@ def test_mask_comes_along_and_keeps_its_volume():
     ball = ball.reshape(20, 24, 18)
     volume = Volume(ball.astype(np.float32), GRIDS["oblique"], ball)
     grid = isotropic_grid(volume, 2.0)
-    moved = resample(volume, grid)
-    np.testing.assert_array_equal(moved.mask, resample_mask(ball, volume.affine, grid))
-    assert moved.mask.sum() * 8 == pytest.approx(ball.sum() * 27, rel=0.05)
+    transformed = resample(volume, grid)
+    np.testing.assert_array_equal(transformed.mask, resample_mask(ball, volume.affine, grid))
+    assert transformed.mask.sum() * 8 == pytest.approx(ball.sum() * 27, rel=0.05)
 
 
 def test_antialias_averages_instead_of_picking():
@@ -117,7 +117,7 @@ def test_antialias_averages_instead_of_picking():
     np.testing.assert_allclose(smooth, 0.5, rtol=0, atol=0.02)
 
 
-def test_isotropic_grid_covers_the_volume_about_the_same_centre():
+def test_isotropic_grid_covers_the_volume_about_the_same_center():
     volume = Volume(blob(), GRIDS["oblique_thick"])
     grid = isotropic_grid(volume, 2.5)
     middle = [[*((np.array(v.shape) - 1) / 2), 1] for v in (volume, grid)]
@@ -131,7 +131,7 @@ def test_unreadable_and_warps_are_refused(tmp_path):
     with pytest.raises(InputError, match="none.txt: cannot be read"):
         read_itk_affine(tmp_path / "none.txt")
     (tmp_path / "two.txt").write_text("Parameters: 1 2 3\nParameters: 1\n")
-    with pytest.raises(InputError, match="found 2 transforms"):
+    with pytest.raises(InputError, match="got 2 transforms"):
         read_itk_affine(tmp_path / "two.txt")
     with pytest.raises(InputError, match="invertible"):
         write_itk_affine(tmp_path / "flat.txt", np.zeros((4, 4)))
@@ -144,17 +144,17 @@ def test_grids_that_share_their_voxels_share_their_values(source, steps, order):
     """As interpolation at whole voxels, and nothing where the source has none."""
     data = np.random.default_rng(0).normal(5, 1, (7, 9, 8)).astype(np.float32)
     affine, shape = GRIDS[source].copy(), (9, 6, 11)
-    goal = affine.copy()
-    goal[:3, 3] += affine[:3, :3] @ steps
+    target = affine.copy()
+    target[:3, 3] += affine[:3, :3] @ steps
     truth = np.zeros(shape, np.float32)
     for index in np.ndindex(*shape):
         at = tuple(np.add(index, steps))
         if all(0 <= a < n for a, n in zip(at, data.shape)):
             truth[index] = data[at]
-    found = resample(Volume(data, affine, data > 5), Volume(np.zeros(shape), goal), order=order)
+    found = resample(Volume(data, affine, data > 5), Volume(np.zeros(shape), target), order=order)
     np.testing.assert_array_equal(found.data, truth)
     np.testing.assert_array_equal(found.mask, truth > 5)
-    beside = goal.copy()
+    beside = target.copy()
     beside[:3, 3] += affine[:3, :3] @ (0.01, 0, 0)
     near = resample(Volume(data, affine), Volume(np.zeros(shape), beside), order=order).data
     assert order == 0 or not truth.any() or not np.array_equal(near, truth)

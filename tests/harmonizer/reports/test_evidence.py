@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harmonizer.evaluation.questions.anatomy_limits import Verdict
+from harmonizer.evaluation.questions.anatomy_limits import AnatomyCheck
 from harmonizer.evaluation.statistics.resampling import Statistics, Test, not_possible
 from harmonizer.reports.evidence import COMBAT, evidence_of
 from harmonizer.reports.intervals import Band, Mark, Strip, interval_chart, strip_chart
@@ -21,7 +21,7 @@ def row(name: str, backend: str = "", effect: float = 0.5, p: float | None = Non
     return Test(name, 20, effect, effect - spread, effect + spread, p, p, backend=backend, **given)
 
 
-NOTHING = (not_possible("travelling_pair", "nobody was scanned at two sites", modality="T1w"),
+NOTHING = (not_possible("traveling_pair", "no subject was scanned at two sites", modality="T1w"),
            not_possible("age_r2", "2 people with an age", modality="T1w"))
 
 
@@ -33,10 +33,10 @@ def statistics(*more: Test) -> Statistics:
     return Statistics((*rows, *(more or NOTHING)))
 
 
-def verdict(structure: float, edges: float) -> Verdict:
+def verdict(structure: float, edges: float) -> AnatomyCheck:
     values = {"ssim_structure": structure, "edge_displacement": edges}
     ok = structure >= 0.9 and edges <= 0.5
-    return Verdict(ok, () if ok else ("structure (SSIM): low",), values, LIMITS)
+    return AnatomyCheck(ok, () if ok else ("structure (SSIM): low",), values, LIMITS)
 
 
 VERDICTS = {"x": {"a": verdict(0.99, 0.1), "b": verdict(0.8, 0.1), "c": verdict(0.95, 0.6)}}
@@ -55,11 +55,11 @@ def circles(chart, look: str) -> list[float]:
 
 def test_a_card_per_question_with_verdict_number_and_picture(evidence):
     cards = {card.question: card for card in evidence.cards}
-    assert list(cards) == ["scanner", "person", "biology", "anatomy"]
+    assert list(cards) == ["scanner", "subject", "biology", "anatomy"]
     assert [c.verdict for c in evidence.cards] == ["yes", "unknown", "unknown", "no"]
     assert cards["scanner"].number == "0.3" and cards["anatomy"].number == "50 %"
-    assert "nobody was scanned at two sites" in cards["person"].sentence
-    assert cards["person"].number == "" and cards["person"].chart is None
+    assert "no subject was scanned at two sites" in cards["subject"].sentence
+    assert cards["subject"].number == "" and cards["subject"].chart is None
     drawn = str(cards["scanner"].chart)
     assert "chance" in drawn and "ComBat (features)" in drawn
     assert circles(drawn, "before")[0] > circles(drawn, "other")[0] > circles(drawn, "after")[0]
@@ -81,8 +81,8 @@ def test_tables_hold_numbers_or_the_reason_why_not(evidence):
     assert guesses.rows[0][2].text == "0.005"
     assert guesses.rows[1][3].text == "0.15 to 0.45"
     assert levels.rows == () and levels.reason == "not measured"
-    pairs = evidence.tables["person"][0]
-    assert pairs.rows == () and pairs.reason == "nobody was scanned at two sites"
+    pairs = evidence.tables["subject"][0]
+    assert pairs.rows == () and pairs.reason == "no subject was scanned at two sites"
     guard = evidence.tables["anatomy"][0]
     assert guard.rows[0][-1].text == "1 of 3" and guard.rows[0][3].order == 0.9
 
@@ -96,20 +96,20 @@ def test_methods_side_by_side():
 
 
 def test_travelling_pairs_biology_and_volumes_are_told():
-    pairs = [row("travelling_pair", name, value, reference="psnr", unit="dB", stage=stage)
+    pairs = [row("traveling_pair", name, value, reference="psnr", unit="dB", stage=stage)
              for name, value, stage in (("", 20.0, "before"), ("", 24.0, "rescaled"),
                                         ("x", 27.0, "after"))]
-    changes = [row("travelling_wilcoxon", "x", value, 0.03, unit="dB", reference=f"psnr | {other}")
+    changes = [row("traveling_wilcoxon", "x", value, 0.03, unit="dB", reference=f"psnr | {other}")
                for value, other in ((7.0, "unharmonized"), (3.0, "rescaled"))]
     rest = [row("age_r2", name, value) for name, value in (("", 0.4), ("x", 0.5))]
-    rest += [row("standardised_beta", name, 0.4, 0.02, reference="GM ratio | age", spread=0.2)
+    rest += [row("standardized_beta", name, 0.4, 0.02, reference="GM ratio | age", spread=0.2)
              for name in ("", "x")]
     rest += [row("marginal_r2", name, 0.3, tissue="GM") for name in ("", "x")]
     found = evidence_of(statistics(*pairs, *changes, *rest), "T1w", ["x"], VERDICTS)
     cards = {card.question: card for card in found.cards}
-    assert cards["person"].number == "+3 dB" and len(circles(cards["person"].chart, "other")) == 1
+    assert cards["subject"].number == "+3 dB" and len(circles(cards["subject"].chart, "other")) == 1
     assert cards["biology"].verdict == "yes" and cards["biology"].number == "0.5"
-    table = found.tables["person"][0]
+    table = found.tables["subject"][0]
     assert [cell.text for cell in table.rows[-1]][3:7] == [
         "7 (6.9 to 7.1)", "0.030", "3 (2.9 to 3.1)", "0.030"]
     assert [r[2].text for r in found.tables["biology"][1].rows] == ["before", "x"]
@@ -126,7 +126,7 @@ def test_a_prediction_that_failed_altogether_is_told_in_words():
 
 
 def test_without_age_the_card_draws_effects():
-    effects = [row("standardised_beta", name, value, 0.02, reference="GM ratio | age", spread=0.2)
+    effects = [row("standardized_beta", name, value, 0.02, reference="GM ratio | age", spread=0.2)
                for name, value in (("", -0.6), ("x", -0.5))]
     card = evidence_of(statistics(*effects), "T1w", ["x"], VERDICTS).cards[2]
     assert card.verdict == "yes" and "GM, age" in str(card.chart)
@@ -137,7 +137,7 @@ def test_without_age_the_card_draws_effects():
 
 def test_the_picture_is_of_what_the_answer_rests_on():
     rows = [row("age_r2", name, -0.5) for name in ("", "x")]
-    rows += [row("standardised_beta", name, -0.6, 0.02, reference="GM ratio | age", spread=0.2)
+    rows += [row("standardized_beta", name, -0.6, 0.02, reference="GM ratio | age", spread=0.2)
              for name in ("", "x")]
     card = evidence_of(statistics(*rows), "T1w", ["x"], VERDICTS).cards[2]
     assert card.verdict == "yes" and "GM, age" in str(card.chart)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from harmonizer.cohort import Cohort
-from harmonizer.evaluation.__main__ import main, write_moved_maps
+from harmonizer.evaluation.__main__ import main, write_anatomy_change_maps
 from harmonizer.evaluation.metrics.distribution import QuantileTable
-from harmonizer.evaluation.questions.anatomy_limits import Verdict
-from harmonizer.evaluation.run import Ruling
+from harmonizer.evaluation.questions.anatomy_limits import AnatomyCheck
+from harmonizer.evaluation.run import EvaluationResult
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
 from harmonizer.reports.anatomy_change import moved_figure
@@ -48,16 +48,16 @@ def test_the_figure_goes_through_the_lesion_and_says_where(before):
 def test_maps_of_flagged_images_or_of_all(before, tmp_path):
     after = cohorts.variant(before, tmp_path / "x", lambda data, scan: painted(data)
                             if scan.subject == "01" else data)
-    ok, bad = Verdict(True, (), {}, {}), Verdict(False, ("spot",), {}, {})
-    ruling = Ruling(Metrics(), Statistics(), QuantileTable(), {"x": {
+    ok, bad = AnatomyCheck(True, (), {}, {}), AnatomyCheck(False, ("spot",), {}, {})
+    ruling = EvaluationResult(Metrics(), Statistics(), QuantileTable(), {"x": {
         scan.scan_id: bad if scan.subject == "01" else ok for scan in before}}, {})
-    some = write_moved_maps(tmp_path / "some", before, {"x": after}, ruling)
-    assert [path.name for path in some] == ["sub-01_ses-1_T1w_moved.nii.gz"]
+    some = write_anatomy_change_maps(tmp_path / "some", before, {"x": after}, ruling)
+    assert [path.name for path in some] == ["sub-01_ses-1_T1w_anatomychange.nii.gz"]
     moved = read_volume(some[0]).data
     assert np.hypot(*(np.subtract(np.unravel_index(np.abs(moved).argmax(), moved.shape), SPOT)
                       [:2])) < 2 and moved.max() > 0.1
     assert (moved[~cohorts.MASK] == 0).all()
-    assert len(write_moved_maps(tmp_path / "all", before, {"x": after}, ruling, True)) == 4
+    assert len(write_anatomy_change_maps(tmp_path / "all", before, {"x": after}, ruling, True)) == 4
 
 
 def test_the_command_writes_them(before, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_the_command_writes_them(before, tmp_path, capsys):
     for scan in before:
         (tmp_path / "masks" / f"{scan.scan_id}_mask.nii.gz").write_bytes(scan.mask.read_bytes())
     assert main([str(folder), str(after.scans[0].image.parent), "--masks", str(tmp_path / "masks"),
-                 "--permutations", "2", "--moved-maps", "flagged", "--out", str(tmp_path)]) == 0
-    assert [p.name for p in (tmp_path / "moved" / "x").glob("*")] == [
-        "sub-01_ses-1_T1w_moved.nii.gz"]
+                 "--permutations", "2", "--anatomy-change-maps", "flagged", "--out", str(tmp_path)]) == 0
+    assert [p.name for p in (tmp_path / "anatomy_change" / "x").glob("*")] == [
+        "sub-01_ses-1_T1w_anatomychange.nii.gz"]
     assert "flagged: sub-01_ses-1_T1w" in capsys.readouterr().out

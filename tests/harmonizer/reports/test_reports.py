@@ -280,6 +280,22 @@ def test_group_report_tells_sites_confounding_distances_and_failures(group_page)
     assert "sub-0.html" in [attrs["href"] for attrs in group_page.all("a")]
 
 
+def test_what_cannot_be_told_comes_before_every_result(tmp_path):
+    metrics, quantiles, scans = tables()
+    told = tuple(replace(scan, covariates={"diagnosis": "HC" if scan.site == "A" else "MS"})
+                 for scan in scans)
+    page = read(render_group_report(tmp_path / "g.html", GroupReport(
+        told, metrics, quantiles, "x", {"T1w": "A"}, named=("diagnosis",),
+        failures=(Failure("sub-1", "read", "No."),), doubts=("Sixty years apart.",),
+        warnings=("Something less.",), fit=("T1w, covariate age: modelled (number).",))))
+    text = page.text
+    first = text.index("Diagnosis cannot be told from site")
+    assert first < text.index("Sixty years apart.") < text.index("1 not finished")
+    assert first < text.index("Something less.") < text.index("fell from 1.000 R")
+    assert "Does the site also tell age, sex or diagnosis?" in text
+    assert "covariate age: modelled (number)" in text and "was found to differ" not in text
+
+
 def test_group_report_before_harmonization_and_of_one_site(tmp_path):
     metrics, quantiles, scans = tables(after=False)
     page = read(render_group_report(tmp_path / "g.html", GroupReport(
@@ -371,25 +387,25 @@ def test_no_heavy_import_comes_with_the_package():
 
 
 def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_path):
-    from harmonizer.evaluation.questions.anatomy_limits import Verdict
+    from harmonizer.evaluation.questions.anatomy_limits import AnatomyCheck
     from harmonizer.evaluation.statistics.resampling import Statistics
 
     metrics, quantiles, scans = tables()
-    verdicts = {"moment_matching": {"sub-1_T1w": Verdict(False, (EVIL,), {}, {}),
-                                    "sub-2_T1w": Verdict(True, (), {}, {})}}
+    verdicts = {"moment_matching": {"sub-1_T1w": AnatomyCheck(False, (EVIL,), {}, {}),
+                                    "sub-2_T1w": AnatomyCheck(True, (), {}, {})}}
     report = GroupReport(scans, metrics, quantiles, "moment_matching", {"T1w": "A"},
                          statistics=Statistics(), verdicts=verdicts)
     page = read(render_group_report(tmp_path / "group.html", report))
     assert_self_contained(page, scripts=1)
     title = "Images that the anatomy guard flags"
-    for words in ("Is the scanner gone?", "It cannot be told", title):
+    for words in ("Is the site effect removed?", "It cannot be told", title):
         assert words in page.text
     part = page.text[page.text.index(title):]
     assert "sub-1_T1w" in part[:400] and "sub-2_T1w" not in part[:400]
 
 
 def test_group_report_without_statistics_answers_nothing(group_page):
-    assert "Is the scanner gone?" not in group_page.text
+    assert "Is the site effect removed?" not in group_page.text
 
 
 def test_each_modality_has_its_own_target(tmp_path):

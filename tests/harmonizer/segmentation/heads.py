@@ -1,4 +1,4 @@
-"""A head of nested balls with the labels of the training maps: small, and nobody's."""
+"""A small synthetic head of nested balls with the labels of the training maps."""
 
 from __future__ import annotations
 

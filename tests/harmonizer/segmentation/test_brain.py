@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from harmonizer.deep.networks.blocks import fold
+from harmonizer.deep.networks.blocks import pixel_unshuffle
 from harmonizer.deep.processor import torch_threads
 from harmonizer.errors import InputError
 from harmonizer.phantom import image_of, make_person, scanner_named
-from harmonizer.preprocessing.brain import MIN_AGREEMENT, MIN_OVERLAP
+from harmonizer.preprocessing.brain import MIN_NETWORK_DICE, MIN_TEMPLATE_DICE
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.segmentations import dice
@@ -35,7 +35,7 @@ class Bright(torch.nn.Module):
     multiple = 16
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return fold(image, 2)
+        return pixel_unshuffle(image, 2)
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat([0.5 - features, features - 0.5], dim=1) * 40
@@ -52,7 +52,7 @@ def balls(shape: tuple[int, ...], affine: np.ndarray) -> Volume:
     return Volume(data.astype(np.float32), affine, away[0] < 30)
 
 
-def centred(axes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def centered(axes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = axes
     affine[:3, 3] = -axes @ ((np.array(shape) - 1) / 2)
@@ -71,8 +71,8 @@ def turned(degrees: float) -> np.ndarray:
     (np.diag([1.0, 2.0, 5.0]), (144, 56, 21)),
     (turned(25) * 2, (80, 70, 52)),
 ], ids=["plain", "flipped", "permuted", "thick", "oblique"])
-def test_the_largest_piece_is_found_and_filled_on_every_grid(axes, shape) -> None:
-    volume = balls(shape, centred(axes, shape))
+def test_the_largest_component_is_found_and_filled_on_every_grid(axes, shape) -> None:
+    volume = balls(shape, centered(axes, shape))
     found = network_mask(volume, network=Bright())
     assert found.dtype == bool and found.shape == shape
     assert 0.95 < dice(found, volume.mask) <= 1
@@ -83,7 +83,7 @@ def test_nothing_bright_is_no_brain_and_a_constant_image_is_refused() -> None:
         def head(self, features: torch.Tensor) -> torch.Tensor:
             return torch.cat([features * 0 + 1, features * 0], dim=1)
 
-    volume = balls((40, 40, 40), centred(np.eye(3) * 2, (40,) * 3))
+    volume = balls((40, 40, 40), centered(np.eye(3) * 2, (40,) * 3))
     assert not network_mask(volume, network=Blind()).any()
     with pytest.raises(InputError, match="the image is constant"):
         network_mask(volume.with_data(np.full(volume.shape, 7.0)))
@@ -93,15 +93,15 @@ def test_the_truth_is_the_brain_at_any_voxel_size_and_in_any_direction() -> None
     maps = [ball_map()]
     plain = SynthesisSettings(brain=True, warp_mm=(), scale=0, shear=0, atrophy=0, stripped=0,
                               defaced=0, cut=0, shift_mm=0)
-    litres = []
+    volume_l = []
     for mm, count, turn in ((1, 64, 0.0), (2, 32, 0.0), (2, 32, 1.0), (3, 32, 0.0)):
         how = replace(plain, crop=(count,) * 3, voxel_mm=float(mm), turned=turn)
         image, target = synthesise(maps, 3, 0, how)
         assert image.shape == target.shape == (count,) * 3
         assert set(torch.unique(target).tolist()) == {0, 1}
-        litres.append(float(target.sum()) * mm**3 / 1e6)
+        volume_l.append(float(target.sum()) * mm**3 / 1e6)
     expected = 4 / 3 * np.pi * 20**3 / 1e6  # the ball's CSF and what lies in it
-    assert litres == pytest.approx([expected] * 4, rel=0.08)
+    assert volume_l == pytest.approx([expected] * 4, rel=0.08)
 
 
 def test_turned_axes_are_another_image_and_unturned_ones_the_same() -> None:
@@ -134,27 +134,27 @@ def head() -> Volume:
 def test_the_shipped_network_finds_the_brain_of_a_phantom(head) -> None:
     found = network_mask(head)
     assert 0.88 < dice(found, head.mask) < 0.99
-    for axis in range(3):  # a mask that lies 15 mm elsewhere is told from a right one
-        assert 0.3 < dice(found, np.roll(head.mask, 5, axis)) < MIN_AGREEMENT
+    for axis in range(3):  # a mask that lies 15 mm elsewhere differs from a correct one
+        assert 0.3 < dice(found, np.roll(head.mask, 5, axis)) < MIN_NETWORK_DICE
 
 
 def test_the_network_s_mask_comes_with_a_registration(head) -> None:
     found = brain_by_network(head, head, sloppy=True)
     assert found.method == "network" and not found.brain_only
     assert np.array_equal(found.mask, network_mask(head))
-    assert found.quality.overlap > MIN_OVERLAP  # with the template's brain, by the affine
+    assert found.quality.overlap > MIN_TEMPLATE_DICE  # with the template's brain, by the affine
 
 
-def test_brain_only_input_is_not_shown_to_the_network(head) -> None:
+def test_brain_only_input_does_not_use_the_network(head) -> None:
     only = head.with_data(np.where(head.mask, head.data, 0))
     found = brain_by_network(only, only, sloppy=True)
     assert found.method == "foreground" and found.brain_only
 
 
-def test_a_head_in_which_the_network_sees_no_brain_is_refused(head, monkeypatch) -> None:
+def test_a_head_without_brain_for_the_network_is_refused(head, monkeypatch) -> None:
     monkeypatch.setattr("harmonizer.segmentation.brain.network_mask",
                         lambda volume: np.zeros(volume.shape, bool))
-    with pytest.raises(InputError, match="sees no brain.*--skull-strip auto"):
+    with pytest.raises(InputError, match="found no brain.*--skull-strip auto"):
         brain_by_network(head, head, sloppy=True)
 
 

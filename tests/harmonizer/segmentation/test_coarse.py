@@ -12,11 +12,11 @@ NAMES = ("CSF", "GM", "WM")
 
 
 def right(levels: tuple[int, int, int], moved_by: int) -> tuple[float, float]:
-    """Share of the brain whose tissue is found, and for which the template is right, where people
-    are the template's tissues moved by so many voxels of 2 mm."""
+    """Accuracy of the segmentation and of the template, for subjects with the template's tissues
+    shifted by a number of voxels of 2 mm."""
     grid, priors = load_template(2), tissue_priors(2)
-    moved = np.stack([np.roll(priors[name], moved_by, axis=1) for name in NAMES])
-    truth = np.where(grid.mask, moved.argmax(axis=0), -1)
+    transformed = np.stack([np.roll(priors[name], moved_by, axis=1) for name in NAMES])
+    truth = np.where(grid.mask, transformed.argmax(axis=0), -1)
     noise = np.random.default_rng(0).normal(0, 4, grid.shape)
     data = np.choose(np.maximum(truth, 0), levels) + noise
     found = CoarseSegmenter()(grid.with_data(np.where(grid.mask, data, 0).astype(np.float32)))
@@ -36,7 +36,7 @@ def test_other_borders_than_the_templates_are_found_at_any_order_of_brightness(l
     assert found > 0.95 > template + 0.2
 
 
-def test_where_fluid_looks_like_grey_matter_the_template_is_kept():
+def test_template_is_kept_where_csf_has_the_intensity_of_gm():
     assert right((70, 70, 110), 0) == (1.0, 1.0)
 
 

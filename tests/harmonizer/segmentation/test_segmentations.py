@@ -1,4 +1,4 @@
-"""Ratios, labels and the cache of any segmenter's answers."""
+"""Tests of tissue ratios, labels and the cache of segmentations."""
 from __future__ import annotations
 
 from pathlib import Path

@@ -12,7 +12,7 @@ from harmonizer.segmentation.structures import (
     CLASSES,
     FIRST_OUTSIDE,
     STRUCTURES,
-    TISSUES,
+    TISSUE_CLASSES,
     class_table,
     index_labels,
 )
@@ -25,7 +25,8 @@ def test_each_label_belongs_to_one_structure() -> None:
 
 
 def test_each_class_but_outside_is_one_tissue() -> None:
-    assert sorted(c for which in TISSUES.values() for c in which) == list(range(1, len(CLASSES)))
+    found = sorted(c for which in TISSUE_CLASSES.values() for c in which)
+    assert found == list(range(1, len(CLASSES)))
 
 
 def test_what_lies_outside_the_brain_is_taught_as_outside_and_nothing_else_is() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harmonizer.deep import processor
-from harmonizer.deep.networks.blocks import fold
+from harmonizer.deep.networks.blocks import pixel_unshuffle
 from harmonizer.errors import InputError, UsageError
 from harmonizer.files import sha256_of
 from harmonizer.segmentation.__main__ import _settings, main
@@ -72,30 +72,31 @@ def test_training_begins_with_given_weights(tmp_path) -> None:
     first = train([ball_map()], tmp_path / "first", TEST)
     write_weights(tmp_path / "given.safetensors", first)
     idle = replace(TEST, steps=1, learning_rate=0.0)
-    network = train([ball_map()], tmp_path / "idle", idle, start=tmp_path / "given.safetensors")
+    network = train([ball_map()], tmp_path / "idle", idle,
+                    initial_weights=tmp_path / "given.safetensors")
     given = read_weights(tmp_path / "given.safetensors")
     for name, value in given.state_dict().items():
         torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=1e-6)
     write_model(tmp_path / "idle", network, {"cortex": 0.5}, "test", 0)
-    assert "--start" in (tmp_path / "idle" / "segmenter.md").read_text(encoding="utf-8")
+    assert "--initial-weights" in (tmp_path / "idle" / "segmenter.md").read_text(encoding="utf-8")
 
 
-def test_weights_to_begin_with_must_fit_and_stay(tmp_path) -> None:
+def test_initial_weights_must_fit_and_stay(tmp_path) -> None:
     other = tmp_path / "other.safetensors"
     write_weights(other, SegmenterNet(widths=(8, 8)))
-    with pytest.raises(InputError, match="holds a network of"):
-        train([ball_map()], tmp_path / "run", TEST, start=other)
+    with pytest.raises(InputError, match="expected a network of"):
+        train([ball_map()], tmp_path / "run", TEST, initial_weights=other)
     with pytest.raises(InputError, match="cannot be read"):
-        train([ball_map()], tmp_path / "run", TEST, start=tmp_path / "none.safetensors")
+        train([ball_map()], tmp_path / "run", TEST, initial_weights=tmp_path / "none.safetensors")
     assert not (tmp_path / "run").exists()
     train([ball_map()], tmp_path / "run", TEST)
     fitting = tmp_path / "fitting.safetensors"
     write_weights(fitting, SegmenterNet(widths=TEST.widths))
-    with pytest.raises(UsageError, match="weights to begin with"):
-        train([ball_map()], tmp_path / "run", TEST, start=fitting)
+    with pytest.raises(UsageError, match="initial weights"):
+        train([ball_map()], tmp_path / "run", TEST, initial_weights=fitting)
 
 
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch) -> None:
     maps = [ball_map()]
     whole = train(maps, tmp_path / "whole", TEST)
     stop_at(monkeypatch, 4)
@@ -111,14 +112,14 @@ def stop_at(monkeypatch, step: int) -> None:
     """Interrupt the training when this step is to be noted."""
     from harmonizer.segmentation import train as module
 
-    note = module._note
+    note = module._log_step
 
     def interrupted(out, state, loss, seconds) -> None:
         if state.step > step:
             raise KeyboardInterrupt
         note(out, state, loss, seconds)
 
-    monkeypatch.setattr(module, "_note", interrupted)
+    monkeypatch.setattr(module, "_log_step", interrupted)
 
 
 def test_another_training_in_the_same_folder_is_refused(tmp_path) -> None:
@@ -129,7 +130,7 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path) -> None:
 
 def test_maps_that_are_all_held_out_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="none is left"):
-        train([ball_map()], tmp_path, replace(TEST, held_out=1))
+        train([ball_map()], tmp_path, replace(TEST, n_validation_maps=1))
 
 
 def test_weights_survive_the_file_and_the_card_tells_their_story(tmp_path) -> None:
@@ -148,7 +149,7 @@ def test_validation_of_a_perfect_network_would_be_one(monkeypatch) -> None:
     from harmonizer.segmentation import train as module
 
     image, target = module.synthesise([ball_map()], 9, 0, SMALL)
-    truth = fold(target[None, None], 2).long()
+    truth = pixel_unshuffle(target[None, None], 2).long()
     answer = torch.nn.functional.one_hot(truth, 9).permute(0, 5, 1, 2, 3, 4)
 
     class Perfect(torch.nn.Module):
@@ -170,7 +171,7 @@ def test_strange_weights_are_refused(tmp_path, damage: str) -> None:
         path.write_text("not weights", encoding="utf-8")
     if damage == "classes":
         write_weights(path, SegmenterNet(widths=(8, 8)), {"classes": '["a", "b"]'})
-    with pytest.raises(InputError, match="knows other classes|cannot be read as weights"):
+    with pytest.raises(InputError, match="expected the classes|cannot be read as weights"):
         read_weights(path)
 
 
@@ -187,7 +188,7 @@ def test_a_plan_trains_each_preset_on_what_the_one_before_made(tmp_path, monkeyp
     first, second = (tmp_path / "run" / f"{n}-test" / "segmenter.safetensors" for n in (1, 2))
     about = [json.loads((p.parent / "training.json").read_text("utf-8")) for p in (first, second)]
     assert [a["Training"]["seed"] for a in about] == [5, 6]
-    assert [a.get("StartSha256") for a in about] == [None, sha256_of(first)]
+    assert [a.get("InitialWeightsSha256") for a in about] == [None, sha256_of(first)]
     assert capsys.readouterr().out.strip() == str(second)
     before = [p.stat().st_mtime_ns for p in (first, second)]
     assert main(command) == 0

@@ -23,16 +23,70 @@ needs_validator = pytest.mark.skipif(
 )
 
 
+IMAGE = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def looked_at(root: Path, *images: str, **options: Any) -> list[str]:
+    """Warnings about a dataset of which these images and its participants.tsv are read."""
+    paths = [root / name for name in images or (IMAGE,)]
+    return [str(f) for f in checks.require_valid(root, paths, [root / "participants.tsv"],
+                                                 **options)]
+
+
 @needs_validator
 def test_a_valid_dataset_passes(make_tree: Any) -> None:
-    checks.require_valid(make_tree(GOOD))
+    assert looked_at(make_tree(GOOD)) == []
 
 
 @needs_validator
-def test_an_invalid_dataset_is_refused_with_the_reason(make_tree: Any) -> None:
-    root = make_tree({**GOOD, "sub-01/anat/sub-01_T1weighted.nii.gz": None})
-    with pytest.raises(InputError, match=r"BIDS errors:(.|\n)*T1weighted(.|\n)*--skip-bids-val"):
-        checks.require_valid(root)
+def test_a_selected_image_with_an_invalid_name_is_refused_with_the_reason(make_tree: Any) -> None:
+    name = "sub-01/anat/sub-01_foo-1_T1w.nii.gz"
+    root = make_tree({**GOOD, name: None})
+    with pytest.raises(InputError, match=r"BIDS errors:(.|\n)*foo-1(.|\n)*--skip-bids-val"):
+        looked_at(root, name)
+    (warning,) = looked_at(root)  # the same dataset, the image not selected
+    assert "in files that this run does not read" in warning and "foo-1" in warning
+
+
+@needs_validator
+def test_what_the_app_meets_by_itself_or_does_not_read_is_a_warning(make_tree: Any) -> None:
+    bold = "sub-02/func/sub-02_task-rest_bold.nii.gz"
+    root = make_tree({**GOOD, "sub-02/anat/sub-02_T1w.nii.gz": (4, 4, 4, 1),
+                      "sub-03/anat/sub-03_T1w.nii.gz": b"", bold: (3, 3, 3, 4)})
+    link = root / "sub-04/anat/sub-04_T1w.nii.gz"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../.git/annex/objects/none.nii.gz")
+    names = ["sub-02/anat/sub-02_T1w.nii.gz", "sub-03/anat/sub-03_T1w.nii.gz"]
+    elsewhere, handled = looked_at(root, IMAGE, *names)
+    assert "do not read" not in handled and "T1W_FILE_WITH_TOO_MANY_DIMENSIONS" in handled
+    assert "EMPTY_FILE" in handled and "PARTICIPANT_ID_MISMATCH" in handled
+    assert bold in elsewhere and "sub-04" in elsewhere
+
+
+def test_errors_of_the_sidecars_of_selected_images_count(make_tree: Any,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_tree(GOOD)
+    for location, counts in (("/T1w.json", True), ("/sub-01/anat/sub-01_T1w.json", True),
+                             ("/sub-02/anat/sub-02_T1w.json", False), ("/bold.json", False),
+                             ("/participants.tsv", True), ("/sub-02/sub-02_scans.tsv", False),
+                             ("/dataset_description.json", True), ("", True)):
+        issue = checks.Issue("ODD", location, f"ODD: {location}")
+        monkeypatch.setattr(checks, "validate_bids", lambda root, issue=issue: [issue])
+        if counts:
+            with pytest.raises(InputError, match="1 BIDS errors"):
+                looked_at(root)
+        else:
+            assert len(looked_at(root)) == 1
+
+
+def test_rows_of_sessions_are_no_error_where_they_are_read(make_tree: Any,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    issue = checks.Issue("TSV_INDEX_VALUE_NOT_UNIQUE", "/participants.tsv", "twice")
+    monkeypatch.setattr(checks, "validate_bids", lambda root: [issue])
+    root = make_tree(GOOD)
+    assert len(looked_at(root, session_rows=True)) == 1
+    with pytest.raises(InputError, match="twice"):
+        looked_at(root)
 
 
 def answer(stdout: str) -> Any:
@@ -40,22 +94,25 @@ def answer(stdout: str) -> Any:
 
 
 def test_many_errors_are_counted_and_few_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    issues = [{"code": f"E{n}", "location": f"/f{n}", "severity": "error"} for n in range(9)]
+    issues = [{"code": f"E{n}", "location": "/participants.tsv", "severity": "error"}
+              for n in range(9)]
     issues += [{"code": "W", "location": "/w", "severity": "warning"}]
     monkeypatch.setattr(checks, "validator_path", lambda: "/validator")
     monkeypatch.setattr(subprocess, "run", answer(json.dumps({"issues": {"issues": issues}})))
     with pytest.raises(InputError, match="9 BIDS errors") as caught:
-        checks.require_valid(Path("/data"))
+        looked_at(Path("/data"))
     text = str(caught.value)
-    assert [f"E{n}: /f{n}" in text for n in range(9)] == [True] * 5 + [False] * 4
+    assert [f"E{n}: /participants.tsv" in text for n in range(9)] == [True] * 5 + [False] * 4
     assert "and 4 more" in text and "W" not in text
 
 
 def test_a_validator_without_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "validator_path", lambda: "/validator")
     monkeypatch.setattr(subprocess, "run", answer("Segmentation fault"))
-    with pytest.raises(InputError, match="gave no answer.*--skip-bids-validation"):
-        checks.require_valid(Path("/data"))
+    with pytest.raises(InputError, match="validator failed.*--skip-bids-validation"):
+        checks.validate_bids(Path("/data"))
+    (warning,) = looked_at(Path("/data"))
+    assert "validator failed" in warning and "continues without validation" in warning
 
 
 def test_without_a_validator_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,8 @@ def test_reoriented_voxels_are_the_same_voxels(make_tree: Any, raw: Path, code: 
     folder = make_tree({MASK: None}, "fmriprep")
     image = nib.load(raw)
     start = nib.io_orientation(image.affine)
-    goal = nib.orientations.axcodes2ornt(code)
-    turned = image.as_reoriented(nib.orientations.ornt_transform(start, goal))
+    destination = nib.orientations.axcodes2ornt(code)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(start, destination))
     nib.save(turned, folder / MASK)
     assert nib.aff2axcodes(nib.load(folder / MASK).affine) == tuple(code)
     assert search(raw, folder) == ({"mask": folder / MASK}, [])
@@ -123,3 +123,12 @@ def test_a_folder_that_is_no_derivative_is_doubted(make_tree: Any, tmp_path: Pat
     good = make_tree({}, "good", DatasetType="derivative")
     texts = [str(f) for f in check_derivatives({"a": raw_data, "b": good, "c": tmp_path / "none"})]
     assert ["got 'raw'" in texts[0], "is missing" in texts[1], len(texts)] == [True, True, 2]
+
+
+def test_a_mask_in_mm_fits_an_image_in_micrometers(make_tree: Any, raw: Path) -> None:
+    image = nib.load(raw)
+    changed = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1e3, 1e3, 1e3, 1]) @ image.affine)
+    changed.header.set_xyzt_units("micron", "sec")
+    nib.save(changed, raw)
+    folder = make_tree({MASK: None}, "fmriprep", DatasetType="derivative")
+    assert search(raw, folder) == ({"mask": folder / MASK}, [])

@@ -179,9 +179,9 @@ def test_a_bad_image_takes_only_itself_out(make_tree: Any, kind: str) -> None:
     root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": content,
                       "sub-02/anat/sub-02_T1w.nii.gz": None})
     assert ids(root, site="A") == ["sub-02_T1w"]
-    told = fatal(root, site="A")["sub-01_T1w"]
-    assert re.search(message, told), told
-    assert told.startswith(str(root / "sub-01/anat/sub-01_T1w.nii.gz"))
+    messages = fatal(root, site="A")["sub-01_T1w"]
+    assert re.search(message, messages), messages
+    assert messages.startswith(str(root / "sub-01/anat/sub-01_T1w.nii.gz"))
 
 
 def test_an_image_of_one_volume_may_have_four_axes(make_tree: Any) -> None:
@@ -202,6 +202,109 @@ def test_a_link_into_nothing_is_explained(make_tree: Any) -> None:
     root = make_tree({"sub-02/anat/sub-02_T1w.nii.gz": None, "sub-01/anat/x.txt": ""})
     (root / "sub-01/anat/sub-01_T1w.nii.gz").symlink_to("../.git/annex/objects/none.nii.gz")
     assert "datalad get" in fatal(root, site="A")["sub-01_T1w"]
+
+
+@pytest.mark.parametrize("name", ["sub-01/anat/sub-01_T1w.json", "T1w.json",
+                                  "sub-01/anat/sub-01_T1w.nii.gz"])
+@pytest.mark.parametrize("pointer", ["link", "text"])
+def test_what_was_not_fetched_is_to_be_fetched(make_tree: Any, name: str, pointer: str) -> None:
+    root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": None, "sub-01/anat/sub-01_T1w.json": {},
+                      "sub-02/anat/sub-02_T2w.nii.gz": None})
+    (root / name).unlink(missing_ok=True)
+    if pointer == "link":
+        (root / name).symlink_to(root / ".git/annex/objects/x/SHA256E-s1--0.gz")
+    else:
+        (root / name).write_text("/annex/objects/SHA256E-s1--0.gz\n")
+    messages = fatal(root, site="A")["sub-01_T1w"]
+    assert "was not fetched" in messages and "datalad get" in messages and name in messages
+
+
+def test_a_sessions_table_that_was_not_fetched_gives_no_other_site(make_tree: Any) -> None:
+    root = make_tree(TREE)
+    table = root / "sub-01/sub-01_sessions.tsv"
+    table.symlink_to(".git/annex/objects/none")
+    assert ids(root) == ["sub-02_T1w"]
+    assert "was not fetched" in fatal(root)["sub-01_ses-B_T1w"]
+    assert ids(root, site_from="participants") == ALL_T1W
+
+
+def test_a_participants_table_that_was_not_fetched_stops(make_tree: Any) -> None:
+    root = make_tree({key: value for key, value in TREE.items() if key != "participants.tsv"})
+    (root / "participants.tsv").symlink_to(".git/annex/objects/none")
+    with pytest.raises(InputError, match="participants.tsv: was not fetched. .*datalad get"):
+        collect(settings(root))
+
+
+def test_a_participants_table_of_others_stops_unless_sites_are_read_elsewhere(
+    make_tree: Any
+) -> None:
+    scanner = {"ManufacturersModelName": "Trio"}
+    root = make_tree({**TREE, "participants.tsv": "participant_id\tsite\n1\tNYU\n2\tKKI\n",
+                      "T1w.json": scanner})
+    with pytest.raises(InputError, match="none of its 2 participants has a folder.*Write sub-01 "
+                                         "where it has '1'.*--site-from sidecar"):
+        collect(settings(root))
+    collection = collect(settings(root, site_from="sidecar"))
+    assert {record.site for record in collection.records} == {"Trio"}
+    assert any("none of its 2 participants has a folder" in str(f) for f in collection.findings)
+
+
+def test_folders_without_row_and_rows_without_folder_are_counted(make_tree: Any) -> None:
+    tree = {**TREE, "participants.tsv": PEOPLE.replace("sub-02", "sub-09")}
+    texts = [str(f) for f in collect(settings(make_tree(tree))).findings]
+    assert any("1 of 2 participants with images have no row: sub-02." in text for text in texts)
+    assert any("1 of 2 participants have a row and no folder: sub-09." in text for text in texts)
+
+
+def test_rows_of_sessions_give_sites_and_say_which_are_lacking(make_tree: Any) -> None:
+    subjects = ("participant_id\tsession_id\tsite\tage\nsub-01\tses-A\tNYU\t30\n"
+              "sub-01\tses-Z\tKKI\t31\nsub-02\tn/a\tKKI\t40\n")
+    root = make_tree({**TREE, "participants.tsv": subjects})
+    collection = collect(settings(root))
+    assert [(r.scan_id, r.site, r.age) for r in collection.records] == [
+        *((name, "NYU", 30.0) for name in ALL_T1W[:3]), ("sub-02_T1w", "KKI", 40.0)]
+    assert "its site is not known" in fatal(root)["sub-01_ses-B_T1w"]
+    assert any("1 sessions have no row, where others have: sub-01_ses-B." in str(f)
+               for f in collection.findings)
+
+
+def test_bidsignore_takes_images_out_and_says_so(make_tree: Any) -> None:
+    root = make_tree({**TREE, ".bidsignore": "*_acq-hi_*\nsub-02/\n"})
+    assert ids(root) == ALL_T1W[2:4]
+    texts = [str(f) for f in collect(settings(root)).findings]
+    assert sum("3 images are not used, because they are listed here" in t for t in texts) == 1
+    assert not any("no row" in text or "no folder" in text for text in texts)
+    with pytest.raises(InputError, match="no image matches.* 1 images are not used, because they"):
+        collect(settings(root, participant_label=["02"]))
+
+
+def test_mp2rage_alone_is_named_with_what_to_do(make_tree: Any) -> None:
+    unit1 = {"sub-03/ses-A/anat/sub-03_ses-A_UNIT1.nii.gz": None}
+    with pytest.raises(InputError, match=r"1 participants have MP2RAGE images \(UNIT1\), which "
+                                         r"are not supported.*sub-03.*_acq-mp2rage_T1w"):
+        collect(settings(make_tree(unit1, "alone"), site="A"))
+    texts = [str(f) for f in collect(settings(make_tree({**TREE, **unit1}))).findings]
+    assert sum("UNIT1" in text for text in texts) == 1
+
+
+def test_labels_with_a_plus_sign(make_tree: Any) -> None:
+    name = "sub-0+1/ses-a+b/anat/sub-0+1_ses-a+b_acq-x+y_T1w.nii.gz"
+    root = make_tree({name: None, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz": None})
+    chosen = {"participant_label": ["0+1"], "session_label": ["a+b"], "site_from": "ses"}
+    (record,) = collect(settings(root, **chosen)).records
+    assert (record.scan_id, record.site) == ("sub-0+1_ses-a+b_acq-x+y_T1w", "a+b")
+    path = root.parent / "filter.json"
+    path.write_text('{"t1w": {"acquisition": "x+y"}}', encoding="utf-8")
+    assert ids(root, site="A", bids_filter_file=path) == [record.scan_id]
+
+
+def test_implausible_voxels_are_refused_at_the_door(make_tree: Any) -> None:
+    root = make_tree({"sub-01/anat/sub-01_T1w.nii.gz": None, "sub-02/anat/sub-02_T1w.nii.gz": None})
+    path = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.diag([2e3, 2e3, 2e3, 1])), path)
+    assert ids(root, site="A") == ["sub-02_T1w"]
+    assert re.search("sub-01_T1w.nii.gz: expected voxels of 0.05 to 20 mm .* got voxels of 2000 x "
+                     "2000 x 2000", fatal(root, site="A")["sub-01_T1w"])
 
 
 def test_a_broken_sidecar_takes_out_its_own_scan(make_tree: Any) -> None:
@@ -253,7 +356,7 @@ def test_two_vocabularies_are_pointed_out(make_tree: Any) -> None:
 
 @pytest.mark.parametrize("changes", [{"modalities": ["PDw"]}, {"session_label": ["Z"]}])
 def test_nothing_fits(make_tree: Any, changes: dict) -> None:
-    with pytest.raises(InputError, match="no image fits"):
+    with pytest.raises(InputError, match="no image matches"):
         collect(settings(make_tree(TREE), **changes))
 
 

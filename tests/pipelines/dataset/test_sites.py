@@ -53,7 +53,7 @@ def test_precedence(
 @pytest.mark.parametrize(
     ("options", "subject", "session", "metadata", "remedy"),
     [
-        ({}, "02", "B", {}, "--site-from ses if each session was another scanner"),
+        ({}, "02", "B", {}, "--site-from ses if each session is from another scanner"),
         ({}, "02", None, {}, "Fill the column 'site' of participants.tsv"),
         ({"site_from": "participants"}, "02", "A", SIDECAR, "participants.tsv"),
         ({"site_from": "sessions"}, "01", "B", SIDECAR, "sub-01_sessions.tsv"),
@@ -131,8 +131,8 @@ def test_distinct_labels_stay_distinct_and_clean_ones_stay_as_they_are() -> None
 
 
 def test_single_jobs_agree_on_labels(make_tree: Any) -> None:
-    people = "participant_id\tsite\nsub-01\tSite A\nsub-02\tSite/A\n"
-    root = make_tree({"participants.tsv": people, "sub-01/x": "", "sub-02/x": ""})
+    subjects = "participant_id\tsite\nsub-01\tSite A\nsub-02\tSite/A\n"
+    root = make_tree({"participants.tsv": subjects, "sub-01/x": "", "sub-02/x": ""})
     together = SiteFinder(Tables(root))
     both = [together.find(subject, None, {}) for subject in ("01", "02")]
     alone = [SiteFinder(Tables(root)).find(subject, None, {}) for subject in ("01", "02")]

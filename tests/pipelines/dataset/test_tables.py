@@ -22,9 +22,9 @@ from pipelines.dataset.tables import Tables, cell, parse_age, parse_sex, read_ta
     ],
 )
 def test_age(text: str, years: float | None, note: str) -> None:
-    age, said = parse_age(text)
+    age, messages = parse_age(text)
     assert age == (None if years is None else pytest.approx(years, rel=1e-12))
-    assert (note in said) if note else said == ""
+    assert (note in messages) if note else messages == ""
 
 
 @pytest.mark.parametrize(("units", "years"), [
@@ -77,8 +77,8 @@ def test_the_sessions_table_is_nearer_except_where_it_is_silent(make_tree: Any) 
 
 
 def test_units_and_levels_come_from_the_dictionary(make_tree: Any) -> None:
-    people = "participant_id\tage\tsex\nsub-01\t18\t2\n"
-    root = make_tree({"participants.tsv": people, "participants.json": {
+    subjects = "participant_id\tage\tsex\nsub-01\t18\t2\n"
+    root = make_tree({"participants.tsv": subjects, "participants.json": {
         "age": {"Units": "month"}, "sex": {"Levels": {"1": "Male", "2": "Female"}}}})
     covariates, notes = Tables(root).covariates("01", None)
     assert covariates == {"age": pytest.approx(1.5), "sex": "F"}
@@ -102,7 +102,12 @@ def test_a_column_is_found_whatever_its_case() -> None:
     [
         ("participant_id,age\nsub-01,3\n", "expected a column 'participant_id'", 0),
         ("", "got an empty file", 0),
-        (b"participant_id\tname\nsub-01\t\xff\xfe\n", "cannot be read", 0),
+        (b"participant_id\tname\nsub-01\t\x81\xff\n", "cannot be read", 0),
+        ("participant_id\tname\nsub-01\tKöln\n".encode("utf-16"), "check that 'Köln'", 1),
+        ("participant_id\tname\nsub-01\tKöln\n".encode("utf-16-be"), "check that 'Köln'", 1),
+        ("participant_id\tname\nsub-01\tKöln\n".encode("utf-32"), "check that 'Köln'", 1),
+        ("participant_id\tname\nsub-01\tKöln\n".encode("latin-1"), "check that 'Köln'", 1),
+        ("participant_id\tsite\tsite\nsub-01\tA\tB\n", "several columns named 'site'", 1),
         ("participant_id\tage\nsub-01\nsub-02\t3\n", "row 2 has 1 cells", 1),
         ("participant_id \tage\nsub-01\t3\n", None, 1),
         ("\ufeffparticipant_id\tage\r\nsub-01\t3\r\n\r\n", None, 1),
@@ -117,7 +122,47 @@ def test_tables_as_found(tmp_path: Path, content: Any, finding: str | None, rows
 
 
 def test_a_participant_with_two_rows(make_tree: Any) -> None:
-    people = "participant_id\tage\nsub-01\t3\nsub-01\t4\n"
-    tables = Tables(make_tree({"participants.tsv": people}))
+    subjects = "participant_id\tage\nsub-01\t3\nsub-01\t4\n"
+    tables = Tables(make_tree({"participants.tsv": subjects}))
     assert tables.participants["01"]["age"] == "3"
     assert ["sub-01 has several rows" in str(finding) for finding in tables.findings] == [True]
+
+
+def test_of_two_columns_of_one_name_the_first_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "participants.tsv"
+    path.write_text("participant_id\tsite\tsite\nsub-01\tA\tB\n")
+    assert read_table(path, "participant_id")[0] == [{"participant_id": "sub-01", "site": "A"}]
+
+
+BY_SESSION = ("participant_id\tsession_id\tage\tsex\tsite\tscore\n"
+              "sub-01\tses-A\t30\tF\tNYU\t1\nsub-01\tses-B\t31\tn/a\tKKI\t2\n"
+              "sub-02\tA\t50\tM\tNYU\t3\n")
+
+
+def test_rows_of_sessions_are_read_session_by_session(make_tree: Any) -> None:
+    tables = Tables(make_tree({"participants.tsv": BY_SESSION}))
+    got = {(who, ses): tables.covariates(who, ses)[0]
+           for who, ses in (("01", "A"), ("01", "B"), ("01", "C"), ("02", "A"), ("02", "B"))}
+    assert [(c["age"], c["sex"], c.get("score")) for c in got.values()] == [
+        (30, "F", 1), (31, "F", 2), (None, "F", None), (50, "M", 3), (None, "M", None)]
+    assert cell(tables.participant_row("01", "B"), "site") == "KKI"
+    assert cell(tables.participant_row("02", None), "site") == "NYU"  # its only row
+    assert tables.all_values("site") == {"NYU", "KKI"}
+    assert ["has a row for each session" in str(f) for f in tables.findings] == [True]
+
+
+def test_a_session_with_two_rows_uses_the_first_and_says_so(make_tree: Any) -> None:
+    tables = Tables(make_tree({"participants.tsv": BY_SESSION + "sub-01\tses-B\t40\tF\tX\t2\n"}))
+    assert tables.covariates("01", "B")[0]["age"] == 31
+    assert any("sub-01, ses-B, has several rows" in str(f) for f in tables.findings)
+
+
+def test_columns_named_like_those_of_cohort_tsv_get_other_names(make_tree: Any) -> None:
+    subjects = ("participant_id\tsite\tscanner\tImage\tmask\tscan_id\tparticipants_mask\n"
+              "sub-01\tNorth\tTrio\tyes\tlesion\tX1\tno\n")
+    covariates, notes = Tables(make_tree({"participants.tsv": subjects})).covariates(
+        "01", None, "scanner")
+    assert covariates == {
+        "age": None, "sex": None, "participants_site": "North", "participants_Image": "yes",
+        "participants_mask_": "lesion", "participants_scan_id": "X1", "participants_mask": "no"}
+    assert ["are kept as participants_site" in str(note) for note in notes] == [True]

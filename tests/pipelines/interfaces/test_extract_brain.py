@@ -74,16 +74,16 @@ def test_the_network_finds_the_brain_where_it_is_asked_to_and_does_not_judge_its
 
 @pytest.mark.parametrize("said", [None, 0.95, 0.5])
 def test_the_verdict_counts_the_second_opinion(
-    tmp_path: Path, monkeypatch, head: Volume, said: float | None
+    tmp_path: Path, monkeypatch, head: Volume, messages: float | None
 ) -> None:
     image = write_volume(tmp_path / "head.nii", head.with_mask(None))
     mask = write_mask(tmp_path / "mask.nii", head.mask, head.affine)
     affine = write_itk_affine(tmp_path / "affine.txt", np.eye(4))
     given = {"method": "syn", "brain_only": False}
-    given |= {} if said is None else {"network_dice": said}
+    given |= {} if messages is None else {"network_dice": messages}
     monkeypatch.chdir(tmp_path)
     quality = ants.CheckQuality(in_file=str(image), in_mask=str(mask), transform=str(affine),
                                 extraction=given).run().outputs.quality
-    assert quality.get("network_dice") == said
+    assert quality.get("network_dice") == messages
     doubts = [reason for reason in quality["reasons"] if "network" in reason]
-    assert len(doubts) == (said == 0.5) and quality["doubtful"]  # the block is no brain
+    assert len(doubts) == (messages == 0.5) and quality["low_confidence"]  # the block is no brain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from harmonizer.errors import InputError
 from harmonizer.volume import Volume, write_mask, write_volume
 from pipelines.outputs.collect import cohort_of, find_preprocessed
 from pipelines.outputs.dataset import write_dataset_files
-from pipelines.outputs.names import ScanPaths, sidecar
+from pipelines.outputs.names import ScanPaths, node_name, sidecar
 from pipelines.outputs.scanlog import ScanLog, failed_logs, read_log, write_log
 from pipelines.outputs.sidecars import relative_uri
 from pipelines.settings import MODALITIES
@@ -67,7 +68,7 @@ def test_a_heads_mask_is_made_when_it_is_asked_for(tmp_path):
     write_volume(scan.image("preproc", template=True), Volume(data, np.eye(4), brain))
     write_mask(scan.mask(template=True), brain, np.eye(4))
     for tissue in ("CSF", "GM", "WM"):
-        write_volume(scan.share(tissue, template=True), Volume(data / 100, np.eye(4)))
+        write_volume(scan.probability(tissue, template=True), Volume(data / 100, np.eye(4)))
     (plain,) = find_preprocessed(tmp_path, 1, ("T1w",))
     assert not scan.mask(template=True, region="head").exists() and len(plain.scan.tissues) == 3
     (item,) = find_preprocessed(tmp_path, 1, ("T1w",), region="head")
@@ -111,7 +112,7 @@ def test_every_desc_of_a_name_is_described(tmp_path, modality):
     lines = (tmp_path / "descriptions.tsv").read_text(encoding="utf-8").splitlines()
     described = {line.split("\t")[0] for line in lines}
     scan = paths(tmp_path, modality=modality)
-    for file in (scan.image("preproc"), scan.mask(), scan.mask(region="head"), scan.share("GM")):
+    for file in (scan.image("preproc"), scan.mask(), scan.mask(region="head"), scan.probability("GM")):
         assert {part for part in file.name.split("_") if part.startswith("desc-")} <= described
 
 
@@ -137,3 +138,35 @@ def test_logs_come_back_and_failures_are_found(tmp_path):
 def test_source_uri_inside_and_outside_of_the_dataset(tmp_path):
     assert relative_uri(tmp_path, tmp_path / "sub-01" / "x.nii.gz") == "bids:raw:sub-01/x.nii.gz"
     assert relative_uri(tmp_path / "raw", tmp_path / "x.nii.gz") == "x.nii.gz"
+
+
+def test_source_uri_of_an_annexed_file_is_its_bids_path(tmp_path):
+    raw = tmp_path / "raw"
+    stored = raw / ".git" / "annex" / "objects" / "a.nii.gz"
+    link = raw / "sub-01" / "sub-01_T1w.nii.gz"
+    for folder in (stored.parent, link.parent):
+        folder.mkdir(parents=True)
+    stored.write_bytes(b"x")
+    link.symlink_to(stored)
+    (tmp_path / "other").symlink_to(raw)  # the same dataset under another name
+    for root in (raw, tmp_path / "other"):
+        assert relative_uri(root, link) == "bids:raw:sub-01/sub-01_T1w.nii.gz"
+
+
+def test_every_legal_label_makes_a_node_name():
+    from nipype import Workflow
+
+    labels = ("sub-01_acq-a+b_T1w", "sub-01_acq-ab_T1w", "sub-01_acq-a_rec-b_T1w", "sub-+_T1w")
+    names = {Workflow(node_name(label)).name for label in labels}
+    assert len(names) == len(labels)
+    assert all(re.fullmatch(r"\w+", name) for name in names)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_the_participants_table_is_copied_as_utf8(tmp_path, encoding):
+    raw, text = tmp_path / "raw", "participant_id\tsite\nsub-01\tKöln\n"
+    raw.mkdir()
+    (raw / "participants.tsv").write_bytes(text.encode(encoding))
+    write_dataset_files(tmp_path / "out", raw, {}, {})
+    copied = (tmp_path / "out" / "participants.tsv").read_bytes()
+    assert copied.decode("utf-8-sig") == text

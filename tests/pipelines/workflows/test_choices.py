@@ -10,9 +10,10 @@ import pytest
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
+from pipelines.outputs.selection import Selection
 from pipelines.settings import Settings
-from pipelines.stages.fit import chosen
-from pipelines.stages.run import check_target
+from pipelines.stages.fit_selection import chosen
+from pipelines.stages.run import check_request
 from pipelines.stages.targets import modality_of, model_folder_of, site_label
 from pipelines.workflows.engine import plugin_of, portions
 
@@ -36,9 +37,9 @@ def test_who_is_fitted_on(cohort, wanted, left):
 
 
 @pytest.mark.parametrize("wanted, message", [
-    (("04",), "no preprocessed participant '04'. .*Known: 01, 02, 03"),
+    (("04",), "no selected participant '04'. .*Known: 01, 02, 03"),
     (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
-    (("group=AD",), "nobody fits"),
+    (("group=AD",), "no scan matches"),
 ])
 def test_nobody_and_nothing_are_explained(cohort, wanted, message):
     with pytest.raises(UsageError, match=message):
@@ -49,26 +50,51 @@ def settings(*levels: str, **values) -> Settings:
     return Settings("/bids", "/out", levels or ("participant", "group"), **values)
 
 
-def record(site: str, modality: str = "T1w") -> ScanRecord:
-    return ScanRecord(f"sub-01_{modality}", "sub-01", "01", None, modality, Path("x"), site, "test")
+def record(site: str, modality: str = "T1w", **covariates) -> ScanRecord:
+    stem = f"sub-{site.replace('-', '')}"
+    return ScanRecord(f"{stem}_{modality}", stem, stem[4:], None, modality, Path("x"), site, "test",
+                      covariates=covariates)
+
+
+def check_target(settings: Settings, records: tuple[ScanRecord, ...]) -> None:
+    check_request(settings, Selection.of(settings, records))
 
 
 def test_a_target_that_no_scan_is_of_is_refused_early():
     with pytest.raises(UsageError, match="no T1w scan is of that site. Did you mean 'NYU'"):
         check_target(settings(target=["NYUU"]), (record("NYU"), record("KKI")))
     check_target(settings(target=["NYU"]), (record("NYU"), record("KKI")))
-    check_target(settings(target=["New York"]), (record("New-York"),))
+    check_target(settings(target=["New York"]), (record("New-York"), record("KKI")))
 
 
 def test_a_target_where_a_modality_was_not_taken_is_refused_early():
     records = (record("NYU"), record("KKI"), record("KKI", "FLAIR"), record("UCLA", "FLAIR"))
-    check_target(settings(target=["KKI"]), records)
+    both = {"modalities": ["T1w", "FLAIR"]}
+    check_target(settings(target=["KKI"], **both), records)
     with pytest.raises(UsageError, match="no FLAIR scan is of that site.*run for FLAIR alone"):
-        check_target(settings(target=["NYU"]), records)
+        check_target(settings(target=["NYU"], **both), records)
 
 
 def test_one_participants_job_may_aim_at_a_site_that_it_does_not_see():
-    check_target(settings(target=["KKI"], participant_label=["01"]), (record("NYU"),))
+    check_target(settings("participant", target=["KKI"]), (record("NYU"),))
+
+
+def test_a_target_where_nobody_is_fitted_on_is_refused_before_the_fit():
+    """The model would not know it, and would have taken the place of one that does."""
+    records = (record("NYU", group="control"), record("KKI", group="patient"),
+               record("UCLA", group="control"))
+    asked = {"fit_participants": ["group=control"]}
+    check_target(settings(target=["NYU"], **asked), records)
+    with pytest.raises(UsageError, match="no T1w scan of --fit-participants is of that site"):
+        check_target(settings(target=["KKI"], **asked), records)
+    with pytest.raises(UsageError, match="--fit-participants group=contrl: no scan matches"):
+        check_target(settings(fit_participants=["group=contrl"]), records)
+
+
+def test_scans_of_one_site_are_refused_before_they_are_preprocessed():
+    with pytest.raises(InputError, match="all 1 T1w scans are of one site, 'NYU'"):
+        check_target(settings(), (record("NYU"),))
+    check_target(settings("participant"), (record("NYU"),))
 
 
 def test_options_and_targets_that_the_method_does_not_have_are_refused_early():
@@ -90,10 +116,9 @@ def test_a_file_that_an_option_names_is_looked_at_before_the_work_and_only_where
 
 def test_what_is_made_of_the_brains_tissues_is_refused_for_whole_heads():
     head = {"backend": "disarm", "backend_option": ["region=head"]}
-    for asked in ({"detail": "guided"}, {"detail_map": True}):
-        with pytest.raises(UsageError, match="disarm is to harmonize whole heads"):
-            check_target(settings(**head, **asked), ())
-        check_target(settings(backend="disarm", **asked), ())
+    with pytest.raises(UsageError, match="disarm is to harmonize whole heads"):
+        check_target(settings(**head, detail="guided"), ())
+    check_target(settings(backend="disarm", detail="guided"), ())
     check_target(settings(**head), ())
 
 
@@ -121,20 +146,20 @@ def test_a_given_model_of_another_modality_is_not_taken(tmp_path):
 
 
 @dataclass(frozen=True)
-class Job:
+class ScanJob:
     name: str
 
 
 @pytest.mark.parametrize("nprocs, sizes", [(1, [1] * 5), (2, [5])])
 def test_few_scans_are_on_the_way_at_once(nprocs, sizes):
-    jobs = [Job(str(i)) for i in range(5)]
+    jobs = [ScanJob(str(i)) for i in range(5)]
     made = list(portions(jobs, settings(nprocs=nprocs)))
     assert [len(p) for p in made] == sizes
     assert [job for p in made for job in p] == jobs
 
 
 def test_eight_scans_a_process_are_a_portion():
-    jobs = [Job(str(i)) for i in range(40)]
+    jobs = [ScanJob(str(i)) for i in range(40)]
     assert [len(p) for p in portions(jobs, settings(nprocs=2))] == [16, 16, 8]
 
 

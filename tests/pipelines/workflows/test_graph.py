@@ -13,17 +13,17 @@ from pipelines.outputs.names import ScanPaths
 from pipelines.settings import Settings
 from pipelines.workflows import preprocessing
 from pipelines.workflows.engine import count_steps
-from pipelines.workflows.preprocessing import Job, init_preprocessing_wf
+from pipelines.workflows.preprocessing import ScanJob, init_preprocessing_wf
 
 FILES = {"nothing": (), "mask": ("mask",), "both": ("mask", "preproc")}
 
 
-def job(folder: Path, subject: str, precomputed: tuple[str, ...]) -> Job:
+def job(folder: Path, subject: str, precomputed: tuple[str, ...]) -> ScanJob:
     path = folder / f"sub-{subject}_T1w.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)), path)
     record = ScanRecord(f"sub-{subject}_T1w", f"sub-{subject}", subject, None, "T1w", path, "A",
                         "test", precomputed=dict.fromkeys(precomputed, path))
-    return Job(record, ScanPaths(folder, record.folder, record.stem, "T1w", 1), "print")
+    return ScanJob(record, ScanPaths(folder, record.folder, record.stem, "T1w", 1), "print")
 
 
 @pytest.mark.parametrize("precomputed", FILES.values(), ids=FILES)

@@ -41,10 +41,10 @@ def scan(folder: Path, name: str, way: str, modality: str = "T1w", **made: Any) 
     (["syn", "foreground", "syn"], "in 2 of 3 images found by registration", "U-Net"),
     (["precomputed"], "The brain was given with the data.", "brain-only"),
 ])
-def test_the_way_to_the_brain_is_named(tmp_path, ways, said: str, unsaid: str) -> None:
+def test_the_way_to_the_brain_is_named(tmp_path, ways, messages: str, unsaid: str) -> None:
     found = [scan(tmp_path, f"{n}", way) for n, way in enumerate(ways)]
     text = methods_text(settings(tmp_path), found)
-    assert said in text and unsaid not in text
+    assert messages in text and unsaid not in text
     assert ("Avants et al." in text) == ("syn" in ways)
     assert "No image is harmonized yet." in text
 
@@ -53,8 +53,8 @@ def test_what_lies_in_the_folder_is_told_and_not_what_the_flags_say(tmp_path) ->
     found = [scan(tmp_path, "01", "syn", Device="cpu"),
              scan(tmp_path, "02", "syn", TargetKind="site"),
              scan(tmp_path, "01", "syn", "FLAIR", Target="refs", TargetKind="reference",
-                  HarmonizationMethod="disarm", StartedFrom="tissue_matching",
-                  ShareOfNetworks=0.82),
+                  HarmonizationMethod="disarm", Baseline="tissue_matching",
+                  ResidualWeight=0.82),
              scan(tmp_path, "03", "syn", "FLAIR", HarmonizationMethod="a guest",
                   TargetKind="scanner-free", Detail="guided", Region="head")]
     text = methods_text(settings(tmp_path, backend="spectrum_swap", target=("aspen",)), found)
@@ -62,7 +62,10 @@ def test_what_lies_in_the_folder_is_told_and_not_what_the_flags_say(tmp_path) ->
     assert text.count("T1w images: In-mask intensities were mapped") == 1
     assert "histogram_matching, version 1 (somebody); the target was site birch (7 scans)" in text
     assert "the target was 7 reference image(s), refs." in text
-    assert "to the target by tissue_matching, and 82% of the change" in text
+    assert (
+        "to the target by tissue_matching; the networks' residual was added with a weight of 0.82"
+        in text
+    )
     assert "FLAIR images: The method was a guest" in text and "belongs to no scanner" in text
     assert "smooth maps for each tissue" in text and "the whole head was harmonized" in text
     assert text.count("Random seed: 3.") == 3

@@ -76,10 +76,13 @@ def test_a_scan_whose_figures_are_missing_is_harmonized_again(settings: Settings
     images = [paths.image("harmonized", template=t) for t in (False, True)]
     drawn = paths.figures / "sub-01_T1w_harmonize-harmonized.json"
     make(*images, *map(sidecar, images), drawn)
-    facts = {"HarmonizationMethod": settings.backend, "Target": "B", "PreprocessedSHA256": "p"}
+    facts = {"HarmonizationMethod": settings.backend, "Target": "B", "PreprocessedSHA256": "p",
+             "SourceSite": "A"}
     sidecar(images[1]).write_text(json.dumps({**facts, **key}))
     assert harmonization._is_finished(item, settings, aim, key)
     assert not harmonization._is_finished(item, settings, aim, {"ModelSHA256": "another"})
+    moved = replace(item, scan=replace(scan, site="C"))
+    assert not harmonization._is_finished(moved, settings, aim, key)
     drawn.unlink()
     assert not harmonization._is_finished(item, settings, aim, key)
     with pytest.raises(UsageError, match="was made by .* to 'B', this run is"):

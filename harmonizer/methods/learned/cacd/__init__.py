@@ -1,1 +1,30 @@
-"""CACD: contrastive anatomy-contrast disentanglement (Scholz 2025)."""
+"""CACD: contrastive anatomy-contrast disentanglement with a diffusion autoencoder.
+
+An encoder gives each slice a contrast vector z_c and an anatomy vector z_a. Contrastive losses over
+contrast views (GIN, bias field, gamma) separate them. A diffusion model, conditioned on both,
+generates the slice. To harmonize, a slice is inverted to noise under its own vectors and decoded
+under the target's mean z_c and its own z_a.
+
+The preset ``paper`` has the paper's values: 2D U-Net of 20.3 M parameters without attention, 256-d
+heads, style as a scale only, T = 1000 linear, eps, 9 subjects x 9 views, temperature 0.07, both
+weights 0.5, Adam 1e-4, clip 1, EMA 0.999, plain mean of the target's z_c, DDIM with 20 steps.
+
+Differences from the paper, each with a reason:
+
+* Intensities are scaled per volume, z_c is one vector for a volume, and z_a is smoothed across
+  slices, because numbers per slice make slices flicker.
+* All brain slices are trained on, because top and bottom must be harmonized too (`max_offset`).
+* The encoder pools over the brain, so that a vertex slice has the contrast of its scan.
+* Inversion is without clipping, on a quadratic grid, with fixed-point corrections. Clipping makes
+  the inversion inexact.
+* With `strength` < 1 only a part of the timesteps is inverted, so that detail is the source's.
+* With `residual` what the round trip loses is not lost, and equal contrasts change nothing.
+* The image is first harmonized by the baseline (`harmonizer.methods.learned.base`).
+* GIN has the settings of its own paper; ``gin=release`` are those of the CACD authors' code.
+* The change is smoothed across slices (`change_smoothing`).
+
+References
+----------
+Scholz et al. 2025, "Contrastive Anatomy-Contrast Disentanglement: A Domain-General MRI
+Harmonization Method", github.com/daniel-scholz/cacd.
+"""

@@ -123,7 +123,7 @@ def _train(given: argparse.Namespace) -> None:
     resources = Resources(device=given.device, threads=given.threads,
                           max_minutes=given.max_minutes)
     outcome, _ = train_unet(given.out, given.pairs, settings, resources, progress=_progress)
-    LOG.info("ended after %d steps (%s), %.0f minutes", outcome.steps, outcome.why,
+    LOG.info("ended after %d steps (%s), %.0f minutes", outcome.steps, outcome.stop_reason,
              outcome.minutes)
     given.weights = given.out / "unet.safetensors"
     _pack(given)

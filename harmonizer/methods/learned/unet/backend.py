@@ -23,8 +23,9 @@ import numpy as np
 
 from ....cohort import Cohort, Scan
 from ....contrast.local_statistics import LocalStatistics
+from ....contrast.texture import ScanTexture
 from ....volume import Volume
-from ...base import Capabilities, Known, Progress, Self
+from ...base import Capabilities, Progress, ScanContext, Self, read_scan
 from ...statistical.tissue_matching import TissueMatching, TissueMatchingConfig
 from ...target import Target
 from .residual_map import ResidualMap
@@ -43,9 +44,19 @@ residual's weight is 0, and from which it is full."""
 
 @dataclass(frozen=True)
 class UNetConfig(TissueMatchingConfig):
-    """Settings of tissue matching, and `weights`: a file to use instead of the shipped one."""
+    """Settings of tissue matching, and `weights`: a file to use instead of the shipped one.
 
+    `texture` is ``keep``: the network itself brings noise and blur nearer to the target's.
+    """
+
+    texture: str = "keep"
     weights: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.texture != "keep":
+            raise ValueError("texture must be keep: the network takes the place of the texture "
+                             f"step, got {self.texture!r}.")
 
 
 class UNet(TissueMatching):
@@ -58,7 +69,7 @@ class UNet(TissueMatching):
     summary = ("Local tissue matching to the target was corrected by a residual U-Net, trained on "
                "simulated scanners, with descriptors of the scan's and of the target's noise and "
                "sharpness as conditioning.")
-    capabilities = Capabilities(intensity_map=True)
+    capabilities = Capabilities(intensity_map=True, tissue_statistics=True)
     Config = UNetConfig
 
     def __init__(self, config: Any = None) -> None:
@@ -68,7 +79,7 @@ class UNet(TissueMatching):
         self._device = "cpu"
         self._cards: dict[int, np.ndarray] = {}
 
-    def check_given(self) -> None:
+    def check_settings_files(self) -> None:
         """`UnavailableError` where the weights cannot be read."""
         self._read_weights()
 
@@ -98,9 +109,11 @@ class UNet(TissueMatching):
         return found, shares
 
     def _style(self, scans: list[Scan], found: list[LocalStatistics],
-               seen: list[LocalStatistics], shared: float = 0.0) -> dict[str, np.ndarray]:
-        cards = [self._cards[_key(self._read(scan))] for scan in scans]
-        return {**super()._style(scans, found, seen, shared), "card": np.mean(cards, axis=0)}
+               seen: list[LocalStatistics], textures: list[ScanTexture], shared: float = 0.0
+               ) -> dict[str, np.ndarray]:
+        cards = [self._cards[_key(read_scan(scan))] for scan in scans]
+        return {**super()._style(scans, found, seen, textures, shared),
+                "card": np.mean(cards, axis=0)}
 
     def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
                ) -> dict[str, np.ndarray]:
@@ -115,11 +128,11 @@ class UNet(TissueMatching):
 
     # Harmonize ------------------------------------------------------------------------------
 
-    def _map_of(self, volume: Volume, target: Target, known: Known) -> ResidualMap:  # type: ignore
-        change = super()._map_of(volume, target, known)
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:  # type: ignore
+        change = super()._map_of(volume, target, context)
         card = self._cards.pop(_key(volume))
         goal = np.asarray(target.style["card"], np.float32)
-        same = target.kind == "site" and target.label == known.source
+        same = target.kind == "site" and target.label == context.source
         distance = self._card_distance(goal, card)
         gate = float(np.clip((distance - ALIKE) / (DIFFERENT - ALIKE), 0, 1))
         weight = 0.0 if same else gate * self._validated_weight(str(self.modality_))
@@ -129,7 +142,7 @@ class UNet(TissueMatching):
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> Any:
         target = Target("reference", "style", 1, self.name, str(self.modality_), style)
-        return self._map_of(volume, target, Known())
+        return self._map_of(volume, target, ScanContext())
 
     def _card_distance(self, goal: np.ndarray, card: np.ndarray) -> float:
         """Root mean square of the differences of two cards over their usual size."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ....deep.networks.blocks import fold, unfold, zeroed
+from ....deep.networks.blocks import pixel_shuffle, pixel_unshuffle, zero_module
 from ....deep.networks.convolution import Conv3d
 
 __all__ = ["ResidualUNet", "local_mean"]
@@ -61,8 +61,8 @@ class ResidualUNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2)
                                 for a, b in zip(widths[:-1], widths[1:]))
         self.decoder = nn.ModuleList(ModulatedBlock(w, embedding) for w in widths[:-1])
-        self.gains = zeroed(nn.Linear(embedding, GAINS))
-        self.head = zeroed(Conv3d(widths[0], (1 + GAINS) * BLOCK ** 3, 3, padding=1))
+        self.gains = zero_module(nn.Linear(embedding, GAINS))
+        self.head = zero_module(Conv3d(widths[0], (1 + GAINS) * BLOCK ** 3, 3, padding=1))
 
     @property
     def multiple(self) -> int:
@@ -73,7 +73,7 @@ class ResidualUNet(nn.Module):
         """(N, 1, I, J, K) residual of (N, channels, I, J, K) inputs and (N, conditions) numbers."""
         code = self.embed(((condition - self.center) / self.scale).clamp(-4, 4))
         images, bands = detail_of(x)
-        h = self.stem(fold(torch.cat([images, x[:, 2:], bands], dim=1), BLOCK))
+        h = self.stem(pixel_unshuffle(torch.cat([images, x[:, 2:], bands], dim=1), BLOCK))
         kept = []
         for level, blocks in enumerate(self.encoder):
             for block in blocks:
@@ -83,7 +83,7 @@ class ResidualUNet(nn.Module):
                 h = self.down[level](h)
         for level in reversed(range(len(self.up))):
             h = self.decoder[level](kept[level] + self.up[level](h), code)
-        out = unfold(self.head(functional.silu(h)).float(), BLOCK)
+        out = pixel_shuffle(self.head(functional.silu(h)).float(), BLOCK)
         gains = self.gains(code).float()[..., None, None, None] + GAIN_SCALE * out[:, 1:]
         detail = (gains * bands[:, :GAINS] / FINE_GAIN).sum(dim=1, keepdim=True)
         return RESIDUAL_SCALE * out[:, :1] + detail
@@ -128,8 +128,8 @@ class ModulatedBlock(nn.Module):
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
         self.first = Conv3d(width, width, 3, padding=1)
-        self.second = zeroed(Conv3d(width, width, 3, padding=1))
-        self.modulation = zeroed(nn.Linear(embedding, 2 * width))
+        self.second = zero_module(Conv3d(width, width, 3, padding=1))
+        self.modulation = zero_module(nn.Linear(embedding, 2 * width))
 
     def forward(self, x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """x: (N, width, I, J, K); code: (N, embedding)."""

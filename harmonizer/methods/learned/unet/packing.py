@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ....deep.training.checkpoint import below, read_checkpoint
+from ....deep.training.checkpoint import read_checkpoint, with_prefix
 from ....deep.training.loop import CHECKPOINT
 from ....errors import InputError
 from ....files import read_json, sha256_of, write_text
@@ -59,7 +59,7 @@ def network_of(folder: Path) -> tuple[ResidualUNet, dict[str, Any]]:
     """The network with the best averaged weights of a training's folder, and its facts."""
     tensors, facts = read_checkpoint(folder / CHECKPOINT)
     numbers = read_json(folder / NORMALIZATION)
-    weights = below(tensors, "best.") or below(tensors, "ema.")
+    weights = with_prefix(tensors, "best.") or with_prefix(tensors, "ema.")
     settings = facts["identity"]["settings"]
     network = ResidualUNet(len(CHANNELS), len(CONDITIONS), tuple(settings["widths"]))
     network.load_state_dict({

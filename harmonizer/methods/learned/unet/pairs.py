@@ -32,7 +32,7 @@ from ....simulation.imaging import ScanGrid, acquire, render, sample, scan_grid
 from ....simulation.scanners import SimulatedScanner, draw_scanner
 from ....template import load_template
 from ....volume import Volume
-from ...base import Known
+from ...base import ScanContext
 from .channels import condition, levels_of, map_numbers, stack_channels
 from .scan_card import scan_card
 
@@ -182,20 +182,20 @@ def _on_template(native: Volume, resolution_mm: int) -> Volume:
 
 def _probabilities(volume: Volume) -> np.ndarray:
     """(3, I, J, K) by the segmenter that the tool uses at this voxel size."""
-    from ....contrast.local_statistics import shares_of
+    from ....contrast.local_statistics import stack_probabilities
     from ....segmentation.coarse import CoarseSegmenter
     from ....segmentation.predict import NetworkSegmenter
 
     coarse = float(volume.spacing.max()) > 1.5
     segment = CoarseSegmenter() if coarse else NetworkSegmenter(quick=True)
-    return shares_of(segment(volume), volume)
+    return stack_probabilities(segment(volume), volume)
 
 
 def _fitted(scans: Sequence[SimulatedScan]) -> Any:
     """Tissue matching, fitted on the study."""
     from ...statistical.tissue_matching import TissueMatching
 
-    method = TissueMatching()
+    method = TissueMatching(TissueMatching.Config(texture="keep"))
     method._fit(Cohort(tuple(scans)), 0, lambda done, total: None)  # type: ignore[arg-type]
     method.modality_ = "T1w"
     method.sites_ = Cohort(tuple(scans)).sites  # type: ignore[arg-type]
@@ -207,9 +207,9 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
           ) -> dict[str, Any]:
     """One pair: arrays (7, I, J, K) float16 (channels, then truth) and its numbers."""
     same = scan.site == f"s{number}"
-    known = Known(None if same or rng.random() < 0.4 else scan.site, {},
+    context = ScanContext(None if same or rng.random() < 0.4 else scan.site, {},
                   scan.read_tissues())
-    change: TissueMap = method._map_of(scan.template, method.target(f"s{number}"), known)
+    change: TissueMap = method._map_of(scan.template, method.target(f"s{number}"), context)
     image = scan.native if how.native else scan.template
     box = _crop(rng, image.mask, how.crop)
     inside = np.zeros(image.shape, bool)
@@ -218,7 +218,7 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
     before, after = levels_of(change)
     baseline = change.apply(masked).data[box] / np.float32(after)
     probabilities = np.zeros((3, *baseline.shape), np.float32)
-    probabilities[:, inside[box]] = change.shares.sample(image.affine, inside)
+    probabilities[:, inside[box]] = change.probabilities.sample(image.affine, inside)
     own = image.data[box] / np.float32(before)
     truth = own if same else _truth(scan, target, image, how)[box] / np.float32(after)
     mask = inside[box]
@@ -234,7 +234,7 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
     return {"arrays": stack.astype(np.float16), "condition": [float(v) for v in numbers],
             "error": float(np.mean(wrong ** 2)), "level": [float(v) for v in level],
             "fine_error": float((1.2533 * np.mean(np.abs(rest))) ** 2), "identity": bool(same),
-            "source_known": known.source is not None,
+            "source_known": context.source is not None,
             "shape": list(mask.shape), "voxels": int(mask.sum()),
             "target_noise": float(target.noise)}
 

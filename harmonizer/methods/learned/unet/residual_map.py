@@ -68,7 +68,7 @@ class ResidualMap(IntensityMap):
         box = _box(mask)
         before, after = levels_of(self.change)
         probabilities = np.zeros((3, *volume.shape), np.float32)
-        probabilities[:, mask] = self.change.shares.sample(world @ volume.affine, mask)
+        probabilities[:, mask] = self.change.probabilities.sample(world @ volume.affine, mask)
         stack = stack_channels(baseline[box] / np.float32(after),
                                volume.data[box] / np.float32(before),
                                probabilities[(slice(None), *box)], mask[box])

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ....deep.processor import trains_in_bf16
-from ....deep.training.loop import Outcome, step_seed, train
-from ....deep.training.settings import Pace, Resources
-from ....deep.training.task import Batch, Game, Player
+from ....deep.training.loop import TrainingOutcome, step_seed, train
+from ....deep.training.settings import Resources, TrainingSchedule
+from ....deep.training.task import Batch, OptimizerGroup, TrainingTask
 from ....errors import InputError
 from ....files import read_json, write_json
 from .channels import CHANNELS, CONDITIONS
@@ -129,7 +129,7 @@ def _charbonnier(error: torch.Tensor) -> torch.Tensor:
     return torch.sqrt(error ** 2 + KNEE ** 2) - KNEE
 
 
-class ResidualTransfer(Game):
+class ResidualTransfer(TrainingTask):
     """The residual-transfer task for the residual U-Net."""
 
     def __init__(self, store: PairStore, settings: UNetSettings, center: np.ndarray,
@@ -147,10 +147,10 @@ class ResidualTransfer(Game):
                                                         "kind_weights": None}}
         self.validation = chosen_for_validation(store.validation, settings.validation_pairs)
 
-    def players(self) -> tuple[Player, ...]:
+    def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
         """One optimizer."""
         s = self.settings
-        return (Player("unet", ("unet",), self.loss, learning_rate=s.learning_rate,
+        return (OptimizerGroup("unet", ("unet",), self.loss, learning_rate=s.learning_rate,
                        weight_decay=1e-4, clip=1.0, rate_factor=self.rate_factor),)
 
     def rate_factor(self, step: int) -> float:
@@ -192,7 +192,7 @@ class ResidualTransfer(Game):
                              x[:, CHANNELS.index("mask")], batch["scales"], s.gradient_weight,
                              s.level_weight)
 
-    def score(self) -> Mapping[str, float]:
+    def validate(self) -> Mapping[str, float]:
         """Error over the baseline's on validation pairs (geometric mean), and the gain in dB."""
         both = [relative_errors(self.network, pair) for pair in self.validation]
         found = [whole for whole, _ in both]
@@ -251,7 +251,7 @@ def validation_sums(network: ResidualUNet, pair: Pair) -> tuple[float, float, fl
 
 
 def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Resources, *,
-               progress: Any = None) -> tuple[Outcome, ResidualUNet]:
+               progress: Any = None) -> tuple[TrainingOutcome, ResidualUNet]:
     """Train, or go on, in `folder`; returns the outcome and the network with averaged weights.
 
     Raises
@@ -271,9 +271,9 @@ def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Res
         write_json(path, {"center": center.tolist(), "scale": scale.tolist()})
     kept = read_json(path)
     task = ResidualTransfer(store, settings, np.array(kept["center"]), np.array(kept["scale"]))
-    pace = Pace(steps=settings.steps, ema=settings.ema, log_every=50,
+    schedule = TrainingSchedule(steps=settings.steps, ema=settings.ema, log_every=50,
                 validate_every=settings.validate_every, save_every=100)
-    outcome = train(task, pace, replace(resources, folder=folder), folder, settings.seed,
+    outcome = train(task, schedule, replace(resources, folder=folder), folder, settings.seed,
                     progress=progress)
     network = ResidualUNet(**task.network.config)
     network.load_state_dict({**{k.removeprefix("unet."): v for k, v in outcome.weights.items()},

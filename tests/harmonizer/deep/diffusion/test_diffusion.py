@@ -12,33 +12,40 @@ import numpy as np
 import pytest
 import torch
 
-from harmonizer.deep.diffusion.process import goal, noised, split
+from harmonizer.deep.diffusion.process import add_noise, predict_x0_eps, training_target
 from harmonizer.deep.diffusion.samplers import (
-    Parts,
+    Denoised,
     ddim,
     ddim_inversion,
     ddim_step,
-    ddpm_step,
-    guided,
-    parts_of,
+    denoiser_of,
 )
-from harmonizer.deep.diffusion.schedules import CLEAN, Schedule
+from harmonizer.deep.diffusion.schedules import T_CLEAN, Schedule
 
-SPREAD = 0.5  # c
+STD = 0.5  # c
 LINEAR = Schedule(1000)
 
 
 def gaussian_eps(schedule: Schedule, mean: float = 0.0):
-    """E[eps | x_t] for x_0 ~ N(mean, SPREAD^2)."""
-    def denoise(x, t):
+    """E[eps | x_t] for x_0 ~ N(mean, STD^2)."""
+    def predict(x, t):
         bar = schedule.abar(t, x)
-        return (1 - bar).sqrt() * (x - bar.sqrt() * mean) / (bar * SPREAD ** 2 + 1 - bar)
+        return (1 - bar).sqrt() * (x - bar.sqrt() * mean) / (bar * STD ** 2 + 1 - bar)
+    return predict
+
+
+def cfg(conditional, unconditional, scale: float, plus: bool):
+    """Plain classifier-free guidance, or CFG++ with the same scale at every step."""
+    def denoise(x, t):
+        e_u, e_c = unconditional(x, t).eps, conditional(x, t).eps
+        e = e_u + scale * (e_c - e_u)
+        return Denoised(predict_x0_eps(LINEAR, "eps", e, x, t)[0], e_u if plus else e)
     return denoise
 
 
 def image(seed: int = 0) -> torch.Tensor:
     torch.manual_seed(seed)
-    return SPREAD * torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    return STD * torch.randn(3, 1, 8, 8, dtype=torch.float64)
 
 
 def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -46,10 +53,10 @@ def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_linear_schedule_has_the_published_ends():
-    """methods.md 1.3: abar at 950, 980 and 999."""
+    """abar at timesteps 950, 980 and 999 of the linear betas of Ho et al. 2020."""
     for t, value in ((950, 1.06e-4), (980, 5.9e-5), (999, 4.0e-5)):
         assert float(LINEAR.abar(t)) == pytest.approx(value, rel=0.02)
-    assert float(LINEAR.abar(CLEAN)) == 1
+    assert float(LINEAR.abar(T_CLEAN)) == 1
     by_hand = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     np.testing.assert_allclose(LINEAR.abar(torch.arange(1000)), by_hand, rtol=1e-5)
 
@@ -65,7 +72,7 @@ def test_cosine_schedule_is_nichol_and_dhariwals():
 @pytest.mark.parametrize("steps, count", [(1000, 20), (50, 3), (50, 50)])
 def test_grids_rise_from_clean(spacing, steps, count):
     grid = Schedule(steps).grid(count, spacing)
-    assert grid[0] == CLEAN and len(grid) == count + 1
+    assert grid[0] == T_CLEAN and len(grid) == count + 1
     assert all(a < b for a, b in zip(grid, grid[1:])) and grid[-1] <= steps - 1
     if spacing != "leading":
         assert grid[-1] == steps - 1
@@ -73,53 +80,39 @@ def test_grids_rise_from_clean(spacing, steps, count):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_split_undoes_goal(prediction):
+def test_predict_x0_eps_inverts_training_target(prediction):
     x0, eps = image(1), torch.randn(3, 1, 8, 8, dtype=torch.float64)
     t = torch.tensor([10, 400, 990])
-    x = noised(LINEAR, x0, t, eps)
-    said = goal(LINEAR, prediction, x0, t, eps)
-    found = split(LINEAR, prediction, said, x, t)
+    x = add_noise(LINEAR, x0, t, eps)
+    model_output = training_target(LINEAR, prediction, x0, t, eps)
+    found = predict_x0_eps(LINEAR, prediction, model_output, x, t)
     torch.testing.assert_close(found[0], x0, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found[1], eps, rtol=1e-6, atol=1e-6)
-    clipped, noise = split(LINEAR, prediction, said, x, t, clip=0.1)
+    clipped, noise = predict_x0_eps(LINEAR, prediction, model_output, x, t, clip=0.1)
     assert clipped.abs().max() == pytest.approx(0.1)
     bar = LINEAR.abar(t, x)
     torch.testing.assert_close(bar.sqrt() * clipped + (1 - bar).sqrt() * noise, x)
 
 
-def test_ddpm_step_is_the_posterior_of_the_closed_form():
-    x0, eps, noise = image(2), torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.zeros(3, 1, 8, 8)
-    t, to = 500, 499
-    x = noised(LINEAR, x0, torch.full((3,), t), eps)
-    bar, bar_to, beta = float(LINEAR.abar(t)), float(LINEAR.abar(to)), float(LINEAR.betas[t])
-    mean = (math.sqrt(bar_to) * beta * x0 + math.sqrt(1 - beta) * (1 - bar_to) * x) / (1 - bar)
-    torch.testing.assert_close(ddpm_step(LINEAR, Parts(x0, eps), x, t, to, noise), mean)
-    one = ddpm_step(LINEAR, Parts(x0, eps), x, t, to, noise + 1)
-    torch.testing.assert_close(one - mean, torch.full_like(
-        mean, math.sqrt(beta * (1 - bar_to) / (1 - bar))))
-    last = ddpm_step(LINEAR, Parts(x0, eps), x, 0, CLEAN, noise + 1)
-    torch.testing.assert_close(last, x0)
-
-
 def test_ddim_step_moves_the_known_noise():
     x0, eps = image(3), torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    there = ddim_step(LINEAR, Parts(x0, eps), 300)
-    torch.testing.assert_close(there, noised(LINEAR, x0, torch.full((3,), 300), eps))
-    torch.testing.assert_close(ddim_step(LINEAR, Parts(x0, eps), CLEAN), x0)
+    there = ddim_step(LINEAR, Denoised(x0, eps), 300)
+    torch.testing.assert_close(there, add_noise(LINEAR, x0, torch.full((3,), 300), eps))
+    torch.testing.assert_close(ddim_step(LINEAR, Denoised(x0, eps), T_CLEAN), x0)
 
 
 @pytest.mark.parametrize("steps, spacing, corrections, least, most", [
-    (50, "even", 0, 30, 34),       # learning.md: 31.8 dB
+    (50, "even", 0, 30, 34),       # 31.8 dB
     (20, "even", 0, 23, 27),       # 24.8
     (10, "quadratic", 2, 39, 43),
     (20, "quadratic", 2, 54, 58),
 ])
 def test_round_trip_with_the_true_denoiser(steps, spacing, corrections, least, most):
-    parts = parts_of(gaussian_eps(LINEAR), LINEAR)
+    denoise = denoiser_of(gaussian_eps(LINEAR), LINEAR)
     grid = LINEAR.grid(steps, spacing)
-    latent = ddim_inversion(parts, LINEAR, image(), grid, corrections)
+    latent = ddim_inversion(denoise, LINEAR, image(), grid, corrections)
     assert float(latent.std()) == pytest.approx(1, abs=0.2)
-    assert least < decibels(ddim(parts, LINEAR, latent, grid), image()) < most
+    assert least < decibels(ddim(denoise, LINEAR, latent, grid), image()) < most
 
 
 def test_clipping_makes_inversion_inexact():
@@ -127,19 +120,19 @@ def test_clipping_makes_inversion_inexact():
     bright = 1.5 * torch.ones(1, 1, 4, 4, dtype=torch.float64)
     results = []
     for clip in (None, 1.0):
-        parts = parts_of(gaussian_eps(LINEAR), LINEAR, clip=clip)
-        latent = ddim_inversion(parts, LINEAR, bright, grid, 2)
-        results.append(float((ddim(parts, LINEAR, latent, grid) - bright).abs().max()))
+        denoise = denoiser_of(gaussian_eps(LINEAR), LINEAR, clip=clip)
+        latent = ddim_inversion(denoise, LINEAR, bright, grid, 2)
+        results.append(float((ddim(denoise, LINEAR, latent, grid) - bright).abs().max()))
     assert results[0] < 0.01 and 0.4 < results[1] < 0.6
 
 
 def test_guidance_at_its_ends():
-    """methods.md 7: CFG++ with 0 is unconditional DDIM; with 1 it is not CFG with 1."""
-    without, with_c = (parts_of(gaussian_eps(LINEAR, m), LINEAR) for m in (0.0, 0.4))
+    """Chung et al. 2024: CFG++ with 0 is unconditional DDIM; with 1 it is not CFG with 1."""
+    without, with_c = (denoiser_of(gaussian_eps(LINEAR, m), LINEAR) for m in (0.0, 0.4))
     grid, x = LINEAR.grid(10), image(4)
 
     def run(scale, plus):
-        return ddim(guided(with_c, without, scale, plus=plus, schedule=LINEAR), LINEAR, x, grid)
+        return ddim(cfg(with_c, without, scale, plus), LINEAR, x, grid)
 
     for plus in (True, False):
         torch.testing.assert_close(run(0.0, plus), ddim(without, LINEAR, x, grid))
@@ -148,14 +141,14 @@ def test_guidance_at_its_ends():
 
 
 def test_cfg_plus_plus_step_by_hand():
-    without, with_c = (parts_of(gaussian_eps(LINEAR, m), LINEAR) for m in (0.0, 0.4))
+    without, with_c = (denoiser_of(gaussian_eps(LINEAR, m), LINEAR) for m in (0.0, 0.4))
     x, t, to, scale = image(5), 600, 560, 0.6
     e_u, e_c = without(x, t).eps, with_c(x, t).eps
     bar, bar_to = float(LINEAR.abar(t)), float(LINEAR.abar(to))
     x0 = (x - math.sqrt(1 - bar) * (e_u + scale * (e_c - e_u))) / math.sqrt(bar)
     by_hand = math.sqrt(bar_to) * x0 + math.sqrt(1 - bar_to) * e_u
-    parts = guided(with_c, without, scale, plus=True, schedule=LINEAR)(x, t)
-    torch.testing.assert_close(ddim_step(LINEAR, parts, to), by_hand)
+    denoise = cfg(with_c, without, scale, True)(x, t)
+    torch.testing.assert_close(ddim_step(LINEAR, denoise, to), by_hand)
 
 
 @pytest.mark.parametrize("prediction, theirs", [("eps", "epsilon"), ("x0", "sample"),
@@ -166,20 +159,20 @@ def test_steps_equal_diffusers(prediction, theirs):
                     beta_schedule="linear", prediction_type=theirs, clip_sample=False)
     sampler = diffusers.DDIMScheduler(**settings, set_alpha_to_one=True)
     sampler.set_timesteps(20)
-    x, torch_said = image(6).float(), torch.randn(3, 1, 8, 8)
+    x, model_output = image(6).float(), torch.randn(3, 1, 8, 8)
     for t in (950, 500, 50):
-        found = split(LINEAR, prediction, torch_said, x, t)
-        ours = ddim_step(LINEAR, Parts(*found), t - 50)
-        torch.testing.assert_close(ours, sampler.step(torch_said, t, x).prev_sample,
+        found = predict_x0_eps(LINEAR, prediction, model_output, x, t)
+        ours = ddim_step(LINEAR, Denoised(*found), t - 50)
+        torch.testing.assert_close(ours, sampler.step(model_output, t, x).prev_sample,
                                    rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_words_are_refused():
-    with pytest.raises(ValueError, match="schedule must be one of"):
+    with pytest.raises(ValueError, match="schedule: expected one of"):
         Schedule(1000, "square")
-    with pytest.raises(ValueError, match="spacing must be one of"):
+    with pytest.raises(ValueError, match="spacing: expected one of"):
         LINEAR.grid(10, "log")
-    with pytest.raises(ValueError, match="strength lies in"):
+    with pytest.raises(ValueError, match=r"strength: expected a number in \(0, 1\]"):
         LINEAR.grid(10, "even", 0.0)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="sampling_steps: expected 1 to 10"):
         Schedule(10).grid(11)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from harmonizer.deep.losses.disentangling import (
-    accuracy_of_label,
-    accuracy_of_realness,
-    apart,
-    belongs,
+    adversarial_loss,
+    code_l1,
     kl_to_normal,
+    label_accuracy,
+    label_confusion_loss,
+    label_loss,
     masked_l1,
-    realness,
-    untold,
+    realness_accuracy,
 )
 
 LOG2 = math.log(2)
@@ -24,31 +24,37 @@ LABEL = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
 def test_who_cannot_tell_pays_log_two():
     zero = torch.zeros(2, 2)
-    for loss in (realness(zero, True), realness(zero, False), belongs(zero, LABEL),
-                 untold(zero, LABEL)):
+    for loss in (
+        adversarial_loss(zero, True),
+        adversarial_loss(zero, False),
+        label_loss(zero, LABEL),
+        label_confusion_loss(zero, LABEL),
+    ):
         assert loss.item() == pytest.approx(LOG2, abs=1e-6)
 
 
 def test_right_and_sure_costs_nothing_wrong_and_sure_much():
-    assert realness(torch.full((3,), 20.0), True).item() == pytest.approx(0, abs=1e-6)
-    assert realness(torch.full((3,), 20.0), False).item() == pytest.approx(20, abs=1e-4)
-    assert belongs(40 * LABEL - 20, LABEL).item() == pytest.approx(0, abs=1e-6)
-    assert belongs(20 - 40 * LABEL, LABEL).item() == pytest.approx(20, abs=1e-4)
+    assert adversarial_loss(torch.full((3,), 20.0), True).item() == pytest.approx(0, abs=1e-6)
+    assert adversarial_loss(torch.full((3,), 20.0), False).item() == pytest.approx(20, abs=1e-4)
+    assert label_loss(40 * LABEL - 20, LABEL).item() == pytest.approx(0, abs=1e-6)
+    assert label_loss(20 - 40 * LABEL, LABEL).item() == pytest.approx(20, abs=1e-4)
 
 
 def test_an_image_without_label_should_not_be_named():
     none = torch.zeros(1, 4)
     best = torch.full((1, 4), math.log(0.25 / 0.75), requires_grad=True)
-    belongs(best, none).backward()
+    label_loss(best, none).backward()
     assert best.grad.abs().max().item() == pytest.approx(0, abs=1e-7)
 
 
-def test_an_untold_code_is_best_where_nothing_is_said_and_inverse_where_another_is():
-    said = torch.zeros(2, 2, requires_grad=True)
-    untold(said, LABEL).backward()
-    assert not said.grad.any()
-    assert untold(20 - 40 * LABEL, LABEL, inverse=True).item() == pytest.approx(0, abs=1e-6)
-    assert untold(20 - 40 * LABEL, LABEL).item() == pytest.approx(10, abs=1e-4)
+def test_a_confusing_code_is_best_where_nothing_is_said_and_inverse_where_another_is():
+    logits = torch.zeros(2, 2, requires_grad=True)
+    label_confusion_loss(logits, LABEL).backward()
+    assert not logits.grad.any()
+    assert label_confusion_loss(20 - 40 * LABEL, LABEL, inverse=True).item() == pytest.approx(
+        0, abs=1e-6
+    )
+    assert label_confusion_loss(20 - 40 * LABEL, LABEL).item() == pytest.approx(10, abs=1e-4)
 
 
 def test_kl_is_that_of_two_normals():
@@ -66,12 +72,12 @@ def test_l1_counts_the_mask_alone_and_survives_an_empty_one():
 
 
 def test_accuracies_are_shares_of_right_answers():
-    assert accuracy_of_realness(torch.tensor([1.0, -1.0]), torch.tensor([-1.0, -1.0])
+    assert realness_accuracy(torch.tensor([1.0, -1.0]), torch.tensor([-1.0, -1.0])
                                 ).item() == pytest.approx(0.75)
-    said = torch.tensor([[2.0, 1.0], [2.0, 1.0], [0.0, 5.0]])
+    logits = torch.tensor([[2.0, 1.0], [2.0, 1.0], [0.0, 5.0]])
     label = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])  # the last one has no label
-    assert accuracy_of_label(said, label).item() == pytest.approx(0.5)
-    assert accuracy_of_label(said, torch.zeros(3, 2)).item() == 0
+    assert label_accuracy(logits, label).item() == pytest.approx(0.5)
+    assert label_accuracy(logits, torch.zeros(3, 2)).item() == 0
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -80,11 +86,11 @@ def test_codes_come_no_nearer_to_each_other_by_shrinking(dims):
     one, two = torch.randn((2, 3, 4) + (6,) * dims, generator=generator)
     mask = torch.zeros((3, 1) + (12,) * dims)
     mask[:, :, 2:9] = 1
-    assert apart(one, one, mask).item() == 0
-    assert apart(one, two, mask).item() == pytest.approx(2 / math.sqrt(math.pi), rel=0.1)
-    torch.testing.assert_close(apart(0.1 * one, 0.1 * two, mask), apart(one, two, mask),
+    assert code_l1(one, one, mask).item() == 0
+    assert code_l1(one, two, mask).item() == pytest.approx(2 / math.sqrt(math.pi), rel=0.1)
+    torch.testing.assert_close(code_l1(0.1 * one, 0.1 * two, mask), code_l1(one, two, mask),
                                rtol=1e-2, atol=0)
     beyond = two.clone()
     beyond[:, :, 5:] = 100
-    torch.testing.assert_close(apart(one, beyond, mask), apart(one, two, mask))
-    assert apart(one, two, 0 * mask).item() == 0
+    torch.testing.assert_close(code_l1(one, beyond, mask), code_l1(one, two, mask))
+    assert code_l1(one, two, 0 * mask).item() == 0

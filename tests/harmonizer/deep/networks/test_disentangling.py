@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harmonizer.deep.networks.blocks import masked_mean
 from harmonizer.deep.networks.disentangling import (
     AnatomyEncoder,
     CodeDiscriminator,
     Generator,
     ImageDiscriminator,
     ScannerEncoder,
-    brain_mean,
 )
 
 LABEL = torch.eye(3)[[0, 2]]
@@ -31,12 +31,12 @@ def loud(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("unshuffle", [False, True])
 @pytest.mark.parametrize("sides", [(8, 10, 6), (2, 2, 2)])
-def test_an_image_of_even_sides_is_halved_and_comes_back(folded, sides):
+def test_an_image_of_even_sides_is_halved_and_comes_back(unshuffle, sides):
     x = torch.randn(2, 1, *sides)
-    encoder = AnatomyEncoder(3, 8, 1, code=5, folded=folded)
-    generator = Generator(3, 5, 4, 3, 8, 1, folded=folded)
+    encoder = AnatomyEncoder(3, 8, 1, code=5, unshuffle=unshuffle)
+    generator = Generator(3, 5, 4, 3, 8, 1, unshuffle=unshuffle)
     code = encoder(x)
     assert code.shape == (2, 5, *(s // 2 for s in sides))
     image = generator(code, torch.randn(2, 4), LABEL)
@@ -57,10 +57,10 @@ def test_the_code_is_noisy_in_training_alone():
     torch.testing.assert_close(encoder(x), encoder.code(x))
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_style_and_label_are_heard_inside_the_image(folded):
-    """Theirs, by planes before an instance norm, are heard at the border and in the last layer."""
-    generator = loud(Generator(3, 4, 4, 3, 8, 2, folded=folded))
+@pytest.mark.parametrize("unshuffle", [False, True])
+def test_style_and_label_are_heard_inside_the_image(unshuffle):
+    """Constant planes before an instance norm act only at the border and in the last layer."""
+    generator = loud(Generator(3, 4, 4, 3, 8, 2, unshuffle=unshuffle))
     code, style = torch.randn(2, 4, 8, 8, 8), torch.randn(2, 4)
     one = generator(code, style, LABEL)
     for other in (generator(code, style + 1, LABEL), generator(code, style, LABEL.roll(1, 0))):
@@ -90,6 +90,6 @@ def test_brain_mean_is_the_mean_over_the_brain():
     h = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
     mask = torch.zeros(1, 1, 4, 4, 4)
     mask[..., 2:] = 1  # the places with odd numbers
-    assert brain_mean(h, mask).item() == pytest.approx(4.0, abs=1e-4)
-    assert brain_mean(h, None).item() == pytest.approx(3.5, abs=1e-6)
-    assert torch.isfinite(brain_mean(h, torch.zeros_like(mask))).all()
+    assert masked_mean(h, mask).item() == pytest.approx(4.0, abs=1e-4)
+    assert masked_mean(h, None).item() == pytest.approx(3.5, abs=1e-6)
+    assert torch.isfinite(masked_mean(h, torch.zeros_like(mask))).all()

@@ -1,4 +1,4 @@
-"""Networks: the published sizes, zero at the start, folding undone, modulation as described."""
+"""Networks: the published sizes, zero outputs before training, modulation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harmonizer.deep.networks.blocks import Attention, ResidualBlock, fold, unfold
+from harmonizer.deep.networks.blocks import Attention, ResidualBlock, pixel_shuffle, pixel_unshuffle
 from harmonizer.deep.networks.encoder import SemanticEncoder
 from harmonizer.deep.networks.unet import UNet
 
 
 def test_the_papers_networks_have_the_papers_sizes():
-    """methods.md 1.2: 20.3 M parameters, 67 GFLOP for a 192 x 224 slice; encoder 9.2 M."""
+    """20.3 M parameters, 67 GFLOP for a 192 x 224 slice; encoder 9.2 M."""
     with torch.device("meta"):
         unet = UNet(2, widths=(32, 64, 128, 256), blocks=2, time=512, style=512)
         encoder = SemanticEncoder(heads={"contrast": 256, "anatomy": 256})
@@ -25,13 +25,13 @@ def test_the_papers_networks_have_the_papers_sizes():
 
 @pytest.mark.parametrize("dims, sides", [(2, (16, 24)), (3, (8, 16, 8))])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_a_new_unet_says_nothing_and_keeps_the_shape(dims, sides, factor):
+def test_a_new_unet_outputs_zeros_and_keeps_the_shape(dims, sides, factor):
     unet = UNet(dims, 3, 2, (8, 16), 1, time=16, style=6, style_shift=True,
-                attention=(False, True), fold=factor)
-    said = unet(torch.randn(2, 3, *sides), torch.tensor([0, 9]), torch.randn(2, 6))
-    assert said.shape == (2, 2, *sides) and not said.any()
+                attention=(False, True), unshuffle=factor)
+    output = unet(torch.randn(2, 3, *sides), torch.tensor([0, 9]), torch.randn(2, 6))
+    assert output.shape == (2, 2, *sides) and not output.any()
     assert unet.multiple == 2 * factor
-    with pytest.raises(ValueError, match="must be multiples of"):
+    with pytest.raises(ValueError, match="multiples of"):
         unet(torch.randn(2, 3, *[s + 1 for s in sides]), torch.tensor([0, 9]), torch.randn(2, 6))
 
 
@@ -45,18 +45,18 @@ def test_every_parameter_of_a_unet_can_learn():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_fold_is_undone_and_keeps_blocks_together(dims):
+def test_pixel_unshuffle_is_undone_and_keeps_blocks_together(dims):
     x = torch.arange(2 * 3 * 8 ** dims, dtype=torch.float32).reshape(2, 3, *[8] * dims)
-    folded = fold(x, 2)
-    assert folded.shape == (2, 3 * 2 ** dims, *[4] * dims)
+    unshuffled = pixel_unshuffle(x, 2)
+    assert unshuffled.shape == (2, 3 * 2 ** dims, *[4] * dims)
     block = x[(0, 1, *[slice(2, 4)] * dims)].flatten()
-    torch.testing.assert_close(folded[(0, slice(2 ** dims, 2 ** (dims + 1)), *[1] * dims)], block)
-    torch.testing.assert_close(unfold(folded, 2), x)
-    assert fold(x, 1) is x and unfold(x, 1) is x
+    torch.testing.assert_close(unshuffled[(0, slice(2**dims, 2 ** (dims + 1)), *[1] * dims)], block)
+    torch.testing.assert_close(pixel_shuffle(unshuffled, 2), x)
+    assert pixel_unshuffle(x, 1) is x and pixel_shuffle(x, 1) is x
 
 
 def test_scale_only_style_cannot_add():
-    """CACD: h (1 + s_c): where the normalised features are zero, no style shows."""
+    """CACD: h (1 + s_c): where the normalized features are zero, no style shows."""
     torch.manual_seed(0)
     block = ResidualBlock(2, 8, 8, style=4)
     block.norm2 = torch.nn.Identity()
@@ -76,7 +76,7 @@ def test_attention_starts_as_identity():
 def test_masked_pool_does_not_see_air():
     torch.manual_seed(0)
     encoder = SemanticEncoder(2, 1, (8, 16), 1, heads={"c": 3}).eval()
-    for module in encoder.modules():  # per-place normalisation, so that air cannot enter by it
+    for module in encoder.modules():  # per-place normalization, so that air cannot enter by it
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x
     x = torch.randn(1, 1, 16, 16)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harmonizer.deep.networks.vgg import MEAN, SPREAD, WIDTHS, VggFeatures, read_vgg
+from harmonizer.deep.networks.vgg import IMAGE_MEAN, IMAGE_STD, WIDTHS, VggFeatures, read_vgg
 from harmonizer.errors import InputError
 
 PUBLISHED = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512)  # configuration E
@@ -42,11 +42,12 @@ def test_features_are_those_of_the_published_layers(drawn):
     network.load_state_dict(read_vgg(path))
     x = torch.rand(2, 3, 32, 40) * 2 - 1
     found = network(x)
-    shown = ((x + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SPREAD)[:, None, None]
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+    y = ((x + 1) / 2 - mean) / std
     for number, layer in enumerate(whole):
-        shown = layer(shown)
+        y = layer(y)
         if number in (1, 6, 11, 20):
-            torch.testing.assert_close(found[(1, 6, 11, 20).index(number)], shown)
+            torch.testing.assert_close(found[(1, 6, 11, 20).index(number)], y)
     assert tuple(f.shape[1] for f in found) == WIDTHS
     assert [f.shape[2:] for f in found] == [(32, 40), (16, 20), (8, 10), (4, 5)]
     assert len(network(x, 2)) == 2

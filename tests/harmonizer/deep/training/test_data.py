@@ -9,7 +9,7 @@ import pytest
 
 from harmonizer.cohort import Cohort
 from harmonizer.contrast.intensity import IntensityScale
-from harmonizer.deep.training.data import PatchDraw, SlabDraw, VolumeStore, draw_scans
+from harmonizer.deep.training.data import PatchSampler, SlabSampler, VolumeStore, sample_scans
 from harmonizer.errors import InputError
 from harmonizer.volume import write_mask, write_volume
 from tests.contract.brains import brain_of, scan_of, three_levels
@@ -18,7 +18,7 @@ from tests.contract.brains import brain_of, scan_of, three_levels
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
-    return [scan_of(folder, person, "A" if person < 6 else "B") for person in range(8)]
+    return [scan_of(folder, subject, "A" if subject < 6 else "B") for subject in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def store(scans, tmp_path_factory):
     return VolumeStore.build(Cohort(tuple(scans)), tmp_path_factory.mktemp("store"), (8, 8, 1))
 
 
-def test_store_holds_the_scaled_canvas(store, scans):
-    assert all(side % 8 == 0 for side in store.canvas.shape[:2])
+def test_store_holds_the_scaled_box(store, scans):
+    assert all(side % 8 == 0 for side in store.box.shape[:2])
     for index in (0, 7):
         volume = store.scans[index].read()
         unit = np.clip(IntensityScale.of(volume.in_mask()).to_unit(volume.data), -1, 1)
-        expected = store.canvas.take(np.where(volume.mask, unit, -1), -1)
+        expected = store.box.crop(np.where(volume.mask, unit, -1), -1)
         np.testing.assert_allclose(store.image(index), expected, atol=5e-4)
         assert store.mask(index).sum() == volume.mask.sum()
         np.testing.assert_array_equal(store.areas[index],
@@ -58,17 +58,20 @@ def test_tissues_are_kept_where_they_are_wanted(scans, tmp_path):
         asked.append(volume)
         return three_levels(volume)
 
-    store = VolumeStore.build(cohort, tmp_path, tissues_in=found)
-    again = VolumeStore.build(cohort, tmp_path, tissues_in=found)
+    store = VolumeStore.build(cohort, tmp_path, segment=found)
+    again = VolumeStore.build(cohort, tmp_path, segment=found)
     assert store.has_tissues and again.has_tissues and len(asked) == 2
     for index, scan in enumerate(cohort):
         maps = three_levels(scan.read())
-        for share, name in zip(store.tissues(index), ("CSF", "GM", "WM")):
-            np.testing.assert_array_equal(share, 255 * store.canvas.take(maps[name]))
-    draw = SlabDraw(store, (0, 1), 1, 0, neighbours=1)
-    place = store.canvas.shape[2] - 1
-    np.testing.assert_array_equal(draw.shares(1, place)[:, 2], store.tissues(1)[..., place])
-    np.testing.assert_array_equal(draw.shares(1, place)[:, 0], store.tissues(1)[..., place - 1])
+        for tissue, name in zip(store._tissues[index].transpose(0, 2, 3, 1), ("CSF", "GM", "WM")):
+            np.testing.assert_array_equal(tissue, 255 * store.box.crop(maps[name]))
+    place = store.box.shape[2] - 1
+    np.testing.assert_array_equal(
+        store.slab_tissues(1, place, 1)[:, 2], store._tissues[1][:, place]
+    )
+    np.testing.assert_array_equal(
+        store.slab_tissues(1, place, 1)[:, 0], store._tissues[1][:, place - 1]
+    )
 
 
 def test_other_grids_and_constant_scans_are_refused(scans, tmp_path):
@@ -87,17 +90,17 @@ def test_other_grids_and_constant_scans_are_refused(scans, tmp_path):
 
 def test_sites_are_drawn_evenly_and_people_not_twice(scans):
     rng = np.random.default_rng(0)
-    drawn = [i for _ in range(300) for i in draw_scans(rng, scans, 2)]
-    counts = Counter(scans[i].site for i in drawn)  # 6 people at A, 2 at B
+    drawn = [i for _ in range(300) for i in sample_scans(rng, scans, 2)]
+    counts = Counter(scans[i].site for i in drawn)  # 6 subjects at A, 2 at B
     assert counts["A"] == counts["B"] == 300
-    many = draw_scans(rng, scans, 50, distinct=True)
+    many = sample_scans(rng, scans, 50, distinct=True)
     assert sorted(many) == list(range(8))
 
 
 def test_slabs_are_the_stores_and_pure(store):
-    draw = SlabDraw(store, (0, 1, 7), 4, seed=3, neighbours=1)
+    draw = SlabSampler(store, (0, 1, 7), 4, seed=3, neighbors=1)
     one, two = draw(5), draw(5)
-    assert one["image"].shape == (4, 3, *store.canvas.shape[:2])
+    assert one["image"].shape == (4, 3, *store.box.shape[:2])
     assert one["scan"] == two["scan"] and np.array_equal(one["image"], two["image"])
     assert set(one["scan"]) <= {0, 1, 7}
     for n, (index, place) in enumerate(zip(one["scan"], one["place"])):
@@ -106,19 +109,19 @@ def test_slabs_are_the_stores_and_pure(store):
     assert any(draw(5)["place"] != draw(6)["place"] or draw(5, 0)["place"] != draw(5, r)["place"]
                for r in (1, 2))
     assert not np.array_equal(draw(5, 0)["image"], draw(5, 1)["image"])
-    middle = SlabDraw(store, (0,), 1, 3, middle=1)
-    good = SlabDraw(store, (0,), 1, 3).slices(0)
+    middle = SlabSampler(store, (0,), 1, 3, max_offset=1)
+    good = SlabSampler(store, (0,), 1, 3).slices(0)
     assert len(middle.slices(0)) == 2 and set(middle.slices(0)) < set(good)
 
 
 def test_slabs_at_the_end_repeat_the_last_slice(store):
-    image, _ = SlabDraw(store, (0,), 1, 3, neighbours=2).slab(0, store.canvas.shape[2] - 1)
+    image, _ = store.slab(0, store.box.shape[2] - 1, 2)
     np.testing.assert_array_equal(image[2], image[4])
 
 
 def test_patches_are_the_stores_and_reach_all_of_the_brain(store):
-    draw = PatchDraw(store, (2,), 3, seed=1, patch=(8, 8, 4))
-    seen = np.zeros(store.canvas.shape, bool)
+    draw = PatchSampler(store, (2,), 3, seed=1, patch=(8, 8, 4))
+    seen = np.zeros(store.box.shape, bool)
     for step in range(60):
         batch = draw(step)
         for n, corner in enumerate(batch["corner"]):

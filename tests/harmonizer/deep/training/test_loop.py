@@ -1,4 +1,4 @@
-"""The loop: resumed is uninterrupted, players do not touch each other, what is strange is named."""
+"""The loop: resumed is uninterrupted, optimizer groups do not touch each other."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from harmonizer.deep.training.checkpoint import read_checkpoint
 from harmonizer.deep.training.loop import CHECKPOINT, step_seed, train
-from harmonizer.deep.training.settings import Pace, Resources
-from harmonizer.deep.training.task import Game, Player
+from harmonizer.deep.training.settings import Resources, TrainingSchedule
+from harmonizer.deep.training.task import OptimizerGroup, TrainingTask
 from harmonizer.errors import InternalError, UnavailableError, UsageError
 
 
-class Duel(Game):
+class Duel(TrainingTask):
     """A generator and a critic of one linear layer each; noise in the loss, dropout in the net."""
 
     def __init__(self, poison: int | None = None, errors: list[float] | None = None) -> None:
@@ -22,12 +22,13 @@ class Duel(Game):
         self.networks = {
             "generator": torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5)),
             "critic": torch.nn.Linear(3, 1)}
-        self.identity = {"game": "duel"}
+        self.identity = {"task": "duel"}
         self.poison, self.errors = poison, errors
 
-    def players(self):
-        return (Player("critic", ("critic",), self.critic, 1e-2),
-                Player("generator", ("generator",), self.generator, 1e-2, every=2, offset=1))
+    def optimizer_groups(self):
+        return (OptimizerGroup("critic", ("critic",), self.critic, 1e-2),
+                OptimizerGroup("generator", ("generator",), self.generator, 1e-2, every=2,
+                               offset=1))
 
     def batch(self, step, rank):
         return {"x": torch.full((4, 3), float(step + 10 * rank)).cos(), "step": step}
@@ -41,19 +42,19 @@ class Duel(Game):
         loss = -self.networks["critic"](self.networks["generator"](batch["x"])).mean()
         return {"fool": loss * (float("nan") if batch["step"] == self.poison else 1.0)}
 
-    def score(self):
-        return {} if self.errors is None else {"error": self.errors.pop(0), "null": 1.0}
+    def validate(self):
+        return {} if self.errors is None else {"error": self.errors.pop(0), "baseline_error": 1.0}
 
 
 FP32 = Resources(precision="fp32")
 
 
 def test_resumed_is_uninterrupted(tmp_path):
-    whole = train(Duel(), Pace(9, log_every=2, save_every=4), FP32, tmp_path / "a", 1)
-    train(Duel(), Pace(5, log_every=2, save_every=4), FP32, tmp_path / "b", 1)
+    whole = train(Duel(), TrainingSchedule(9, log_every=2, save_every=4), FP32, tmp_path / "a", 1)
+    train(Duel(), TrainingSchedule(5, log_every=2, save_every=4), FP32, tmp_path / "b", 1)
     torch.manual_seed(99)  # a new process
-    rest = train(Duel(), Pace(9, log_every=2, save_every=4), FP32, tmp_path / "b", 1)
-    assert rest.steps == whole.steps == 9 and rest.why == "steps"
+    rest = train(Duel(), TrainingSchedule(9, log_every=2, save_every=4), FP32, tmp_path / "b", 1)
+    assert rest.steps == whole.steps == 9 and rest.stop_reason == "steps"
     for name, weight in whole.weights.items():
         torch.testing.assert_close(rest.weights[name], weight, rtol=0, atol=0)
     a, b = (read_checkpoint(tmp_path / run / CHECKPOINT)[0] for run in "ab")
@@ -61,16 +62,16 @@ def test_resumed_is_uninterrupted(tmp_path):
     assert any(k.startswith("opt.generator.") for k in a)
 
 
-def test_each_player_changes_its_own_networks_at_its_own_turn(tmp_path):
+def test_each_group_changes_its_own_networks_at_its_own_turn(tmp_path):
     before = Duel().networks["generator"][0].weight.detach().clone()
-    game = Duel()
-    train(game, Pace(1), FP32, tmp_path, 1)  # step 0: the critic's alone
-    torch.testing.assert_close(game.networks["generator"][0].weight, before, rtol=0, atol=0)
-    critic = game.networks["critic"].weight.detach().clone()
+    task = Duel()
+    train(task, TrainingSchedule(1), FP32, tmp_path, 1)  # step 0: the critic's alone
+    torch.testing.assert_close(task.networks["generator"][0].weight, before, rtol=0, atol=0)
+    critic = task.networks["critic"].weight.detach().clone()
     assert not torch.equal(critic, Duel().networks["critic"].weight)
-    game = Duel()
-    train(game, Pace(2), FP32, tmp_path / "two", 1)
-    assert not torch.equal(game.networks["generator"][0].weight, before)
+    task = Duel()
+    train(task, TrainingSchedule(2), FP32, tmp_path / "two", 1)
+    assert not torch.equal(task.networks["generator"][0].weight, before)
 
 
 def test_average_is_the_warmed_up_ema(tmp_path):
@@ -81,9 +82,9 @@ def test_average_is_the_warmed_up_ema(tmp_path):
             weights.append(self.networks["critic"].weight.detach().clone())
             return super().batch(step, rank)
 
-    game = Watched()
-    outcome = train(game, Pace(3, ema=0.2), FP32, tmp_path, 1)
-    weights.append(game.networks["critic"].weight.detach())
+    task = Watched()
+    outcome = train(task, TrainingSchedule(3, ema=0.2), FP32, tmp_path, 1)
+    weights.append(task.networks["critic"].weight.detach())
     average = weights[0]
     for step, weight in enumerate(weights[1:], 1):
         decay = min(0.2, (1 + step) / (10 + step))
@@ -93,27 +94,27 @@ def test_average_is_the_warmed_up_ema(tmp_path):
 
 def test_a_term_that_is_not_finite_is_named_and_the_checkpoint_is_sound(tmp_path):
     with pytest.raises(InternalError, match="generator/fool became nan at step 3"):
-        train(Duel(poison=3), Pace(9, save_every=2), FP32, tmp_path, 1)
+        train(Duel(poison=3), TrainingSchedule(9, save_every=2), FP32, tmp_path, 1)
     _, facts = read_checkpoint(tmp_path / CHECKPOINT)
     assert facts["step"] == 2
 
 
 def test_patience_keeps_the_best_average(tmp_path):
     errors = [0.5, 0.3, 0.4, 0.35, 0.1]
-    pace = Pace(50, validate_every=2, patience=2, log_every=1)
-    outcome = train(Duel(errors=errors), pace, FP32, tmp_path, 1)
-    assert (outcome.why, outcome.steps, outcome.best) == ("patience", 8, 4)
-    assert outcome.numbers == {"error": 0.3, "null": 1.0}
-    best = train(Duel(), Pace(4), FP32, tmp_path / "plain", 1)
+    schedule = TrainingSchedule(50, validate_every=2, patience=2, log_every=1)
+    outcome = train(Duel(errors=errors), schedule, FP32, tmp_path, 1)
+    assert (outcome.stop_reason, outcome.steps, outcome.best_step) == ("patience", 8, 4)
+    assert outcome.metrics == {"error": 0.3, "baseline_error": 1.0}
+    best = train(Duel(), TrainingSchedule(4), FP32, tmp_path / "plain", 1)
     torch.testing.assert_close(outcome.weights["critic.weight"], best.weights["critic.weight"])
     rows = (tmp_path / "history.tsv").read_text().splitlines()
     assert rows[0].split("\t")[:2] == ["step", "minutes"] and len(rows) == 9
-    assert {"critic/real", "generator/fool", "error", "null"} <= set(rows[0].split("\t"))
+    assert {"critic/real", "generator/fool", "error", "baseline_error"} <= set(rows[0].split("\t"))
 
 
 def test_time_ends_it_with_a_checkpoint(tmp_path):
-    outcome = train(Duel(), Pace(10 ** 9), Resources(max_minutes=0.002), tmp_path, 1)
-    assert outcome.why == "time" and 0 < outcome.steps < 10 ** 6
+    outcome = train(Duel(), TrainingSchedule(10 ** 9), Resources(max_minutes=0.002), tmp_path, 1)
+    assert outcome.stop_reason == "time" and 0 < outcome.steps < 10 ** 6
     assert read_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == outcome.steps
 
 
@@ -128,28 +129,28 @@ def test_sigterm_saves_and_stops(tmp_path):
             return super().batch(step, rank)
 
     before = signal.getsignal(signal.SIGTERM)
-    outcome = train(Preempted(), Pace(100), FP32, tmp_path, 1)
-    assert (outcome.why, outcome.steps) == ("signal", 4)
+    outcome = train(Preempted(), TrainingSchedule(100), FP32, tmp_path, 1)
+    assert (outcome.stop_reason, outcome.steps) == ("signal", 4)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_checkpoints_of_others_and_broken_ones_are_refused(tmp_path):
-    train(Duel(), Pace(2), FP32, tmp_path, 1)
+    train(Duel(), TrainingSchedule(2), FP32, tmp_path, 1)
     other = Duel()
-    other.identity = {"game": "chess"}
+    other.identity = {"task": "chess"}
     with pytest.raises(UsageError, match="is of another training"):
-        train(other, Pace(4), FP32, tmp_path, 1)
+        train(other, TrainingSchedule(4), FP32, tmp_path, 1)
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
-    with pytest.raises(UnavailableError, match="is not a checkpoint of ours"):
-        train(Duel(), Pace(4), FP32, tmp_path, 1)
+    with pytest.raises(UnavailableError, match="expected a training checkpoint"):
+        train(Duel(), TrainingSchedule(4), FP32, tmp_path, 1)
 
 
 def test_torchs_generator_is_left_as_it_was(tmp_path):
-    game = Duel()
+    task = Duel()
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    train(game, Pace(2), FP32, tmp_path, 1)
+    train(task, TrainingSchedule(2), FP32, tmp_path, 1)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -161,7 +162,7 @@ def test_step_seeds_differ_and_are_known():
 
 def test_progress_and_bf16(tmp_path):
     seen = []
-    outcome = train(Duel(), Pace(3), Resources(precision="bf16"), tmp_path, 1,
+    outcome = train(Duel(), TrainingSchedule(3), Resources(precision="bf16"), tmp_path, 1,
                     progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert outcome.weights["critic.weight"].dtype == torch.float32
@@ -182,6 +183,6 @@ def test_two_processes_end_with_the_same_weights():
     assert answer.returncode == 0, answer.stderr[-3000:]
     assert "same weights: True, data of both: True" in answer.stdout
     assert "ended by signal" in answer.stdout
-    assert "train: 100%" in answer.stderr
+    assert "train: 4 of 4 steps" in answer.stderr
     assert "2 x cpu, 4 steps, finite: True" in answer.stdout
     assert "found by one that was started" in answer.stdout

@@ -1,4 +1,4 @@
-"""Run by test_loop.py: a small game, then a method's fit, in two processes over gloo."""
+"""Run by test_loop.py: a small task, then a method's fit, in two processes over gloo."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.deep.training.loop import train  # noqa: E402
 from harmonizer.deep.training.processes import launch  # noqa: E402
-from harmonizer.deep.training.settings import Pace, Resources  # noqa: E402
-from harmonizer.deep.training.task import Game, Player  # noqa: E402
+from harmonizer.deep.training.settings import Resources, TrainingSchedule  # noqa: E402
+from harmonizer.deep.training.task import OptimizerGroup, TrainingTask  # noqa: E402
 from harmonizer.errors import InputError  # noqa: E402
 from harmonizer.methods import registry  # noqa: E402
 from tests.contract.brains import scan_of  # noqa: E402
 
 
-class Mean(Game):
+class Mean(TrainingTask):
     """One number that is drawn to each process' own data: it ends between them."""
 
     def __init__(self) -> None:
@@ -32,33 +32,35 @@ class Mean(Game):
         torch.nn.init.zeros_(self.networks["line"].weight)
         self.identity = {}
 
-    def players(self):
-        return (Player("line", ("line",), self.loss, 0.1),)
+    def optimizer_groups(self):
+        return (OptimizerGroup("line", ("line",), self.loss, 0.1),)
 
     def batch(self, step, rank):
-        return {"goal": torch.tensor(1.0 + 2 * rank)}
+        return {"target": torch.tensor(1.0 + 2 * rank)}
 
     def loss(self, batch):
-        return {"square": (self.networks["line"](torch.ones(1, 1)) - batch["goal"]).square().sum()}
+        return {
+            "square": (self.networks["line"](torch.ones(1, 1)) - batch["target"]).square().sum()
+        }
 
 
-def games(ranks, folder):
-    """What the first process says; then an error of all of them, found where they work."""
-    one, two = weights(ranks, folder / "whole")
-    why = preempted(ranks, folder / "preempted")
-    if ranks.first:
+def all_tasks(distributed, folder):
+    """Print what the first process finds; then an error of all of them, found where they work."""
+    one, two = weights(distributed, folder / "whole")
+    reason = preempted(distributed, folder / "preempted")
+    if distributed.is_first:
         print(f"same weights: {one == two}, data of both: {abs(one - 2) < 0.1}", one, two)
-        print("ended by", why, flush=True)
+        print("ended by", reason, flush=True)
     raise InputError("found by one that was started")
 
 
-def weights(ranks, folder):
+def weights(distributed, folder):
     """The weight of each process after training."""
-    game = Mean()
-    train(game, Pace(120, save_every=1000), Resources(precision="fp32", threads=1),
-          folder, 1, ranks=ranks)
-    mine = game.networks["line"].weight.detach().reshape(1)
-    gathered = [torch.zeros(1) for _ in range(ranks.size)]
+    task = Mean()
+    train(task, TrainingSchedule(120, save_every=1000), Resources(precision="fp32", threads=1),
+          folder, 1, distributed=distributed)
+    mine = task.networks["line"].weight.detach().reshape(1)
+    gathered = [torch.zeros(1) for _ in range(distributed.size)]
     torch.distributed.all_gather(gathered, mine)
     return [float(g) for g in gathered]
 
@@ -72,9 +74,9 @@ class Preempted(Mean):
         return super().batch(step, rank)
 
 
-def preempted(ranks, folder):
-    return train(Preempted(), Pace(10 ** 6), Resources(precision="fp32"), folder, seed=1,
-                 ranks=ranks).why
+def preempted(distributed, folder):
+    return train(Preempted(), TrainingSchedule(10 ** 6), Resources(precision="fp32"), folder, 1,
+                 distributed=distributed).stop_reason
 
 
 def fitted(cohort, devices):
@@ -88,11 +90,11 @@ def fitted(cohort, devices):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         try:
-            launch(games, Resources(devices=2), Path(name))
+            launch(all_tasks, Resources(devices=2), Path(name))
         except InputError as error:
             print(error)
         cohort = Cohort(tuple(scan_of(Path(name), p, "A" if p < 3 else "B") for p in range(6)))
         backend = fitted(cohort, 2)
         made = backend.harmonize(cohort.scans[5].read(), backend.target("A"))
-        print(f"{backend.training_['Device']}, {backend.training_['Steps']} steps, finite: "
+        print(f"{backend.training_.device}, {backend.training_.steps} steps, finite: "
               f"{np.isfinite(made.data).all()}")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harmonizer.methods.learned.patch_diffusion.anatomy_prior import AnatomyPrior, coarse, places
+from harmonizer.methods.learned.patch_diffusion.anatomy_prior import (
+    AnatomyPrior,
+    coordinate_maps,
+    resize,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +59,27 @@ def test_shares_are_the_two_maps():
     image = np.broadcast_to((i**2)[:, None, None], (30, 9, 9)) + 1
     mask = np.ones(image.shape, bool)
     middle = np.s_[8:22, 4, 4]
-    gradient = AnatomyPrior(share=1.0)(image, mask)[middle]
-    fine = AnatomyPrior(share=0.0, sigma=1.0)(image, mask)[middle]
+    gradient = AnatomyPrior(gradient_fraction=1.0)(image, mask)[middle]
+    fine = AnatomyPrior(gradient_fraction=0.0, sigma=1.0)(image, mask)[middle]
     np.testing.assert_allclose(np.diff(gradient), np.diff(gradient).mean(), rtol=1e-3)
     assert np.diff(gradient).mean() > 0.03
     assert np.ptp(fine) < 0.01
 
 
-def test_bad_shares_are_refused():
-    with pytest.raises(ValueError, match=r"share lies in \[0, 1\] and sigma above 0"):
-        AnatomyPrior(share=1.5)
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="gradient_fraction and sigma: expected a number in"):
+        AnatomyPrior(gradient_fraction=1.5)
 
 
 def test_half_size_is_the_mean_of_eight():
     a = np.random.default_rng(1).normal(size=(8, 6, 10)).astype(np.float32)
     mean = a.reshape(4, 2, 3, 2, 5, 2).mean(axis=(1, 3, 5))
-    np.testing.assert_allclose(coarse(a, (4, 3, 5)), mean, atol=1e-6)
-    assert coarse(a, (5, 6, 7)).shape == (5, 6, 7)
+    np.testing.assert_allclose(resize(a, (4, 3, 5)), mean, atol=1e-6)
+    assert resize(a, (5, 6, 7)).shape == (5, 6, 7)
 
 
-def test_places_are_centres_of_voxels():
-    at = places((4, 2, 5))
+def test_places_are_centers_of_voxels():
+    at = coordinate_maps((4, 2, 5))
     assert at.shape == (3, 4, 2, 5)
     np.testing.assert_allclose(at[0, :, 0, 0], [-0.75, -0.25, 0.25, 0.75])
     np.testing.assert_allclose(at[1, 0, :, 0], [-0.5, 0.5])

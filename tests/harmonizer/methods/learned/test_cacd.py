@@ -11,14 +11,11 @@ import torch
 from harmonizer.cohort import Cohort
 from harmonizer.deep.training.data import VolumeStore
 from harmonizer.deep.training.loop import train
-from harmonizer.deep.training.settings import Pace, Resources
+from harmonizer.deep.training.settings import Resources, TrainingSchedule
 from harmonizer.errors import UsageError
-from harmonizer.methods.learned.cacd.backend import (
-    Cacd,
-    CacdConfig,
-    _smooth_along_slices,
-    _smooth_where,
-)
+from harmonizer.methods.learned.cacd.backend import Cacd
+from harmonizer.methods.learned.cacd.config import CacdConfig
+from harmonizer.methods.learned.cacd.model import smooth_across_slices, smooth_vectors
 from tests.contract.brains import at_site_b, brain_of, scan_of
 
 
@@ -28,31 +25,33 @@ def tiny(**values) -> Cacd:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Cohort:
-    """Six people at A, six others at B: one of each is held out."""
+    """Six subjects at A, six others at B: one of each is held out."""
     folder = tmp_path_factory.mktemp("cohort")
     return Cohort(tuple(scan_of(folder, p, "A" if p < 6 else "B") for p in range(12)))
 
 
 @pytest.fixture(scope="module")
 def trained(cohort) -> Cacd:
-    return tiny(steps=60, validate_every=30, log_every=30, held_out=0.2).fit(cohort, seed=1)
+    return tiny(steps=60, validate_every=30, log_every=30, validation_fraction=0.2).fit(
+        cohort, seed=1
+    )
 
 
 def test_the_papers_preset_is_the_papers(tmp_path):
-    """methods.md 1.2 to 1.7."""
+    """The values of the paper."""
     config = Cacd.config_from({"preset": "paper"})
     assert (config.subjects, config.views, config.contrast, config.anatomy) == (9, 9, 256, 256)
-    assert (config.times, config.schedule, config.prediction) == (1000, "linear", "eps")
-    assert (config.tau, config.weight_contrast, config.weight_anatomy) == (0.07, 0.5, 0.5)
+    assert (config.timesteps, config.prediction) == (1000, "eps")
+    assert (config.temperature, config.contrast_weight, config.anatomy_weight) == (0.07, 0.5, 0.5)
     assert (config.learning_rate, config.clip, config.ema, config.steps) == (1e-4, 1, .999, 2500000)
-    assert (config.middle, config.sampling_steps, config.strength) == (10, 20, 1.0)
+    assert (config.max_offset, config.sampling_steps, config.strength) == (10, 20, 1.0)
     assert config.clip_inversion and config.clip_sampling
-    assert not (config.style_shift or config.masked_pool or config.residual or config.corrections)
-    assert config.start == "none" and config.target_mean == "plain"
+    assert not (config.masked_pool or config.residual or config.corrections)
+    assert config.baseline == "none"
     backend = Cacd(config)
-    assert backend.multiple == (16, 16, 1)
+    assert backend.model_.multiple == (16, 16, 1)
     with torch.device("meta"):
-        networks = backend._build()
+        networks = backend.model_.build_networks()
     sizes = {k: sum(p.numel() for p in n.parameters()) / 1e6 for k, n in networks.items()}
     assert sizes == pytest.approx({"denoiser": 20.3, "encoder": 9.2}, abs=0.05)
 
@@ -62,66 +61,65 @@ def test_presets_and_options():
     assert Cacd.config_from({"preset": "tiny", "steps": 7}).steps == 7
     with pytest.raises(UsageError, match="no preset 'huge'.*Known: paper, small, tiny"):
         Cacd.config_from({"preset": "huge"})
-    with pytest.raises(UsageError, match="prediction must be one of"):
+    with pytest.raises(UsageError, match="prediction: expected one of"):
         Cacd.config_from({"prediction": "noise"})
-    with pytest.raises(UsageError, match="strength lies in"):
+    with pytest.raises(UsageError, match="strength: expected a number in"):
         Cacd.config_from({"strength": 0})
-    with pytest.raises(UsageError, match="start 'cacd' is not a method without training"):
-        Cacd(CacdConfig(start="cacd"))
+    with pytest.raises(UsageError, match="baseline 'cacd' is not a training-free method"):
+        Cacd(CacdConfig(baseline="cacd"))
 
 
 def test_the_condition_is_contrast_first(trained):
-    """methods.md 7: swapped halves are another condition."""
+    """Swapped halves are another condition."""
     contrast, anatomy = np.arange(8.0), np.arange(100.0, 116).reshape(2, 8)
-    condition = trained._condition(contrast, anatomy).numpy()
+    condition = trained.model_.condition(contrast, anatomy).numpy()
     np.testing.assert_array_equal(condition[:, :8], [contrast, contrast])
     np.testing.assert_array_equal(condition[:, 8:], anatomy)
     x = torch.rand(2, 1, 24, 24) * 2 - 1
     swapped = torch.from_numpy(np.concatenate([condition[:, 8:], condition[:, :8]], 1)).float()
     t = torch.tensor([10, 10])
-    network = trained.networks_["denoiser"]
+    network = trained.model_.networks["denoiser"]
     assert not torch.allclose(network(x, t, torch.from_numpy(condition)), network(x, t, swapped))
 
 
-def slices_of(backend: Cacd, person: int) -> tuple[torch.Tensor, torch.Tensor]:
-    shown = backend._shown(brain_of(person))
-    unit, mask = shown.unit, shown.mask
-    contrast, anatomy = backend._vectors(unit, mask)
-    at, x, _ = next(backend._slices(unit, mask))
-    return x, backend._condition(contrast, anatomy[at])
+def slices_of(backend: Cacd, subject: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scan, model = backend.inference.network_input(brain_of(subject)), backend.model_
+    contrast, anatomy = model.vectors(scan, model.options)
+    at, x, _ = next(model.slices(scan, model.options))
+    return x, model.condition(contrast, anatomy[at])
 
 
 def test_the_same_condition_in_and_out_returns_the_slice(trained):
     """40 dB or better without clipping; clipping loses it; with `residual` it is exact."""
     x, own = slices_of(trained, 40)
     exact = tiny(sampling_steps=10, corrections=2, residual=False)
-    exact.networks_ = trained.networks_
-    error = float(exact.swap(x, own, own).square().mean().sqrt())
+    exact.model_.networks = trained.model_.networks
+    error = float(exact.model_.swap(x, own, own).square().mean().sqrt())
     assert 40 < 20 * np.log10(2 / error) < 120
     clipped = tiny(sampling_steps=10, residual=False, clip_inversion=True, clip_sampling=True,
                    strength=1.0, corrections=0)
-    clipped.networks_ = trained.networks_
-    assert float(clipped.swap(x, own, own).square().mean().sqrt()) > 2 * error
-    assert not trained.swap(x, own, own).any()
+    clipped.model_.networks = trained.model_.networks
+    assert float(clipped.model_.swap(x, own, own).square().mean().sqrt()) > 2 * error
+    assert not trained.model_.swap(x, own, own).any()
 
 
 def test_another_contrast_changes_the_slice(trained):
     x, own = slices_of(trained, 40)
     other = own.clone()
     other[:, :8] += 3
-    assert float(trained.swap(x, own, other).abs().mean()) > 1e-4
+    assert float(trained.model_.swap(x, own, other).abs().mean()) > 1e-4
 
 
 def test_every_parameter_learns(cohort, tmp_path):
-    store = VolumeStore.build(cohort, tmp_path / "store", tiny().multiple)
+    store = VolumeStore.build(cohort, tmp_path / "store", tiny().model_.multiple)
     backend = tiny(dropout=0.1)
-    backend.networks_ = backend._build()
+    backend.model_.networks = backend.model_.build_networks()
     before = {n: {k: p.detach().clone() for k, p in net.named_parameters()}
-              for n, net in backend.networks_.items()}
-    game = backend._game(store, tuple(range(12)), 1)
-    game.identity = {}
-    train(game, Pace(6), Resources(precision="fp32"), tmp_path, 1)
-    for name, network in backend.networks_.items():
+              for n, net in backend.model_.networks.items()}
+    task = backend.model_.training_task(store, tuple(range(12)), 1)
+    task.identity = {}
+    train(task, TrainingSchedule(6), Resources(precision="fp32"), tmp_path, 1)
+    for name, network in backend.model_.networks.items():
         still = [k for k, p in network.named_parameters() if torch.equal(p, before[name][k])]
         assert not still, f"{name} does not learn {still}"
 
@@ -129,30 +127,28 @@ def test_every_parameter_learns(cohort, tmp_path):
 def test_views_are_shared_by_the_whole_batch(cohort, tmp_path):
     """Two subjects that are the same slice look alike under every view, and views differ."""
     backend = tiny(subjects=3, views=2)
-    backend.networks_ = backend._build()
-    store = VolumeStore.build(cohort, tmp_path, backend.multiple)
-    game = backend._game(store, tuple(range(12)), 1)
-    draw = game.draw
+    backend.model_.networks = backend.model_.build_networks()
+    store = VolumeStore.build(cohort, tmp_path, backend.model_.multiple)
+    task = backend.model_.training_task(store, tuple(range(12)), 1)
+    draw = task.sampler
 
     def same(step, rank=0):
         drawn = draw(step, rank)
         drawn["image"][1], drawn["mask"][1] = drawn["image"][0], drawn["mask"][0]
         return drawn
 
-    game.draw = same
-    x = game.batch(3, 0)["x"].reshape(3, 2, *store.canvas.shape[:2])
+    task.sampler = same
+    x = task.batch(3, 0)["x"].reshape(3, 2, *store.box.shape[:2])
     torch.testing.assert_close(x[0], x[1])
     assert not torch.allclose(x[0, 0], x[0, 1]) and not torch.allclose(x[0], x[2])
 
 
 def test_pool_is_the_plain_mean_and_tells_homogeneity():
     z = [{"contrast": np.array(v, np.float32)} for v in ([1, 0], [0, 3])]
-    plain = tiny()._pool(z)
+    plain = tiny().model_.pool(z)
     np.testing.assert_allclose(plain["contrast"], [0.5, 1.5])
     assert plain["homogeneity"][0] == pytest.approx(np.sqrt(0.5))
-    turned = tiny(target_mean="direction")._pool(z)
-    np.testing.assert_allclose(turned["contrast"], 2 * np.sqrt(0.5) * np.ones(2), rtol=1e-6)
-    assert tiny()._pool(z[:1] * 3)["homogeneity"][0] == pytest.approx(1)
+    assert tiny().model_.pool(z[:1] * 3)["homogeneity"][0] == pytest.approx(1)
 
 
 def test_slices_do_not_flicker(trained):
@@ -170,20 +166,20 @@ def test_slices_do_not_flicker(trained):
 def test_smoothing_across_slices_keeps_constants_and_ends():
     valid = np.array([False, True, True, True, False])
     vectors = np.array([[9.0], [2], [2], [2], [9]], np.float32)
-    np.testing.assert_allclose(_smooth_where(vectors, valid, 1.5)[valid], 2, rtol=1e-6)
-    assert _smooth_where(vectors, valid, 0) is vectors
+    np.testing.assert_allclose(smooth_vectors(vectors, valid, 1.5)[valid], 2, rtol=1e-6)
+    assert smooth_vectors(vectors, valid, 0) is vectors
     mask = np.zeros((2, 2, 6), bool)
     mask[:, :, 1:5] = True
     change = np.where(mask, 0.5, 99.0).astype(np.float32)
-    np.testing.assert_allclose(_smooth_along_slices(change, mask, 2)[mask], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(smooth_across_slices(change, mask, 2)[mask], 0.5, rtol=1e-5)
 
 
-def test_the_held_out_error_stands_beside_the_nulls(trained, tmp_path):
+def test_the_error_is_reported_with_the_baselines(trained, tmp_path):
     facts = trained.training_
-    assert facts["HeldOut"] == 2 and facts["Steps"] == 60
-    assert 0 < facts["Error"] < 1 and 0 < facts["Null"] < 1
+    assert facts.validation_scans == 2 and facts.steps == 60
+    assert 0 < facts.error < 1 and 0 < facts.baseline_error < 1
     card = (trained.save(tmp_path) / "card.md").read_text()
-    assert f"{facts['Error']:.4f} of the intensity range; histogram_matching alone" in card
+    assert f"{facts.error:.4f} of the intensity range; histogram_matching alone" in card
     history = (tmp_path / "history.tsv").read_text().splitlines()
     assert history[0].startswith("step\tminutes\tcacd/denoise") and len(history) == 3
 
@@ -197,7 +193,7 @@ def test_a_fit_goes_on_where_it_stopped(cohort, tmp_path):
     rest = tiny(**quick)
     rest.resources = Resources(folder=tmp_path)
     rest.fit(cohort, seed=2)
-    assert rest.training_["Steps"] == 6
+    assert rest.training_.steps == 6
     for name, value in whole._state().items():
         np.testing.assert_array_equal(rest._state()[name], value, err_msg=name)
     other = tiny(**quick, subjects=3)
@@ -206,22 +202,25 @@ def test_a_fit_goes_on_where_it_stopped(cohort, tmp_path):
         other.fit(cohort, seed=2)
 
 
-def test_an_untrained_network_is_the_null(cohort):
+def test_an_untrained_network_is_the_baseline(cohort):
     from harmonizer.methods.statistical.histogram_matching import HistogramMatching
 
-    null = HistogramMatching().fit(cohort)
+    baseline = HistogramMatching().fit(cohort)
     blank = tiny(steps=0, validate_every=0).fit(cohort, seed=1)
     volume = at_site_b(brain_of(42))
-    np.testing.assert_allclose(blank.harmonize(volume, blank.target("A")).in_mask(),
-                               null.harmonize(volume, null.target("A")).in_mask(), rtol=1e-5)
+    np.testing.assert_allclose(
+        blank.harmonize(volume, blank.target("A")).in_mask(),
+        baseline.harmonize(volume, baseline.target("A")).in_mask(),
+        rtol=1e-5,
+    )
 
 
 def test_config_is_kept_in_the_model(trained, tmp_path):
     loaded = Cacd.load(trained.save(tmp_path))
     assert dataclasses.asdict(loaded.config) == dataclasses.asdict(trained.config)
-    told = [model.describe_target(model.target("A")) for model in (loaded, trained)]
-    assert told[0] == told[1] and 0.5 < told[0]["TargetHomogeneity"] <= 1
-    assert "alike" in trained.training_facts()[-1] and "A 0." in trained.training_facts()[-1]
+    facts = [model.describe_target(model.target("A")) for model in (loaded, trained)]
+    assert facts[0] == facts[1] and 0.5 < facts[0]["TargetHomogeneity"] <= 1
+    assert "Homogeneity" in trained.training_facts()[-1] and "A 0." in trained.training_facts()[-1]
 
 
 def test_after_the_memory_ended_a_quarter_of_the_slices_goes_at_once(trained):
@@ -233,7 +232,7 @@ def test_after_the_memory_ended_a_quarter_of_the_slices_goes_at_once(trained):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     usual = trained.harmonize(brain, trained.target("A"))
-    hook = trained.networks_["encoder"].register_forward_pre_hook(limited)
+    hook = trained.model_.networks["encoder"].register_forward_pre_hook(limited)
     try:
         after = trained.harmonize(brain, trained.target("A"))
     finally:

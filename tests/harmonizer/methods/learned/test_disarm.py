@@ -1,4 +1,4 @@
-"""DISARM: every player moves its own, every weight learns, one style that is no scanner's."""
+"""DISARM: every group moves its own, every weight learns, one style that is no scanner's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from harmonizer.cohort import Cohort
 from harmonizer.deep.augmentation.contrast import Gamma, View
 from harmonizer.deep.training.data import VolumeStore
 from harmonizer.deep.training.loop import train
-from harmonizer.deep.training.settings import Pace, Resources
-from harmonizer.deep.training.stability import Watch
+from harmonizer.deep.training.settings import Resources, TrainingSchedule
+from harmonizer.deep.training.stability import StabilityMonitor
 from harmonizer.errors import InputError, InternalError, UsageError
-from harmonizer.methods.learned.disarm.backend import Disarm, DisarmConfig, matched
+from harmonizer.methods.learned.disarm.backend import Disarm
+from harmonizer.methods.learned.disarm.config import DisarmConfig
+from harmonizer.methods.learned.disarm.training import match_patches
 from harmonizer.methods.target import Target
 from harmonizer.volume import Volume
 from tests.contract.brains import brain_of, scan_of
@@ -50,55 +52,57 @@ def fitted(cohort) -> Disarm:
 
 
 @pytest.fixture
-def game(cohort, tmp_path):
-    """A game past the zeros that networks start with."""
+def task(cohort, tmp_path):
+    """A task past the zeros that networks start with."""
     backend = Disarm(tiny(batch=3, learning_rate=1e-2, content_rate=1e-2))
-    backend.labels_ = ("A", "B")
+    backend.model_.sites = ("A", "B")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        backend.networks_ = backend._build()
-        for network in backend.networks_.values():
+        backend.model_.networks = backend.model_.build_networks()
+        for network in backend.model_.networks.values():
             for p in network.parameters():
                 torch.nn.init.normal_(p, std=0.2)
-        yield backend._game(VolumeStore.build(cohort, tmp_path, (2, 2, 2)), tuple(range(8)), 0)
+        yield backend.model_.training_task(
+            VolumeStore.build(cohort, tmp_path, (2, 2, 2)), tuple(range(8)), 0
+        )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_player_moves_its_own_networks_and_no_other(game, tmp_path, name):
+def test_a_group_moves_its_own_networks_and_no_other(task, tmp_path, name):
     before = {k: {n: p.clone() for n, p in net.named_parameters()}
-              for k, net in game.networks.items()}
-    game.players = lambda kind=type(game): tuple(
-        p for p in kind.players(game) if p.name == name)
-    train(game, Pace(steps=1), Resources(precision="fp32"), tmp_path / "run", 0)
-    moved = {k for k, net in game.networks.items()
+              for k, net in task.networks.items()}
+    task.optimizer_groups = lambda kind=type(task): tuple(
+        p for p in kind.optimizer_groups(task) if p.name == name)
+    train(task, TrainingSchedule(steps=1), Resources(precision="fp32"), tmp_path / "run", 0)
+    moved = {k for k, net in task.networks.items()
              if any(not torch.equal(p, before[k][n]) for n, p in net.named_parameters())}
     assert moved == NETWORKS[name]
 
 
-def test_every_weight_learns_from_some_player(game):
-    batch = game.batch(3, 0)
+def test_every_weight_learns_from_some_group(task):
+    batch = task.batch(3, 0)
     reached = set()
-    for player in game.players():
-        named = {f"{k}.{n}": p for k in player.networks
-                 for n, p in game.networks[k].named_parameters()}
-        total = sum(player.loss(batch).values())
+    for group in task.optimizer_groups():
+        named = {f"{k}.{n}": p for k in group.networks
+                 for n, p in task.networks[k].named_parameters()}
+        total = sum(group.loss(batch).values())
         for key, g in zip(named, torch.autograd.grad(total, list(named.values()),
                                                      allow_unused=True)):
             reached |= {key} if g is not None and g.abs().sum() > 0 else set()
-    assert reached == {f"{k}.{n}" for k, net in game.networks.items()
+    assert reached == {f"{k}.{n}" for k, net in task.networks.items()
                        for n, _ in net.named_parameters()}
 
 
-def test_no_label_is_seen_in_training_as_often_as_asked(game):
-    rows = [game.batch(step, 0) for step in range(40)]
-    for name in ("told", "aim"):
+def test_no_label_is_seen_in_training_as_often_as_asked(task):
+    rows = [task.batch(step, 0) for step in range(40)]
+    for name in ("conditioning", "random_label"):
         empty = torch.cat([b[name] for b in rows]).sum(1) == 0
-        assert empty.float().mean().item() == pytest.approx(game.config.drop_label, abs=0.15)
-    told, label = (torch.cat([b[name] for b in rows]) for name in ("told", "label"))
-    assert (label.sum(1) == 1).all() and ((told == label).all(1) | (told == 0).all(1)).all()
+        assert empty.float().mean().item() == pytest.approx(task.config.label_dropout, abs=0.15)
+    seen, label = (torch.cat([b[name] for b in rows]) for name in ("conditioning", "label"))
+    assert (label.sum(1) == 1).all() and ((seen == label).all(1) | (seen == 0).all(1)).all()
 
 
-def test_exchange_there_and_back_meets_its_own_style(game, monkeypatch):
+def test_exchange_there_and_back_meets_its_own_style(task, monkeypatch):
     """With codes that are the images' means, image i comes back with the style of image i."""
     def style(x, label, mask):
         mean = x.mean(dim=(2, 3, 4)).expand(-1, 4)
@@ -107,20 +111,20 @@ def test_exchange_there_and_back_meets_its_own_style(game, monkeypatch):
     def generated(code, style, label, mask):
         return style[:, :1, None, None, None].expand(-1, 1, 8, 8, 8)
 
-    monkeypatch.setattr(game, "_style", style)
-    monkeypatch.setattr(game, "_generated", generated)
+    monkeypatch.setattr(task, "sample_style", style)
+    monkeypatch.setattr(task, "generate", generated)
     x = torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1, 1, 1).expand(-1, -1, 8, 8, 8)
-    batch = {"x": x, "told": torch.eye(3), "mask": torch.ones_like(x)}
-    made, _, _ = game._exchanged(batch, x)
+    batch = {"x": x, "conditioning": torch.eye(3), "mask": torch.ones_like(x)}
+    made, _, _ = task.exchange(batch, x)
     torch.testing.assert_close(made, x.roll(1, 0))
-    torch.testing.assert_close(game._back(batch, made), x)
+    torch.testing.assert_close(task.exchange_back(batch, made), x)
 
 
-def test_what_is_simulated_is_matched_and_of_one_place(game, monkeypatch):
+def test_what_is_simulated_is_matched_and_of_one_place(task, monkeypatch):
     views = iter([View((Gamma(0.5),)), View((Gamma(-0.5),))] * 3)  # rising, as GIN need not be
-    monkeypatch.setattr("harmonizer.deep.augmentation.contrast.draw_view",
+    monkeypatch.setattr("harmonizer.methods.learned.disarm.training.draw_view",
                         lambda *args: next(views))
-    batch = game.batch(5, 0)
+    batch = task.batch(5, 0)
     for n in range(3):
         mask, other = batch["source_mask"][n] > 0, batch["other_mask"][n] > 0
         medians = [float(v.median()) for v in (batch["source"][n][mask], batch["other"][n][other])]
@@ -131,19 +135,26 @@ def test_what_is_simulated_is_matched_and_of_one_place(game, monkeypatch):
 
 
 def test_one_place_gets_one_code_whoever_scans_it(cohort):
-    """Of people, and by a scanner, that the training never saw."""
-    from harmonizer.deep.losses.disentangling import apart
+    """Of subjects, and by a scanner, that the training never saw."""
+    from harmonizer.deep.losses.disentangling import code_l1
 
     def between(weight: float) -> float:
-        backend = Disarm(tiny(steps=40, batch=4, validate_every=0, weight_same=weight)
+        backend = Disarm(tiny(steps=40, batch=4, validate_every=0, same_weight=weight)
                          ).fit(cohort, seed=0)
         found = []
-        for person in (50, 51):
-            shown = [backend._shown(v) for v in (brain_of(person), seen_by_b(brain_of(person)))]
+        for subject in (50, 51):
+            scan = [
+                backend.inference.network_input(v)
+                for v in (brain_of(subject), seen_by_b(brain_of(subject)))
+            ]
             with torch.no_grad():
-                codes = [backend.networks_["anatomy"].code(backend._tensor(s.unit[None, None]))
-                         for s in shown]
-            found.append(float(apart(*codes, backend._tensor(shown[0].mask[None, None]))))
+                codes = [
+                    backend.model_.networks["anatomy"].code(
+                        backend.model_.tensor(s.image[None, None])
+                    )
+                    for s in scan
+                ]
+            found.append(float(code_l1(*codes, backend.model_.tensor(scan[0].mask[None, None]))))
         return float(np.mean(found))
 
     assert between(5.0) < 0.8 * between(0.0)
@@ -153,8 +164,10 @@ def test_matching_to_oneself_changes_nothing():
     x = torch.randn(1, 1, 8, 8, 8)
     mask = (x > -1).float()
     inside = (mask > 0) & (x < 2) & (x > -0.9)
-    torch.testing.assert_close(matched(x, mask, x, mask)[inside], x[inside], rtol=0, atol=0.02)
-    torch.testing.assert_close(matched(x, mask * 0, x, mask), x)
+    torch.testing.assert_close(
+        match_patches(x, mask, x, mask)[inside], x[inside], rtol=0, atol=0.02
+    )
+    torch.testing.assert_close(match_patches(x, mask * 0, x, mask), x)
 
 
 def test_scanner_free_is_one_style_without_chance(fitted):
@@ -167,36 +180,37 @@ def test_scanner_free_is_one_style_without_chance(fitted):
 
 
 def test_scanner_free_brings_two_scans_of_one_person_together(tmp_path):
-    """Site A and a B of another curve, gain and sharpness; people in the fit at one of both."""
+    """Site A and a B of another curve, gain and sharpness; subjects in the fit at one of both."""
     from harmonizer.volume import write_volume
 
     scans = []
-    for person in range(8):
-        scan = scan_of(tmp_path, person, "A")
-        if person >= 4:
-            write_volume(scan.image, seen_by_b(brain_of(person)))
+    for subject in range(8):
+        scan = scan_of(tmp_path, subject, "A")
+        if subject >= 4:
+            write_volume(scan.image, seen_by_b(brain_of(subject)))
             scan = replace(scan, site="B")
         scans.append(scan)
     backend = Disarm(tiny(steps=30, batch=4, validate_every=0)).fit(Cohort(tuple(scans)), seed=0)
     target = backend.target("scanner-free")
 
-    def apart(one: Volume, two: Volume) -> float:
+    def difference(one: Volume, two: Volume) -> float:
         a, b = (v.in_mask() / np.median(v.in_mask()) for v in (one, two))
         return float(np.sqrt(np.mean((a - b) ** 2)))
 
     before, after = [], []
-    for person in (50, 51):
-        pair = brain_of(person), seen_by_b(brain_of(person))
-        before.append(apart(*pair))
-        after.append(apart(*(backend.harmonize(v, target) for v in pair)))
+    for subject in (50, 51):
+        pair = brain_of(subject), seen_by_b(brain_of(subject))
+        before.append(difference(*pair))
+        after.append(difference(*(backend.harmonize(v, target) for v in pair)))
     assert all(0 < b < 0.6 * a for a, b in zip(before, after)), (before, after)
 
 
 def test_a_site_is_the_mean_code_of_all_its_scans(fitted, cohort):
-    codes = [fitted._describe(fitted._shown(scan.read()))["code"] for scan in cohort.of_site("A")]
+    scans = [fitted.inference.network_input(scan.read()) for scan in cohort.of_site("A")]
+    codes = [fitted.model_.describe(scan, fitted.model_.options)["code"] for scan in scans]
     style = fitted.target("A").style
     np.testing.assert_allclose(style["code"], np.mean(codes, axis=0), atol=1e-5)
-    np.testing.assert_allclose(style["spread"], np.std(codes, axis=0), atol=1e-5)
+    np.testing.assert_allclose(style["std"], np.std(codes, axis=0), atol=1e-5)
 
 
 def test_labels_are_told_to_the_generator_where_asked(cohort):
@@ -209,14 +223,17 @@ def test_labels_are_told_to_the_generator_where_asked(cohort):
     assert backend.target("scanner-free").style["label"].tolist() == [0, 0]
 
 
+def change_of(backend: Disarm, scan, style) -> np.ndarray:
+    rng, model = np.random.default_rng(0), backend.model_
+    return model.predict_residual(scan, style, rng, model.options).change
+
+
 def test_the_own_style_changes_nothing_and_another_one_does(fitted):
-    shown = fitted._shown(brain_of(30))
-    unit, mask = shown.unit, shown.mask
-    own = fitted._code_of(unit, mask)
+    scan = fitted.inference.network_input(brain_of(30))
+    own = fitted.model_.scanner_code(scan.image, scan.mask)
     style = {"code": own, "label": np.zeros(2, np.float32)}
-    rng = np.random.default_rng(0)
-    np.testing.assert_allclose(fitted._change(shown, style, rng), 0, atol=1e-6)
-    assert np.abs(fitted._change(shown, {**style, "code": own + 3}, rng)).max() > 1e-6
+    np.testing.assert_allclose(change_of(fitted, scan, style), 0, atol=1e-6)
+    assert np.abs(change_of(fitted, scan, {**style, "code": own + 3})).max() > 1e-6
 
 
 @pytest.mark.parametrize("shape", [(9, 9, 5), (31, 20, 23)])
@@ -231,16 +248,26 @@ def test_any_size_of_volume_is_harmonized(fitted, shape):
 
 
 def test_the_papers_way_makes_the_image_anew(cohort):
-    backend = Disarm(tiny(residual=False, folded=False, patch=None, weight_simulated=0.0,
-                          weight_kept=0.0, inverse_content=True, start="none", validate_every=0))
+    backend = Disarm(
+        tiny(
+            residual=False,
+            unshuffle=False,
+            patch=None,
+            simulated_weight=0.0,
+            anatomy_weight=0.0,
+            inverse_content=True,
+            baseline="none",
+            validate_every=0,
+        )
+    )
     backend.fit(cohort, seed=0)
-    shown = backend._shown(brain_of(30))
-    unit = shown.unit
-    change = backend._change(shown, backend.target("A").style, np.random.default_rng(0))
+    scan = backend.inference.network_input(brain_of(30))
+    unit = scan.image
+    change = change_of(backend, scan, backend.target("A").style)
     style = backend.target("A").style
     with torch.no_grad():
-        code = backend.networks_["anatomy"].code(backend._tensor(unit[None, None]))
-        made = backend._made(code, style["code"], style["label"])[0, 0].numpy()
+        code = backend.model_.networks["anatomy"].code(backend.model_.tensor(unit[None, None]))
+        made = backend.model_.generate(code, style["code"], style["label"])[0, 0].numpy()
     np.testing.assert_allclose(unit + change, made, atol=1e-5)
 
 
@@ -254,7 +281,7 @@ def test_a_training_that_diverges_leaves_the_last_good_model(cohort, monkeypatch
         if len(calls) > after_step:
             raise InternalError("training diverged: lost.")
 
-    monkeypatch.setattr(Watch, "must_stay_learned", lost)
+    monkeypatch.setattr(StabilityMonitor, "check_divergence", lost)
     backend = Disarm(tiny(save_every=4, validate_every=0))
     if not after_step:  # nothing was saved yet
         with pytest.raises(InternalError, match="training diverged: lost"):
@@ -263,30 +290,30 @@ def test_a_training_that_diverges_leaves_the_last_good_model(cohort, monkeypatch
     with caplog.at_level(logging.WARNING, logger="harmonizer"):
         backend.fit(cohort)
     assert "diverged: lost. The best model before that is kept." in caplog.text
-    assert (backend.training_["Steps"], backend.training_["EndedBy"]) == (4, "divergence")
+    assert (backend.training_.steps, backend.training_.stop_reason) == (4, "divergence")
     assert backend.resources.folder is None and backend.resources.max_minutes is None
     assert np.isfinite(backend.harmonize(brain_of(30), backend.target("A")).data).all()
 
 
 @pytest.mark.parametrize("name, array", [
-    ("code", np.zeros(3)), ("label", np.full(2, np.nan)), ("start.percentiles", np.zeros(1)),
-    ("start.quantiles", np.zeros(4)),
+    ("code", np.zeros(3)), ("label", np.full(2, np.nan)), ("baseline.percentiles", np.zeros(1)),
+    ("baseline.quantiles", np.zeros(4)),
 ])
 def test_a_style_of_other_numbers_is_refused(fitted, name, array):
     good = fitted.target("A")
     bad = Target(good.kind, good.label, good.n_scans, good.backend, good.modality,
                  {**good.style, name: array})
-    with pytest.raises(InputError, match="its numbers are none of disarm"):
+    with pytest.raises(InputError, match="its numbers do not belong to disarm"):
         fitted.harmonize(brain_of(30), bad)
 
 
 @pytest.mark.parametrize("values, message", [
-    ({"patch": [7, 8, 8]}, "three even sides"), ({"patch": [8, 8]}, "tuple.int, int, int"),
+    ({"patch": [7, 8, 8]}, "expected three even sides"), ({"patch": [8, 8]}, "tuple.int, int, int"),
     ({"batch": 0}, "batch: expected 1 or more"),
-    ({"drop_label": 1.5}, r"drop_label lies in \[0, 1\]"),
+    ({"label_dropout": 1.5}, r"label_dropout: expected a number in \[0, 1\]"),
     ({"preset": "huge"}, "has no preset 'huge'"),
-    ({"region": "neck"}, "region must be one of"),
-    ({"region": "head", "start": "tissue_matching"}, "other tissues than brains"),
+    ({"region": "neck"}, "region: expected one of"),
+    ({"region": "head", "baseline": "tissue_matching"}, "other tissues than brains"),
 ])
 def test_settings_that_cannot_be_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
@@ -295,17 +322,17 @@ def test_settings_that_cannot_be_are_refused(values, message):
 
 def test_whole_heads_start_without_tissues():
     head = Disarm.config_from({"region": "head"})
-    assert (head.start, Disarm(head).region) == ("histogram_matching", "head")
-    assert Disarm.config_from({"region": "head", "preset": "paper"}).start == "none"
-    assert Disarm.config_from({"region": "head", "start": "moment_matching"}).start == \
+    assert (head.baseline, Disarm(head).region) == ("histogram_matching", "head")
+    assert Disarm.config_from({"region": "head", "preset": "paper"}).baseline == "none"
+    assert Disarm.config_from({"region": "head", "baseline": "moment_matching"}).baseline == \
         "moment_matching"
     assert Disarm(Disarm.config_from({})).region == "brain"
 
 
 def test_the_papers_numbers_are_those_of_the_authors_code():
-    """methods.md 3.3 and 3.4."""
+    """The values of the paper."""
     c = Disarm.config_from({"preset": "paper"})
-    assert (c.weight_self, c.weight_cycle, c.weight_realness, c.weight_content) == (10, 10, 1, 1)
-    assert (c.weight_made, c.weight_real, c.weight_latent) == (10, 3, 8)
-    assert (c.weight_kl, c.weight_code, c.learning_rate, c.content_rate) == (0.01, 0.01, 1e-4, 4e-5)
+    assert (c.self_weight, c.cycle_weight, c.realness_weight, c.content_weight) == (10, 10, 1, 1)
+    assert (c.generated_label_weight, c.real_label_weight, c.latent_weight) == (10, 3, 8)
+    assert (c.kl_weight, c.learning_rate, c.content_rate) == (0.01, 1e-4, 4e-5)
     assert (c.steps, c.batch, c.noise, c.code, c.style) == (100_000, 2, 1.0, 8, 8)

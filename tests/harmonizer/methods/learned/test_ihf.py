@@ -1,4 +1,4 @@
-"""IHF: starts at the null, leaves a site's own images alone, statistics of the whole volume."""
+"""IHF: starts at the baseline, leaves a site's own images alone, statistics of the whole volume."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from harmonizer.cohort import Cohort
 from harmonizer.deep.networks.vgg import VggFeatures
 from harmonizer.errors import InputError, UsageError
 from harmonizer.methods import registry
-from harmonizer.methods.base import Known
-from harmonizer.methods.learned.ihf.backend import Ihf, IhfConfig
+from harmonizer.methods.base import ScanContext
+from harmonizer.methods.learned.baseline import apply_baseline
+from harmonizer.methods.learned.ihf.backend import Ihf
+from harmonizer.methods.learned.ihf.config import IhfConfig
+from harmonizer.methods.learned.ihf.training import to_network_unit
 from harmonizer.methods.target import Target
 from harmonizer.volume import Volume
 from tests.contract.brains import at_site_b, brain_of, scan_of
@@ -41,15 +44,15 @@ def shaken(untrained) -> Ihf:
     return flows.shaken(untrained, 11)
 
 
-def spread(values: np.ndarray) -> float:
+def value_range(values: np.ndarray) -> float:
     low, high = np.quantile(values, [0.005, 0.995])
     return float(high - low)
 
 
 def rmse(one: Volume, two: Volume) -> float:
     """Of the range."""
-    apart = one.in_mask().astype(np.float64) - two.in_mask()
-    return float(np.sqrt(np.mean(apart ** 2)) / spread(two.in_mask()))
+    difference = one.in_mask().astype(np.float64) - two.in_mask()
+    return float(np.sqrt(np.mean(difference ** 2)) / value_range(two.in_mask()))
 
 
 @pytest.mark.parametrize("label", ["A", "B"])
@@ -67,29 +70,28 @@ def test_an_image_is_its_own_target_whatever_was_learned(shaken, tmp_path):
     target = shaken.enroll([scan], "itself")
     assert rmse(shaken.harmonize(scan.read(), target), scan.read()) < 1e-3
     other = shaken.enroll([scan_of(tmp_path, 52, "B")], "other")
-    matched = shaken._first_guess(scan.read(), other, Known())
+    matched = shaken.baseline_only(scan.read(), other)
     assert rmse(shaken.harmonize(scan.read(), other), matched) > 1e-2, "it changes nothing at all"
 
 
 def test_without_the_anchor_it_is_not(shaken, tmp_path):
-    loose = Ihf(dataclasses.replace(shaken.config, anchored=False))
-    loose.__dict__.update({k: v for k, v in shaken.__dict__.items() if k != "config"})
-    for norm in loose.networks_["flow"].norms:
+    loose = flows.with_config(shaken, anchored=False)
+    for norm in loose.model_.networks["flow"].norms:
         norm.anchored = False
     try:
         scan = scan_of(tmp_path, 51, "A")
         after = loose.harmonize(scan.read(), loose.enroll([scan], "itself"))
         assert rmse(after, scan.read()) > 0.01
     finally:
-        for norm in loose.networks_["flow"].norms:
+        for norm in loose.model_.networks["flow"].norms:
             norm.anchored = True
 
 
 def test_a_scan_of_the_target_site_comes_back_as_it_is(shaken):
     scan = brain_of(53)
     target = shaken.target("A")
-    kept = shaken.harmonize(scan, target, source="A")
-    np.testing.assert_array_equal(kept.data, scan.data)
+    unchanged = shaken.harmonize(scan, target, source="A")
+    np.testing.assert_array_equal(unchanged.data, scan.data)
     assert not np.array_equal(shaken.harmonize(scan, target, source="B").data, scan.data)
     assert not np.array_equal(shaken.harmonize(scan, target).data, scan.data)
 
@@ -104,13 +106,12 @@ def test_a_reference_named_like_the_site_is_no_site(shaken, tmp_path):
 def test_batches_of_slices_change_memory_alone(shaken):
     seen = at_site_b(brain_of(50))
     one = shaken.harmonize(seen, shaken.target("A"))
-    other = Ihf(dataclasses.replace(shaken.config, batch_slices=3))
-    other.__dict__.update({k: v for k, v in shaken.__dict__.items() if k != "config"})
+    other = flows.with_config(shaken, batch_slices=3)
     assert rmse(other.harmonize(seen, other.target("A")), one) < 1e-5
 
 
 def test_equal_slices_change_equally(shaken):
-    """No flicker: statistics are the volume's, so a slice's change does not know its neighbours'
+    """No flicker: statistics are the volume's, so a slice's change does not know its neighbors'
     area. Slices far from the others, with the same content, are changed alike.
     """
     volume = at_site_b(brain_of(56))
@@ -118,9 +119,10 @@ def test_equal_slices_change_equally(shaken):
     data, mask = np.repeat(middle[:, :, None], 11, 2), np.repeat(volume.mask[:, :, 5:6], 11, 2)
     mask[4:, :, 7:] = False  # slices 7 to 10 show a part of the brain only
     same = Volume(np.where(mask, data, 0).astype(np.float32), volume.affine, mask)
-    shown = shaken._shown(same)
-    inside = shown.mask
-    change = shaken._change(shown, shaken.styles_["A"], np.random.default_rng(0))
+    scan, model = shaken.inference.network_input(same), shaken.model_
+    inside = scan.mask
+    change = model.predict_residual(scan, shaken.styles_["A"], np.random.default_rng(0),
+                                    model.options).change
     assert np.abs(change[inside]).mean() > 1e-2
     np.testing.assert_allclose(change[:, :, 2], change[:, :, 4], atol=1e-5)
 
@@ -129,88 +131,99 @@ def test_all_pairs_may_be_real(cohort, tmp_path):
     """Shares that add up to one but for rounding: 1 - 0.9 - 0.1 is below zero."""
     from harmonizer.deep.training.data import VolumeStore
 
-    backend = tiny(share_sites=0.9, share_same=0.1)
-    game = backend._game(VolumeStore.build(cohort, tmp_path, backend.multiple), tuple(range(7)), 3)
-    kinds = {game._draw(np.random.default_rng(n))[0] for n in range(30)}
+    backend = tiny(cross_site_fraction=0.9, same_site_fraction=0.1)
+    task = backend.model_.training_task(
+        VolumeStore.build(cohort, tmp_path, backend.model_.multiple), tuple(range(7)), 3
+    )
+    kinds = {task.draw_pair(np.random.default_rng(n))[0] for n in range(30)}
     assert kinds == {"site", "same"}
 
 
 def test_pairs_are_as_asked_and_in_the_unit_of_the_network(cohort, tmp_path):
     from harmonizer.deep.training.data import VolumeStore
 
-    backend = tiny(pairs=8, share_sites=0.4, share_same=0.3)
-    backend.labels_ = ("A", "B")
-    backend.networks_ = backend._build()
-    store = VolumeStore.build(cohort, tmp_path, backend.multiple)
-    game = backend._game(store, tuple(range(7)), 0)
-    batch = game.batch(3, 0)
+    backend = tiny(pairs=8, cross_site_fraction=0.4, same_site_fraction=0.3)
+    backend.model_.networks = backend.model_.build_networks()
+    store = VolumeStore.build(cohort, tmp_path, backend.model_.multiple)
+    task = backend.model_.training_task(store, tuple(range(7)), 0)
+    batch = task.batch(3, 0)
     kinds = np.stack([batch[k] for k in ("view", "site", "same")])
     assert (kinds.sum(0) == 1).all() and (kinds.sum(1) > 0).all()
-    for name in ("source", "truth", "goal"):
-        image, mask = batch[name], batch["mask_goal" if name == "goal" else "mask"]
-        assert image.shape == mask.shape == (16, 3, *store.canvas.shape[:2])
+    for name in ("source", "truth", "target"):
+        image, mask = batch[name], batch["target_mask" if name == "target" else "mask"]
+        assert image.shape == mask.shape == (16, 3, *store.box.shape[:2])
         assert image.min() >= -1 and image.max() <= 1
         assert (image[mask == 0] == -1).all() and image[mask > 0].std() > 0.2
-    again = game.batch(3, 0)
+    again = task.batch(3, 0)
     assert all((batch[k] == again[k]).all() for k in batch if k != "pairs")
 
 
-def test_the_null_of_a_batch_is_the_null_of_a_volume(cohort, tmp_path):
+def test_the_baseline_of_a_batch_is_that_of_a_volume(cohort, tmp_path):
     """What the network sees in training is what it sees in use."""
     import torch
 
     from harmonizer.contrast.intensity import IntensityScale
     from harmonizer.deep.training.data import VolumeStore
-    from harmonizer.methods.learned.ihf.backend import _in_unit
 
     backend = tiny()
-    store = VolumeStore.build(cohort, tmp_path, backend.multiple)
-    game = backend._game(store, tuple(range(7)), 0)
+    store = VolumeStore.build(cohort, tmp_path, backend.model_.multiple)
+    task = backend.model_.training_task(store, tuple(range(7)), 0)
     one, two = (Volume(np.float32(1) + store.image(i), np.eye(4), store.mask(i) > 0)
                 for i in (0, 5))
     slabs = [torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))[:, None] for v in
              (one, two) for a in (v.data - 1, v.mask.astype(np.float32))]
-    source, _, _ = game._started(slabs[0], slabs[1], slabs[0], slabs[2], slabs[3], None)
-    style = {f"start.{k}": v for k, v in backend._null._pool([backend._null._summary(two)]).items()}
-    first = backend._first_guess(one, Target("reference", "two", 1, "ihf", "T1w", style), Known())
-    truth = _in_unit(first.data, IntensityScale.of(first.in_mask()), slabs[1])
+    source, _, _ = task.apply_baseline(slabs[0], slabs[1], slabs[0], slabs[2], slabs[3], None)
+    style = {
+        f"baseline.{k}": v
+        for k, v in backend.baseline_._pool([backend.baseline_._summary(two)]).items()
+    }
+    first = apply_baseline(backend.baseline_, one,
+                           Target("reference", "two", 1, "ihf", "T1w", style), ScanContext())
+    truth = to_network_unit(first.data, IntensityScale.of(first.in_mask()), slabs[1])
     torch.testing.assert_close(source, truth)
 
 
 def test_simulated_pairs_teach_the_flow_what_histograms_cannot(tmp_path):
-    """On two batches seen again and again the error falls below the null's."""
+    """On two batches seen again and again the error falls below the baseline's."""
     import torch
 
     from harmonizer.deep.training.data import VolumeStore
 
-    people = Cohort(tuple(scan_of(tmp_path, p, "A") for p in range(4)))
-    backend = tiny(share_sites=0.0, share_same=0.0, noise=0.2, bias=0.0, gamma=0.0, hidden=(16,))
+    subjects = Cohort(tuple(scan_of(tmp_path, p, "A") for p in range(4)))
+    backend = tiny(
+        cross_site_fraction=0.0,
+        same_site_fraction=0.0,
+        noise=0.2,
+        bias=0.0,
+        gamma=0.0,
+        hidden=(16,),
+    )
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        backend.networks_ = backend._build()
-    store = VolumeStore.build(people, tmp_path / "store", backend.multiple)
-    game = backend._game(store, tuple(range(4)), 0)
-    batches = [game.batch(step, 0) for step in range(2)]
-    adam = torch.optim.Adam(backend.networks_["flow"].parameters(), 1e-2)
+        backend.model_.networks = backend.model_.build_networks()
+    store = VolumeStore.build(subjects, tmp_path / "store", backend.model_.multiple)
+    task = backend.model_.training_task(store, tuple(range(4)), 0)
+    batches = [task.batch(step, 0) for step in range(2)]
+    adam = torch.optim.Adam(backend.model_.networks["flow"].parameters(), 1e-2)
     errors = []
     for step in range(30):
         adam.zero_grad()
-        terms = game.loss(batches[step % 2])
+        terms = task.loss(batches[step % 2])
         sum(terms.values()).backward()
         adam.step()
-        errors.append(float(terms["truth"].detach()) / backend.config.weight_truth)
-    null = np.mean([float((b["source"] - b["truth"]).abs()[b["mask"] > 0].mean())
+        errors.append(float(terms["truth"].detach()) / backend.config.truth_weight)
+    baseline = np.mean([float((b["source"] - b["truth"]).abs()[b["mask"] > 0].mean())
                     for b in batches])
-    assert np.mean(errors[:2]) == pytest.approx(null, rel=0.2)
-    assert np.mean(errors[-4:]) < 0.85 * null
+    assert np.mean(errors[:2]) == pytest.approx(baseline, rel=0.2)
+    assert np.mean(errors[-4:]) < 0.85 * baseline
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"fusion": "half"}, "fusion must be one of .*, got 'half'"),
-    ({"splits": (2, 2)}, "need one number for each block"),
-    ({"share_sites": 0.9, "share_same": 0.2}, "add up to 1 at most"),
-    ({"kept": 0.0}, r"kept lies in \(0, 1\], got 0.0"),
-    ({"slices": 0}, "are 1 or more"),
+    ({"fusion": "half"}, "fusion: expected one of .*, got 'half'"),
+    ({"splits": (2, 2)}, "one number for each stage"),
+    ({"cross_site_fraction": 0.9, "same_site_fraction": 0.2}, "a sum of at most 1"),
+    ({"kept_fraction": 0.0}, r"kept_fraction: expected a number in \(0, 1\], got 0.0"),
+    ({"slices": 0}, "slices: expected 1 or more"),
     ({"preset": "huge"}, "has no preset 'huge'"),
 ])
 def test_settings_that_cannot_be_are_refused(options, message):
@@ -220,12 +233,12 @@ def test_settings_that_cannot_be_are_refused(options, message):
 
 def test_presets_build_and_the_paper_has_its_numbers():
     paper = Ihf.config_from({"preset": "paper"})
-    assert (paper.splits, paper.weight_anatomy, paper.weight_artefact, paper.kept) == (
+    assert (paper.splits, paper.anatomy_weight, paper.artifact_weight, paper.kept_fraction) == (
         (10, 4), 1.0, 2.0, 0.9)
     assert paper.pairs * paper.slices == 32 and paper.learning_rate == 1e-4
     assert 2 * sum(paper.pyramid) == 1920  # the size of VGG's z_s
     assert Ihf.config_from({"preset": "small"}) == IhfConfig()
-    flow = Ihf(paper)._build()["flow"]
+    flow = Ihf(paper).model_.build_networks()["flow"]
     assert [f.affine.layers[-1].out_channels for f in flow.flows] == [30, 480]
 
 
@@ -234,7 +247,7 @@ def test_vggs_features_stay_in_the_model_and_the_fit_alone_reads_the_file(cohort
     torch.manual_seed(0)
     save_file({name: torch.randn(value.shape) / 50
                for name, value in VggFeatures().state_dict().items()}, path)
-    fitted = tiny(vgg=str(path), steps=1, held_out=0.0, validate_every=0).fit(cohort)
+    fitted = tiny(vgg=str(path), steps=1, validation_fraction=0.0, validate_every=0).fit(cohort)
     path.unlink()
     loaded = Ihf.load(fitted.save(tmp_path / "model"))
     assert loaded.target("A").style["z_s"].shape == (1920,)
@@ -243,8 +256,6 @@ def test_vggs_features_stay_in_the_model_and_the_fit_alone_reads_the_file(cohort
                                     for b in (fitted, loaded)))
     with pytest.raises(InputError, match="vgg.safetensors: expected a safetensors file"):
         tiny(vgg=str(path), steps=1).fit(cohort)
-    with pytest.raises(UsageError, match="vgg needs neighbours=1"):
-        tiny(vgg=str(path), neighbours=2)
 
 
 def test_a_card_of_other_features_is_refused(shaken, untrained):

@@ -1,4 +1,4 @@
-"""A fit that is stopped, and its folder when the same or another fit is asked for."""
+"""Resuming a stopped fit, and starting another fit in the folder of the first."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def fitted(cohort, folder, **options):
 def stopped_at(step: int, monkeypatch) -> None:
     """A scheduler's SIGTERM while this step's images are drawn."""
     kind = registry.get(METHOD)
-    usual = kind._game
+    usual = kind.Model.training_task
 
-    def game(self, *args):
+    def task(self, *args):
         made = usual(self, *args)
         draw = made.batch
 
@@ -49,19 +49,22 @@ def stopped_at(step: int, monkeypatch) -> None:
         made.batch = batch
         return made
 
-    monkeypatch.setattr(kind, "_game", game)
+    monkeypatch.setattr(kind.Model, "training_task", task)
 
 
 def test_a_fit_that_was_asked_to_end_says_so_and_goes_on(cohort, tmp_path, monkeypatch):
-    whole = fitted(cohort, tmp_path / "whole").networks_
-    with monkeypatch.context() as patch, pytest.raises(Terminated, match="asked to stop and saved"):
+    whole = fitted(cohort, tmp_path / "whole").model_.networks
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Terminated, match="received a stop signal and saved"),
+    ):
         stopped_at(1, patch)
         fitted(cohort, tmp_path / "stopped")
     again = fitted(cohort, tmp_path / "stopped")
-    assert again.training_["Steps"] == STEPS
+    assert again.training_.steps == STEPS
     for name, network in whole.items():
         for key, value in network.state_dict().items():
-            np.testing.assert_array_equal(value, again.networks_[name].state_dict()[key])
+            np.testing.assert_array_equal(value, again.model_.networks[name].state_dict()[key])
 
 
 def test_other_sites_or_images_are_another_training(cohort, tmp_path):
@@ -73,4 +76,4 @@ def test_other_sites_or_images_are_another_training(cohort, tmp_path):
     for changed in (elsewhere, others):
         with pytest.raises(UsageError, match="is of another training"):
             fitted(changed, tmp_path, steps=2 * STEPS)
-    assert fitted(cohort, tmp_path, steps=2 * STEPS).training_["Steps"] == 2 * STEPS
+    assert fitted(cohort, tmp_path, steps=2 * STEPS).training_.steps == 2 * STEPS

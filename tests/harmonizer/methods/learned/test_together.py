@@ -1,4 +1,4 @@
-"""One set of networks for several modalities: each model its own sites, first guess and share."""
+"""One set of networks for several modalities: each model has its own sites and baseline."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from harmonizer.cohort import Cohort, Scan
 from harmonizer.deep.training.data import VolumeStore
 from harmonizer.errors import InputError, UnavailableError, UsageError
 from harmonizer.methods import registry
-from harmonizer.methods.learned.fit import fit_together
+from harmonizer.methods.base import ScanContext
+from harmonizer.methods.learned.base import fit_together
 from harmonizer.methods.learned.ihf.backend import Ihf
+from harmonizer.methods.learned.ihf.model import IhfModel
 from harmonizer.volume import Volume, read_volume, write_volume
 from tests.contract.brains import at_site_b, brain_of, scan_of
 from tests.harmonizer.methods.learned import flows
@@ -26,8 +28,8 @@ def negative(volume: Volume) -> Volume:
     return volume.with_data(np.where(volume.mask, top * 1.1 - volume.data, 0).astype(np.float32))
 
 
-def t2w_of(folder, person: int, site: str) -> Scan:
-    scan = scan_of(folder, person, site, "T2w")
+def t2w_of(folder, subject: int, site: str) -> Scan:
+    scan = scan_of(folder, subject, site, "T2w")
     write_volume(scan.image, negative(read_volume(scan.image, scan.mask)))
     return scan
 
@@ -40,7 +42,7 @@ def cohort(tmp_path_factory) -> Cohort:
 
 
 def tiny(**options) -> Ihf:
-    return Ihf(Ihf.config_from({"preset": "tiny", "held_out": 0.3, **options}))
+    return Ihf(Ihf.config_from({"preset": "tiny", "validation_fraction": 0.3, **options}))
 
 
 def fitted(cohort: Cohort, **options) -> dict[str, Ihf]:
@@ -55,15 +57,15 @@ def both(cohort) -> dict[str, Ihf]:
 
 
 def test_the_networks_are_the_same_and_the_rest_is_each_ones_own(both, cohort):
-    one, two = (both[m].networks_["flow"].state_dict() for m in MODALITIES)
+    one, two = (both[m].model_.networks["flow"].state_dict() for m in MODALITIES)
     assert one.keys() == two.keys()
     assert all((one[name] == two[name]).all() for name in one)
     for modality, backend in both.items():
-        assert (backend.modality_, backend.modalities_) == (modality, MODALITIES)
+        assert (backend.modality_, backend.model_.modalities) == (modality, MODALITIES)
         assert backend.sites_ == {"A": 4, "B": 3}
         assert backend.target("A").modality == modality
-    apart = np.abs(both["T1w"].styles_["A"]["z_s"] - both["T2w"].styles_["A"]["z_s"])
-    assert apart.max() > 0.01
+    difference = np.abs(both["T1w"].styles_["A"]["z_s"] - both["T2w"].styles_["A"]["z_s"])
+    assert difference.max() > 0.01
     assert "on T1w, T2w together" in both["T2w"].training_facts()[0]
 
 
@@ -81,7 +83,7 @@ def test_each_modality_is_harmonized_by_its_own_model(both):
 def test_a_model_is_a_folder_of_its_own(both, tmp_path):
     stranger = negative(at_site_b(brain_of(50)))
     again = Ihf.load(both["T2w"].save(tmp_path / "T2w"))
-    assert again.modalities_ == MODALITIES
+    assert again.model_.modalities == MODALITIES
     np.testing.assert_array_equal(again.harmonize(stranger, again.target("A")).data,
                                   both["T2w"].harmonize(stranger, both["T2w"].target("A")).data)
 
@@ -95,17 +97,17 @@ def test_networks_of_other_modalities_are_refused(both, tmp_path):
 
 
 def test_no_pair_is_of_two_modalities(cohort, tmp_path):
-    backend = tiny()
-    store = VolumeStore.build(cohort, tmp_path, backend.multiple)
-    game = backend._game(store, tuple(range(len(cohort))), 3)
+    model = IhfModel(tiny().config, ("A", "B"), MODALITIES)
+    store = VolumeStore.build(cohort, tmp_path, model.multiple)
+    task = model.training_task(store, tuple(range(len(cohort))), 3)
     seen = set()
     for n in range(40):
         rng = np.random.default_rng(n)
-        _, one, two = game._draw(rng)
+        _, one, two = task.draw_pair(rng)
         assert store.scans[one].modality == store.scans[two].modality
         seen.add(store.scans[one].modality)
     assert seen == set(MODALITIES)
-    code = game.batch(0, 0)["code"]
+    code = task.batch(0, 0)["code"]
     assert code.shape == (2, 2)
     assert (code.sum(1) == 1).all()
 
@@ -113,13 +115,14 @@ def test_no_pair_is_of_two_modalities(cohort, tmp_path):
 def test_the_code_decides_what_the_networks_do(both):
     """Random heads: the same image and target, told to be of the one and of the other modality."""
     backend = flows.shaken(both["T1w"], 5)
-    shown, changes = backend._shown(at_site_b(brain_of(50))), []
+    changes, model = [], backend.model_
     for modality in MODALITIES:
-        backend.modality_ = modality
-        changes.append(backend._change(shown, both["T1w"].styles_["A"],
-                                       np.random.default_rng(0)))
-    apart = np.abs(changes[0] - changes[1]).max()
-    assert apart > 0.1 * np.abs(changes[0]).max() > 0
+        scan = backend.inference.network_input(at_site_b(brain_of(50)),
+                                               ScanContext(modality=modality))
+        changes.append(model.predict_residual(scan, both["T1w"].styles_["A"],
+                                              np.random.default_rng(0), model.options).change)
+    difference = np.abs(changes[0] - changes[1]).max()
+    assert difference > 0.1 * np.abs(changes[0]).max() > 0
 
 
 def test_a_modality_with_few_people_does_not_stop_the_others(cohort):

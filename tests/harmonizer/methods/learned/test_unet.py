@@ -65,7 +65,7 @@ def fitted(cohort: Cohort, weights: Path) -> UNet:
 
 def test_an_untrained_network_returns_the_baseline(cohort, tmp_path):
     method = fitted(cohort, some_weights(tmp_path / "w.safetensors", trained=False))
-    plain = TissueMatching(TissueMatching.Config(segmenter="coarse")).fit(cohort)
+    plain = TissueMatching(TissueMatching.Config(segmenter="coarse", texture="keep")).fit(cohort)
     scan = cohort.scans[0]
     target = next(site for site in cohort.sites if site != scan.site)
     ours = method.harmonize(scan.read(), method.target(target), source=scan.site)
@@ -75,7 +75,7 @@ def test_an_untrained_network_returns_the_baseline(cohort, tmp_path):
 
 def test_a_trained_network_changes_the_baseline_and_a_scan_of_the_target_keeps_it(cohort, tmp_path):
     method = fitted(cohort, some_weights(tmp_path / "w.safetensors"))
-    plain = TissueMatching(TissueMatching.Config(segmenter="coarse")).fit(cohort)
+    plain = TissueMatching(TissueMatching.Config(segmenter="coarse", texture="keep")).fit(cohort)
     scan = cohort.scans[0]
     for site in cohort.sites:
         ours = method.harmonize(scan.read(), method.target(site), source=scan.site)
@@ -217,7 +217,7 @@ def test_training_resumes_to_the_same_weights(pairs, tmp_path):
     for _ in range(2):
         train_unet(tmp_path / "b", pairs, settings, stopped)
     again, _ = train_unet(tmp_path / "b", pairs, settings, resources)
-    assert whole.steps == again.steps == 6 and "gain_db" in whole.numbers
+    assert whole.steps == again.steps == 6 and "gain_db" in whole.metrics
     for name, tensor in whole.weights.items():
         assert torch.equal(tensor, again.weights[name]), name
     history = (tmp_path / "a" / "history.tsv").read_text().splitlines()
@@ -252,7 +252,7 @@ def test_damaged_weights_are_refused_by_name(tmp_path, cohort):
     with pytest.raises(UnavailableError, match="bad.safetensors"):
         fitted(cohort, bad)
     with pytest.raises(UnavailableError, match="none.safetensors"):
-        UNet(UNetConfig(weights=str(tmp_path / "none.safetensors"))).check_given()
+        UNet(UNetConfig(weights=str(tmp_path / "none.safetensors"))).check_settings_files()
 
 
 def test_a_modality_without_validation_gets_the_baseline_and_a_message(cohort, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Held-out people: what a change is worth, and that nobody is judged by what he or she taught."""
+"""Validation: the weight and error of residuals, and separate subjects."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from harmonizer.cohort import Cohort
-from harmonizer.methods.learned.validation import Case, judged, make_cases
+from harmonizer.methods.learned.validation import ValidationCase, make_cases, score
 from harmonizer.methods.statistical.histogram_matching import HistogramMatching
 from harmonizer.volume import Volume
 from tests.contract.brains import brain_of, scan_of
 
 
-def case_of(first: list[float], truth: list[float]) -> Case:
+def case_of(baseline: list[float], truth: list[float]) -> ValidationCase:
     """Truths span 0 to 100; the first and last voxel are right already."""
     at = [np.array([0.0, *values, 100.0], np.float32).reshape(-1, 1, 1) for values in
-          (first, truth)]
+          (baseline, truth)]
     mask = np.ones(at[0].shape, bool)
-    return Case(*(Volume(a, np.eye(4), mask) for a in at), {}, "A", "T1w", ())
+    return ValidationCase(*(Volume(a, np.eye(4), mask) for a in at), {}, "A", "T1w", ())
 
 
 def change_of(values: list[float]) -> np.ndarray:
@@ -25,31 +25,33 @@ def change_of(values: list[float]) -> np.ndarray:
 
 
 def test_twice_as_much_as_is_missing_is_used_by_half():
-    said = judged([case_of([40, 50], [50, 40])], [change_of([20, -20])])
-    assert said["share"] == pytest.approx(0.5)
-    assert said["error"] < 1e-6
+    metrics = score([case_of([40, 50], [50, 40])], [change_of([20, -20])])
+    assert metrics["residual_weight"] == pytest.approx(0.5)
+    assert metrics["error"] < 1e-6
     width = np.quantile([0, 50, 40, 100], 0.995) - np.quantile([0, 50, 40, 100], 0.005)
-    assert said["null"] == pytest.approx(np.sqrt(200 / 4) / width)
+    assert metrics["baseline_error"] == pytest.approx(np.sqrt(200 / 4) / width)
 
 
 @pytest.mark.parametrize("change", [[-10, 10], [0, 0], [10, 10]])
 def test_a_change_that_leads_away_or_nowhere_is_not_used(change):
-    said = judged([case_of([40, 50], [50, 40])], [change_of(change)])
-    assert said["share"] == 0 and said["error"] == said["null"] > 0
+    metrics = score([case_of([40, 50], [50, 40])], [change_of(change)])
+    assert metrics["residual_weight"] == 0 and metrics["error"] == metrics["baseline_error"] > 0
 
 
 def test_never_more_than_all_of_it():
-    said = judged([case_of([40, 50], [50, 40])], [change_of([5, -5])])
-    assert said["share"] == 1 and said["error"] == pytest.approx(said["null"] / 2)
+    metrics = score([case_of([40, 50], [50, 40])], [change_of([5, -5])])
+    assert metrics["residual_weight"] == 1 and metrics["error"] == pytest.approx(
+        metrics["baseline_error"] / 2
+    )
 
 
-def test_the_share_is_of_all_cases_together_each_by_its_own_error():
+def test_the_weight_is_of_all_cases_together_each_by_its_own_error():
     cases = [case_of([48, 50], [50, 48]), case_of([10, 90], [90, 10])]
-    said = judged(cases, [change_of([2, -2]), change_of([-80, 80])])
-    assert said["share"] == pytest.approx(0, abs=1e-6)
-    said = judged(cases, [change_of([2, -2]), change_of([0, 0])])
-    assert said["share"] == pytest.approx(1)
-    assert said["error"] < said["null"]
+    metrics = score(cases, [change_of([2, -2]), change_of([-80, 80])])
+    assert metrics["residual_weight"] == pytest.approx(0, abs=1e-6)
+    metrics = score(cases, [change_of([2, -2]), change_of([0, 0])])
+    assert metrics["residual_weight"] == pytest.approx(1)
+    assert metrics["error"] < metrics["baseline_error"]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,8 @@ def cohort(tmp_path_factory) -> Cohort:
 
 
 def test_a_case_is_a_person_whom_its_references_are_not(cohort):
-    trained, held = (0, 1, 2, 4, 5), (3, 6)
-    cases = make_cases(cohort, trained, held, HistogramMatching(), 3, 0, seed=1)
+    trained, validated = (0, 1, 2, 4, 5), (3, 6)
+    cases = make_cases(cohort, trained, validated, HistogramMatching(), 3, 0, seed=1)
     assert [case.site for case in cases] == ["A", "B", "A"]
     assert [len(case.references) for case in cases] == [3, 2, 3]
     for case, index in zip(cases, (3, 6, 3)):
@@ -69,12 +71,12 @@ def test_a_case_is_a_person_whom_its_references_are_not(cohort):
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
         for reference, _ in case.references:
             assert not np.array_equal(reference.data, truth.data)
-        assert 0.01 < np.std(case.miss()) < 0.5
-    assert np.abs(cases[0].miss() - cases[2].miss()).max() > 0.01, "one view for two cases"
+        assert 0.01 < np.std(case.error()) < 0.5
+    assert np.abs(cases[0].error() - cases[2].error()).max() > 0.01, "one view for two cases"
 
 
 def test_the_gain_of_a_scan_is_no_error(cohort, tmp_path):
-    """A person scanned three times as bright is no case of another contrast."""
+    """A subject scanned three times as bright is no case of another contrast."""
     from dataclasses import replace
 
     from harmonizer.volume import write_volume
@@ -85,13 +87,13 @@ def test_the_gain_of_a_scan_is_no_error(cohort, tmp_path):
     others = [c for c in cohort if c.subject != scan.subject]
     first, second = (make_cases(Cohort((*others, s)), (0, 1, 2, 4, 5), (3,), HistogramMatching(),
                                 1, 0, seed=1)[0] for s in (scan, bright))
-    np.testing.assert_allclose(second.miss(), first.miss(), atol=1e-4)
+    np.testing.assert_allclose(second.error(), first.error(), atol=1e-4)
 
 
 def test_the_middle_slices_stay_where_they_were(cohort):
     case = make_cases(cohort, (0, 1, 2), (3,), None, 1, 4, seed=1)[0]
     whole = cohort.scans[3].read()
-    assert case.truth.shape == (*whole.shape[:2], 4) == case.first.shape
+    assert case.truth.shape == (*whole.shape[:2], 4) == case.baseline.shape
     step = np.linalg.inv(whole.affine) @ case.truth.affine
     low = int(round(step[2, 3]))
     np.testing.assert_allclose(step, np.eye(4) + low * np.eye(4)[:, [2]] * (np.arange(4) == 3),

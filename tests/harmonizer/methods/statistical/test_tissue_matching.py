@@ -9,11 +9,15 @@ import pytest
 from scipy import ndimage
 
 from harmonizer.cohort import Cohort, Scan
+from harmonizer.contrast.local_statistics import TISSUES
+from harmonizer.contrast.texture import measure_texture
 from harmonizer.errors import InputError, UsageError
 from harmonizer.methods import registry
 from harmonizer.methods.statistical import tissue_matching
+from harmonizer.methods.statistical.covariates import Column, code_covariates, within_sites
 from harmonizer.methods.statistical.regional import Regional, mean_square
 from harmonizer.methods.statistical.tissue_matching import TissueMatching, TissueMatchingConfig
+from harmonizer.methods.target import Target
 from harmonizer.volume import Volume, write_mask, write_volume
 
 SHAPE = (24, 26, 22)
@@ -242,7 +246,7 @@ def test_age_is_modelled_and_survives_sites_of_different_age(tmp_path):
     cohort = aged(tmp_path, "A")
     aware = TissueMatching().fit(cohort)
     blind = TissueMatching(TissueMatchingConfig(covariates=())).fit(cohort)
-    assert set(aware.effects_) == {"age"} and not blind.effects_
+    assert set(aware.effects_) == {Column("age")} and not blind.effects_
     effect = -0.005 * (65 - 50)
     source, truth = (scan_image(40, s, age_effect=effect) for s in "BA")
 
@@ -259,10 +263,162 @@ def test_age_is_modelled_and_survives_sites_of_different_age(tmp_path):
 
 
 def test_covariates_are_left_out_where_they_are_unknown_or_data_are_few(tmp_path, cohort):
-    assert not TissueMatching().fit(cohort).effects_
+    few = TissueMatching().fit(cohort)
+    assert not few.effects_
+    assert {c.name: c.reason for c in few.covariates_} == dict.fromkeys(
+        ("age", "sex"), "it is unknown for all scans")
     old = aged(tmp_path, "A")
-    gap = Cohort((dataclasses.replace(old.scans[0], age=None), *old.scans[1:]))
-    assert not TissueMatching().fit(gap).effects_
+    gap = Cohort((*(dataclasses.replace(s, age=None) for s in old.scans[:4]), *old.scans[4:]))
+    assert not TissueMatching().fit(gap).effects_  # 4 of 18 are more than a fifth
+    small = TissueMatching().fit(Cohort((*old.scans[:6], *old.scans[9:14])))
+    assert not small.effects_ and "leave 8 residual degrees" in small.covariates_[0].reason
+
+
+def test_a_scan_without_a_value_adds_nothing_to_the_slope(tmp_path):
+    """The slope is that of the other scans alone, but for the ridge, which sees fewer of them."""
+    old = aged(tmp_path, "A")
+    whole = TissueMatching().fit(old)
+    gap = Cohort((dataclasses.replace(old.scans[4], age=None), *old.scans[:4], *old.scans[5:]))
+    partly = TissueMatching().fit(gap)
+    assert partly.covariates_[0].missing == 1 and not partly.covariates_[0].reason
+    assert "unknown in 1 scans, taken as average there" in partly.covariates_[0].in_words()
+    one, two = (b.effects_[Column("age")][TISSUES.index("WM")] for b in (whole, partly))
+    assert np.median(two / one) == pytest.approx(1, abs=0.1)
+
+
+def diagnosed(folder: Path, words=("HC", "MS"), unknown: int = -1) -> Cohort:
+    """Ten people a site, each second one with a diagnosis that makes white matter 10 % darker."""
+    scans = []
+    for number in range(20):
+        sick = number % 2
+        scan = scan_of(folder, number, "A" if number < 10 else "B", age_effect=-0.1 * sick)
+        known = {} if number == unknown else {"diagnosis": words[sick]}
+        scans.append(dataclasses.replace(scan, covariates=known))
+    return Cohort(tuple(scans))
+
+
+WITH_DIAGNOSIS = TissueMatchingConfig(covariates=("age", "sex", "diagnosis"))
+
+
+@pytest.mark.parametrize("words", [("HC", "MS"), ("0", "1"), ("HC", "a/b: c=d")])
+@pytest.mark.parametrize("unknown", [-1, 3])
+def test_a_category_is_modelled_however_it_is_written(tmp_path, words, unknown):
+    backend = TissueMatching(WITH_DIAGNOSIS).fit(diagnosed(tmp_path, words, unknown))
+    [(column, effect)] = backend.effects_.items()
+    assert column.name == "diagnosis" and column.level == ("" if words[1] == "1" else words[1])
+    assert np.median(effect[TISSUES.index("WM")]) < -0.04  # against the scan's own gain
+    again = TissueMatching.load(backend.save(tmp_path / "model"))
+    source, target = scan_image(40, "B", age_effect=-0.1), backend.target("A")
+    maps = [b.intensity_map(source, target, source="B", covariates={"diagnosis": words[1]})
+            for b in (backend, again)]
+    np.testing.assert_array_equal(*(one.apply(source).data for one in maps))
+    assert maps[1].describe()["Covariates"] == ["diagnosis"]
+    unseen = again.intensity_map(source, target, source="B", covariates={"diagnosis": "?"})
+    assert unseen.describe()["Covariates"] == []
+    card = (tmp_path / "model" / "card.md").read_text()
+    assert "* age: not modelled, it is unknown for all scans" in card
+    assert "* diagnosis: modelled (" in card
+    assert ("unknown in 1 scans" in card) == (unknown == 3)
+
+
+def test_why_a_covariate_is_not_modelled(tmp_path):
+    scans = tuple(dataclasses.replace(s, covariates={
+        "site_wise": "HC" if s.site == "A" else "MS", "same": "x", "name": f"p{n}",
+        **({"rare": "1"} if s.site == "A" else {})})
+        for n, s in enumerate(diagnosed(tmp_path)))
+    wanted = ("site_wise", "same", "name", "rare")
+    found = {c.name: c.reason for c in code_covariates(scans, wanted)}
+    assert found == {
+        "site_wise": "it cannot be told from site: all scans of a site have the same value",
+        "same": "all scans have the same value",
+        "name": "it has 20 different texts, and a category has at most 10",
+        "rare": "it is unknown for all scans of B"}
+    with pytest.raises(UsageError, match="no scan of the fit has a value of 'diagnosys'"):
+        code_covariates(tuple(diagnosed(tmp_path)), ("diagnosys",))
+
+
+def test_three_levels_make_two_columns():
+    scans = tuple(Scan(f"s{n}_T1w", f"s{n}", None, "T1w", "AB"[n % 2], "t", Path("x"), Path("y"),
+                       covariates={"dx": ("MS", "HC", "NMO")[n // 2 % 3]}) for n in range(12))
+    [covariate] = code_covariates(scans, ("dx",))
+    assert covariate.levels == ("HC", "MS", "NMO")
+    columns, values = within_sites(scans, [covariate])
+    assert columns == [Column("dx", "MS"), Column("dx", "NMO")]
+    assert values[:6].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0], [0, 1], [0, 1]]
+
+
+def test_covariates_may_be_given_with_commas():
+    assert TissueMatching.config_from({"covariates": "age, sex"}).covariates == ("age", "sex")
+    assert TissueMatching.config_from({"covariates": "age"}).covariates == ("age",)
+    assert TissueMatching.config_from({"covariates": ""}).covariates == ()
+    assert TissueMatching.config_from({"covariates": ["dx"]}).covariates == ("dx",)
+
+
+def regional_patient(number: int) -> Volume:
+    """A scan at B whose white matter is 20 % darker in one half."""
+    volume = scan_image(number, "B")
+    half = np.zeros(SHAPE, bool)
+    half[: SHAPE[0] // 2] = True
+    return volume.with_data(np.where(half & (TISSUE[2] > 0), 0.8, 1) * volume.data)
+
+
+def asymmetry(volume: Volume) -> float:
+    """Log ratio of white matter in both halves."""
+    white = TISSUE[2] > 0
+    half = np.arange(SHAPE[0])[:, None, None] < SHAPE[0] // 2
+    return float(np.log(volume.data[white & half].mean() / volume.data[white & ~half].mean()))
+
+
+def test_patients_of_a_site_without_controls_keep_their_regions(tmp_path, cohort):
+    """The fit took controls, all at A: a patient at B is not matched place by place."""
+    controls = cohort.of_site("A")
+    patient = regional_patient(30)
+    kept = {}
+    for how in ("contrast", "regional"):
+        backend = TissueMatching(TissueMatchingConfig(left_out_sites=how))
+        backend.left_out_sites_ = ("B",)
+        backend.fit(controls)
+        backend = TissueMatching.load(backend.save(tmp_path / how))
+        after = backend.harmonize(patient, backend.target("A"), source="B")
+        kept[how] = asymmetry(after) / asymmetry(patient)
+        white, grey = (np.median(after.data[TISSUE[n] > 0]) for n in (2, 1))
+        assert white / grey > 1.2  # the contrast of A, which that of B is not
+    assert kept["contrast"] == pytest.approx(1, abs=0.05)
+    assert kept["regional"] < 0.5
+    card = (tmp_path / "contrast" / "card.md").read_text()
+    assert "site B: the selection of the fit took none of its scans" in card
+    elsewhere = TissueMatching.load(tmp_path / "contrast").harmonize(
+        patient, backend.target("A"), source="nowhere")
+    assert asymmetry(elsewhere) / asymmetry(patient) == pytest.approx(kept["regional"], abs=0.05)
+
+
+def moved(scan: Scan, folder: Path, mm: float) -> Scan:
+    """The same voxels, said to lie somewhere else."""
+    affine = AFFINE.copy()
+    affine[0, 3] += mm
+    volume = scan.read()
+    image = write_volume(folder / f"moved_{scan.scan_id}.nii.gz", Volume(volume.data, affine))
+    mask = write_mask(folder / f"moved_{scan.scan_id}_mask.nii.gz", MASK, affine)
+    return dataclasses.replace(scan, image=image, mask=mask)
+
+
+def test_images_on_different_grids_are_refused(tmp_path, cohort):
+    other = moved(cohort.scans[0], tmp_path, 20.0)
+    with pytest.raises(InputError, match=r"expected images on one grid, got .* \(tolerance 0.001"):
+        TissueMatching().fit(Cohort((other, *cohort.scans[1:])))
+    backend = TissueMatching().fit(cohort)
+    with pytest.raises(InputError, match="another affine .*Register it to the template"):
+        backend.harmonize(other.read(), backend.target("A"), source="B")
+    with pytest.raises(InputError, match="another affine"):
+        backend.enroll([other], "elsewhere")
+    whole = other.read()
+    far = whole.affine.copy()
+    far[0, 3] += 60
+    elsewhere = Volume(np.pad(whole.data, 1), far, np.pad(whole.mask, 1))
+    with pytest.raises(InputError, match="where the brains of the fit lie"):
+        backend.harmonize(elsewhere, backend.target("A"))
+    curve = registry.get("histogram_matching")().fit(cohort)  # asks for intensities alone
+    curve.harmonize(other.read(), curve.target("A"))
 
 
 def test_model_with_covariates_comes_back_from_its_folder(tmp_path):
@@ -278,7 +434,9 @@ def test_model_with_covariates_comes_back_from_its_folder(tmp_path):
 def test_target_of_another_lattice_is_refused(cohort):
     fine = TissueMatching().fit(cohort)
     coarse = TissueMatching(TissueMatchingConfig(step_mm=8)).fit(cohort)
-    with pytest.raises(InputError, match="its numbers are none of tissue_matching .*mean maps"):
+    with pytest.raises(
+        InputError, match="its numbers do not belong to tissue_matching .*mean maps"
+    ):
         fine.harmonize(scan_image(20, "B"), coarse.target("A"))
 
 
@@ -286,6 +444,7 @@ def test_target_of_another_lattice_is_refused(cohort):
     ({"sigma_mm": 1}, "sigma_mm must lie between 4 and 30, got 1"),
     ({"scan_share": 2}, "scan_share must lie between 0 and 1"),
     ({"segmenter": "hand"}, "segmenter must be one of .*'network'"),
+    ({"left_out_sites": "all"}, "left_out_sites must be contrast or regional"),
 ])
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
@@ -305,3 +464,90 @@ def test_a_pattern_is_what_an_offset_and_a_gain_are_not(cohort):
     left = variances.freed(bent, one, 1.0)
     assert mean_square(left, one) == pytest.approx(4 / 9 * mean_square(bent, one), rel=1e-3)
     assert variances.freed(bent, one, 0.0) is bent
+
+
+FINE = np.diag([1.5, 1.5, 1.5, 1.0])
+
+
+def grainy(number: int, site: str, noise: float) -> Volume:
+    """Like `scan_image` on voxels of 1.5 mm, with white noise of this fraction of each level."""
+    volume = scan_image(number, site)
+    blurred = ndimage.gaussian_filter(
+        np.einsum("c,cijk->ijk", np.array(CONTRAST[site]), TISSUE), 0.6)
+    grain = np.random.default_rng(2000 + number).normal(0, noise * 100, SHAPE)
+    return Volume(np.where(MASK, blurred + grain, 0).astype(np.float32), FINE, volume.mask)
+
+
+@pytest.fixture
+def noisy_and_quiet(tmp_path) -> Cohort:
+    """Four people at noisy A, four others at quiet B."""
+    scans = []
+    for number in range(8):
+        site, name = ("A", 0.06) if number < 4 else ("B", 0.02)
+        volume = grainy(number, site, name)
+        image = write_volume(tmp_path / f"{number}.nii.gz", volume)
+        mask = write_mask(tmp_path / f"{number}_mask.nii.gz", MASK, FINE)
+        scans.append(Scan(f"sub-{number}_T1w", str(number), None, "T1w", site, "test", image, mask))
+    return Cohort(tuple(scans))
+
+
+def noise_in_white(volume: Volume) -> float:
+    return float(measure_texture(volume, TISSUE).noise[2])
+
+
+def test_texture_falls_to_the_targets_noise_and_keep_leaves_it(noisy_and_quiet):
+    backend = TissueMatching().fit(noisy_and_quiet)
+    keep = TissueMatching(TissueMatchingConfig(texture="keep")).fit(noisy_and_quiet)
+    source, target = grainy(20, "A", 0.06), backend.target("B")
+    matched, kept_one = (one.harmonize(source, target, source="A") for one in (backend, keep))
+    level = float(target.style["texture_noise"][2])
+    assert level < noise_in_white(matched) < 0.7 * noise_in_white(kept_one)
+    assert "Texture" in backend.intensity_map(source, target, source="A").describe()
+    assert "Texture" not in keep.intensity_map(source, target, source="A").describe()
+    assert backend.describe_model() == {"Texture": "match"}
+
+
+def test_quiet_scan_gets_no_noise_and_the_targets_own_scan_keeps_its_texture(noisy_and_quiet):
+    backend = TissueMatching().fit(noisy_and_quiet)
+    keep = TissueMatching(TissueMatchingConfig(texture="keep")).fit(noisy_and_quiet)
+    noisy, again = grainy(20, "A", 0.06), grainy(21, "A", 0.06)
+    own = backend.harmonize(noisy, backend.target("A"), source="A")
+    np.testing.assert_array_equal(
+        own.data, keep.harmonize(noisy, keep.target("A"), source="A").data)
+    stranger = backend.harmonize(noisy, backend.target("A"))  # of the same scanner, not named
+    plain, rescan = (keep.harmonize(one, keep.target("A")) for one in (noisy, again))
+
+    def rms(one: Volume, other: Volume) -> float:
+        return float(np.sqrt(np.mean((one.in_mask() - other.in_mask()) ** 2)))
+
+    assert rms(stranger, plain) < 0.25 * rms(rescan, plain)
+
+
+def test_texture_numbers_of_a_card_are_checked(noisy_and_quiet):
+    backend = TissueMatching().fit(noisy_and_quiet)
+    target = backend.target("B")
+    spoiled = dataclasses.replace(target, style={**target.style, "texture_noise": -np.ones(3)})
+    with pytest.raises(InputError, match="texture_noise"):
+        backend.harmonize(grainy(20, "A", 0.06), spoiled)
+    with pytest.raises(UsageError, match="texture must be one of"):
+        TissueMatching.config_from({"texture": "smooth"})
+
+
+def test_site_cards_of_every_method_hold_texture_numbers_where_tissues_are_known(
+        noisy_and_quiet, tmp_path):
+    maps = {name: write_volume(tmp_path / f"{name}.nii.gz", Volume(one, FINE, None))
+            for name, one in zip(("CSF", "GM", "WM"), TISSUE)}
+    cohort = Cohort(tuple(dataclasses.replace(scan, tissues=maps) for scan in noisy_and_quiet))
+    kind = registry.get("histogram_matching")
+    backend = kind().fit(cohort)
+    noise = {site: float(backend.target(site).style["texture_noise"][2]) for site in "AB"}
+    assert noise["A"] > 2 * noise["B"] > 0
+    again = kind.load(backend.save(tmp_path / "model"))
+    np.testing.assert_array_equal(again.target("A").style["texture_noise"],
+                                  backend.target("A").style["texture_noise"])
+    card = backend.enroll(cohort.of_site("B").scans, "B2")
+    loaded = Target.load(card.save(tmp_path / "B2.safetensors"))
+    assert loaded.style["texture_noise"][2] == pytest.approx(noise["B"])
+    result = again.harmonize(grainy(20, "A", 0.06), loaded)
+    assert np.isfinite(result.data).all()
+    assert "texture_noise" not in kind().fit(noisy_and_quiet).target("A").style

@@ -71,9 +71,9 @@ def test_spectrum_swap_refuses_another_grid(one_scan):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: HistogramMatchingConfig("nyul"), "method must be one of"),
-    (lambda: MomentMatchingConfig(0.5), "trim must lie between"),
-    (lambda: SpectrumSwapConfig(0.0), "band must lie above 0"),
+    (lambda: HistogramMatchingConfig("nyul"), "method: expected one of"),
+    (lambda: MomentMatchingConfig(0.5), "trim: expected a number in"),
+    (lambda: SpectrumSwapConfig(0.0), "band: expected a number in"),
 ])
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,125 @@
+"""Measurement of all images of an evaluation, one pair of volumes at a time, and ComBat on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ..cohort import Cohort
+from ..errors import NotEstimableError
+from ..tissues import TISSUES
+from .inputs import EvaluationInput, Features
+from .metrics.distribution import LEVELS
+from .metrics.scan_features import ScanJob, measure_scan
+from .paired_metrics import label_tissues, measure_cohort
+from .statistics.combat import cross_fitted_combat
+
+__all__ = ["COMBAT", "PoolMap", "measure_images"]
+
+COMBAT = "combat_features"
+"""Name of the comparison method: ComBat on features of the unharmonized images."""
+TISSUE_MEAN_MEASURES = ("mean_csf", "mean_gm", "mean_wm")
+PoolMap = Callable[[str], Callable[..., Iterable]]
+"""Takes a label for the progress and returns a ``map``, see `metrics.scan_features.process_pool`.
+"""
+
+
+def measure_images(
+    inputs: EvaluationInput,
+    pool: PoolMap,
+    priors: Mapping[str, np.ndarray] | None = None,
+    target_quantiles: Mapping[str, np.ndarray] | None = None,
+    combat: bool = True,
+) -> EvaluationInput:
+    """Measure all images; everything after this works on numbers.
+
+    Parameters
+    ----------
+    inputs : EvaluationInput
+        Scans of one modality.
+    pool : callable
+        Label to ``map``.
+    priors : mapping of str to ndarray, shape (I, J, K), optional
+        Tissue probabilities on the grid of the images.
+    target_quantiles : mapping of str to ndarray, shape (200,), optional
+        Quantile function of the target by modality, if the target is not a site.
+    combat : bool
+        Whether to add features after ComBat, if ComBat can be fitted.
+
+    Returns
+    -------
+    EvaluationInput
+        With `paired_metrics`, `measurements` and `features`.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read or lies on another grid.
+    """
+    inputs = replace(inputs, paired_metrics=_paired_metrics(inputs, pool, priors, target_quantiles))
+    before = inputs.quantiles_before().matrix().mean(axis=0)
+    low, high = np.interp([0.005, 0.995], LEVELS, before)
+    labels = None if priors is None else label_tissues(priors)
+    jobs = [ScanJob(scan, {name: cohort.scans[i] for name, cohort in inputs.variants.items()},
+                    labels, (float(low), float(high)), inputs.segment, inputs.cache)
+            for i, scan in enumerate(inputs.before)]
+    mapper = pool(f"{inputs.modality} tissues, anatomy")
+    inputs = replace(inputs, measurements={
+        found.scan_id: found for found in mapper(measure_scan, jobs)})
+    features = {name: _features(inputs, name) for name in ("", *inputs.variants)}
+    inputs = replace(inputs, features=features)
+    return _add_combat(inputs) if combat else inputs
+
+
+def _paired_metrics(inputs: EvaluationInput, pool: PoolMap,
+                    priors: Mapping[str, np.ndarray] | None,
+                    target_quantiles: Mapping[str, np.ndarray] | None) -> dict:
+    """Return the paired metrics by method; without methods, those of the images before."""
+    label = f"{inputs.modality} intensities"
+    if not inputs.variants:
+        return {"": measure_cohort(inputs.before, Cohort(()), inputs.target, priors=priors,
+                                   mapper=pool(label), cache=inputs.cache)}
+    return {name: measure_cohort(inputs.before, cohort, inputs.target, backend=name,
+                                 priors=priors, target_quantiles=target_quantiles,
+                                 mapper=pool(f"{label} {name}"), cache=inputs.cache)
+            for name, cohort in inputs.variants.items()}
+
+
+def _features(inputs: EvaluationInput, backend: str) -> Features:
+    """Return texture, tissue ratios and mean intensities of all scans by one method."""
+    found = [inputs.measurements[scan.scan_id] for scan in inputs.before]
+    names = sorted(set.intersection(*(set(one.texture[key]) for one in found
+                                      for key in one.texture)))
+    texture = np.array([[one.texture[backend][name] for name in names] for one in found])
+    tissues = TISSUES if any(one.ratios for one in found) else ()
+    ratios = {tissue: np.array([one.ratios.get(backend, {}).get(tissue, math.nan)
+                                for one in found]) for tissue in tissues}
+    metrics = inputs.paired_metrics.get(backend) or inputs.first_metrics
+    rows = metrics.metrics.select(stage="after" if backend else "before")
+    means = {}
+    for name in TISSUE_MEAN_MEASURES:
+        known = {row.scan: row.value for row in rows.select(measure=name)}
+        if all(scan.scan_id in known for scan in inputs.before):
+            means[name] = np.array([known[scan.scan_id] for scan in inputs.before], dtype=float)
+    return Features(texture.reshape(len(found), -1), ratios, means)
+
+
+def _add_combat(inputs: EvaluationInput) -> EvaluationInput:
+    """Return the input with features after ComBat, or unchanged if ComBat cannot be fitted."""
+    raw = inputs.features[""]
+    reference = inputs.target if inputs.target in inputs.before.sites else None
+    covariates, _ = inputs.design.adjusting(("age", "sex"))
+    try:
+        table = cross_fitted_combat(raw.matrix(), inputs.design.sites, inputs.design.subjects,
+                                    covariates, reference=reference, seed=inputs.seed)
+    except NotEstimableError:
+        return inputs
+    if not np.isfinite(table).all(axis=1).any():
+        return inputs
+    columns = iter(table[:, raw.texture.shape[1]:].T)
+    found = Features(table[:, :raw.texture.shape[1]], {name: next(columns) for name in raw.ratios},
+                     {name: next(columns) for name in raw.means})
+    return replace(inputs, features={**inputs.features, COMBAT: found})

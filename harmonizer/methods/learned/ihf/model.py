@@ -1,0 +1,147 @@
+"""Networks of IHF-Harmony, artifact statistics of scans, and the change by the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ....deep.networks.feature_pyramid import FeaturePyramid
+from ....deep.networks.hierarchy_flow import FlowNetwork, Stage
+from ....deep.networks.vgg import WIDTHS, VggFeatures, read_vgg
+from ....deep.training.data import VolumeStore
+from ....deep.training.task import TrainingTask
+from ...base import MAX_INTENSITY
+from ..config import NONE, InferenceOptions
+from ..model import LearnedModel, Residual
+from ..network_input import NetworkInput
+from .config import NEIGHBORS, IhfConfig
+from .features import Features, artifact_statistics, feature_moments, modality_code, sum_slices
+from .training import IhfTask
+
+__all__ = ["IhfModel"]
+
+
+class IhfModel(LearnedModel):
+    """Flow network; it depends on statistics, not on sites."""
+
+    config: IhfConfig
+    balances_tissues = True
+
+    @property
+    def multiple(self) -> tuple[int, int, int]:
+        """In-plane sides are multiples of all squeezes and halvings."""
+        side = int(np.lcm(np.prod(self.config.squeezes), 2 ** (len(self.widths) - 1)))
+        return side, side, 1
+
+    @property
+    def options(self) -> InferenceOptions:
+        """See `LearnedModel.options`."""
+        return InferenceOptions(self.config.batch_slices)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the levels of the features."""
+        return WIDTHS if self.config.vgg != NONE else self.config.pyramid
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        """See `LearnedModel.build_networks`."""
+        c = self.config
+        stages = tuple(Stage(*stage) for stage in zip(c.squeezes, c.splits, c.hidden))
+        codes = len(self.modalities) if len(self.modalities) > 1 else 0
+        flow = FlowNetwork(2 * NEIGHBORS + 1, stages, 2 * sum(self.widths), c.style, c.fusion,
+                           c.instance, c.anchored, codes)
+        return {"flow": flow, "vgg": VggFeatures()} if c.vgg != NONE else {"flow": flow}
+
+    def load_user_weights(self) -> None:
+        """Load the weights of VGG-19, if the config names them."""
+        if self.config.vgg != NONE:
+            self.networks["vgg"].load_state_dict(read_vgg(Path(self.config.vgg)))
+
+    @property
+    def features(self) -> Features:
+        """The fixed features, on the device."""
+        if self.config.vgg != NONE:
+            return self.networks["vgg"].to(self.device)  # type: ignore[return-value]
+        return FeaturePyramid(2 * NEIGHBORS + 1, self.config.pyramid).to(self.device)
+
+    def training_task(self, store: VolumeStore, scans: tuple[int, ...], seed: int) -> TrainingTask:
+        """See `LearnedModel.training_task`."""
+        return IhfTask(self.config, self.networks, self.features, store, scans, seed)
+
+    # Styles ---------------------------------------------------------------------------------
+
+    def describe(self, scan: NetworkInput, options: InferenceOptions) -> dict[str, np.ndarray]:
+        """Return the artifact statistics z_s of a scan (eq. 1), shape (2 C,)."""
+        features = self.features
+        with torch.no_grad():
+            sums = sum_slices(feature_moments(features(x), w) for _, x, w
+                              in self.slabs(scan, scan.weights(), options))
+        return {"z_s": artifact_statistics(sums)[0].cpu().numpy()}
+
+    def pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the mean z_s."""
+        return {"z_s": np.mean([s["z_s"] for s in summaries], axis=0, dtype=np.float64
+                               ).astype(np.float32)}
+
+    def check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        """See `LearnedModel.check_style`."""
+        z_s, size = np.asarray(style["z_s"]), 2 * sum(self.widths)
+        if z_s.shape != (size,) or not (np.abs(z_s) < MAX_INTENSITY).all():
+            raise ValueError(f"expected {size} statistics of features")
+
+    # Inference ------------------------------------------------------------------------------
+
+    def predict_residual(self, scan: NetworkInput, style: Mapping[str, np.ndarray],
+                         rng: np.random.Generator, options: InferenceOptions) -> Residual:
+        """See `LearnedModel.predict_residual`; two passes over the slabs of the volume."""
+        flow = self.networks["flow"]
+        code = modality_code(scan.modality, self.modalities)
+        target_s, source_s = (self.tensor(np.asarray([*z, *code]))[None] for z in
+                              (style["z_s"], self.describe(scan, options)["z_s"]))
+        change, counts = np.zeros(scan.image.shape, np.float32), np.zeros(scan.image.shape[2])
+        with torch.no_grad():
+            sums = sum_slices(flow.statistics(flow.encode(x), mask)
+                              for _, x, mask in self.slabs(scan, scan.mask, options))
+            for places, x, _ in self.slabs(scan, scan.mask, options):
+                n = len(x)
+                after = flow.decode(flow.encode(x), [s.expand(n, -1) for s in sums],
+                                    target_s.expand(n, -1), source_s.expand(n, -1))
+                _add_slabs(change, counts, (after - x).cpu().numpy(), places)
+        return Residual(change / np.maximum(counts, 1).astype(np.float32))
+
+    def slabs(self, scan: NetworkInput, weights: np.ndarray, options: InferenceOptions
+              ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """Yield the slabs around all slices with brain, in batches.
+
+        Beyond the volume its last slice is repeated.
+
+        Yields
+        ------
+        places : ndarray, shape (n, 3)
+            Slices of each slab.
+        slabs : Tensor, shape (n, 3, I, J)
+        weights : Tensor, shape (n, 1, I, J)
+            Of the middle slices.
+        """
+        image = scan.image
+        middles = np.flatnonzero(scan.mask.any(axis=(0, 1)))
+        count = options.batch_slices or len(middles)
+        for first in range(0, len(middles), count):
+            at = middles[first:first + count]
+            places = np.clip(at[:, None] + np.arange(-NEIGHBORS, NEIGHBORS + 1), 0,
+                             image.shape[2] - 1)
+            yield (places, self.tensor(image[:, :, places].transpose(2, 3, 0, 1)),
+                   self.tensor(weights[:, :, at].transpose(2, 0, 1)[:, None]))
+
+
+def _add_slabs(change: np.ndarray, counts: np.ndarray, slabs: np.ndarray, places: np.ndarray
+               ) -> None:
+    """Add (n, 3, I, J) changes at their places (n, 3), and count them."""
+    for slab, at in zip(slabs, places):
+        for part, place in zip(slab, at):
+            change[:, :, place] += part
+            counts[place] += 1

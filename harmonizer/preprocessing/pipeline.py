@@ -1,0 +1,113 @@
+"""Preprocess one image in memory: the steps of the BIDS App without files between them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..errors import InputError
+from ..template import load_template
+from ..volume import Volume
+from .bias import correct_bias
+from .brain import QualityCheck, check_quality, extract_brain, is_brain_only
+from .conform import Conformed, conform, original_image
+from .registration import register_to_template
+from .transforms import resample, resample_mask
+
+__all__ = ["PreprocessedImage", "preprocess_image"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreprocessedImage:
+    """A preprocessed image.
+
+    Attributes
+    ----------
+    native : Volume
+        Bias-corrected image with its brain mask on the subject's own grid, axes RAS+.
+    template : Volume
+        The same image and mask on the template grid.
+    to_template : ndarray, shape (4, 4)
+        World of `native` -> template world, mm.
+    conformed : Conformed
+        What is needed to write an array of `native` on the stored grid of the input.
+    quality : QualityCheck
+        Check of mask and registration; ``quality.low_confidence`` asks for a look at the mask.
+    brain_only : bool
+        Whether the input was skull-stripped.
+    tissues : dict of str to ndarray
+        Tissue probabilities on the template grid; empty until `segment_image` filled them.
+    """
+
+    native: Volume
+    template: Volume
+    to_template: np.ndarray
+    conformed: Conformed
+    quality: QualityCheck
+    brain_only: bool
+    tissues: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def to_nifti(self, array: np.ndarray) -> Any:
+        """Return a nibabel image of an array on the native grid, with the input's own affine."""
+        image = original_image(array, self.conformed)
+        return nib.Nifti1Image(image.dataobj, self.conformed.original_affine, header=image.header)
+
+
+def preprocess_image(
+    image: str | os.PathLike[str] | Any, mask: str | os.PathLike[str] | Any | None = None, *,
+    resolution_mm: int = 1, skull_strip: str = "auto", seed: int = 0, sloppy: bool = False,
+) -> PreprocessedImage:
+    """Correct the bias field, find the brain, and register the image to the template.
+
+    Parameters
+    ----------
+    image : path or nibabel image
+        One 3D image of a head or a brain.
+    mask : path or nibabel image, optional
+        Brain mask on the image's own grid. Default: the brain is extracted.
+    resolution_mm : {1, 2}
+        Voxel size of the template grid.
+    skull_strip : {"auto", "force", "skip"}
+        See `harmonizer.preprocessing.brain.extract_brain`.
+    seed : int
+        Seed of ANTs' sampling; the same seed gives the same bits.
+    sloppy : bool
+        Coarse and fast, for tests.
+
+    Returns
+    -------
+    PreprocessedImage
+
+    Raises
+    ------
+    InputError
+        If the image cannot be used, no brain is found, or the mask lies on another grid.
+    """
+    conformed = conform(image)
+    volume = conformed.volume
+    initial = None
+    if mask is None:
+        rough, _ = correct_bias(volume, rough=True, sloppy=sloppy)
+        found = extract_brain(rough, skull_strip=skull_strip, seed=seed, sloppy=sloppy)
+        brain, initial, brain_only = found.mask, found.matrix, found.brain_only
+    else:
+        given = conform(mask).volume
+        if not given.same_grid(volume):
+            raise InputError(f"the mask lies on another grid (shape {given.shape}) than its image "
+                             f"({volume.shape}). Give a mask in the image's own space.")
+        brain, brain_only = given.data > 0.5, is_brain_only(volume)
+    corrected, _ = correct_bias(volume.with_mask(brain), sloppy=sloppy)
+    registration = register_to_template(corrected, initial, seed=seed, sloppy=sloppy)
+    grid = load_template(resolution_mm)
+    moved = resample(corrected.with_mask(None), grid, registration.matrix)
+    inside = resample_mask(brain, volume.affine, grid, registration.matrix)
+    if not inside.any():
+        raise InputError("no part of the brain mask lies inside the template's grid after "
+                         "registration. Look at the image's orientation and position.")
+    quality = check_quality(corrected.with_mask(None), brain, registration.matrix)
+    return PreprocessedImage(corrected, moved.with_mask(inside), registration.matrix, conformed,
+                             quality, brain_only)
