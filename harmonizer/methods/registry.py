@@ -31,7 +31,6 @@ BUILT_IN = {
     "patch_diffusion": "harmonizer.methods.learned.patch_diffusion.backend:PatchDiffusion",
     "spectrum_swap": "harmonizer.methods.statistical.spectrum_swap:SpectrumSwap",
     "tissue_matching": "harmonizer.methods.statistical.tissue_matching:TissueMatching",
-    "unet": "harmonizer.methods.learned.unet.backend:UNet",
 }
 
 LOGGER = logging.getLogger("harmonizer")
