@@ -26,7 +26,7 @@ __all__ = ["ResidualMap"]
 
 DARKEST = 0.1  # of the baseline: no voxel is made darker, so nothing becomes negative
 MARGIN = 4  # voxels around the brain that the network sees
-SLAB, OVERLAP = 128, 32  # voxels: large volumes go through the network in overlapping slabs
+SLAB, OVERLAP = 128, 32  # voxels; large volumes go through in slabs that start at multiples of 8
 WHOLE = 6_000_000  # voxels that go through at once
 
 
