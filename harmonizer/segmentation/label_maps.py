@@ -15,7 +15,7 @@ from ..files import sha256_of
 from ..volume import load_nifti
 from .structures import SULCAL_CLASS, class_table, index_labels
 
-__all__ = ["LabelMap", "load_label_maps"]
+__all__ = ["LabelMap", "label_map_paths", "load_label_map", "load_label_maps"]
 
 SPACING_TOLERANCE_MM = 0.05
 CSF_MARGIN_MM = 4.0  # around the brain's tissue; CSF within it belongs to the brain mask
@@ -74,16 +74,22 @@ def load_label_maps(folder: Path) -> tuple[LabelMap, ...]:
     InputError
         If the folder holds no label map, or if a map is not at 1 mm or has unknown labels.
     """
+    return tuple(load_label_map(path) for path in label_map_paths(folder))
+
+
+def label_map_paths(folder: Path) -> list[Path]:
+    """Paths of the label maps of a folder, in the order of their names; `InputError` if none."""
     paths = sorted(p for p in Path(folder).glob("*.nii*") if p.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise InputError(
             f"{folder}: no label maps (.nii, .nii.gz). Give the folder of SynthSeg's training "
             "label maps (github.com/BBillot/SynthSeg, data/training_label_maps)."
         )
-    return tuple(_load(path) for path in paths)
+    return paths
 
 
-def _load(path: Path) -> LabelMap:
+def load_label_map(path: Path) -> LabelMap:
+    """Load one label map; `InputError` if it is not at 1 mm or has labels that are not known."""
     image = nib.as_closest_canonical(load_nifti(path))
     spacing = np.asarray(image.header.get_zooms()[:3])
     if len(image.shape) != 3 or np.abs(spacing - 1).max() > SPACING_TOLERANCE_MM:

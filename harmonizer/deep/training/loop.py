@@ -167,9 +167,10 @@ class _Trainer:
 
     def _train_step(self) -> None:
         torch.manual_seed(step_seed(self.seed, self.step, self.distributed.rank))
+        started = time.perf_counter()
         batch = _to_device(self.task.batch(self.step, self.distributed.rank),
                            self.distributed.device)
-        terms: dict[str, float] = {}
+        terms: dict[str, float] = {"seconds/data": time.perf_counter() - started}
         for group in self.groups:
             if group.is_active_at(self.step):
                 terms |= self._update(group, batch)
@@ -179,6 +180,7 @@ class _Trainer:
             weights = self._weights(copy=False)
             torch._foreach_lerp_([self.average[k] for k in weights], list(weights.values()),
                                  1 - decay)
+        terms["seconds/step"] = time.perf_counter() - started
         self.history.add(terms)
 
     def _update(self, group: OptimizerGroup, batch: Batch) -> dict[str, float]:
@@ -199,6 +201,9 @@ class _Trainer:
         norm = {f"{group.name}/gradient":
                 float(torch.nn.utils.clip_grad_norm_(parameters, group.clip))}
         self._require_finite(norm)
+        if group.rate_factor is not None:
+            for settings in self.optimizers[group.name].param_groups:
+                settings["lr"] = group.learning_rate * group.rate_factor(self.step)
         self.optimizers[group.name].step()
         return {**terms, **norm}
 

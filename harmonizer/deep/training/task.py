@@ -48,6 +48,8 @@ class OptimizerGroup:
         Maximum norm of the gradient.
     every, offset : int
         The group is updated at steps where step % every == offset.
+    rate_factor : callable, optional
+        Step -> factor of the learning rate. Default: 1 throughout.
     """
 
     name: str
@@ -59,6 +61,7 @@ class OptimizerGroup:
     clip: float = 1.0
     every: int = 1
     offset: int = 0
+    rate_factor: Callable[[int], float] | None = None
 
     def is_active_at(self, step: int) -> bool:
         """Return whether the group is updated at a step."""

@@ -1,0 +1,195 @@
+"""The method `unet`: tissue matching, corrected by a residual U-Net trained on simulated scanners.
+
+A fit needs no training: it fits tissue matching and measures each site's card. The network comes
+with the package. It adds a residual on the scan's own voxels that corrects noise, sharpness and
+partial volume towards the target, and leaves the tissues' levels to the baseline. Supervised
+residual U-Nets for contrast harmonization: DeepHarmony (Dewey et al. 2019,
+doi:10.1016/j.mri.2019.05.041); here the pairs are simulated and the target is a card.
+
+The residual's weight is zero for scans of the target site, where the cards of scan and target agree
+as well as those of two scans of one scanner, and for modalities that were not validated.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ....cohort import Cohort, Scan
+from ....contrast.local_statistics import LocalStatistics
+from ....contrast.texture import ScanTexture
+from ....volume import Volume
+from ...base import Capabilities, Progress, ScanContext, Self, read_scan
+from ...statistical.tissue_matching import TissueMatching, TissueMatchingConfig
+from ...target import Target
+from .residual_map import ResidualMap
+from .scan_card import CARD_NAMES, scan_card
+from .weights import WEIGHTS, Weights, check_weights, read_weights
+
+__all__ = ["UNet", "UNetConfig"]
+
+LOGGER = logging.getLogger("harmonizer")
+NET = "net:"  # prefix of the network's tensors in a model
+CARD_LIMIT = 100.0  # largest magnitude of a card's number
+ALIKE, DIFFERENT = 1.5, 3.0
+"""Distance of two cards, in standard deviations between scans of one scanner, up to which the
+residual's weight is 0, and from which it is full."""
+
+
+@dataclass(frozen=True)
+class UNetConfig(TissueMatchingConfig):
+    """Settings of tissue matching, and `weights`: a file to use instead of the shipped one.
+
+    `texture` is ``keep``: the network itself brings noise and blur nearer to the target's.
+    """
+
+    texture: str = "keep"
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.texture != "keep":
+            raise ValueError("texture must be keep: the network takes the place of the texture "
+                             f"step, got {self.texture!r}.")
+
+
+class UNet(TissueMatching):
+    """Tissue matching with a learned residual on the scan's own voxels."""
+
+    name = "unet"
+    version = "1"
+    reference = ("residual U-Net on simulated scanner pairs, this project; after Dewey et al. "
+                 "2019, doi:10.1016/j.mri.2019.05.041")
+    summary = ("Local tissue matching to the target was corrected by a residual U-Net, trained on "
+               "simulated scanners, with descriptors of the scan's and of the target's noise and "
+               "sharpness as conditioning.")
+    capabilities = Capabilities(intensity_map=True, tissue_statistics=True)
+    Config = UNetConfig
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.weights_: Weights | None = None
+        self._network: Any = None
+        self._device = "cpu"
+        self._cards: dict[int, np.ndarray] = {}
+
+    def check_settings_files(self) -> None:
+        """`UnavailableError` where the weights cannot be read."""
+        self._read_weights()
+
+    def on(self: Self, device: str) -> Self:
+        """The network on another device."""
+        self._device, self._network = device, None
+        return self
+
+    def _read_weights(self) -> Weights:
+        return read_weights(Path(self.config.weights) if self.config.weights else WEIGHTS)
+
+    # Fit ------------------------------------------------------------------------------------
+
+    def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
+        self.weights_, self._network, self._cards = self._read_weights(), None, {}
+        modality = cohort.scans[0].modality
+        if self._validated_weight(modality) == 0:
+            LOGGER.warning("unet: the weights were not validated on %s, so the network's residual "
+                           "is not used there: the result is that of tissue_matching", modality)
+        super()._fit(cohort, seed, progress)
+        self._cards = {}
+
+    def _measured(self, volume: Volume, tissues: Mapping[str, np.ndarray]
+                  ) -> tuple[LocalStatistics, np.ndarray]:
+        found, shares = super()._measured(volume, tissues)
+        self._cards[_key(volume)] = scan_card(volume, shares)
+        return found, shares
+
+    def _style(self, scans: list[Scan], found: list[LocalStatistics],
+               seen: list[LocalStatistics], textures: list[ScanTexture], shared: float = 0.0
+               ) -> dict[str, np.ndarray]:
+        cards = [self._cards[_key(read_scan(scan))] for scan in scans]
+        return {**super()._style(scans, found, seen, textures, shared),
+                "card": np.mean(cards, axis=0)}
+
+    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
+               ) -> dict[str, np.ndarray]:
+        return {**super()._mixed(styles, gains),
+                "card": np.mean([style["card"] for style in styles], axis=0)}
+
+    def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
+        super()._check_style(style)
+        card = style["card"]
+        if card.shape != (len(CARD_NAMES),) or not (np.abs(card) < CARD_LIMIT).all():
+            raise ValueError(f"expected a card of {len(CARD_NAMES)} numbers below {CARD_LIMIT:g}")
+
+    # Harmonize ------------------------------------------------------------------------------
+
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:  # type: ignore
+        change = super()._map_of(volume, target, context)
+        card = self._cards.pop(_key(volume))
+        goal = np.asarray(target.style["card"], np.float32)
+        same = target.kind == "site" and target.label == context.source
+        distance = self._card_distance(goal, card)
+        gate = float(np.clip((distance - ALIKE) / (DIFFERENT - ALIKE), 0, 1))
+        weight = 0.0 if same else gate * self._validated_weight(str(self.modality_))
+        facts = {"CardDistance": round(distance, 3)}
+        return ResidualMap(change, self._net(), goal, card, float(volume.spacing.max()), weight,
+                           facts)
+
+    def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> Any:
+        target = Target("reference", "style", 1, self.name, str(self.modality_), style)
+        return self._map_of(volume, target, ScanContext())
+
+    def _card_distance(self, goal: np.ndarray, card: np.ndarray) -> float:
+        """Root mean square of the differences of two cards over their usual size."""
+        assert self.weights_ is not None
+        usual = np.asarray(self.weights_.facts["CardStd"], np.float64)
+        return float(np.sqrt(np.mean(((goal - card) / usual) ** 2)))
+
+    def _validated_weight(self, modality: str) -> float:
+        """Weight of the residual for a modality; 0 where nothing was validated."""
+        assert self.weights_ is not None
+        return float(np.clip(self.weights_.facts.get("Modalities", {}).get(modality, 0.0), 0, 1))
+
+    def _net(self) -> Any:
+        if self._network is None:
+            assert self.weights_ is not None
+            self._network = self.weights_.network().to(self._device)
+        return self._network
+
+    # State ----------------------------------------------------------------------------------
+
+    def _shared_state(self) -> dict[str, np.ndarray]:
+        import json
+
+        assert self.weights_ is not None
+        facts = np.frombuffer(json.dumps(self.weights_.facts, sort_keys=True).encode(), np.uint8)
+        return {**super()._shared_state(), "weights_facts": facts.copy(),
+                **{NET + name: np.asarray(t) for name, t in self.weights_.tensors.items()}}
+
+    def _set_shared_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        import json
+
+        try:
+            facts = json.loads(arrays["weights_facts"].astype(np.uint8).tobytes())
+        except UnicodeDecodeError as error:
+            raise ValueError("weights_facts is no text") from error
+        tensors = {k[len(NET):]: v for k, v in arrays.items() if k.startswith(NET)}
+        check_weights(tensors, facts)
+        self.weights_, self._network = Weights(tensors, facts), None
+        self._cards = {}
+        try:
+            self._net()
+        except RuntimeError as error:
+            raise ValueError(f"tensors do not fit the network: {error}") from error
+        super()._set_shared_state({k: v for k, v in arrays.items()
+                                   if not k.startswith(NET) and k != "weights_facts"})
+
+
+def _key(volume: Volume) -> int:
+    """What tells one image from another."""
+    return zlib.crc32(np.ascontiguousarray(volume.data).view(np.uint8).reshape(-1))

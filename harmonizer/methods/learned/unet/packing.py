@@ -1,0 +1,126 @@
+"""Pack a training's averaged weights with what was validated, and write their model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....deep.training.checkpoint import read_checkpoint, with_prefix
+from ....deep.training.loop import CHECKPOINT
+from ....errors import InputError
+from ....files import read_json, sha256_of, write_text
+from .channels import CHANNELS, CONDITIONS
+from .network import ResidualUNet
+from .scan_card import CARD_NAMES
+from .store import Pair, PairStore
+from .training import NORMALIZATION, validation_sums
+from .weights import write_weights
+
+__all__ = ["pack_weights", "network_of"]
+
+MODALITY = "T1w"  # what the simulator draws, so what can be validated
+UNSEEN_SCAN = 1.5  # std of a new scan's card from its site's, over that of a scan of the site
+MIN_CARD_STD = 0.02  # numbers that hardly differ between scans of one scanner
+MIN_IDENTITY_PAIRS = 8
+
+CARD = """\
+# Weights of the method `unet`
+
+A residual 3D U-Net ({parameters:.2f} M parameters) that corrects tissue matching on T1w images; see
+`harmonizer.methods.learned.unet`.
+
+* **Trained on** simulated scans alone (`harmonizer.simulation`): anatomies are deformed label maps
+  (the training label maps of SynthSeg, github.com/BBillot/SynthSeg, Apache-2.0; Billot et al.,
+  Medical Image Analysis 86:102789, 2023) and phantom subjects bent from MNI152NLin2009aSym (ICBM,
+  Fonov 2009, as bundled with nilearn). No image of a person was seen. {pairs} pairs of {studies}
+  simulated studies; {held_out} other studies, with other label maps, phantom subjects and scanners,
+  chose the weights.
+* **License** of the weights: that of this package; the label maps' license (Apache-2.0) asks for
+  the notice above.
+* **Command**: `python -m harmonizer.methods.learned.unet train LABEL_MAPS OUT`; settings:
+  `{settings}`
+* **Commit**: {commit}
+* **Steps**: {steps}; {minutes:.0f} minutes of a shared CPU, {precision}; weights of step {best}.
+* **SHA-256** of `{file}`: {sha256}
+* **Validated on** {modality}, weight of the residual {weight:.2f}: simulated validation pairs,
+  mean square error in the brain against the noise-free truth, {gain:+.2f} dB over tissue matching,
+  better in {better:.0f} % of {count} pairs. On other modalities the residual is not used.
+
+What it reaches on data that neither training nor selection saw: `docs/unet.md`.
+"""
+
+
+def network_of(folder: Path) -> tuple[ResidualUNet, dict[str, Any]]:
+    """The network with the best averaged weights of a training's folder, and its facts."""
+    tensors, facts = read_checkpoint(folder / CHECKPOINT)
+    numbers = read_json(folder / NORMALIZATION)
+    weights = with_prefix(tensors, "best.") or with_prefix(tensors, "ema.")
+    settings = facts["identity"]["settings"]
+    network = ResidualUNet(len(CHANNELS), len(CONDITIONS), tuple(settings["widths"]))
+    network.load_state_dict({
+        **{name.removeprefix("unet."): tensor for name, tensor in weights.items()},
+        "center": torch.tensor(numbers["center"]), "scale": torch.tensor(numbers["scale"])})
+    return network.eval(), facts
+
+
+def pack_weights(folder: Path, pairs: Path, path: Path, commit: str = "not recorded") -> Path:
+    """Write weights and, beside them, their card; returns the path of the weights.
+
+    Raises
+    ------
+    InputError
+        If the store holds too few pairs to say what was validated.
+    """
+    network, facts = network_of(folder)
+    store = PairStore(pairs)
+    usable = [pair for pair in store.validation if not pair.identity]
+    if not usable:
+        raise InputError(f"{pairs}: no validation pairs, so nothing can be validated. Prepare some "
+                         "(--validation-studies).")
+    weight, gains = validated_weight(network, usable)
+    about = {"Modalities": {MODALITY: round(weight, 3)}, "CardStd": card_std(store),
+             "Steps": facts["step"], "BestStep": facts["best_step"],
+             "Minutes": round(facts["minutes"], 1), "Commit": commit,
+             "ValidationGainDb": round(float(np.mean(gains)), 3)}
+    write_weights(path, network, about)
+    write_text(path.with_suffix(".md"), CARD.format(
+        parameters=sum(p.numel() for p in network.parameters()) / 1e6, pairs=len(store.training),
+        studies=len({p.study for p in store.training}),
+        held_out=len({p.study for p in store.validation}),
+        settings=json.dumps(facts["identity"]["settings"]), commit=commit, steps=facts["step"],
+        minutes=facts["minutes"], precision="bfloat16 autocast where the CPU has it",
+        best=facts["best_step"] or facts["step"], file=path.name, sha256=sha256_of(path),
+        modality=MODALITY, weight=weight, gain=float(np.mean(gains)),
+        better=100 * float(np.mean(np.array(gains) > 0)), count=len(gains)))
+    return path
+
+
+def validated_weight(network: ResidualUNet, pairs: Sequence[Pair]) -> tuple[float, list[float]]:
+    """Weight 0..1 of the residual with the least error, each pair's baseline error counting as one;
+    and the gain of each pair in dB at full weight."""
+    product = square = 0.0
+    gains = []
+    with torch.no_grad():
+        for pair in pairs:
+            before, cross, power = validation_sums(network, pair)
+            product, square = product + cross / before, square + power / before
+            after = before - 2 * cross + power
+            gains.append(float(-10 * np.log10(max(after, 1e-12) / before)))
+    return float(np.clip(product / max(square, 1e-12), 0, 1)), gains
+
+
+def card_std(store: PairStore) -> list[float]:
+    """Of each number of a card: standard deviation between scans of one scanner."""
+    n = len(CARD_NAMES)
+    apart = np.array([pair.condition[n:2 * n] - pair.condition[:n]
+                      for pair in (*store.training, *store.validation) if pair.identity])
+    if len(apart) < MIN_IDENTITY_PAIRS:
+        raise InputError(f"{store.folder}: {len(apart)} identity pairs, expected "
+                         f"{MIN_IDENTITY_PAIRS} or more. Prepare more studies.")
+    std = UNSEEN_SCAN * np.sqrt(np.mean(apart ** 2, axis=0))
+    return [float(v) for v in np.maximum(std, MIN_CARD_STD)]

@@ -1,0 +1,261 @@
+"""Training pairs of the residual-transfer task, simulated ahead of the training, kept on disk.
+
+A *study* is a small multi-site cohort: random scanners, a few anatomies at each. Tissue matching is
+fitted on it with the probabilities of the shipped segmenters, as in use. Every scan is then brought
+to every other scanner: the pair is the scan, tissue matching's result (the baseline), the tissue
+probabilities and cards as input, and the same scan as rendered by the target scanner, without noise
+and without bias field, as truth. Noise is in the scans alone, so it cannot be learned from the
+truth. Scans of the target scanner itself are identity pairs: their truth is the scan.
+
+Study number `index` of a seed is a function of the two, so preparation can be stopped, resumed and
+spread over processes. A study's JSON is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from ....cohort import Cohort
+from ....contrast.tissue_map import TissueMap
+from ....files import atomic_path, write_json
+from ....preprocessing.transforms import resample
+from ....segmentation import structures as st
+from ....simulation.anatomy import Anatomy, label_map_anatomy, phantom_anatomy
+from ....simulation.imaging import ScanGrid, acquire, render, sample, scan_grid
+from ....simulation.scanners import SimulatedScanner, draw_scanner
+from ....template import load_template
+from ....volume import Volume
+from ...base import ScanContext
+from .channels import condition, levels_of, map_numbers, stack_channels
+from .scan_card import scan_card
+
+__all__ = ["KINDS", "StudyKind", "prepare_study", "VALIDATION_FROM"]
+
+LOG = logging.getLogger("harmonizer")
+VALIDATION_FROM = 100_000  # studies from this index on are for selection: other maps, other seeds
+HELD_OUT_MAPS = 3  # the last label maps of the folder occur in validation studies alone
+IDENTITY = 0.25  # of the scans that also become an identity pair
+PHANTOM_SEEDS = (50_000_000, 60_000_000)  # of training and of validation; no test uses them
+
+
+@dataclass(frozen=True)
+class StudyKind:
+    """How a study's scans and pairs are made.
+
+    Attributes
+    ----------
+    anatomy_mm : grid of the anatomies
+    template_mm : grid on which tissues are segmented and tissue matching is fitted
+    native : whether pairs lie on the scans' own grids; otherwise on the template's
+    scanners, subjects : number of scanners, and bounds of the number of subjects at each
+    crop : largest side of a stored pair, voxels
+    """
+
+    anatomy_mm: float
+    template_mm: int
+    native: bool
+    scanners: int
+    subjects: tuple[int, int]
+    crop: int
+
+
+KINDS = {
+    "coarse": StudyKind(2.0, 2, False, 4, (2, 4), 96),
+    "mixed": StudyKind(1.0, 2, True, 4, (2, 2), 96),
+    "fine": StudyKind(1.0, 1, False, 4, (2, 2), 96),
+    "fine_native": StudyKind(1.0, 1, True, 4, (2, 2), 96),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedScan:
+    """A scan in memory, with the interface that tissue matching asks of `cohort.Scan`."""
+
+    scan_id: str
+    site: str
+    anatomy: Anatomy
+    grid: ScanGrid
+    native: Volume
+    template: Volume
+    probabilities: np.ndarray
+    session: str | None = None
+    modality: str = "T1w"
+    site_source: str = "simulated"
+    age: float | None = None
+    sex: str | None = None
+    image: Path = Path("simulated")
+    mask: Path = Path("simulated")
+
+    @property
+    def subject(self) -> str:
+        """Every scan is of an anatomy of its own."""
+        return self.scan_id
+
+    @property
+    def covariates(self) -> dict[str, str]:
+        """None are simulated."""
+        return {}
+
+    def read(self) -> Volume:
+        """The image on the template grid."""
+        return self.template
+
+    def read_tissues(self) -> dict[str, np.ndarray]:
+        """Probabilities by the shipped segmenter."""
+        return dict(zip(("CSF", "GM", "WM"), self.probabilities))
+
+
+def prepare_study(folder: Path, maps: Path, map_count: int, kind: str, seed: int, index: int
+                  ) -> Path:
+    """Simulate one study and write its pairs; returns its JSON. Nothing is done twice."""
+    path = folder / f"study_{index:06d}.json"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    how = KINDS[kind]
+    rng = np.random.default_rng([seed, index])
+    scanners = [draw_scanner(rng, len(st.STRUCTURES)) for _ in range(how.scanners)]
+    scans = _scans(rng, scanners, maps, map_count, how, index, folder / "maps")
+    method = _fitted(scans)
+    cards = [scan_card(scan.template, scan.probabilities) for scan in scans]
+    site_cards = {site: np.mean([c for c, s in zip(cards, scans) if s.site == site], axis=0)
+                  for site in {s.site for s in scans}}
+    pairs: list[dict[str, Any]] = []
+    for scan, card in zip(scans, cards):
+        for number, target in enumerate(scanners):
+            if scan.site == f"s{number}" and rng.random() > IDENTITY:
+                continue
+            pair = _pair(rng, method, scan, card, number, target, site_cards[f"s{number}"], how)
+            name = f"study_{index:06d}_{len(pairs):03d}.npy"
+            with atomic_path(folder / name) as temporary, open(temporary, "wb") as file:
+                np.save(file, pair.pop("arrays"))
+            pairs.append({"file": name, **pair})
+    write_json(path, {"kind": kind, "seed": seed, "index": index, "pairs": pairs})
+    return path
+
+
+def _scans(rng: np.random.Generator, scanners: Sequence[SimulatedScanner], maps: Path,
+           map_count: int, how: StudyKind, index: int, cache: Path) -> list[SimulatedScan]:
+    """Scans of a study: other anatomies at each scanner."""
+    scans = []
+    for number, scanner in enumerate(scanners):
+        for subject in range(int(rng.integers(how.subjects[0], how.subjects[1] + 1))):
+            anatomy = _anatomy(rng, maps, map_count, how, index, cache)
+            voxel = scanner.voxel_mm
+            if how.anatomy_mm > 1.5 or (how.native is False and how.template_mm > 1):
+                voxel = np.full(3, float(how.anatomy_mm))
+            grid = scan_grid(rng, anatomy, voxel)
+            native = acquire(rng, anatomy, scanner, grid, render(anatomy, scanner))
+            template = _on_template(native, how.template_mm)
+            scans.append(SimulatedScan(f"s{number}p{subject}", f"s{number}", anatomy, grid, native,
+                                       template, _probabilities(template)))
+    return scans
+
+
+def _anatomy(rng: np.random.Generator, maps: Path, map_count: int, how: StudyKind, index: int,
+             cache: Path) -> Anatomy:
+    """A label map or, for some, a phantom subject; validation studies have anatomies of their own.
+    """
+    validation = index >= VALIDATION_FROM
+    draw = int(rng.integers(1_000_000))
+    if rng.random() < (0.35 if how.anatomy_mm > 1.5 else 0.15):
+        seed = PHANTOM_SEEDS[validation] + draw
+        return phantom_anatomy(seed, float(rng.uniform(18, 85)), str(rng.choice(["F", "M"])),
+                               how.anatomy_mm)
+    first = map_count - HELD_OUT_MAPS if validation else 0
+    last = map_count if validation else map_count - HELD_OUT_MAPS
+    return label_map_anatomy(maps, int(rng.integers(first, last)), draw, how.anatomy_mm, cache)
+
+
+def _on_template(native: Volume, resolution_mm: int) -> Volume:
+    """The scan as preprocessing brings it to the template's grid, zero outside the mask."""
+    volume = resample(native, load_template(resolution_mm), antialias=True)
+    return volume.with_data(np.where(volume.mask, volume.data, np.float32(0)))
+
+
+def _probabilities(volume: Volume) -> np.ndarray:
+    """(3, I, J, K) by the segmenter that the tool uses at this voxel size."""
+    from ....contrast.local_statistics import stack_probabilities
+    from ....segmentation.coarse import CoarseSegmenter
+    from ....segmentation.predict import NetworkSegmenter
+
+    coarse = float(volume.spacing.max()) > 1.5
+    segment = CoarseSegmenter() if coarse else NetworkSegmenter(quick=True)
+    return stack_probabilities(segment(volume), volume)
+
+
+def _fitted(scans: Sequence[SimulatedScan]) -> Any:
+    """Tissue matching, fitted on the study."""
+    from ...statistical.tissue_matching import TissueMatching
+
+    method = TissueMatching(TissueMatching.Config(texture="keep"))
+    method._fit(Cohort(tuple(scans)), 0, lambda done, total: None)  # type: ignore[arg-type]
+    method.modality_ = "T1w"
+    method.sites_ = Cohort(tuple(scans)).sites  # type: ignore[arg-type]
+    return method
+
+
+def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.ndarray,
+          number: int, target: SimulatedScanner, target_card: np.ndarray, how: StudyKind
+          ) -> dict[str, Any]:
+    """One pair: arrays (7, I, J, K) float16 (channels, then truth) and its numbers."""
+    same = scan.site == f"s{number}"
+    context = ScanContext(None if same or rng.random() < 0.4 else scan.site, {},
+                  scan.read_tissues())
+    change: TissueMap = method._map_of(scan.template, method.target(f"s{number}"), context)
+    image = scan.native if how.native else scan.template
+    box = _crop(rng, image.mask, how.crop)
+    inside = np.zeros(image.shape, bool)
+    inside[box] = image.mask[box]
+    masked = image.with_mask(inside)
+    before, after = levels_of(change)
+    baseline = change.apply(masked).data[box] / np.float32(after)
+    probabilities = np.zeros((3, *baseline.shape), np.float32)
+    probabilities[:, inside[box]] = change.probabilities.sample(image.affine, inside)
+    own = image.data[box] / np.float32(before)
+    truth = own if same else _truth(scan, target, image, how)[box] / np.float32(after)
+    mask = inside[box]
+    stack = stack_channels(baseline, own, probabilities, mask)
+    stack = np.concatenate([stack, (truth * mask)[None].astype(np.float32)])
+    core = ndimage.binary_erosion(mask)
+    core = core if core.any() else mask
+    wrong = (stack[-1] - stack[0])[core]
+    level = np.linalg.lstsq(stack[2:5][:, core].T, wrong, rcond=None)[0]
+    rest = wrong - level @ stack[2:5][:, core]
+    spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
+    numbers = condition(target_card, card, map_numbers(change), spacing, float(how.template_mm))
+    return {"arrays": stack.astype(np.float16), "condition": [float(v) for v in numbers],
+            "error": float(np.mean(wrong ** 2)), "level": [float(v) for v in level],
+            "fine_error": float((1.2533 * np.mean(np.abs(rest))) ** 2), "identity": bool(same),
+            "source_known": context.source is not None,
+            "shape": list(mask.shape), "voxels": int(mask.sum()),
+            "target_noise": float(target.noise)}
+
+
+def _truth(scan: SimulatedScan, target: SimulatedScanner, image: Volume, how: StudyKind
+           ) -> np.ndarray:
+    """The scan as the target scanner would show it, without noise and bias field."""
+    native = sample(render(scan.anatomy, target), scan.anatomy, scan.grid)
+    if how.native:
+        return native
+    return resample(Volume(native, scan.grid.affine), image, antialias=True).data
+
+
+def _crop(rng: np.random.Generator, mask: np.ndarray, side: int) -> tuple[slice, ...]:
+    """A random box of at most `side` voxels along each axis, inside the mask's box."""
+    box = []
+    for axis in range(3):
+        found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        low, high = int(found[0]), int(found[-1]) + 1
+        if high - low > side:
+            low = int(rng.integers(low, high - side + 1))
+            high = low + side
+        box.append(slice(low, high))
+    return tuple(box)

@@ -1,0 +1,1 @@
+"""Simulate what scanners do to an anatomy: contrast, resolution, noise, residual bias, gain."""
