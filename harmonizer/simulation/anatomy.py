@@ -244,22 +244,22 @@ def _with_atrophy(rng: np.random.Generator, shares: np.ndarray, axes: list[np.nd
 
 def phantom_anatomy(seed: int, age: float, sex: str, spacing_mm: float) -> Anatomy:
     """A phantom subject in template space, with fine structure."""
-    from ..phantom.anatomy import make_deformation, make_person
+    from ..phantom.anatomy import make_deformation, make_subject
 
-    person = make_person(seed, age, sex, spacing_mm)
+    subject = make_subject(seed, age, sex, spacing_mm)
     size = make_deformation(seed, age, sex).size
-    inside = np.argwhere(person.brain > 0)
+    inside = np.argwhere(subject.brain > 0)
     margin = int(np.ceil(MARGIN_MM / spacing_mm))
     low = np.maximum(inside.min(axis=0) - margin, 0)
     box = tuple(slice(a, b) for a, b in zip(low, inside.max(axis=0) + 1 + margin))
-    affine = np.diag([*(np.diag(person.affine)[:3] / size), 1.0])
-    affine[:3, 3] = (person.affine[:3, 3] + person.spacing * low) / size
-    brain = person.brain[box]
-    shares = person.shares[(slice(0, 4), *box)] * brain
+    affine = np.diag([*(np.diag(subject.affine)[:3] / size), 1.0])
+    affine[:3, 3] = (subject.affine[:3, 3] + subject.spacing * low) / size
+    brain = subject.brain[box]
+    shares = subject.fractions[(slice(0, 4), *box)] * brain
     shares /= np.maximum(shares.sum(axis=0), np.float32(1e-6)) / brain.clip(1e-6)
     rng = np.random.default_rng([seed, 7002])
     return _detailed(rng, f"phantom-{seed}", affine, shares, brain,
-                     np.zeros(brain.shape, np.uint8), person.texture[(slice(None), *box)])
+                     np.zeros(brain.shape, np.uint8), subject.texture[(slice(None), *box)])
 
 
 # --- fine structure -------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from pipelines.dataset import index
 from pipelines.dataset.checks import check_header
 from pipelines.dataset.filters import load_filters
 from pipelines.dataset.records import ScanRecord
-from pipelines.outputs.sidecars import kept, scan_facts
+from pipelines.outputs.sidecars import acquisition_metadata, scan_facts
 from pipelines.settings import Settings, load_toml
 from pipelines.workflows.engine import load_plugin
 from tests.hostile.strategies import (
@@ -77,7 +77,7 @@ def collect(root: Path, **changes: Any) -> tuple[ScanRecord, ...]:
         assert finding.remedy and len(str(finding)) < 5000
     for record in collection.records:
         assert re.fullmatch(r"[0-9A-Za-z._-]{1,120}", record.site), record.site
-        text = json.dumps([scan_facts(record), kept(record.metadata)], allow_nan=False,
+        text = json.dumps([scan_facts(record), acquisition_metadata(record.metadata)], allow_nan=False,
                           ensure_ascii=False)
         text.encode()
     return collection.records
