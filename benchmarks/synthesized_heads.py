@@ -31,7 +31,7 @@ from harmonizer.preprocessing.brain import extract_brain  # noqa: E402
 from harmonizer.segmentation.brain import network_mask  # noqa: E402
 from harmonizer.segmentation.label_maps import load_label_maps  # noqa: E402
 from harmonizer.segmentation.segmentations import dice  # noqa: E402
-from harmonizer.segmentation.synthesis import synthesise  # noqa: E402
+from harmonizer.segmentation.synthesis import synthesize  # noqa: E402
 from harmonizer.segmentation.train_settings import PRESETS, WHOLE_HEADS  # noqa: E402
 from harmonizer.segmentation.weights_file import read_weights  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
@@ -65,7 +65,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     network = None if given.weights is None else read_weights(given.weights)
     for kind, settings in KINDS.items():
         for index in range(given.count):
-            image, truth = synthesise(maps, given.seed, index, settings)
+            image, truth = synthesize(maps, given.seed, index, settings)
             brain = truth.numpy() > 0
             head = Volume(image.numpy(), np.eye(4))
             masks = {"network": network_mask(head, network=network)}

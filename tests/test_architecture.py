@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md, read from the imports; the house rules, read from the code.
+"""The arrows of docs/architecture.md, read from the imports; the architecture rules, read from the code.
 
 Nothing is imported or run: each file is parsed. Every rule is a function from a parsed file to the
 places where it is broken, so that it can be shown a small broken file and seen to object.
@@ -65,7 +65,7 @@ ARROWS = {
     "pipelines/stages": ("pipelines.app", "pipelines.cli"),
 }
 # Slow to import (0.3 to 4 s each): only inside the functions that use them, so that `--help` is
-# quick and every room can be opened alone. pipelines/interfaces is what Nipype's nodes import.
+# quick and every package can be opened alone. pipelines/interfaces is what Nipype's nodes import.
 HEAVY = ("ants", "bids", "lightning", "matplotlib", "nilearn", "nipype", "pandas", "skimage",
          "sklearn", "statsmodels", "torch")
 MAY_BE_HEAVY = {
@@ -139,7 +139,7 @@ def _is_or_is_in(name: str, module: str) -> bool:
 
 
 def against_the_arrows(source: Source) -> list[str]:
-    """Imports that point up, left, or out of the room. A room may always import itself."""
+    """Imports that point up, left, or out of the package. A room may always import itself."""
     found = set()
     for room, banned in ARROWS.items():
         own = room.removesuffix(".py").replace("/", ".")

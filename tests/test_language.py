@@ -120,7 +120,7 @@ RETIRED_PHRASES = {
     r"\bno scanner made\b|\bnobody's\b": "synthesized",
     r"\b(?:its|their|the|of) shares\b|\bshares of (?:CSF|GM|WM|tissue|the tissues?)\b":
         "probabilities",
-    r"\bspreads?\b(?! (?:over|across|to|in)\b)": "standard deviation",
+    r"(?<!point )(?<!points )\bspreads?\b(?! (?:over|across|to|in|function)\b)": "standard deviation",
 }
 BRITISH_SPELLINGS = {
     r"\bgrey\b": "gray",
@@ -138,27 +138,12 @@ BRITISH_SPELLINGS = {
     r"\b(?:model|label|cancel)l(?:ed|ing)\b": "one l",
 }
 NOT_CONVERTED = {
-    "README.md": "with harmonizer/phantom",
     "benchmarks": "follows the modules that it measures",
     "harmonizer/methods/statistical": "after the changes of its covariates",
-    "harmonizer/preprocessing/conform.py": "after the handling of units",
-    "harmonizer/segmentation/__main__.py": "calls synthesis",
-    "harmonizer/segmentation/predict.py": "calls synthesis and deep.networks.blocks",
     "harmonizer/segmentation/structures.py": "class names are stored in the weights files",
-    "harmonizer/segmentation/synthesis.py": "becomes harmonizer/simulation",
-    "harmonizer/segmentation/train.py": "calls synthesis and deep.networks.blocks",
     "harmonizer/segmentation/weights/segmenter.md": "class names are stored in the weights files",
-    "pipelines/interfaces/harmonize.py": "is rewritten",
-    "pipelines/stages/evaluation.py": "with harmonizer/evaluation",
-    "tests/app/conftest.py": "with harmonizer/phantom",
-    "tests/app/test_full_run.py": "with harmonizer/evaluation",
     "tests/benchmarks": "with benchmarks",
     "tests/harmonizer/methods/statistical": "with harmonizer/methods/statistical",
-    "tests/harmonizer/segmentation/test_brain.py": "calls synthesis",
-    "tests/harmonizer/segmentation/test_synthesis.py": "with harmonizer/simulation",
-    "tests/harmonizer/segmentation/test_train.py": "calls synthesis",
-    "tests/harmonizer/test_progress.py": "after the rewriting of harmonizer/progress.py",
-    "tests/test_architecture.py": "",
     "tests/test_readme.py": "",
 }
 

@@ -15,7 +15,7 @@ code > 0, sheared      code 0                 sform, shear taken out     yes
 code > 0, singular     code 0                 as "code 0, code 0"        yes
 code 0                 code > 0               qform (nibabel's choice)   no
 code 0                 code 0                 voxel sizes, x stored      yes: left and right are
-                                              right to left, centre at   an assumption
+                                              right to left, center at   an assumption
                                               (0, 0, 0) (nibabel's)
 =====================  =====================  =========================  =======================
 
@@ -344,7 +344,7 @@ def _without_codes(
     image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str],
     scale: float,
 ) -> np.ndarray:
-    """nibabel's fallback: voxel sizes, x stored right to left, the grid's centre at (0, 0, 0)."""
+    """nibabel's fallback: voxel sizes, x stored right to left, the grid's center at (0, 0, 0)."""
     affine = _in_mm(image.header.get_base_affine(), scale)
     if _fault(affine) is not None:
         raise InputError(
@@ -353,7 +353,7 @@ def _without_codes(
         )
     repairs.append(
         "neither sform nor qform is set: voxel sizes alone were used, x stored right to left, "
-        "centre at (0, 0, 0); left and right are an assumption"
+        "center at (0, 0, 0); left and right are an assumption"
     )
     return affine
 
@@ -373,13 +373,13 @@ def _fault(affine: np.ndarray) -> str | None:
 
 
 def _without_shear(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The nearest grid with right angles (polar decomposition), voxel sizes and centre kept."""
+    """The nearest grid with right angles (polar decomposition), voxel sizes and center kept."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     straight = affine.copy()
     straight[:3, :3] = (left @ right) * spacing
-    centre = (np.array(shape) - 1) / 2
-    straight[:3, 3] = affine[:3, :3] @ centre + affine[:3, 3] - straight[:3, :3] @ centre
+    center = (np.array(shape) - 1) / 2
+    straight[:3, 3] = affine[:3, :3] @ center + affine[:3, 3] - straight[:3, :3] @ center
     return straight
 
 

@@ -170,12 +170,12 @@ def _brain(args: argparse.Namespace) -> None:
 def _draw(args: argparse.Namespace) -> None:
     from ..volume import Volume, write_labels, write_volume
     from .label_maps import load_label_maps
-    from .synthesis import synthesise
+    from .synthesis import synthesize
     from .train_settings import PRESETS
 
     maps, settings = load_label_maps(args.label_maps), PRESETS[args.preset].phases[-1].synthesis
     for index in range(args.count):
-        image, target = synthesise(maps, args.seed, index, settings)
+        image, target = synthesize(maps, args.seed, index, settings)
         volume = Volume(image.numpy(), np.diag([settings.voxel_mm] * 3 + [1.0]))
         write_volume(args.out / f"seed-{args.seed}_index-{index}_image.nii.gz", volume)
         write_labels(args.out / f"seed-{args.seed}_index-{index}_dseg.nii.gz", target.numpy(),

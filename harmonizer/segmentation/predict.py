@@ -300,12 +300,12 @@ def _predict(network: Any, data: np.ndarray, indices: np.ndarray, threads: int) 
     from ..deep.networks.blocks import pixel_unshuffle
     from ..deep.processor import torch_threads
     from .network import BLOCK
-    from .synthesis import normalise
+    from .synthesis import normalize
 
     padding = [x for n in reversed(data.shape) for x in (0, (-n) % network.multiple)]
     found = np.empty((network.classes, int(indices.max()) + 1), np.float32)
     with torch_threads(threads), torch.inference_mode():
-        image = functional.pad(normalise(torch.tensor(data.copy())), padding)
+        image = functional.pad(normalize(torch.tensor(data.copy())), padding)
         padded = functional.pad(torch.from_numpy(indices.copy()), padding, value=-1)
         of_block = pixel_unshuffle(padded[None, None], BLOCK)[0]
         needed = (of_block >= 0).any(dim=0)

@@ -1,9 +1,9 @@
-"""Images that no scanner made: from a label map to an image of any contrast, and its truth.
+"""Synthetic images of heads: from a label map to an image of any contrast, and its truth.
 
 The idea of SynthSeg (Billot et al., Medical Image Analysis 86:102789, 2023) and SynthStrip (Hoopes
 et al., NeuroImage 260:119474, 2022): a network that has seen every contrast cannot depend on one.
 Everything is drawn anew for each image: pose, shape and atrophy; the brightness of each structure,
-half of the time from the neighbourhood of a familiar contrast (T1w, T2w, FLAIR, PDw), else from
+half of the time from the neighborhood of a familiar contrast (T1w, T2w, FLAIR, PDw), else from
 nowhere; lesions; what is cut away (skull-stripped, defaced, the end of the field of view); blur,
 thick slices, noise, bias field and gamma.
 
@@ -24,7 +24,7 @@ from torch.nn import functional
 from . import structures as st
 from .label_maps import LabelMap
 
-__all__ = ["SynthesisSettings", "Draw", "synthesise", "normalise", "CROP"]
+__all__ = ["SynthesisSettings", "Draw", "synthesize", "normalize", "CROP"]
 
 CROP = (128, 160, 128)
 BRAIN_BIT = 64  # beside a structure's index: the voxel is in the brain's mask
@@ -104,14 +104,14 @@ class Draw:
         )[0]
 
 
-def synthesise(
+def synthesize(
     maps: Sequence[LabelMap], seed: int, index: int, settings: SynthesisSettings | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One image and its truth.
 
     Returns
     -------
-    image : `settings.crop` float32, 0..1 as `normalise` leaves it
+    image : `settings.crop` float32, 0..1 as `normalize` leaves it
     target : the same shape, uint8 indices in `CLASSES`, or 1 in the brain and 0 elsewhere
     """
     settings = settings or SynthesisSettings()
@@ -130,10 +130,10 @@ def synthesise(
     image = _through_scanner(image, draw, settings)
     if missing is not None and draw.chance(0.8):
         image[missing] = 0  # cut after reconstruction; else before it: blurred, with noise
-    return normalise(image), target
+    return normalize(image), target
 
 
-def normalise(image: torch.Tensor) -> torch.Tensor:
+def normalize(image: torch.Tensor) -> torch.Tensor:
     """Intensities to 0..1: the darkest 0.5 % and brightest 0.5 % of what is not background.
 
     Background are the voxels with exactly the lowest value (masked images) - percentiles over
@@ -155,17 +155,17 @@ def normalise(image: torch.Tensor) -> torch.Tensor:
 def _deformed(head: LabelMap, draw: Draw, settings: SynthesisSettings
               ) -> tuple[torch.Tensor, torch.Tensor]:
     """A crop of the map under a random pose and a random smooth warp, and where its brain is there
-    (zeros unless that is asked for): uint8.
+    (zeros unless `settings` want it): uint8.
     """
     shape = settings.crop
-    points = _pose(draw, settings) @ (_centred_grid(shape) * settings.voxel_mm).reshape(3, -1)
+    points = _pose(draw, settings) @ (_centered_grid(shape) * settings.voxel_mm).reshape(3, -1)
     points = points.reshape(3, *shape)
     for spacing, sd in settings.warp_mm:
         knots = spacing / settings.voxel_mm
         points += draw.smooth(shape, knots, 3) * float(sd * draw.between(0.2, 1.3))
-    centre = _brain_centre(head.indices) + draw.between(-1, 1, 3) * settings.shift_mm
+    center = _brain_center(head.indices) + draw.between(-1, 1, 3) * settings.shift_mm
     sizes = np.array(head.indices.shape, dtype=float)
-    offset = torch.tensor(2 * centre / (sizes - 1) - 1, dtype=torch.float32)
+    offset = torch.tensor(2 * center / (sizes - 1) - 1, dtype=torch.float32)
     scale = torch.tensor(2 / (sizes - 1), dtype=torch.float32)
     grid = points * scale[:, None, None, None] + offset[:, None, None, None]
     values = head.indices + BRAIN_BIT * head.brain if settings.brain else head.indices
@@ -177,7 +177,7 @@ def _deformed(head: LabelMap, draw: Draw, settings: SynthesisSettings
     return found % BRAIN_BIT, found // BRAIN_BIT
 
 
-def _centred_grid(shape: Sequence[int]) -> torch.Tensor:
+def _centered_grid(shape: Sequence[int]) -> torch.Tensor:
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
@@ -200,7 +200,7 @@ def _pose(draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     return torch.tensor(matrix @ shear @ np.diag(scales) @ turn, dtype=torch.float32)
 
 
-def _brain_centre(indices: np.ndarray) -> np.ndarray:
+def _brain_center(indices: np.ndarray) -> np.ndarray:
     """(3,) voxel: the middle of the box around the cerebral white matter."""
     found = np.argwhere(indices[::2, ::2, ::2] == st.WHITE_MATTER) * 2
     return (found.min(0) + found.max(0)) / 2
@@ -273,7 +273,7 @@ def _stripping_mask(labels: torch.Tensor, draw: Draw, settings: SynthesisSetting
 
 def _face(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
     """A half-space before and below the brain (axes RAS+)."""
-    grid = _centred_grid(shape) * settings.voxel_mm
+    grid = _centered_grid(shape) * settings.voxel_mm
     angle = np.deg2rad(draw.between(20, 70))
     ahead = grid[1] * float(np.cos(angle)) - grid[2] * float(np.sin(angle))
     return ahead > float(draw.between(55, 85))

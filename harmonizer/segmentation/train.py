@@ -24,7 +24,7 @@ from ..errors import InputError, UsageError
 from ..files import atomic_path, sha256_of, write_json
 from .label_maps import LabelMap
 from .network import BLOCK, SegmenterNet
-from .synthesis import SynthesisSettings, synthesise
+from .synthesis import SynthesisSettings, synthesize
 from .train_settings import TrainingSettings
 from .weights_file import read_weights
 
@@ -133,7 +133,7 @@ def validate(
     sums = torch.zeros(len(synthesis.classes), 2)
     device = next(network.parameters()).device
     for index in range(count):
-        image, target = synthesise(maps, seed, index, synthesis)
+        image, target = synthesize(maps, seed, index, synthesis)
         with torch.inference_mode():
             found = network(image[None, None].to(device)).argmax(1)[0].cpu()
         truth = pixel_unshuffle(target[None, None], BLOCK)[0]
@@ -267,7 +267,7 @@ class _SynthesizedImages(torch.utils.data.Dataset):
     def __getitem__(self, n: int):
         step = self.first + n
         how = self.settings.synthesis_at(step)
-        return synthesise(self.maps, self.settings.seed, step, how)
+        return synthesize(self.maps, self.settings.seed, step, how)
 
 
 def _images(maps, settings: TrainingSettings, first: int, workers: int):

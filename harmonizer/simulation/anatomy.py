@@ -1,6 +1,6 @@
 """Anatomies for simulation: warped label maps and phantom subjects, in template space.
 
-Tissue shares come from a label map (deformed anew for each anatomy) or from a phantom subject.
+Tissue fractions come from a label map (deformed anew for each anatomy) or from a phantom subject.
 Neither holds the detail of a real brain, and a network that never saw detail learns to erase it. So
 every anatomy gets fine structure that no label map has: two multi-scale texture fields, thin
 sheets, tubes (vessels, perivascular spaces) and blobs, some of them lesions. They belong to the
@@ -27,7 +27,7 @@ __all__ = ["Anatomy", "label_map_anatomy", "phantom_anatomy", "template_grid"]
 MARGIN_MM = 10.0  # around the template's brain
 STEPS = 60  # of the alignment of a label map
 DEEP_GRAY = ("thalamus", "caudate", "putamen", "pallidum", "accumbens")
-LABEL_SMOOTHING_VOXELS = 0.6  # turns labels into shares; sharpened again after the deformation
+LABEL_SMOOTHING_VOXELS = 0.6  # turns labels into fractions; sharpened again after the deformation
 WARPS_MM = ((44.0, 2.5), (22.0, 1.5), (10.0, 0.6))  # knot spacing, standard deviation
 
 
@@ -39,7 +39,7 @@ class Anatomy:
     ----------
     name : unique
     affine : (4, 4) voxel -> template world, mm; diagonal
-    shares : (4, I, J, K) float32 shares of CSF, cortical gray, white and deep gray matter
+    fractions : (4, I, J, K) float32 fractions of CSF, cortical gray, white and deep gray matter
     texture : (2, I, J, K) float32 about unit variance, see `phantom.physics`
     brain : (I, J, K) float32 share inside the brain's surface
     structures : (I, J, K) uint8 indices in `segmentation.structures.STRUCTURES`; 0 where unknown
@@ -47,7 +47,7 @@ class Anatomy:
 
     name: str
     affine: np.ndarray
-    shares: np.ndarray
+    fractions: np.ndarray
     texture: np.ndarray
     brain: np.ndarray
     structures: np.ndarray
@@ -80,7 +80,7 @@ class AlignedMap:
     Attributes
     ----------
     structures : (I, J, K) uint8 indices in `segmentation.structures.STRUCTURES`, 1 mm
-    soft : (5, I, J, K) uint8, 0..255: shares of the four tissues and of the brain, smoothed for
+    soft : (5, I, J, K) uint8, 0..255: fractions of the four tissues and of the brain, smoothed for
         anatomies of a voxel size
     matrix : (4, 4) template world, mm -> voxels
     """
@@ -101,10 +101,10 @@ def label_map_anatomy(folder: Path, index: int, seed: int, spacing_mm: float,
     affine, shape = template_grid(spacing_mm)
     points = _deformed_points(rng, affine, shape)
     voxels = np.tensordot(head.matrix[:3, :3], points, 1) + head.matrix[:3, 3].reshape(3, 1, 1, 1)
-    shares, brain, found = _sampled(head.soft.astype(np.float32) / 255, head.structures,
+    fractions, brain, found = _sampled(head.soft.astype(np.float32) / 255, head.structures,
                                     voxels.astype(np.float32))
-    shares = _with_atrophy(rng, shares, axis_coordinates(affine, shape))
-    return _detailed(rng, f"map{index:02d}-{seed}", affine, shares, brain, found)
+    fractions = _with_atrophy(rng, fractions, axis_coordinates(affine, shape))
+    return _detailed(rng, f"map{index:02d}-{seed}", affine, fractions, brain, found)
 
 
 @lru_cache(maxsize=6)
@@ -213,7 +213,7 @@ def _deformed_points(rng: np.random.Generator, affine: np.ndarray, shape: tuple[
 
 def _sampled(soft: np.ndarray, indices: np.ndarray, voxels: np.ndarray
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(shares, brain, structures) at (3, I, J, K) voxel coordinates of the map."""
+    """(fractions, brain, structures) at (3, I, J, K) voxel coordinates of the map."""
     import torch
     from torch.nn import functional
 
@@ -224,17 +224,17 @@ def _sampled(soft: np.ndarray, indices: np.ndarray, voxels: np.ndarray
                                      mode="nearest", align_corners=True)[0, 0].numpy()
     power = found[:4] ** np.float32(1.5)
     brain = np.clip(found[4], 0, 1)
-    shares = power / np.maximum(power.sum(axis=0), np.float32(1e-6)) * brain
-    return shares, brain, nearest.astype(np.uint8)
+    fractions = power / np.maximum(power.sum(axis=0), np.float32(1e-6)) * brain
+    return fractions, brain, nearest.astype(np.uint8)
 
 
-def _with_atrophy(rng: np.random.Generator, shares: np.ndarray, axes: list[np.ndarray]
+def _with_atrophy(rng: np.random.Generator, fractions: np.ndarray, axes: list[np.ndarray]
                   ) -> np.ndarray:
     """Widen or narrow fluid spaces: the log odds of fluid move, more in some places."""
     amount = rng.normal(0, 0.5) + 0.15 * smooth_field(rng, axes, 40.0)[0]
     factor = np.exp(amount).astype(np.float32)
-    total = shares.sum(axis=0)
-    raised = shares.copy()
+    total = fractions.sum(axis=0)
+    raised = fractions.copy()
     raised[0] *= factor
     return raised * (total / np.maximum(raised.sum(axis=0), np.float32(1e-6)))
 
@@ -255,17 +255,17 @@ def phantom_anatomy(seed: int, age: float, sex: str, spacing_mm: float) -> Anato
     affine = np.diag([*(np.diag(subject.affine)[:3] / size), 1.0])
     affine[:3, 3] = (subject.affine[:3, 3] + subject.spacing * low) / size
     brain = subject.brain[box]
-    shares = subject.fractions[(slice(0, 4), *box)] * brain
-    shares /= np.maximum(shares.sum(axis=0), np.float32(1e-6)) / brain.clip(1e-6)
+    fractions = subject.fractions[(slice(0, 4), *box)] * brain
+    fractions /= np.maximum(fractions.sum(axis=0), np.float32(1e-6)) / brain.clip(1e-6)
     rng = np.random.default_rng([seed, 7002])
-    return _detailed(rng, f"phantom-{seed}", affine, shares, brain,
+    return _detailed(rng, f"phantom-{seed}", affine, fractions, brain,
                      np.zeros(brain.shape, np.uint8), subject.texture[(slice(None), *box)])
 
 
 # --- fine structure -------------------------------------------------------------------------------
 
 
-def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, shares: np.ndarray,
+def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, fractions: np.ndarray,
               brain: np.ndarray, structures: np.ndarray, texture: np.ndarray | None = None
               ) -> Anatomy:
     """Add textures, sheets, tubes and blobs."""
@@ -273,12 +273,12 @@ def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, shares: n
     if texture is None:
         texture = np.stack([_texture(rng, axes, spacing) for _ in range(2)])
     texture = texture.astype(np.float32).copy()
-    shares = shares.astype(np.float32).copy()
-    texture += _own_levels(rng, axes, shares)
+    fractions = fractions.astype(np.float32).copy()
+    texture += _own_levels(rng, axes, fractions)
     tubes = _tubes(rng, axes, spacing)
-    total = shares.sum(axis=0)
-    shares *= 1 - tubes
-    shares[0] += tubes * total
+    total = fractions.sum(axis=0)
+    fractions *= 1 - tubes
+    fractions[0] += tubes * total
     for _ in range(2):
         sheets = _sheets(rng, axes, spacing)
         blobs = _blobs(rng, axes, spacing)
@@ -286,20 +286,20 @@ def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, shares: n
             part += np.float32(rng.choice((-1, 1)) * rng.uniform(1, 6)) * sheets
             part += np.float32(rng.choice((-1, 1)) * rng.uniform(1, 6)) * blobs
     lesions = _lesions(rng, axes)
-    texture[0] += np.float32(rng.uniform(3, 9)) * lesions * shares[2]
-    return Anatomy(name, affine, shares, np.clip(texture, -14, 14), brain.astype(np.float32),
+    texture[0] += np.float32(rng.uniform(3, 9)) * lesions * fractions[2]
+    return Anatomy(name, affine, fractions, np.clip(texture, -14, 14), brain.astype(np.float32),
                    structures)
 
 
-def _own_levels(rng: np.random.Generator, axes: list[np.ndarray], shares: np.ndarray
+def _own_levels(rng: np.random.Generator, axes: list[np.ndarray], fractions: np.ndarray
                 ) -> np.ndarray:
     """(2, I, J, K) what a subject's tissues differ in from other subjects', overall and by region.
 
     Without it, a network could learn that a subject's own tissue levels are an error.
     """
-    offsets = rng.normal(0, (0.6, 0.4), (len(shares), 2)).astype(np.float32)
+    offsets = rng.normal(0, (0.6, 0.4), (len(fractions), 2)).astype(np.float32)
     regional = smooth_field(rng, axes, 50.0, 2) * np.float32(0.35)
-    return np.tensordot(offsets, shares, (0, 0)) + regional
+    return np.tensordot(offsets, fractions, (0, 0)) + regional
 
 
 def _texture(rng: np.random.Generator, axes: list[np.ndarray], spacing: float) -> np.ndarray:

@@ -65,7 +65,7 @@ def render(anatomy: Anatomy, scanner: SimulatedScanner) -> np.ndarray:
     gains = smooth_field(fields, anatomy.coordinates, scanner.region_knot_mm, TISSUES_IN_TABLE)
     gains = 1 + np.float32(scanner.region_std) * np.clip(gains, -3, 3)
     signal = np.zeros(anatomy.brain.shape, np.float32)
-    for share, gain, (mean, one, two) in zip(anatomy.shares, gains, scanner.table):
+    for share, gain, (mean, one, two) in zip(anatomy.fractions, gains, scanner.table):
         signal += share * gain * (mean + one * anatomy.texture[0] + two * anatomy.texture[1])
     signal *= ndimage.gaussian_filter(scanner.structure_gains[anatomy.structures], 0.7)
     signal = _toned(np.abs(signal), scanner)

@@ -42,7 +42,7 @@ class _HarmonizeInputSpec(InputSpec):
     source_sha256 = traits.Str(mandatory=True, desc="names the preprocessed image")
     detail = traits.Enum("direct", "guided", usedefault=True, desc="whose voxels: the method's map "
                          "or result, or its change of contrast on the scan's own")
-    covariates = traits.Dict(usedefault=True, desc="what is known of the person")
+    covariates = traits.Dict(usedefault=True, desc="what is known of the subject")
     desc = traits.Str(mandatory=True, desc="desc entity of the results")
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="where networks run")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="takes a GPU slot")

@@ -126,9 +126,9 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     if settings.anatomy_change_maps != "none":
         _write_anatomy_change_maps(everything, ruling, settings.anatomy_change_maps == "all")
     write_subject_reports(settings, selection)
-    judged = {modality: variants for modality, (variants, _) in rulings.items()}
+    evaluated = {modality: variants for modality, (variants, _) in rulings.items()}
     path = render_group_report(out / "group.html", _group_report(
-        settings, selection, found, judged, ruling, warnings))
+        settings, selection, found, evaluated, ruling, warnings))
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
@@ -148,16 +148,16 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
     statistics = Statistics.from_tsv(out / "group_statistics.tsv")
     quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
     ruling = EvaluationResult(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
-    judged = {}
+    evaluated = {}
     for modality in settings.modalities:
         variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
         if variants:
-            judged[modality] = variants
-    if not judged:
+            evaluated[modality] = variants
+    if not evaluated:
         raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
                          "name another with --desc.")
     return render_group_report(out / "group.html", _group_report(
-        settings, selection, found, judged, ruling, _design_warnings(settings, found)))
+        settings, selection, found, evaluated, ruling, _design_warnings(settings, found)))
 
 
 def _design_warnings(settings: Settings, found: Sequence[Preprocessed]) -> tuple[str, ...]:
@@ -219,7 +219,7 @@ def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
 
 def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
           ) -> EvaluationResult:
-    """The referee over one modality."""
+    """The evaluation of one modality."""
     before = cohort_of(scans)
     covariates = settings.covariates or tuple(
         name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
@@ -349,15 +349,16 @@ def _guard_line(flagged: Sequence[str], total: int) -> str:
 
 def _group_report(
     settings: Settings, selection: Selection, found: Sequence[Preprocessed],
-    judged: Mapping[str, Sequence[Variant]], ruling: EvaluationResult, doubts: Sequence[str] = (),
+    evaluated: Mapping[str, Sequence[Variant]], ruling: EvaluationResult,
+    doubts: Sequence[str] = (),
 ) -> GroupReport:
-    """`judged`: what there is of each modality, the run's own first; `doubts` about the cohort."""
+    """`evaluated`: variants of each modality, the run's own first; `doubts` about the cohort."""
     out = settings.output_dir
-    own = {modality: variants[0] for modality, variants in judged.items()}
-    done = {i.scan_id for variants in judged.values() for v in variants for i in v.items}
+    own = {modality: variants[0] for modality, variants in evaluated.items()}
+    done = {i.scan_id for variants in evaluated.values() for v in variants for i in v.items}
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
-                     if item.scan_id not in done and item.scan.modality in judged)
-    warnings += _moved_sites(judged)
+                     if item.scan_id not in done and item.scan.modality in evaluated)
+    warnings += _moved_sites(evaluated)
     if unselected := len(selection.unselected()):  # not by name: a participant may have withdrawn
         warnings += (f"{unselected} other preprocessed scans are in the output folder and not in "
                      "this report. The run's log names them.",)
@@ -376,16 +377,16 @@ def _group_report(
         warnings=warnings, critical_warnings=tuple(doubts), covariates=named,
         fit=_fit_lines(settings, own),
         links=links, methods=methods_text(settings, found),
-        software=software_versions(), provenance=_provenance(settings, judged),
+        software=software_versions(), provenance=_provenance(settings, evaluated),
         statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
-        anatomy_changes=tuple(figure for v in own.values() for figure in _moved(v, ruling)),
+        anatomy_changes=tuple(figure for v in own.values() for figure in _anatomy_change_figures(v, ruling)),
         site_effects=_explained(settings, own))
 
 
-def _moved_sites(judged: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
+def _moved_sites(evaluated: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
     """Name images that were harmonized as another site's than their scan is listed under now."""
     lines = []
-    for variant in (variant for variants in judged.values() for variant in variants):
+    for variant in (variant for variants in evaluated.values() for variant in variants):
         for item in variant.items:
             before = (_sidecar_of(item, variant.desc) or {}).get("SourceSite")
             if before != item.scan.site:
@@ -405,8 +406,8 @@ def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, 
             variant.items[0]))
 
 
-def _moved(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
-    """Maps of where it moved, of the flagged images that moved most."""
+def _anatomy_change_figures(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
+    """Return anatomy-change figures of the flagged images with the largest changes."""
     verdicts = ruling.anatomy_checks.get(variant.name, {})
     flagged = [item for item in variant.items
                if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
@@ -418,13 +419,13 @@ def _moved(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
             figures.append(anatomy_change_figure(
                 item.scan_id, item.scan.read(), after[item.scan_id].read(),
                 "; ".join(verdicts[item.scan_id].reasons)))
-        except InputError as error:  # a constant image: everything moved, and the flag says so
-            LOGGER.warning("%s: no map of where it moved: %s", item.scan_id, error)
+        except InputError as error:  # a constant image has no map
+            LOGGER.warning("%s: no map of its anatomy change: %s", item.scan_id, error)
     return tuple(figures)
 
 
-def _provenance(settings: Settings, judged: Mapping[str, Sequence[Variant]]) -> dict[str, str]:
+def _provenance(settings: Settings, evaluated: Mapping[str, Sequence[Variant]]) -> dict[str, str]:
     rows = {f"model of {v.name}, {modality} (SHA-256)": v.model
-            for modality, variants in judged.items() for v in variants}
+            for modality, variants in evaluated.items() for v in variants}
     return {**rows, "random seed of the evaluation": str(settings.random_seed),
             "output": os.fspath(Path(settings.output_dir))}

@@ -224,8 +224,8 @@ def test_another_method_needs_another_desc(full_run, copy):
     assert allowed.code == 0, allowed.output
     for table in ("metrics.tsv", "group_statistics.tsv"):
         with open(copy / table, newline="") as stream:
-            judged = {row["backend"] for row in csv.DictReader(stream, delimiter="\t")}
-        assert {"tissue_matching", "histogram_matching"} <= judged
+            evaluated = {row["backend"] for row in csv.DictReader(stream, delimiter="\t")}
+        assert {"tissue_matching", "histogram_matching"} <= evaluated
     assert len(list(copy.rglob("*desc-tissue_T1w.nii.gz"))) == 8
     assert len(list(copy.rglob("*desc-harmonized_T1w.nii.gz"))) == 8
     maps = sorted(copy.rglob("*_anatomychange.nii.gz"))

@@ -14,10 +14,10 @@ def test_each_phase_has_a_bar_on_a_terminal(capsys, monkeypatch):
         for phase, total in (("scans", 2), ("pairs", 3)):
             for done in range(total + 1):
                 report(phase, done, total)
-    said = capsys.readouterr()
-    assert not said.out
-    assert "evaluate scans: 100%" in said.err and "2/2" in said.err
-    assert "evaluate pairs: 100%" in said.err and "3/3" in said.err
+    lines = capsys.readouterr()
+    assert not lines.out
+    assert "evaluate scans: 100%" in lines.err and "2/2" in lines.err
+    assert "evaluate pairs: 100%" in lines.err and "3/3" in lines.err
 
 
 def test_a_phase_that_stops_closes_its_bar(capsys, monkeypatch):
@@ -47,9 +47,9 @@ def test_a_log_file_gets_whole_lines_and_no_carriage_return(capsys, monkeypatch)
             bar.set_postfix_str("sub-01 brain", refresh=False)
         bar.write("sub-02 failed", file=sys.stderr)
     bar.close()  # a second time prints nothing
-    said = capsys.readouterr()
-    assert not said.out and "\r" not in said.err
-    lines = said.err.splitlines()
+    lines = capsys.readouterr()
+    assert not lines.out and "\r" not in lines.err
+    lines = lines.err.splitlines()
     assert lines[0].startswith("preprocess: 1 of 3 steps, about ")
     assert lines[2:] == ["preprocess: 3 of 3 steps", "sub-02 failed",
                          "preprocess: 3 of 3 steps in 0 s"]

@@ -77,7 +77,8 @@ def collect(root: Path, **changes: Any) -> tuple[ScanRecord, ...]:
         assert finding.remedy and len(str(finding)) < 5000
     for record in collection.records:
         assert re.fullmatch(r"[0-9A-Za-z._-]{1,120}", record.site), record.site
-        text = json.dumps([scan_facts(record), acquisition_metadata(record.metadata)], allow_nan=False,
+        content = [scan_facts(record), acquisition_metadata(record.metadata)]
+        text = json.dumps(content, allow_nan=False,
                           ensure_ascii=False)
         text.encode()
     return collection.records

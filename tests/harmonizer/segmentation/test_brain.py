@@ -16,7 +16,7 @@ from harmonizer.preprocessing.brain import MIN_NETWORK_DICE, MIN_TEMPLATE_DICE
 from harmonizer.segmentation.brain import brain_by_network, brain_weights_name, network_mask
 from harmonizer.segmentation.card import write_model
 from harmonizer.segmentation.segmentations import dice
-from harmonizer.segmentation.synthesis import SynthesisSettings, synthesise
+from harmonizer.segmentation.synthesis import SynthesisSettings, synthesize
 from harmonizer.segmentation.train import train, validate
 from harmonizer.segmentation.train_settings import PRESETS, WHOLE_HEAD, Phase
 from harmonizer.segmentation.weights_file import read_weights
@@ -96,7 +96,7 @@ def test_the_truth_is_the_brain_at_any_voxel_size_and_in_any_direction() -> None
     volume_l = []
     for mm, count, turn in ((1, 64, 0.0), (2, 32, 0.0), (2, 32, 1.0), (3, 32, 0.0)):
         how = replace(plain, crop=(count,) * 3, voxel_mm=float(mm), turned=turn)
-        image, target = synthesise(maps, 3, 0, how)
+        image, target = synthesize(maps, 3, 0, how)
         assert image.shape == target.shape == (count,) * 3
         assert set(torch.unique(target).tolist()) == {0, 1}
         volume_l.append(float(target.sum()) * mm**3 / 1e6)
@@ -106,7 +106,7 @@ def test_the_truth_is_the_brain_at_any_voxel_size_and_in_any_direction() -> None
 
 def test_turned_axes_are_another_image_and_unturned_ones_the_same() -> None:
     maps = [ball_map()]
-    images = [synthesise(maps, 0, 1, replace(HEAD, turned=p))[0] for p in (0.0, 0.0, 1.0)]
+    images = [synthesize(maps, 0, 1, replace(HEAD, turned=p))[0] for p in (0.0, 0.0, 1.0)]
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
 

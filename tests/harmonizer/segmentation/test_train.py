@@ -148,7 +148,7 @@ def test_validation_of_a_perfect_network_would_be_one(monkeypatch) -> None:
     """The Dice that validation reports is that of the answer with the truth."""
     from harmonizer.segmentation import train as module
 
-    image, target = module.synthesise([ball_map()], 9, 0, SMALL)
+    image, target = module.synthesize([ball_map()], 9, 0, SMALL)
     truth = pixel_unshuffle(target[None, None], 2).long()
     answer = torch.nn.functional.one_hot(truth, 9).permute(0, 5, 1, 2, 3, 4)
 

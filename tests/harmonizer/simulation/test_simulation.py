@@ -73,8 +73,8 @@ def test_the_truth_has_the_targets_contrast_and_sharpness(anatomy):
                     psf_mm=np.full(3, 0.8), voxel_mm=np.full(3, 1.0))
     blurred = replace(sharp, psf_mm=np.full(3, 9.0))
     bright = replace(sharp, table=sharp.table * np.array([[1], [0.7], [1], [1]], np.float32))
-    core = anatomy.shares[2] > 0.95
-    gray = anatomy.shares[1] > 0.9
+    core = anatomy.fractions[2] > 0.95
+    gray = anatomy.fractions[1] > 0.9
     images = [render(anatomy, one) for one in (sharp, blurred, bright)]
     edges = [np.abs(np.diff(image, axis=0)).mean() for image in images]
     assert edges[1] < 0.8 * edges[0]
@@ -86,9 +86,9 @@ def test_anatomies_hold_detail_that_no_label_map_has(anatomy):
     machine = scanner(7, region_std=0.0, tone=(0.0, 1.0, 0.0), gamma=1.0, outside=0.0,
                       psf_mm=np.full(3, 0.8), voxel_mm=np.full(3, 1.0))
     plain = replace(machine, table=machine.table * np.array([[1, 0, 0]], np.float32))
-    white = ndimage.binary_erosion(anatomy.shares[2] + anatomy.shares[0] > 0.98)
+    white = ndimage.binary_erosion(anatomy.fractions[2] + anatomy.fractions[0] > 0.98)
     detail = (render(anatomy, machine) - render(anatomy, plain))[white] / machine.gain
-    assert np.std(detail) > 0.005  # beyond what the tissues' shares explain
+    assert np.std(detail) > 0.005  # beyond what the tissues' fractions explain
 
 
 def test_a_label_map_becomes_an_anatomy_and_the_cache_changes_nothing(tmp_path, monkeypatch):
@@ -107,8 +107,8 @@ def test_a_label_map_becomes_an_anatomy_and_the_cache_changes_nothing(tmp_path, 
     again = label_map_anatomy(tmp_path, 0, 5, 4.0, tmp_path / "cache")
     assert (tmp_path / "cache" / "aligned_00_4mm.npz").exists()
     for one in (cached, again):
-        assert np.array_equal(plain.shares, one.shares)
+        assert np.array_equal(plain.fractions, one.fractions)
         assert np.array_equal(plain.texture, one.texture)
-    total = plain.shares.sum(axis=0)
+    total = plain.fractions.sum(axis=0)
     assert total.max() <= 1.001 and (total[plain.brain > 0.95] > 0.9).mean() > 0.95
-    assert not np.array_equal(plain.shares, label_map_anatomy(tmp_path, 0, 6, 4.0).shares)
+    assert not np.array_equal(plain.fractions, label_map_anatomy(tmp_path, 0, 6, 4.0).fractions)

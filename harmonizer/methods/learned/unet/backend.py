@@ -104,9 +104,9 @@ class UNet(TissueMatching):
 
     def _measured(self, volume: Volume, tissues: Mapping[str, np.ndarray]
                   ) -> tuple[LocalStatistics, np.ndarray]:
-        found, shares = super()._measured(volume, tissues)
-        self._cards[_key(volume)] = scan_card(volume, shares)
-        return found, shares
+        found, probabilities = super()._measured(volume, tissues)
+        self._cards[_key(volume)] = scan_card(volume, probabilities)
+        return found, probabilities
 
     def _style(self, scans: list[Scan], found: list[LocalStatistics],
                seen: list[LocalStatistics], textures: list[ScanTexture], shared: float = 0.0
@@ -131,24 +131,24 @@ class UNet(TissueMatching):
     def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:  # type: ignore
         change = super()._map_of(volume, target, context)
         card = self._cards.pop(_key(volume))
-        goal = np.asarray(target.style["card"], np.float32)
+        target_card = np.asarray(target.style["card"], np.float32)
         same = target.kind == "site" and target.label == context.source
-        distance = self._card_distance(goal, card)
+        distance = self._card_distance(target_card, card)
         gate = float(np.clip((distance - ALIKE) / (DIFFERENT - ALIKE), 0, 1))
         weight = 0.0 if same else gate * self._validated_weight(str(self.modality_))
         facts = {"CardDistance": round(distance, 3)}
-        return ResidualMap(change, self._net(), goal, card, float(volume.spacing.max()), weight,
-                           facts)
+        return ResidualMap(change, self._net(), target_card, card, float(volume.spacing.max()),
+                           weight, facts)
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> Any:
         target = Target("reference", "style", 1, self.name, str(self.modality_), style)
         return self._map_of(volume, target, ScanContext())
 
-    def _card_distance(self, goal: np.ndarray, card: np.ndarray) -> float:
+    def _card_distance(self, target_card: np.ndarray, card: np.ndarray) -> float:
         """Root mean square of the differences of two cards over their usual size."""
         assert self.weights_ is not None
         usual = np.asarray(self.weights_.facts["CardStd"], np.float64)
-        return float(np.sqrt(np.mean(((goal - card) / usual) ** 2)))
+        return float(np.sqrt(np.mean(((target_card - card) / usual) ** 2)))
 
     def _validated_weight(self, modality: str) -> float:
         """Weight of the residual for a modality; 0 where nothing was validated."""

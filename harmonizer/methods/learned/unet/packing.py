@@ -37,7 +37,7 @@ A residual 3D U-Net ({parameters:.2f} M parameters) that corrects tissue matchin
 * **Trained on** simulated scans alone (`harmonizer.simulation`): anatomies are deformed label maps
   (the training label maps of SynthSeg, github.com/BBillot/SynthSeg, Apache-2.0; Billot et al.,
   Medical Image Analysis 86:102789, 2023) and phantom subjects bent from MNI152NLin2009aSym (ICBM,
-  Fonov 2009, as bundled with nilearn). No image of a person was seen. {pairs} pairs of {studies}
+  Fonov 2009, as bundled with nilearn). No scan of a subject was used. {pairs} pairs of {studies}
   simulated studies; {held_out} other studies, with other label maps, phantom subjects and scanners,
   chose the weights.
 * **License** of the weights: that of this package; the label maps' license (Apache-2.0) asks for
@@ -117,10 +117,10 @@ def validated_weight(network: ResidualUNet, pairs: Sequence[Pair]) -> tuple[floa
 def card_std(store: PairStore) -> list[float]:
     """Of each number of a card: standard deviation between scans of one scanner."""
     n = len(CARD_NAMES)
-    apart = np.array([pair.condition[n:2 * n] - pair.condition[:n]
+    differences = np.array([pair.condition[n:2 * n] - pair.condition[:n]
                       for pair in (*store.training, *store.validation) if pair.identity])
-    if len(apart) < MIN_IDENTITY_PAIRS:
-        raise InputError(f"{store.folder}: {len(apart)} identity pairs, expected "
+    if len(differences) < MIN_IDENTITY_PAIRS:
+        raise InputError(f"{store.folder}: {len(differences)} identity pairs, expected "
                          f"{MIN_IDENTITY_PAIRS} or more. Prepare more studies.")
-    std = UNSEEN_SCAN * np.sqrt(np.mean(apart ** 2, axis=0))
+    std = UNSEEN_SCAN * np.sqrt(np.mean(differences ** 2, axis=0))
     return [float(v) for v in np.maximum(std, MIN_CARD_STD)]

@@ -53,7 +53,7 @@ def some_weights(path: Path, trained: bool = True, modality: str = "T1w") -> Pat
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Cohort:
     folder = tmp_path_factory.mktemp("aligned")
-    return write_aligned(folder, SCANNERS[:2], people=2, design="nested", seed=4, resolution_mm=4)
+    return write_aligned(folder, SCANNERS[:2], subjects=2, design="nested", seed=4, resolution_mm=4)
 
 
 def fitted(cohort: Cohort, weights: Path) -> UNet:
@@ -141,14 +141,14 @@ def test_a_card_does_not_depend_on_gain_and_tells_noise_and_blur(cohort):
     from scipy import ndimage
 
     volume = cohort.scans[0].read()
-    shares = np.zeros((3, *volume.shape), np.float32)
-    shares[2] = volume.mask
+    probabilities = np.zeros((3, *volume.shape), np.float32)
+    probabilities[2] = volume.mask
     rng = np.random.default_rng(0)
     noisy = volume.with_data(volume.data + 0.05 * volume.data.max()
                              * rng.standard_normal(volume.shape, dtype=np.float32) * volume.mask)
     smooth = volume.with_data(ndimage.gaussian_filter(volume.data, (1.5, 0, 0)))
-    card, louder, softer = (scan_card(v, shares) for v in (volume, noisy, smooth))
-    np.testing.assert_allclose(card, scan_card(volume.with_data(7 * volume.data), shares),
+    card, louder, softer = (scan_card(v, probabilities) for v in (volume, noisy, smooth))
+    np.testing.assert_allclose(card, scan_card(volume.with_data(7 * volume.data), probabilities),
                                atol=1e-4)
     index = {name: i for i, name in enumerate(CARD_NAMES)}
     assert louder[index["noise_wm_A"]] > card[index["noise_wm_A"]] + 0.3
