@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md, read from the imports; the architecture rules, read from the code.
+"""The dependencies of docs/architecture.md, read from the imports, and the rules of the code.
 
 Nothing is imported or run: each file is parsed. Every rule is a function from a parsed file to the
 places where it is broken, so that it can be shown a small broken file and seen to object.

@@ -120,7 +120,8 @@ RETIRED_PHRASES = {
     r"\bno scanner made\b|\bnobody's\b": "synthesized",
     r"\b(?:its|their|the|of) shares\b|\bshares of (?:CSF|GM|WM|tissue|the tissues?)\b":
         "probabilities",
-    r"(?<!point )(?<!points )\bspreads?\b(?! (?:over|across|to|in|function)\b)": "standard deviation",
+    r"(?<!point )(?<!points )\bspreads?\b(?! (?:over|across|to|in|function)\b)":
+        "standard deviation",
 }
 BRITISH_SPELLINGS = {
     r"\bgrey\b": "gray",

@@ -379,7 +379,8 @@ def _group_report(
         links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, evaluated),
         statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
-        anatomy_changes=tuple(figure for v in own.values() for figure in _anatomy_change_figures(v, ruling)),
+        anatomy_changes=tuple(figure for v in own.values()
+                              for figure in _anatomy_change_figures(v, ruling)),
         site_effects=_explained(settings, own))
 
 
