@@ -140,7 +140,7 @@ def tissue_of_structure() -> np.ndarray:
     """(structures,) 0 CSF, 1 cortical gray, 2 white, 3 deep gray matter; 4 outside the brain."""
     table = np.full(len(st.STRUCTURES), 4)
     for index, structure in enumerate(st.STRUCTURES):
-        for tissue, classes in enumerate(st.TISSUES.values()):
+        for tissue, classes in enumerate(st.TISSUE_CLASSES.values()):
             if structure.target in classes:
                 table[index] = 3 if structure.name in DEEP_GRAY else tissue
     return table
