@@ -76,7 +76,7 @@ def test_the_table_shows_what_is_known_and_no_more(leaderboard):
         not_possible("identification", "too few", backend="x"),
         Test("site_chance", 9, 0.3, 0.2, 0.4)))
     lines = leaderboard.table(EvaluationResult(Metrics(), table, QuantileTable(), {}, {}), ["x"])
-    assert lines[0] == ("| method | site F1 | PSNR, dB | age R² | scanner gone | person there | "
+    assert lines[0] == ("| method | site F1 | PSNR, dB | age R² | scanner gone | subject there | "
                         "biology there | anatomy stayed |")
     assert lines[2].startswith("| unharmonized | 0.90 | 20.0 | < -10 |")
     assert lines[3].startswith("| only rescaled |  | 24.0 |  |")

@@ -358,8 +358,8 @@ def test_verdicts_are_plain_values_for_a_sidecar():
     assert found.as_dict() == {
         "AnatomyHeld": False,
         "Reasons": ["structure (SSIM): 0.7, limit 0.9",
-                    "overlap of tissues (Dice): not defined, the image has lost its contrast or "
-                    "its tissues"],
+                    "overlap of tissues (Dice): not defined, because contrast or a tissue is "
+                    "missing"],
         "Measures": {"ssim_structure": 0.7, "dice": None},
         "Limits": {"ssim_structure": 0.9, "dice": 0.9}, "LimitsFrom": "one pair"}
 

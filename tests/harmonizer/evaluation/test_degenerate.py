@@ -108,7 +108,7 @@ def test_images_without_contrast(scans, tmp_path):
     verdicts = {question: verdict for question, (verdict, _) in verdicts_by_question(found).items()}
     assert verdicts["anatomy"] == "no" and verdicts["subject"] == "no"
     assert verdicts["biology"] == "no" and verdicts["scanner"] != "no"
-    assert all(not verdict.ok for verdict in found.verdicts["x"].values())
+    assert all(not verdict.ok for verdict in found.anatomy_checks["x"].values())
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -118,7 +118,7 @@ def test_one_image_without_contrast_among_few(scans, tmp_path):
     flat = chosen.scans[0].scan_id
     found = evaluate_change(chosen, tmp_path, lambda data, scan: np.where(
         cohorts.MASK, 5.0, 0.0) if scan.scan_id == flat else cohorts.at_site_a(data, scan.site[0]))
-    assert not found.verdicts["x"][flat].ok
+    assert not found.anatomy_checks["x"][flat].ok
     held = found.statistics.select(name="anatomy_measure", reference="edge_displacement").rows[0]
     assert held.known and "1 scans without this number" in held.note
 

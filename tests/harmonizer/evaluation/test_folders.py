@@ -103,7 +103,7 @@ def test_the_tables_make_a_report(folders, tmp_path, capsys):
     text = (tmp_path / "group.html").read_text(encoding="utf-8")
     assert text.count('<article class="card') == 4 and "done to A" in text
     assert "8 scans of 8 " in " ".join(text.split())
-    assert text.count(">held<") == 8
+    assert text.count(">within limits<") == 8
     (tmp_path / "metrics.tsv").unlink()
     assert report([str(tmp_path)]) == 65 and "metrics.tsv" in capsys.readouterr().err
 

@@ -30,7 +30,7 @@ def result(tmp_path_factory):
                "mean": lambda data, scan: np.where(scan.read().mask, mean, 0), "painter": paint}
     variants = {name: study.variant(name, change) for name, change in changes.items()}
     return evaluate(study.before, variants, phantoms.TARGET, segment=phantoms.segment,
-                   priors=tissue_priors(phantoms.MIN_RELATIVE_STD), permutations=30, combat=False)
+                   priors=tissue_priors(phantoms.RESOLUTION_MM), permutations=30, combat=False)
 
 
 def one(result, name: str, backend: str = "", **more: str) -> Test:

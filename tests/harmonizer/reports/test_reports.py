@@ -411,7 +411,7 @@ def test_group_report_tells_the_referees_answers_and_names_flagged_scans(tmp_pat
                          statistics=Statistics(), verdicts=verdicts)
     page = read(render_group_report(tmp_path / "group.html", report))
     assert_self_contained(page, scripts=1)
-    title = "Images that the anatomy guard flags"
+    title = "Images flagged by the anatomy guard"
     for words in ("Is the site effect removed?", "It cannot be told", title):
         assert words in page.text
     part = page.text[page.text.index(title):]

@@ -35,5 +35,5 @@ def test_figure_says_which_tissue_was_brighter_where(lattice):
     percent = tissue_difference(replace(site, mean=mean), target)
     figure = site_effect_figure("birch", "aspen", lattice, percent)
     assert figure.labels == ("fluid", "gray matter", "white matter") and len(figure.frames) == 3
-    assert "white matter" in figure.caption and "places from -20 to +0" in figure.caption
+    assert "white matter" in figure.caption and "5th to 95th percentile -20 to +0" in figure.caption
     assert len(set(figure.frames)) == 3

@@ -72,7 +72,7 @@ def test_the_network_finds_the_brain_where_it_is_asked_to_and_does_not_judge_its
     np.testing.assert_array_equal(mask, head.mask)
 
 
-@pytest.mark.parametrize("said", [None, 0.95, 0.5])
+@pytest.mark.parametrize("messages", [None, 0.95, 0.5])
 def test_the_verdict_counts_the_second_opinion(
     tmp_path: Path, monkeypatch, head: Volume, messages: float | None
 ) -> None:

@@ -33,4 +33,4 @@ def test_processes_that_memory_holds(tmp_path: Path, caplog, mem_gb, shape, slop
     settings = Settings("/bids", tmp_path, ["group"], nprocs=16, mem_gb=mem_gb, sloppy=sloppy)
     with caplog.at_level(logging.INFO, logger="pipelines"):
         assert _workers(settings, scans(tmp_path, shape)) == workers
-    assert ("GB hold no more" in caplog.text) == (workers < 16)
+    assert ("memory is limited to" in caplog.text) == (workers < 16)

@@ -151,6 +151,6 @@ def test_scans_years_apart_are_said(out):
 
     cohort = cohort_of(find_preprocessed(out, 2, ("T1w",)))
     assert design_warnings(settings(out), cohort) == (
-        "sub-l: scanned at several sites more than 1 year apart. These 2 scans are not taken "
-        "for those of traveling subjects, because the brain changes with the years.",)
+        "sub-l: scanned at several sites more than 1 year apart. These 2 scans are not used "
+        "as scans of traveling subjects, because the brain changes over years.",)
     assert design_warnings(settings(out, traveling="no"), cohort) == ()

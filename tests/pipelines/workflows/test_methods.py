@@ -35,7 +35,7 @@ def scan(folder: Path, name: str, way: str, modality: str = "T1w", **made: Any) 
     return Preprocessed(row, paths, {})
 
 
-@pytest.mark.parametrize("ways, said, unsaid", [
+@pytest.mark.parametrize("ways, messages, unsaid", [
     (["syn"], "The brain was found by registration of a brain-only template", "U-Net"),
     (["network"], "The brain was found by a small 3D U-Net", "brain-only template"),
     (["syn", "foreground", "syn"], "in 2 of 3 images found by registration", "U-Net"),

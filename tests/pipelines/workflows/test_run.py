@@ -99,6 +99,6 @@ def test_a_model_is_not_overwritten_by_one_that_does_not_know_the_target(study):
     folder = study.out / "models/histogram_matching/T1w"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("the model so far")
-    with pytest.raises(UsageError, match="--target B: no T1w scan is of that site"):
+    with pytest.raises(UsageError, match="--target B: no T1w scan is from that site"):
         fit(selection.settings, selection.without(["sub-02_T1w"]))
     assert (folder / "config.json").read_text() == "the model so far"

@@ -65,7 +65,7 @@ def test_another_target_or_method_is_refused_before_any_work(tmp_path, changes, 
 
 def test_the_target_of_the_output_folder_that_no_selected_scan_is_of_is_refused(tmp_path):
     harmonized(tmp_path, "01", "A")
-    with pytest.raises(UsageError, match="were harmonized to 'A': no T1w scan is of that site"):
+    with pytest.raises(UsageError, match="were harmonized to 'A': no T1w scan is from that site"):
         check(settings(tmp_path), B=3, C=4)
 
 
@@ -74,7 +74,7 @@ def test_images_made_in_several_ways_are_named(tmp_path):
     harmonized(tmp_path, "01", "A")
     harmonized(tmp_path, "02", "B")
     harmonized(tmp_path, "03", "C", desc="other")
-    with pytest.raises(UsageError, match="several ways: 1 by histogram_matching to 'A'; 1 by"):
+    with pytest.raises(UsageError, match="by several methods or to several targets: 1 by histogram_matching to 'A'; 1 by"):
         check(settings(tmp_path), A=3, B=3)
 
 
@@ -99,7 +99,7 @@ def test_a_plan_names_scans_sites_target_and_cost(tmp_path):
         assert words in text
     assert "training" not in text
     learned = settings(tmp_path, stages=["fit"], backend="cacd", max_minutes=7)
-    assert "The training of cacd takes up to 7 minutes more." in plan(learned, A=2, B=3)
+    assert "The training of cacd takes up to 7 more minutes." in plan(learned, A=2, B=3)
 
 
 def test_a_plan_counts_with_time_for_more_scans_and_fewer_processes(tmp_path):
