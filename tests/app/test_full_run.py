@@ -165,8 +165,8 @@ def test_second_run_reuses_everything(full_run, copy):
     "birch",
      "--skip-bids-validation")
     assert again.code == 0, again.output
-    assert "4 of 4 scans are preprocessed already" in again.output
-    assert "4 of 4 scans are harmonized already" in again.output
+    assert "4 of 4 scans were preprocessed before" in again.output
+    assert "4 of 4 scans were harmonized before" in again.output
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("*.nii.gz")} == before
 
 
@@ -231,7 +231,7 @@ def test_another_method_needs_another_desc(full_run, copy):
     maps = sorted(copy.rglob("*_anatomychange.nii.gz"))
     assert [m.name.split("_desc-")[1] for m in maps].count("tissue_anatomychange.nii.gz") == 4
     notes = [Path(str(m).replace(".nii.gz", ".json")).read_text() for m in maps]
-    assert len(notes) == 8 and all("shares of" in note for note in notes)
+    assert len(notes) == 8 and all("averaged over 2.5 mm" in note for note in notes)
     assert 0 < np.abs(nib.load(maps[0]).get_fdata()).max() < 1
     assert "desc-tissue\t" in (copy / "descriptions.tsv").read_text()
     assert "birch: brighter or darker than aspen" in (copy / "group.html").read_text()
@@ -397,6 +397,6 @@ def test_dry_run_writes_no_image(full_run, tmp_path):
     answer = run_app(full_run.raw, tmp_path / "out", "participant", "group", "--dry-run",
                      "--write-graph", "-w", tmp_path / "w", "--skip-bids-validation")
     assert answer.code == 0, answer.output
-    assert "4 scans to do" in answer.output
+    assert "preprocess: 4 scans in" in answer.output
     assert not list(tmp_path.rglob("*.nii.gz"))
     assert "digraph" in (tmp_path / "out/logs/graph_preprocess.dot").read_text()

@@ -174,8 +174,8 @@ def test_limits_that_would_miss_a_shift_of_one_voxel_are_refused(tmp_path, toler
     assert misses_a_voxel(cohort, loose) and not misses_a_voxel(cohort, tolerance)
     found = learn_tolerance(cohort, most=6)
     assert found.origin.startswith("6 simulated rescans")
-    assert found.origin.endswith("because the limits from its 4 real ones would let a shift of one "
-                                 "voxel pass")
+    assert found.origin.endswith("because the limits from its 4 real ones would accept a shift of "
+                                 "one voxel")
     assert not misses_a_voxel(cohort, found)
 
 

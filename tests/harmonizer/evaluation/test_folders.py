@@ -66,7 +66,7 @@ def test_the_command_judges_and_writes(folders, tmp_path, capsys):
     assert code == 0
     assert "Is the site effect removed?" in printed
     assert "Is the subject still identifiable?" in printed
-    assert "no subject was scanned at two sites" in printed
+    assert "No subject was scanned at two sites" in printed
     table = Statistics.from_tsv(tmp_path / "group_statistics.tsv")
     assert table.select(name="distribution_distance", backend="done", tissue="brain").rows[0].known
     held = Metrics.from_tsv(tmp_path / "metrics.tsv").select(measure="anatomy_held")
