@@ -129,7 +129,8 @@ def test_an_erased_lesion_is_flagged_in_that_scan_alone(nested, tmp_path):
     few = before.of_subjects(["00", "01", "02", "03"])
     erased = cohorts.variant(few, tmp_path, lambda data, scan: np.where(
         spot & (scan.subject == "02"), data[spot].max() * 1.3, data))
-    found = evaluate(few, {"eraser": erased}, "A", combat=False, permutations=2).anatomy_checks["eraser"]
+    result = evaluate(few, {"eraser": erased}, "A", combat=False, permutations=2)
+    found = result.anatomy_checks["eraser"]
     assert {name: verdict.ok for name, verdict in found.items()} == {
         f"sub-{i:02d}_ses-1_T1w": i != 2 for i in range(4)}
 
