@@ -74,7 +74,7 @@ def test_images_made_in_several_ways_are_named(tmp_path):
     harmonized(tmp_path, "01", "A")
     harmonized(tmp_path, "02", "B")
     harmonized(tmp_path, "03", "C", desc="other")
-    with pytest.raises(UsageError, match="to several targets: 1 by histogram_matching to 'A'; 1 by"):
+    with pytest.raises(UsageError, match="several targets: 1 by histogram_matching to 'A'; 1 by"):
         check(settings(tmp_path), A=3, B=3)
 
 
