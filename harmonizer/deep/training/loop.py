@@ -170,7 +170,8 @@ class _Trainer:
         started = time.perf_counter()
         batch = _to_device(self.task.batch(self.step, self.distributed.rank),
                            self.distributed.device)
-        terms: dict[str, float] = {"seconds/data": time.perf_counter() - started}
+        waited = time.perf_counter() - started
+        terms: dict[str, float] = {}
         for group in self.groups:
             if group.is_active_at(self.step):
                 terms |= self._update(group, batch)
@@ -180,7 +181,7 @@ class _Trainer:
             weights = self._weights(copy=False)
             torch._foreach_lerp_([self.average[k] for k in weights], list(weights.values()),
                                  1 - decay)
-        terms["seconds/step"] = time.perf_counter() - started
+        terms |= {"seconds/data": waited, "seconds/step": time.perf_counter() - started}
         self.history.add(terms)
 
     def _update(self, group: OptimizerGroup, batch: Batch) -> dict[str, float]:
