@@ -121,6 +121,17 @@ def test_flicker_controls_belong_to_their_own_figure(tmp_path):
     assert len({attrs["name"] for attrs in page.all("input")}) == 2
 
 
+def test_a_figure_of_three_frames_has_a_button_for_each(tmp_path):
+    figure = Figure("Tissues", "Three.", "A picture", (PIXEL,) * 3, ("fluid", "gray", "white"))
+    page = read(render_subject_report(tmp_path / "s.html", SubjectReport(
+        "1", (scan_report(figures=(figure,)),))))
+    buttons = page.all("input")
+    assert ["checked" in attrs for attrs in buttons] == [True, False, False]
+    assert len({attrs["name"] for attrs in buttons}) == 1
+    assert [attrs["for"] for attrs in page.all("label")] == [attrs["id"] for attrs in buttons]
+    assert [attrs.get("class") for attrs in page.all("figure")] == ["choice"]
+
+
 def test_subject_report_escapes_every_text(tmp_path):
     figure = Figure(EVIL, EVIL, EVIL, (PIXEL, PIXEL), (EVIL, EVIL))
     scan = ScanReport(EVIL, {EVIL: EVIL}, (figure,), (Check(EVIL, 1.0, EVIL, EVIL, True),), (EVIL,),
