@@ -32,11 +32,14 @@ from harmonizer.reports.anatomy_change import anatomy_change_figure
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
+from harmonizer.reports.wall import WallSlice, wall_slice
 from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.template import tissue_priors
 from harmonizer.volume import load_nifti, write_volume
 
+from ..dataset.records import split_name
 from ..outputs.collect import Preprocessed, cohort_of
+from ..outputs.figures import load_slices
 from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection
@@ -44,7 +47,7 @@ from ..outputs.sidecars import space
 from ..settings import Settings
 from .design_warnings import checked_columns, design_warnings
 from .methods_text import methods_text, software_versions
-from .reports import write_subject_reports
+from .reports import study_name, write_subject_reports
 from .site_effect_maps import explained_figures
 
 __all__ = ["evaluate", "rewrite_group_report", "variants_of"]
@@ -101,9 +104,11 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
         If a covariate or the reference site does not exist.
     """
     out = settings.output_dir
-    found = selection.find()
+    found = selection.find_included()
     if not found:
-        raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
+        raise InputError(f"{out}: holds no preprocessed scan"
+                         f"{' that is not excluded' if selection.excluded else ''}. Run the "
+                         "participant level first.")
     cohort_of(found).to_tsv(out / "cohort.tsv")
     rulings = {}
     for modality in settings.modalities:
@@ -143,7 +148,7 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
         If a table is missing or broken.
     """
     out = settings.output_dir
-    found = selection.find()
+    found = selection.find_included()
     metrics = Metrics.from_tsv(out / "metrics.tsv")
     statistics = Statistics.from_tsv(out / "group_statistics.tsv")
     quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
@@ -381,7 +386,21 @@ def _group_report(
         statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
         anatomy_changes=tuple(figure for v in own.values()
                               for figure in _anatomy_change_figures(v, ruling)),
-        site_effects=_explained(settings, own))
+        site_effects=_explained(settings, own), slices=_wall_slices(own),
+        excluded={scan: comment for scan, comment in selection.excluded.items()
+                  if split_name(scan)[1] in own},
+        study=study_name(settings))
+
+
+def _wall_slices(own: Mapping[str, Variant]) -> dict[str, WallSlice]:
+    """Return the slice of each scan that was drawn when it was harmonized."""
+    found = {}
+    for variant in own.values():
+        for item in variant.items:
+            slices = load_slices(item.paths, f"harmonize-{variant.desc}", ("axial",))
+            if slices is not None:
+                found[item.scan_id] = wall_slice(slices)
+    return found
 
 
 def _moved_sites(evaluated: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:

@@ -57,7 +57,10 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     for line in selection.unselected_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
-    warn_before_work(settings, records)
+    for line in _excluded_lines(selection):
+        LOGGER.warning("%s", line)
+    warn_before_work(settings, [record for record in records
+                                if record.scan_id not in selection.excluded])
     if existing := selection.existing_ids():
         LOGGER.info("--include-existing: %d scans whose image is not in BIDS_DIR are used.",
                     len(existing))
@@ -139,6 +142,18 @@ def _check_model_target(settings: Settings) -> None:
         if folder is not None:
             sites = read_json(folder / "cohort.json").get("Sites", {})
             planned_target(settings, modality, {s: facts["Scans"] for s, facts in sites.items()})
+
+
+def _excluded_lines(selection: Selection) -> tuple[str, ...]:
+    """Name the scans that ``--exclude`` leaves out of the model and the statistics."""
+    excluded = selection.excluded
+    if not excluded:
+        return ()
+    some = [f"{scan} ({comment})" if comment else scan for scan, comment in excluded.items()]
+    more = len(some) - MAX_LISTED_SCANS
+    count = f"{len(some)} scan{'s are' if len(some) > 1 else ' is'}"
+    return (f"--exclude: {count} rated 'exclude' and left out of the model and the statistics: "
+            f"{', '.join(some[:MAX_LISTED_SCANS])}{f' and {more} more' if more > 0 else ''}.",)
 
 
 def _needs_cohort(settings: Settings) -> bool:

@@ -20,7 +20,7 @@ from harmonizer.reports.group import (
     render_group_report,
     target_curve,
 )
-from harmonizer.reports.html import markdown, number_words, relative_link
+from harmonizer.reports.html import markdown, number_words, relative_link, script_hash
 from harmonizer.reports.subject import (
     Check,
     ScanReport,
@@ -78,7 +78,7 @@ def assert_self_contained(page: Page, scripts: int = 0) -> None:
     leave the file only on a click."""
     assert page.all("script") == [{}] * scripts
     assert not page.all("link") and not page.all("iframe")
-    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert all(re.match("data:image/(png|webp);base64,", image["src"]) for image in page.all("img"))
     assert all(image["alt"] for image in page.all("img"))
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert not [attrs for attrs in page.all("a") if attrs["href"].startswith("javascript:")]
@@ -101,7 +101,7 @@ def test_subject_report_shows_every_scan_and_loads_nothing(tmp_path):
     path = render_subject_report(tmp_path / "sub-01.html", SubjectReport(
         "01", scans, "# How\nWith **N4**.", {"ants": "0.6"}, group_report="group_report.html"))
     page = read(path)
-    assert_self_contained(page)
+    assert_self_contained(page, scripts=1)
     ids = [attrs["id"] for attrs in page.all("h2")]
     assert ids[:3] == [scan.scan_id for scan in scans]
     assert {f"#{name}" for name in ids} <= {attrs["href"] for attrs in page.all("a")}
@@ -140,7 +140,7 @@ def test_subject_report_escapes_every_text(tmp_path):
         EVIL, (scan,), f"# {EVIL}\n\n{EVIL}\n\n- **{EVIL}**", {EVIL: EVIL}, {EVIL: EVIL},
         "javascript:alert(1)"))
     page = read(path)
-    assert_self_contained(page)
+    assert_self_contained(page, scripts=1)
     assert page.text.count("<script>alert('x')</script>") >= 20
     links = {attrs["href"] for attrs in page.all("a") if not attrs["href"].startswith("#")}
     assert links == {"javascript%3Aalert%281%29",  # a file name now, not a script
@@ -277,7 +277,9 @@ def test_the_policy_knows_the_script_by_its_hash_and_no_other(tmp_path):
     assert f"script-src 'sha256-{known}'" in text and "unsafe-inline' 's" not in text
     assert "http" not in code and "innerHTML" not in code
     subject = render_subject_report(tmp_path / "s.html", SubjectReport("1", ()))
-    assert "script" not in subject.read_text(encoding="utf-8")
+    text = subject.read_text(encoding="utf-8")
+    code = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    assert script_hash(code) in text and "innerHTML" not in code
 
 
 def test_group_report_tells_sites_confounding_distances_and_failures(group_page):
