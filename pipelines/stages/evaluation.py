@@ -45,6 +45,7 @@ from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection
 from ..outputs.sidecars import space
 from ..settings import Settings
+from .citations import readable
 from .design_warnings import checked_columns, design_warnings
 from .methods_text import methods_text, software_versions
 from .reports import study_name, write_subject_reports
@@ -381,7 +382,7 @@ def _group_report(
                        if selection.concerns(log.scan_id)),
         warnings=warnings, critical_warnings=tuple(doubts), covariates=named,
         fit=_fit_lines(settings, own),
-        links=links, methods=methods_text(settings, found),
+        links=links, methods=readable(methods_text(settings, found)),
         software=software_versions(), provenance=_provenance(settings, evaluated),
         statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
         anatomy_changes=tuple(figure for v in own.values()

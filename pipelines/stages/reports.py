@@ -18,6 +18,7 @@ from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, failed_logs, read_log
 from ..outputs.selection import Selection
 from ..settings import Settings
+from .citations import readable
 from .methods_text import methods_text, software_versions
 
 __all__ = ["study_name", "write_subject_reports"]
@@ -47,7 +48,7 @@ def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Pat
     subjects = {item.scan.subject for item in found} | {r.subject for r in selection.records}
     failed = [log for log in failed_logs(settings.output_dir, subjects)
               if selection.concerns(log.scan_id)]
-    methods, software = methods_text(settings, found), software_versions()
+    methods, software = readable(methods_text(settings, found)), software_versions()
     pages = []
     for subject in sorted(subjects):
         scans = [scan_report(settings, item) for item in found if item.scan.subject == subject]

@@ -20,6 +20,7 @@ from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection, update_scan_facts
 from ..settings import Settings
 from ..workflows.engine import RunResult, ScanFailure
+from .citations import bibliography
 from .design_warnings import warn_before_work
 from .fit import check_fit
 from .methods_text import methods_text
@@ -203,8 +204,10 @@ def _write_dataset_files(settings: Settings, selection: Selection) -> None:
 
 def _write_methods(settings: Settings, selection: Selection) -> Path:
     """Write the methods text of the scans of this run, so that each job reads few files."""
+    text = methods_text(settings, selection.find())
+    write_text(settings.output_dir / "logs" / "CITATION.bib", bibliography(text))
     return write_text(settings.output_dir / "logs" / "CITATION.md",
-                      methods_text(settings, selection.find()))
+                      f"---\nbibliography: CITATION.bib\n---\n\n{text}")
 
 
 def _harmonizes(settings: Settings) -> bool:

@@ -150,9 +150,9 @@ class TissueMatching(StatisticsBackend):
 
     name = "tissue_matching"
     version = "3"
-    reference = "local tissue matching, this project (docs/benchmarks.md)"
-    summary = ("Local means and spreads of cerebrospinal fluid, grey and white matter were mapped "
-               "to those of the target by smooth maps, applied to the scan's own voxels.")
+    reference = "local tissue matching, brain-harmonizer"
+    summary = ("Local means and standard deviations of cerebrospinal fluid, gray and white matter "
+               "were mapped to those of the target by smooth maps, applied to the scan's voxels.")
     capabilities = Capabilities(intensity_map=True, tissue_statistics=True)
     by_tissue = True
     Config = TissueMatchingConfig
