@@ -1,7 +1,7 @@
 """Slices of one scan before and after harmonization, for the viewer and the wall of brains.
 
 The slices of a plane are one tall image, compressed as WebP: three planes of a 1 mm scan take about
-0.5 MB, a tenth of the two volumes. All scans have the same slices, through the template's brain.
+0.4 MB. All scans have the same slices, through the template's brain.
 """
 
 from __future__ import annotations

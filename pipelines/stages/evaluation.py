@@ -140,8 +140,18 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
             f"Group report: {path}")
 
 
-def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
+def rewrite_group_report(settings: Settings, selection: Selection, folder: Path | None = None
+                         ) -> Path:
     """Write ``group.html`` again from the tables of the last evaluation; measure nothing.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    selection : Selection
+        Its scans.
+    folder : Path, optional
+        Folder of the report, with the reports of subjects that it links to; default: OUTPUT_DIR.
 
     Raises
     ------
@@ -162,8 +172,11 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
     if not evaluated:
         raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
                          "name another with --desc.")
-    return render_group_report(out / "group.html", _group_report(
-        settings, selection, found, evaluated, ruling, _design_warnings(settings, found)))
+    report = _group_report(settings, selection, found, evaluated, ruling,
+                           _design_warnings(settings, found))
+    folder = out if folder is None else folder
+    links = {subject: page for subject, page in report.links.items() if (folder / page).is_file()}
+    return render_group_report(folder / "group.html", replace(report, links=links))
 
 
 def _design_warnings(settings: Settings, found: Sequence[Preprocessed]) -> tuple[str, ...]:

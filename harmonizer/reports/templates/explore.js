@@ -273,7 +273,7 @@
   };
   document.addEventListener("pointerover", event => {
     if (event.pointerType === "touch") return;
-    const element = event.target.closest ? event.target.closest("[data-scan]") : null;
+    const element = event.target.closest(".rate") ? null : event.target.closest("[data-scan]");
     hover(element && number.has(element.dataset.scan) ? element.dataset.scan : null, event);
   });
 

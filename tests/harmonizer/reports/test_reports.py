@@ -309,6 +309,15 @@ def test_what_cannot_be_told_comes_before_every_result(tmp_path):
     assert "covariate age: modeled (number)" in text and "No difference of" not in text
 
 
+def test_rated_scans_are_listed_as_excluded(tmp_path):
+    metrics, quantiles, scans = tables()
+    page = read(render_group_report(tmp_path / "g.html", GroupReport(
+        scans[1:], metrics, quantiles, "x", {"T1w": "A"},
+        excluded={scans[0].scan_id: EVIL, "sub-x_T1w": ""})))
+    start = page.text.index("Scans rated “exclude”")
+    assert page.text.index(scans[0].scan_id, start) < page.text.index("sub-x_T1w n/a", start)
+
+
 def test_confounding_table_counts_each_traveling_subject_once(tmp_path):
     scans = tuple(ScanRow(f"{subject}{site}", subject, site, age=30.0 + int(subject), sex="F")
                   for subject in "0123" for site in "ABC")
