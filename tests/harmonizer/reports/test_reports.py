@@ -315,7 +315,7 @@ def test_rated_scans_are_listed_as_excluded(tmp_path):
         scans[1:], metrics, quantiles, "x", {"T1w": "A"},
         excluded={scans[0].scan_id: EVIL, "sub-x_T1w": ""})))
     start = page.text.index("Scans rated “exclude”")
-    assert page.text.index(scans[0].scan_id, start) < page.text.index("sub-x_T1w n/a", start)
+    assert page.text.index(scans[0].scan_id, start) < page.text.index("sub-x_T1wn/a", start)
 
 
 def test_confounding_table_counts_each_traveling_subject_once(tmp_path):
