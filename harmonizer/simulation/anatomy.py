@@ -279,12 +279,14 @@ def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, fractions
     total = fractions.sum(axis=0)
     fractions *= 1 - tubes
     fractions[0] += tubes * total
+    visibility = rng.uniform(0, 1)  # brains differ in how much fine detail a scan can show
     for _ in range(2):
         sheets = _sheets(rng, axes, spacing)
         blobs = _blobs(rng, axes, spacing)
         for part in texture:
-            part += np.float32(rng.choice((-1, 1)) * rng.uniform(1, 6)) * sheets
-            part += np.float32(rng.choice((-1, 1)) * rng.uniform(1, 6)) * blobs
+            for detail in (sheets, blobs):
+                sign = rng.choice((-1, 1))
+                part += np.float32(visibility * sign * rng.uniform(1, 6)) * detail
     lesions = _lesions(rng, axes)
     texture[0] += np.float32(rng.uniform(3, 9)) * lesions * fractions[2]
     return Anatomy(name, affine, fractions, np.clip(texture, -14, 14), brain.astype(np.float32),

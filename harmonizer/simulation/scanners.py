@@ -72,7 +72,7 @@ class ScannerPrior:
     thick_slice_mm: tuple[float, float] = (2.0, 4.0)
     unequal: float = 0.35
     thick: float = 0.12
-    noise: tuple[float, float] = (0.008, 0.09)
+    noise: tuple[float, float] = (0.004, 0.09)
     correlated: float = 0.2
     uneven: float = 0.4
     bias: tuple[float, float] = (0.0, 0.04)

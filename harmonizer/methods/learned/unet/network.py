@@ -19,7 +19,7 @@ from torch.nn import functional
 from ....deep.networks.blocks import pixel_shuffle, pixel_unshuffle, zero_module
 from ....deep.networks.convolution import Conv3d
 
-__all__ = ["ResidualUNet", "local_mean"]
+__all__ = ["ResidualUNet", "local_mean", "without_local_mean"]
 
 RESIDUAL_SCALE = 0.03  # usual size of a residual: else the last layer's first steps overshoot
 GAIN_SCALE = 0.2  # of the local gains, for the same reason
@@ -27,6 +27,7 @@ BANDS = 7  # channels of fine detail that are derived from baseline and scan, se
 GAINS = 5  # the first bands, the baseline's, are also weighted by gains and added to the output
 FINE_GAIN = 20.0  # brings the bands near unit variance
 MIDDLE = 0.6  # of the intensities of a brain, relative to its brightest tissue
+LOCAL = 7  # voxels along the side of the cube whose mean is taken out of the residual
 BLOCK = 2  # voxels along each side of what becomes channels
 
 
@@ -86,7 +87,7 @@ class ResidualUNet(nn.Module):
         out = pixel_shuffle(self.head(functional.silu(h)).float(), BLOCK)
         gains = self.gains(code).float()[..., None, None, None] + GAIN_SCALE * out[:, 1:]
         detail = (gains * bands[:, :GAINS] / FINE_GAIN).sum(dim=1, keepdim=True)
-        return RESIDUAL_SCALE * out[:, :1] + detail
+        return without_local_mean(RESIDUAL_SCALE * out[:, :1] + detail, x[:, -1:])
 
 
 def detail_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,6 +110,15 @@ def detail_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         fine, coarse = images - near, near - wide
         bands = torch.cat([*along, fine[:, :1], coarse[:, :1], fine[:, 1:], coarse[:, 1:]], dim=1)
         return 2 * (images - MIDDLE) * mask, FINE_GAIN * bands * mask
+
+
+def without_local_mean(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Take the mean over a cube of `LOCAL` voxels, of voxels in the mask, out of (N, C, I, J, K).
+
+    Smooth differences are levels of tissues and regions. They belong to the subject, not to the
+    scanner, and no card tells them: the baseline alone sets them.
+    """
+    return (images - local_mean(images, mask, (LOCAL,) * 3)) * mask
 
 
 def local_mean(images: torch.Tensor, mask: torch.Tensor, widths: tuple[int, int, int]

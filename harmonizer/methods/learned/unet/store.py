@@ -17,7 +17,6 @@ from .pairs import VALIDATION_FROM
 __all__ = ["Pair", "PairStore", "condition_statistics"]
 
 LEAST_BRAIN = 0.25  # of a patch
-ERROR_BOUNDS = (1e-4, 1.5e-2)  # of the baseline's mean square error that scales a pair's loss
 SIZES = (0.35, 0.5)  # center and scale of the logarithm of a voxel's side in mm
 STD_FLOOR = 0.1  # of a conditioning number: below it, differences are noise
 
@@ -27,7 +26,7 @@ class Pair:
     """One stored pair, see `pairs`.
 
     `level` (3,) is what each tissue's probability explains of truth - baseline: the subject's own
-    level, which the target's card cannot tell. `fine_error` is the mean square error without it.
+    level, which the target's card cannot tell.
     """
 
     path: Path
@@ -36,19 +35,11 @@ class Pair:
     condition: np.ndarray
     error: float
     level: np.ndarray
-    fine_error: float
     identity: bool
 
     def open(self) -> np.ndarray:
         """(7, I, J, K) float16, memory-mapped: the channels of the input, then the truth."""
         return np.load(self.path, mmap_mode="r", allow_pickle=False)
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        """Root mean square error of the baseline, kept within `ERROR_BOUNDS`: without the tissues'
-        overall levels, and with them."""
-        fine, whole = np.sqrt(np.clip([self.fine_error, self.error], *ERROR_BOUNDS))
-        return float(fine), float(whole)
 
 
 class PairStore:
@@ -79,8 +70,8 @@ class PairStore:
         return len(self.training)
 
     def draw(self, rng: np.random.Generator, size: int, weights: dict[str, float]
-             ) -> tuple[np.ndarray, np.ndarray, Pair]:
-        """(channels, truth, pair) of a random patch: (7, size, size, size) float32, conditions."""
+             ) -> tuple[np.ndarray, np.ndarray]:
+        """A random patch, (7, size, size, size) float32: channels, then truth; its conditioning."""
         kinds = sorted(self._by_kind)
         p = np.array([weights.get(kind, 1.0) for kind in kinds])
         kind = kinds[int(rng.choice(len(kinds), p=p / p.sum()))]
@@ -88,7 +79,7 @@ class PairStore:
         pair = pairs[int(rng.integers(len(pairs)))]
         arrays = pair.open()
         patch = _patch(rng, arrays, size)
-        return (*_turned(rng, patch, pair.condition), pair)
+        return _turned(rng, patch, pair.condition)
 
 
 def condition_statistics(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +100,7 @@ def _pair_of(folder: Path, facts: dict[str, Any], one: dict[str, Any]) -> Pair:
         raise InputError(f"{folder}: pairs with {len(numbers)} conditioning numbers, expected "
                          f"{len(CONDITIONS)}. They are of another version; prepare them again.")
     return Pair(folder / one["file"], facts["kind"], facts["index"], numbers, one["error"],
-                np.array(one["level"], np.float32), one["fine_error"], one["identity"])
+                np.array(one["level"], np.float32), one["identity"])
 
 
 def _patch(rng: np.random.Generator, arrays: np.ndarray, size: int) -> np.ndarray:

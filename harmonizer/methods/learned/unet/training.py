@@ -18,7 +18,7 @@ from ....deep.training.task import Batch, OptimizerGroup, TrainingTask
 from ....errors import InputError
 from ....files import read_json, write_json
 from .channels import CHANNELS, CONDITIONS
-from .network import ResidualUNet, local_mean
+from .network import ResidualUNet, without_local_mean
 from .store import Pair, PairStore, condition_statistics
 
 __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "train_unet",
@@ -26,7 +26,6 @@ __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "trai
 
 NORMALIZATION = "normalization.json"
 KNEE = 0.3  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
-LOCAL = 7  # voxels along the side of the cube whose mean is taken out of the error
 SMALLEST = 0.004  # error of a baseline below which a patch does not count more
 REFRESH_EVERY = 50  # steps between looks for new pairs
 
@@ -42,7 +41,6 @@ class UNetSettings:
         in which it falls to zero
     ema : decay of the average of the weights
     gradient_weight : of the L1 error of the image gradient
-    level_weight : of the error with the subject's own tissue levels
     validate_every, validation_pairs : steps between validations, and pairs of one
     kind_weights : how often pairs of a kind of study are drawn, relative to others
     widths : of the network
@@ -57,9 +55,8 @@ class UNetSettings:
     decay: float = 0.35
     ema: float = 0.998
     gradient_weight: float = 0.5
-    level_weight: float = 0.1
     validate_every: int = 250
-    validation_pairs: int = 18
+    validation_pairs: int = 24
     kind_weights: tuple[tuple[str, float], ...] = (
         ("coarse", 1.0), ("mixed", 0.6), ("fine", 0.6), ("fine_native", 0.8))
     widths: tuple[int, ...] = (48, 48, 48)
@@ -76,26 +73,23 @@ PRESETS = {
 """`cpu`: about two hours of two cores; `gpu`: a few hours of one GPU."""
 
 
-def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, level: torch.Tensor,
-                  mask: torch.Tensor, scales: torch.Tensor, gradient_weight: float,
-                  level_weight: float) -> dict[str, torch.Tensor]:
-    """Loss of fine detail, of its gradient, and, with a small weight, of everything.
+def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, mask: torch.Tensor,
+                  gradient_weight: float) -> dict[str, torch.Tensor]:
+    """Charbonnier loss of the fine detail, and L1 loss of its gradient.
 
-    Most of the baseline's error is smooth: levels of the subject's own, which no card tells. Its
-    gradient would swamp that of noise and sharpness, so the local mean is taken out of the error
-    for the larger part of the loss. Every patch counts relative to the baseline's error there.
+    The network leaves smooth differences to the baseline, so they are taken out of the error. Every
+    patch counts relative to the baseline's error there.
 
     Parameters
     ----------
     residual, wrong : (N, I, J, K) output, and truth - baseline
-    level : (N, I, J, K) part of `wrong` that the tissues' overall levels explain
     mask : (N, I, J, K)
-    scales : (N, 2, 1, 1, 1) root mean square error of the baseline, without and with the levels
+    gradient_weight : of the gradient's error
     """
     weight = 1 / mask.sum().clamp_min(1)
-    error = _fine(residual - wrong, mask)
-    unit = _root_mean_square(_fine(wrong, mask), mask)
-    value = (_charbonnier(error / unit) * mask).sum() * weight
+    fine = without_local_mean(wrong[:, None], mask[:, None])[:, 0]
+    error = (residual - fine) * mask
+    value = (_charbonnier(error / _root_mean_square(fine, mask)) * mask).sum() * weight
     edges = residual.new_zeros(())
     for axis in range(1, 4):
         step, both = _steps(residual - wrong, mask, axis)
@@ -103,13 +97,7 @@ def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, level: torch.Tens
         size = (usual.abs() * both).sum(dim=(1, 2, 3)) / both.sum(dim=(1, 2, 3)).clamp_min(1)
         size = size.clamp_min(SMALLEST)[:, None, None, None]
         edges = edges + (step.abs() * both / size).sum() * weight / 3
-    whole = (_charbonnier((residual - wrong + level) / scales[:, 0]) * mask).sum() * weight
-    return {"value": value, "edges": gradient_weight * edges, "level": level_weight * whole}
-
-
-def _fine(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Without the mean over a cube of `LOCAL` voxels, of voxels in the mask."""
-    return (error - local_mean(error[:, None], mask[:, None], (LOCAL,) * 3)[:, 0]) * mask
+    return {"value": value, "edges": gradient_weight * edges}
 
 
 def _root_mean_square(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -167,30 +155,25 @@ class ResidualTransfer(TrainingTask):
             self.store.refresh()
         s = self.settings
         rng = np.random.default_rng(step_seed(s.seed + 1, step, rank))
-        patches, conditions, scales, levels = [], [], [], []
+        patches, conditions = [], []
         std = self.network.scale.cpu().numpy()
         for _ in range(s.batch):
-            patch, condition, pair = self.store.draw(rng, s.patch, dict(s.kind_weights))
+            patch, condition = self.store.draw(rng, s.patch, dict(s.kind_weights))
             gain, own = np.exp(rng.normal(0, 0.03, 2)).astype(np.float32)
             patch[[0, -1]] *= gain
             patch[1] *= own
             patches.append(patch)
-            conditions.append(condition + std * rng.normal(0, 0.1, len(condition)))
-            scales.append(pair.scales)
-            levels.append(gain * np.tensordot(pair.level, patch[2:5], 1))
+            conditions.append(condition + std * rng.normal(0, 0.2, len(condition)))
         arrays = torch.from_numpy(np.stack(patches))
         return {"input": arrays[:, :-1], "truth": arrays[:, -1],
-                "condition": torch.from_numpy(np.stack(conditions).astype(np.float32)),
-                "level": torch.from_numpy(np.stack(levels)),
-                "scales": torch.tensor(scales, dtype=torch.float32)[..., None, None, None]}
+                "condition": torch.from_numpy(np.stack(conditions).astype(np.float32))}
 
     def loss(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """See `residual_loss`."""
         x, s = batch["input"], self.settings
         residual = self.network(x, batch["condition"])[:, 0].float()
-        return residual_loss(residual, batch["truth"] - x[:, 0], batch["level"],
-                             x[:, CHANNELS.index("mask")], batch["scales"], s.gradient_weight,
-                             s.level_weight)
+        return residual_loss(residual, batch["truth"] - x[:, 0], x[:, CHANNELS.index("mask")],
+                             s.gradient_weight)
 
     def validate(self) -> Mapping[str, float]:
         """Error over the baseline's on validation pairs (geometric mean), and the gain in dB."""
