@@ -70,7 +70,7 @@ class TissueProbabilities:
         -------
         TissueProbabilities
         """
-        low, high = _bounds(volume.mask, 3)
+        low, high = _bounds(volume.require_mask(), 3)
         cut = tuple(slice(a, b) for a, b in zip(low, high))
         inside = np.asarray(probabilities[(slice(None), *cut)], np.float32)
         sigma = FILL_SIGMA_MM / volume.spacing

@@ -154,6 +154,7 @@ def _write_scans(root: Path, who: Participant, modality: str, runs: int, resolut
                                    rendered=rendered)
             name = f"{who.stem(scanner, run + 1 if runs > 1 else None)}_{modality}"
             image = write_volume(root / "images" / f"{name}.nii.gz", volume)
-            mask = write_mask(root / "masks" / f"{name}_mask.nii.gz", volume.mask, volume.affine)
+            mask = write_mask(root / "masks" / f"{name}_mask.nii.gz", volume.require_mask(),
+                              volume.affine)
             yield Scan(name, who.label, scanner.name if who.is_traveling else None, modality,
                        scanner.name, "phantom", image, mask, who.age, who.sex)

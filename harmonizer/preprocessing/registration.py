@@ -107,8 +107,8 @@ def register_to_template(
     near = template_neighborhood(template, 6.0)
     matrix = refine_linear("Affine", moving, template, near, matrix, seed=seed, sloppy=sloppy)
     resampled = resample(moving, template, matrix)
-    both = resampled.mask & template.mask
-    overlap = 2 * both.sum() / (resampled.mask.sum() + template.mask.sum())
+    both = resampled.require_mask() & template.require_mask()
+    overlap = 2 * both.sum() / (resampled.require_mask().sum() + template.require_mask().sum())
     return Registration(
         matrix,
         mutual_information(template.data[template.mask], resampled.data[template.mask]),
@@ -357,7 +357,7 @@ def template_neighborhood(template: Volume, margin_mm: float) -> np.ndarray:
     -------
     (I, J, K) bool ndarray
     """
-    distance = ndimage.distance_transform_edt(~template.mask, sampling=template.spacing)
+    distance = ndimage.distance_transform_edt(~template.require_mask(), sampling=template.spacing)
     return distance <= margin_mm
 
 

@@ -125,10 +125,10 @@ def scan_figures(
 
 def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
     """Draw the brain mask's outline on the image from which it was estimated."""
-    mosaic = plan_mosaic(volume.mask, volume.affine, convention=convention, margin_mm=14)
+    mosaic = plan_mosaic(volume.require_mask(), volume.affine, convention=convention, margin_mm=14)
     picture = draw_mosaic(mosaic, volume.data, _window(volume.in_mask()),
-                          [Contour(volume.mask, MASK_COLOR)])
-    liters = volume.mask.sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
+                          [Contour(volume.require_mask(), MASK_COLOR)])
+    liters = volume.require_mask().sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
     return Figure(
         "Brain mask",
         f"Red: outline of the brain mask ({liters:.2f} liters) on the image before bias "
@@ -198,7 +198,7 @@ def tissue_figure(
     registered: Volume, tissues: np.ndarray, convention: str = "neurological"
 ) -> Figure:
     """Draw the borders of gray and white matter; labels as in `ScanImages.tissues`."""
-    mosaic = plan_mosaic(registered.mask, registered.affine, convention=convention)
+    mosaic = plan_mosaic(registered.require_mask(), registered.affine, convention=convention)
     window = _window(registered.in_mask())
     contours = [Contour(tissues >= TISSUES["GM"], GM_COLOR, 0.6),
                 Contour(tissues == TISSUES["WM"], WM_COLOR, 0.6)]
@@ -221,7 +221,7 @@ def harmonization_figure(before: Volume, after: Volume, convention: str = "neuro
 
     A large difference of scale is removed for display; the caption states the factor.
     """
-    mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
+    mosaic = plan_mosaic(before.require_mask(), before.affine, convention=convention)
     window = _window(after.data[before.mask])
     shown, words = _for_display(before, after)
     return Figure(
@@ -236,11 +236,12 @@ def harmonization_figure(before: Volume, after: Volume, convention: str = "neuro
 def difference_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:
     """Draw after minus before inside the mask, in percent of the harmonized image's range."""
     shown, words = _for_display(before, after)
-    low, high = np.percentile(after.data[before.mask], [0.5, 99.5])
+    mask = before.require_mask()
+    low, high = np.percentile(after.data[mask], [0.5, 99.5])
     scale = max(float(high - low), 1e-12)
-    percent = np.where(before.mask, 100 * (after.data - shown) / scale, np.nan)
+    percent = np.where(mask, 100 * (after.data - shown) / scale, np.nan)
     limit = max(1.0, float(np.nanpercentile(np.abs(percent), 99)))
-    mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
+    mosaic = plan_mosaic(mask, before.affine, convention=convention)
     mean = float(np.nanmean(np.abs(percent)))
     return Figure(
         "What changed",
@@ -248,7 +249,7 @@ def difference_figure(before: Volume, after: Volume, convention: str = "neurolog
         f"Red: brighter now, blue: darker now; {mean:.1f} % on average. A change of contrast "
         "follows the tissues; an isolated lesion or gyrus in this map was invented by the method.",
         "Slices with the signed difference of harmonized and original image in red and blue",
-        (draw_mosaic(mosaic, None, overlay=percent, contours=[Contour(before.mask, "#777777", 0.5)],
+        (draw_mosaic(mosaic, None, overlay=percent, contours=[Contour(mask, "#777777", 0.5)],
                      color_scale=ColorScale("RdBu_r", -limit, limit,
                                             "after - before, % of range")),))
 

@@ -61,7 +61,7 @@ class Anatomy:
 def template_grid(spacing_mm: float) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(affine, shape) of a grid over the template's brain and a margin."""
     template = load_template(2)
-    inside = np.argwhere(template.mask)
+    inside = np.argwhere(template.require_mask())
     low = template.affine[:3, :3] @ inside.min(axis=0) + template.affine[:3, 3] - MARGIN_MM
     high = template.affine[:3, :3] @ inside.max(axis=0) + template.affine[:3, 3] + MARGIN_MM
     shape = np.ceil((high - low) / spacing_mm).astype(int) + 1

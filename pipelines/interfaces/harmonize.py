@@ -133,7 +133,7 @@ class Harmonize(ExplainedInterface):
             "RandomSeed": inputs.seed,
             "Device": inputs.device,
             "Precision": "float32",
-            "ForegroundVoxels": int(np.count_nonzero(volume.mask)),
+            "ForegroundVoxels": int(np.count_nonzero(volume.require_mask())),
         }
 
     def _log(self, paths: ScanPaths, target: Target, before: Volume, after: Volume) -> None:

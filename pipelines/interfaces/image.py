@@ -85,7 +85,7 @@ class ToTemplate(ExplainedInterface):
         grid = load_template(self.inputs.resolution)
         matrix = read_itk_affine(self.inputs.transform)
         resampled = resample(volume.with_mask(None), grid, matrix)
-        mask = resample_mask(volume.mask, volume.affine, grid, matrix)
+        mask = resample_mask(volume.require_mask(), volume.affine, grid, matrix)
         if not mask.any():
             raise InputError("no part of the brain mask lies inside the template's grid after "
                              "registration. Look at the image's orientation and position.")

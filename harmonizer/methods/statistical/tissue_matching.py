@@ -385,7 +385,8 @@ class TissueMatching(StatisticsBackend):
         if self.config.texture == "keep" or target is None:
             return contrast
         probabilities = np.zeros((len(TISSUES), *volume.shape), np.float32)
-        probabilities[:, volume.mask] = contrast.probabilities.sample(volume.affine, volume.mask)
+        mask = volume.require_mask()
+        probabilities[:, mask] = contrast.probabilities.sample(volume.affine, mask)
         source = measure_texture(contrast.apply(volume), probabilities)
         return TexturedMap(contrast, TextureGains.between(source, target), contrast.probabilities)
 
