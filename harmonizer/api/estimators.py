@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nibabel as nib
 
@@ -19,11 +19,13 @@ from ..preprocessing.pipeline import PreprocessedImage
 from ..template import template_affine
 from .images import Image, as_registered, cohort_of, preprocess, table_columns, with_tissues
 
+if TYPE_CHECKING:
+    from typing import Self
+
 __all__ = ["Harmonizer", "HarmonizedImage", "SiteCard", "list_backends", "load", "TissueMatching",
            "HistogramMatching", "MomentMatching", "SpectrumSwap", "Cacd", "Disarm", "Ihf",
            "PatchDiffusion"]
 
-Self = TypeVar("Self", bound="Harmonizer")
 COMMON_PARAMETERS = ("registered", "resolution_mm", "seed", "sloppy")
 
 
@@ -87,7 +89,7 @@ class Harmonizer:
         """Return all parameters by name (as in scikit-learn)."""
         return {**{name: getattr(self, name) for name in COMMON_PARAMETERS}, **vars(self._config)}
 
-    def set_params(self: Self, **params: Any) -> Self:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters by name and return the estimator.
 
         Raises
@@ -105,7 +107,7 @@ class Harmonizer:
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    def fit(self: Self, images: Sequence[Image], *, sites: Sequence[str],
+    def fit(self, images: Sequence[Image], *, sites: Sequence[str],
             subjects: Sequence[str] | None = None, covariates: Any = None,
             masks: Sequence[Image] | None = None, modality: str = "T1w") -> Self:
         """Learn what the scanners of the images look like.
@@ -188,6 +190,7 @@ class Harmonizer:
             backend, resolved, done.template, done.native, done.to_template, source=site,
             seed=self.seed, covariates=covariates, tissues=done.tissues, detail=detail,
             brain_only=done.brain_only)
+        assert result.native is not None
         plain = done.to_nifti(result.native.data)
         image = HarmonizedImage(plain.dataobj, plain.affine, header=plain.header)
         image.report = {"HarmonizationMethod": backend.name, "Target": resolved.label,

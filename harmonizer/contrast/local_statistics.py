@@ -246,7 +246,7 @@ def measure(volume: Volume, probabilities: np.ndarray, lattice: Lattice, sigma_m
     -------
     LocalStatistics
     """
-    step = _sampling_step(np.count_nonzero(volume.require_mask()))
+    step = _sampling_step(int(np.count_nonzero(volume.require_mask())))
     points, values = world_points(volume)[::step], volume.in_mask()[::step]
     scale = max(float(np.median(np.abs(values))), 1e-30)
     maps = [_measure_tissue(values, one[volume.mask][::step], points, lattice, sigma_mm, scale)

@@ -65,7 +65,7 @@ def aligned_image(subject: Subject, scanner: Scanner, modality: str = "T1w", res
     scanner = as_scanner or scanner
     if rendered is None:
         rendered = render(subject, scanner, modality)
-    voxel = subject.spacing**3 / np.prod(scanner.voxel_mm)  # larger voxels have less noise
+    voxel = subject.spacing**3 / float(np.prod(scanner.voxel_mm))  # larger voxels have less noise
     sigma = scanner.noise * scanner.gain / np.sqrt(max(voxel, 1.0))
     noisy = _rician(rendered, sigma, _rng(subject, scanner, modality, rescan, "noise"))
     field = _bias_field(scanner, grid.shape, _rng(subject, scanner, modality, rescan, "bias"))

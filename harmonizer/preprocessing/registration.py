@@ -233,12 +233,12 @@ def refine_linear(
     """
     ants = ants_module()
     seed_ants(seed)
-    levels = dict(aff_iterations=(30, 10), aff_shrink_factors=(2, 1), aff_smoothing_sigmas=(1, 0))
-    if not sloppy:
-        levels = dict(
-            aff_iterations=(500, 200, 50), aff_shrink_factors=(2, 2, 1),
-            aff_smoothing_sigmas=(2, 1, 0),
-        )
+    levels: dict[str, tuple[int, ...]] = {
+        "aff_iterations": (30, 10), "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0),
+    } if sloppy else {
+        "aff_iterations": (500, 200, 50), "aff_shrink_factors": (2, 2, 1),
+        "aff_smoothing_sigmas": (2, 1, 0),
+    }
     with tempfile.TemporaryDirectory(prefix="harmonizer-") as folder:
         start = write_itk_affine(Path(folder) / "start.txt", initial)
         result = ants.registration(

@@ -14,6 +14,8 @@ shifts the features of each decoder block.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -41,7 +43,7 @@ class SegmenterNet(nn.Module):
 
     def __init__(self, classes: int = 9, widths: tuple[int, ...] = DEFAULT_WIDTHS) -> None:
         super().__init__()
-        self.config = {"classes": int(classes), "widths": [int(w) for w in widths]}
+        self.config: dict[str, Any] = {"classes": int(classes), "widths": [int(w) for w in widths]}
         self.classes = classes
         self.encoder = nn.ModuleList(
             nn.Sequential(_ConvBlock(in_channels, width), _ConvBlock(width, width))

@@ -158,11 +158,10 @@ def load_network() -> Any:
     -------
     SegmenterNet
     """
-    import torch
-
+    from ..deep.networks.blocks import to_channels_last
     from .weights_file import read_weights
 
-    return read_weights(SEGMENTER_WEIGHTS).to(memory_format=torch.channels_last_3d)
+    return to_channels_last(read_weights(SEGMENTER_WEIGHTS))
 
 
 @lru_cache(maxsize=1)

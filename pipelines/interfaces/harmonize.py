@@ -87,6 +87,7 @@ class Harmonize(ExplainedInterface):
         run = {**self._provenance(target, template), **done.facts}
         if done.uncertainty is not None:
             self._save_uncertainty(paths, template.with_data(done.uncertainty))
+        assert done.native is not None
         native_file = paths.image(inputs.desc)
         write_on_original_grid(native_file, done.native.data, conformed)
         self._sidecar(paths, native_file, False, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,8 @@ class UNet(nn.Module):
         attends = (*attention, *[False] * len(widths))
         inner = unshuffle ** dims
         self.time = TimeEmbedding(widths[0], time) if time else None
-        common = dict(time=time, style=style, style_shift=style_shift, dropout=dropout)
+        common: dict[str, Any] = dict(time=time, style=style, style_shift=style_shift,
+                                      dropout=dropout)
         self.entrance = conv(dims, in_channels * inner, widths[0])
         self.down = nn.ModuleList()
         skips = [widths[0]]
@@ -131,7 +133,7 @@ class UNet(nn.Module):
                 skips.append(h)
         return pixel_shuffle(self.exit(h), self.unshuffle)
 
-    def _steps(self) -> list[tuple[str, nn.Module]]:
+    def _steps(self) -> list[tuple[str, _Step]]:
         """Return all steps with their names, in order of execution."""
         return [(f"{part}{number}", step) for part in ("down", "middle", "up")
                 for number, step in enumerate(getattr(self, part))]

@@ -43,7 +43,7 @@ of the target site itself keeps its texture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,6 @@ from ...contrast.tissue_map import TissueMap, TissueProbabilities, std_ratio
 from ...errors import InputError
 from ...segmentation.atropos import AtroposSegmenter
 from ...segmentation.coarse import CoarseSegmenter
-from ...segmentation.segmentations import Segment
 from ...tissues import TISSUES
 from ...volume import Volume
 from ..base import MAX_INTENSITY, Capabilities, Progress, ScanContext, StatisticsBackend, read_scan
@@ -77,18 +76,22 @@ from .regional import Regional, mean_square, place_weights, without_pattern
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
            "segment_with"]
 
+SegmentTissues = Callable[[Volume], Mapping[str, np.ndarray]]
 
-def _atropos() -> Segment:
+
+def _atropos() -> SegmentTissues:
     return AtroposSegmenter(own_grid=True)
 
 
-def _network() -> Segment:
+def _network() -> SegmentTissues:
     from ...segmentation.predict import NetworkSegmenter
 
     return NetworkSegmenter()
 
 
-SEGMENTERS = {"network": _network, "coarse": CoarseSegmenter, "atropos": _atropos}
+SEGMENTERS: dict[str, Callable[[], SegmentTissues]] = {
+    "network": _network, "coarse": CoarseSegmenter, "atropos": _atropos,
+}
 DEFAULT_SEGMENTER = "network"
 GIVEN = "network"  # the segmenter whose answers the preprocess stage writes, to be taken from there
 LARGE = 1e6  # of what a file may claim: effects, covariates, millimetres
@@ -223,7 +226,9 @@ class TissueMatching(StatisticsBackend):
                    ) -> tuple[list[LocalStatistics], list[LocalStatistics], list[ScanTexture]]:
         """Of each scan: its statistics with its own shares, with those of its person, its texture.
         """
-        alone, common, textures = {}, {}, {}
+        alone: dict[str, LocalStatistics] = {}
+        common: dict[str, LocalStatistics] = {}
+        textures: dict[str, ScanTexture] = {}
         traveling = {scan.scan_id for scan in cohort.traveling()}
         for subject in cohort.subjects:
             shared, together = _Shared(), []
@@ -564,7 +569,8 @@ class _Shared:
         """One scan more; scans on different grids have no mean."""
         if self.total is None:
             self.total, self.affine = shares.copy(), volume.affine
-        elif self.total.shape == shares.shape and np.allclose(self.affine, volume.affine):
+        elif (self.affine is not None and self.total.shape == shares.shape
+              and np.allclose(self.affine, volume.affine)):
             self.total += shares
         else:
             self.one_grid = False

@@ -47,7 +47,8 @@ class Weights:
         network = ResidualUNet(**self.facts["Network"])
         state = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in self.tensors.items()}
         network.load_state_dict(state)
-        return network.eval().to(memory_format=torch.channels_last_3d)
+        layout: Any = {"memory_format": torch.channels_last_3d}  # torch's types do not know it
+        return network.eval().to(**layout)
 
 
 def read_weights(path: Path) -> Weights:
