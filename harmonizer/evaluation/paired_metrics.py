@@ -315,12 +315,12 @@ def _between_rows(quantiles: QuantileTable, target_curve: np.ndarray, scale: flo
     rows: list[Metric] = []
     for tissue in dict.fromkeys(quantiles.column("tissue")):
         raw, result = before.select(tissue=tissue), after.select(tissue=tissue)
-        target_curve = target_curve if tissue == "brain" else _site_mean(raw, target)
+        curve = target_curve if tissue == "brain" else _site_mean(raw, target)
         stages = {"before": raw, "rescaled": _mapped(raw, maps), "after": result}
         for stage, part in stages.items():
             if len(part):
                 rows += [replace(row, stage=stage, tissue=tissue)
-                         for row in _distance_rows(part, scale, target_curve, target)]
+                         for row in _distance_rows(part, scale, curve, target)]
     return rows
 
 

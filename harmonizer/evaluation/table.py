@@ -355,7 +355,7 @@ def parse_number(cell: str | None, path: Path) -> float | None:
     if cell in (None, "", MISSING):
         return None
     try:
-        return float(cell)  # type: ignore[arg-type]
+        return float(cell)
     except ValueError:
         raise InputError(f"{path}: expected a number or n/a, got '{cell}'. "
                          "Run the evaluate stage again.") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -140,7 +140,7 @@ def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
 def bias_figures(volume: Volume, field: np.ndarray, convention: str = "neurological"
                  ) -> list[Figure]:
     """Draw the bias field over the image, and the image before and after correction."""
-    mask = volume.mask
+    mask = volume.require_mask()
     middle = np.median(field[mask])
     percent = np.where(mask, 100 * (field / middle - 1), np.nan)
     limit = max(5.0, float(np.nanpercentile(np.abs(percent), 99)))
@@ -321,7 +321,7 @@ def _centers(edges: np.ndarray) -> np.ndarray:
     return (edges[1:] + edges[:-1]) / 2
 
 
-def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) -> None:
+def _band(axes: Any, quantiles: np.ndarray | None, edges: np.ndarray, target: str) -> None:
     if quantiles is None or len(quantiles) == 0:
         return
     curves = np.stack([density(q, edges) for q in np.atleast_2d(quantiles)])
@@ -331,12 +331,13 @@ def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) ->
     axes.plot(_centers(edges), np.median(curves, axis=0), color="#b87400", linewidth=1)
 
 
-def _line(axes, values: np.ndarray, edges: np.ndarray, color: str, label: str, style: str) -> None:
+def _line(axes: Any, values: np.ndarray, edges: np.ndarray, color: str, label: str, style: str
+          ) -> None:
     axes.plot(_centers(edges), density(quantile_function(values), edges), color=color,
               linestyle=style, linewidth=1.4, label=label)
 
 
-def _dress(axes, name: str, first: bool) -> None:
+def _dress(axes: Any, name: str, first: bool) -> None:
     axes.set_title({"brain": "whole brain"}.get(name, name), fontsize=9)
     axes.set_yticks([])
     axes.set_ylim(bottom=0)

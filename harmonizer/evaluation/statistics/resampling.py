@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from ...files import read_json, write_json, write_text
 from ..dictionary import TEST_DESCRIPTIONS
 from ..table import MISSING, STAGES, parse_number, read_tsv
 
-__all__ = ["Test", "Statistics", "Chance", "not_possible", "resample_subjects",
-           "bootstrap_interval", "paired_wilcoxon", "holm", "benjamini_hochberg", "corrected",
-           "shuffle_labels", "chance_level"]
+__all__ = ["Labels", "Test", "KnownTest", "Statistics", "Chance", "is_known", "not_possible",
+           "resample_subjects", "bootstrap_interval", "paired_wilcoxon", "holm",
+           "benjamini_hochberg", "corrected", "shuffle_labels", "chance_level"]
 
 CONFIDENCE_LEVEL = 0.95
 MIN_SUBJECTS = 3  # for an interval or a paired test
@@ -53,6 +53,7 @@ COLUMNS = {
     "computed_on": "Name of the list of evaluated subjects; the lists are in the JSON file",
     "note": "Warning, or the reason why there is no number",
 }
+Labels = Sequence[str] | np.ndarray
 _NUMBERS = ("effect", "low", "high", "p", "p_corrected")
 
 
@@ -91,8 +92,24 @@ class Test:
         """Whether the effect is a finite number."""
         return self.effect is not None and math.isfinite(self.effect)
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval is known and lies on one side of zero."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
 
-def not_possible(name: str, why: str, n: int = 0, **context: str) -> Test:
+
+class KnownTest(Test):
+    """A row whose effect is a finite number, for type checkers; see `is_known`."""
+
+    effect: float
+
+
+def is_known(row: Test | None) -> TypeGuard[KnownTest]:
+    """Return whether there is a row and its effect is a finite number."""
+    return row is not None and row.known
+
+
+def not_possible(name: str, why: str, n: int = 0, **context: Any) -> Test:
     """Return a row without a value.
 
     Parameters
@@ -210,7 +227,7 @@ def _test_of(row: Mapping[str, str], path: Path) -> Test:
     return Test(**texts, n=int(numbers.pop("n") or 0), **numbers)  # type: ignore[arg-type]
 
 
-def resample_subjects(subjects: Sequence[str], draws: int, seed: int
+def resample_subjects(subjects: Labels, draws: int, seed: int
                     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield bootstrap samples of whole subjects.
 
@@ -242,7 +259,7 @@ def resample_subjects(subjects: Sequence[str], draws: int, seed: int
             yield (np.concatenate([rows[i] for i in chosen]), np.repeat(everyone, sizes[chosen]))
 
 
-def _rows_of(subjects: Sequence[str]) -> list[np.ndarray]:
+def _rows_of(subjects: Labels) -> list[np.ndarray]:
     """Return the row indices of each subject, subjects in sorted order."""
     counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     order = np.argsort(counts[1], kind="stable")
@@ -251,7 +268,7 @@ def _rows_of(subjects: Sequence[str]) -> list[np.ndarray]:
 
 def bootstrap_interval(
     statistic: Callable[[np.ndarray, np.ndarray], float],
-    subjects: Sequence[str],
+    subjects: Labels,
     *,
     draws: int = BOOTSTRAP_DRAWS,
     seed: int = 0,
@@ -430,7 +447,7 @@ class Chance:
     permutations: int
 
 
-def shuffle_labels(labels: Sequence[str], subjects: Sequence[str], rng: np.random.Generator
+def shuffle_labels(labels: Labels, subjects: Labels, rng: np.random.Generator
                    ) -> np.ndarray:
     """Permute labels without breaking the assignment of scans to subjects.
 
@@ -454,25 +471,25 @@ def shuffle_labels(labels: Sequence[str], subjects: Sequence[str], rng: np.rando
     .. [1] Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses.
        doi:10.1007/b138696
     """
-    labels = np.array(labels)
+    given = np.array(labels)
     groups = _rows_of(subjects)
-    has_one_label = [(labels[rows] == labels[rows[0]]).all() for rows in groups]
+    has_one_label = [(given[rows] == given[rows[0]]).all() for rows in groups]
     single = iter(rng.permutation(
-        [labels[rows[0]] for rows, one in zip(groups, has_one_label) if one]))
-    shuffled = labels.copy()
+        [given[rows[0]] for rows, one in zip(groups, has_one_label) if one]))
+    shuffled = given.copy()
     for rows, one in zip(groups, has_one_label):
         if one:
             shuffled[rows] = next(single)
     for rows, one in zip(groups, has_one_label):
         if not one:
-            shuffled[rows] = rng.permutation(labels[rows])
+            shuffled[rows] = rng.permutation(given[rows])
     return shuffled
 
 
 def chance_level(
     score: Callable[[np.ndarray], float],
-    labels: Sequence[str],
-    subjects: Sequence[str],
+    labels: Labels,
+    subjects: Labels,
     observed: float,
     *,
     permutations: int = 200,
