@@ -518,10 +518,11 @@ def _edge_fraction(volume: Volume, mask: np.ndarray) -> tuple[float, float]:
     differ.
     """
     small = resample(volume.with_mask(mask), isotropic_grid(volume, 2.0), antialias=True)
-    if not small.require_mask().any():
+    inside = small.require_mask()
+    if not inside.any():
         return 0.0, 0.0
-    border = small.mask & ~ndimage.binary_erosion(small.mask, border_value=1)
-    depth = ndimage.gaussian_filter(_signed_depth(small.require_mask(), small.spacing), 1.0)
+    border = inside & ~ndimage.binary_erosion(inside, border_value=1)
+    depth = ndimage.gaussian_filter(_signed_depth(inside, small.spacing), 1.0)
     points = np.argwhere(border)
     normal = np.stack([g[border] for g in np.gradient(depth)], axis=1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)

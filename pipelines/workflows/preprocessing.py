@@ -412,8 +412,8 @@ def write_graph(workflow: Workflow, out: Path, name: str) -> None:
     """Write the workflow's graph as DOT text into OUT/logs; drawing it needs graphviz."""
     import networkx as nx
 
-    lines = [f'  "{a.fullname}" -> "{b.fullname}";'
-             for a, b in nx.DiGraph(workflow._create_flat_graph()).edges()]
+    graph: nx.DiGraph[Any] = nx.DiGraph(workflow._create_flat_graph())
+    lines = [f'  "{a.fullname}" -> "{b.fullname}";' for a, b in graph.edges()]
     from harmonizer.files import write_text
 
     path = write_text(out / "logs" / f"graph_{name}.dot",
