@@ -18,7 +18,8 @@ from torch.nn import functional
 from .convolution import Conv3d
 
 __all__ = ["conv", "norm", "zero_module", "timestep_embedding", "TimeEmbedding", "ResidualBlock",
-           "Attention", "masked_mean", "pixel_unshuffle", "pixel_shuffle", "to_channels_last"]
+           "Attention", "check_sides", "masked_mean", "pixel_shuffle", "pixel_unshuffle",
+           "to_channels_last"]
 
 Network = TypeVar("Network", bound=nn.Module)
 MIN_GROUP_CHANNELS = 4
@@ -172,6 +173,13 @@ class Attention(nn.Module):
                    for p in self.qkv(self.norm(x)).chunk(3, dim=1))
         y = functional.scaled_dot_product_attention(q, k, v)
         return x + self.out(y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
+def check_sides(x: torch.Tensor, multiple: int) -> None:
+    """Raise ValueError unless each side of images (N, C, ...) is a multiple of a number."""
+    if any(n % multiple for n in x.shape[2:]):
+        raise ValueError(f"expected sides that are multiples of {multiple}, got "
+                         f"{tuple(x.shape[2:])}.")
 
 
 def masked_mean(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

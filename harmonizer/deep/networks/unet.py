@@ -12,6 +12,7 @@ from .blocks import (
     Attention,
     ResidualBlock,
     TimeEmbedding,
+    check_sides,
     conv,
     norm,
     pixel_shuffle,
@@ -120,9 +121,7 @@ class UNet(nn.Module):
     def _run(self, x: torch.Tensor, t: torch.Tensor | None, style: torch.Tensor | None,
              after_step: Callable[[str, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Apply all steps; `after_step` changes the features after each, by its name."""
-        if any(n % self.multiple for n in x.shape[2:]):
-            raise ValueError(f"expected sides that are multiples of {self.multiple}, got "
-                             f"{tuple(x.shape[2:])}.")
+        check_sides(x, self.multiple)
         time = None if self.time is None else self.time(t)
         h = self.entrance(pixel_unshuffle(x, self.unshuffle))
         skips = [h]
