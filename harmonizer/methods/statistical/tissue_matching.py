@@ -69,6 +69,7 @@ from ...segmentation.coarse import CoarseSegmenter
 from ...tissues import TISSUES
 from ...volume import Volume
 from ..base import MAX_INTENSITY, Capabilities, Progress, ScanContext, StatisticsBackend, read_scan
+from ..config import Settings, setting
 from ..target import Target
 from .covariates import Column, Covariate, code_covariates, covariates_of, within_sites
 from .regional import Regional, mean_square, place_weights, without_pattern
@@ -105,7 +106,7 @@ LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is mo
 
 
 @dataclass(frozen=True)
-class TissueMatchingConfig:
+class TissueMatchingConfig(Settings):
     """Settings.
 
     `sigma_mm`: of the Gaussian, 4 to 30; `step_mm` of the lattice, 2 to 12; `segmenter`: a name in
@@ -115,27 +116,13 @@ class TissueMatchingConfig:
     `texture`: ``match`` brings noise and blur nearer to the target's, ``keep`` leaves them.
     """
 
-    sigma_mm: float = 8.0
-    step_mm: float = 4.0
-    segmenter: str = DEFAULT_SEGMENTER
-    scan_share: float = 0.0
+    sigma_mm: float = setting(8.0, low=4, high=30)
+    step_mm: float = setting(4.0, low=2, high=12)
+    segmenter: str = setting(DEFAULT_SEGMENTER, choices=tuple(SEGMENTERS))
+    scan_share: float = setting(0.0, low=0, high=1)
     covariates: tuple[str, ...] = ("age", "sex")
-    left_out_sites: str = "contrast"
-    texture: str = "match"
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("sigma_mm", 4, 30), ("step_mm", 2, 12), ("scan_share", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie between {low} and {high}, "
-                                 f"got {getattr(self, name)}.")
-        if self.segmenter not in SEGMENTERS:
-            raise ValueError(f"segmenter must be one of {tuple(SEGMENTERS)}, "
-                             f"got {self.segmenter!r}.")
-        if self.left_out_sites not in ("contrast", "regional"):
-            raise ValueError("left_out_sites must be contrast or regional, "
-                             f"got {self.left_out_sites!r}.")
-        if self.texture not in TEXTURES:
-            raise ValueError(f"texture must be one of {TEXTURES}, got {self.texture!r}.")
+    left_out_sites: str = setting("contrast", choices=("contrast", "regional"))
+    texture: str = setting("match", choices=TEXTURES)
 
 
 def segment_with(segmenter: str, volume: Volume) -> np.ndarray:

@@ -26,6 +26,7 @@ from ....contrast.local_statistics import LocalStatistics
 from ....contrast.texture import ScanTexture
 from ....volume import Volume
 from ...base import Capabilities, Progress, ScanContext, read_scan
+from ...config import setting
 from ...statistical.tissue_matching import TissueMatching, TissueMatchingConfig
 from ...target import Target
 from .residual_map import ResidualMap
@@ -52,14 +53,8 @@ class UNetConfig(TissueMatchingConfig):
     `texture` is ``keep``: the network itself brings noise and blur nearer to the target's.
     """
 
-    texture: str = "keep"
+    texture: str = setting("keep", choices=("keep",))
     weights: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.texture != "keep":
-            raise ValueError("texture must be keep: the network takes the place of the texture "
-                             f"step, got {self.texture!r}.")
 
 
 class UNet(TissueMatching):
