@@ -95,7 +95,7 @@ class ComBat:
     def __repr__(self) -> str:
         return f"ComBat(reference={self.reference!r}, shrink={self.shrink!r})"
 
-    def fit(self, X: Any, sites: Sequence[str], covariates: Any = None) -> ComBat:
+    def fit(self, X: Any, sites: Sequence[str] | np.ndarray, covariates: Any = None) -> ComBat:
         """Estimate the effect of each site.
 
         To learn the site effects from controls only, pass the rows of the controls here and all
@@ -151,7 +151,7 @@ class ComBat:
                 self.shift_[index], self.scale_[index] = self._effect(z[batch[:, index] > 0])
         return self
 
-    def transform(self, X: Any, sites: Sequence[str], covariates: Any = None) -> Any:
+    def transform(self, X: Any, sites: Sequence[str] | np.ndarray, covariates: Any = None) -> Any:
         """Remove the site effects from scans, which need not have been in the fit.
 
         Parameters
@@ -182,7 +182,8 @@ class ComBat:
         done = np.where(self.std_ > 0, z * self.std_ + expected, values)
         return type(X)(done, index=X.index, columns=X.columns) if hasattr(X, "columns") else done
 
-    def fit_transform(self, X: Any, sites: Sequence[str], covariates: Any = None) -> Any:
+    def fit_transform(self, X: Any, sites: Sequence[str] | np.ndarray, covariates: Any = None
+                      ) -> Any:
         """Fit to the scans and return them harmonized; parameters as in `fit`."""
         return self.fit(X, sites, covariates).transform(X, sites, covariates)
 
@@ -396,7 +397,7 @@ def _numbers_or_text(column: np.ndarray) -> np.ndarray:
         return np.array([str(value).strip() for value in column])
 
 
-def _batch(sites: Sequence[str], rows: int, reference: str | None
+def _batch(sites: Sequence[str] | np.ndarray, rows: int, reference: str | None
            ) -> tuple[list[str], np.ndarray]:
     """Sorted site labels and the (n, S) one-hot table of sites."""
     given = [str(site) for site in sites]

@@ -25,7 +25,7 @@ class LineProgress:
     """
 
     def __init__(self, total: int, label: str) -> None:
-        self.total, self.label, self.n = total, label, 0
+        self.total, self.label, self.n = total, label, 0.0
         self.closed = False
         self._start = time.monotonic()
         self._printed = self._start

@@ -94,7 +94,7 @@ def compute_residual(direct: Volume, guided: Volume) -> tuple[np.ndarray, dict[s
         Root mean square (``RMS``) and 99th percentile of the absolute residual
         (``Percentile99``), as fractions of the 0.5 to 99.5 % intensity range of ``direct``.
     """
-    difference = np.where(direct.mask, direct.data - guided.data, np.float32(0))
+    difference = np.where(direct.require_mask(), direct.data - guided.data, np.float32(0))
     values = difference[direct.mask]
     low, high = np.percentile(direct.in_mask(), [0.5, 99.5])
     unit = max(float(high - low), 1e-30)

@@ -192,7 +192,7 @@ def world_points(volume: Volume, matrix: np.ndarray | None = None,
         World coordinates, mm.
     """
     affine = volume.affine if matrix is None else np.asarray(matrix, np.float64) @ volume.affine
-    voxels = np.argwhere(volume.mask if mask is None else mask)
+    voxels = np.argwhere(volume.require_mask() if mask is None else mask)
     return (voxels @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
 
 
@@ -246,7 +246,7 @@ def measure(volume: Volume, probabilities: np.ndarray, lattice: Lattice, sigma_m
     -------
     LocalStatistics
     """
-    step = _sampling_step(np.count_nonzero(volume.mask))
+    step = _sampling_step(int(np.count_nonzero(volume.require_mask())))
     points, values = world_points(volume)[::step], volume.in_mask()[::step]
     scale = max(float(np.median(np.abs(values))), 1e-30)
     maps = [_measure_tissue(values, one[volume.mask][::step], points, lattice, sigma_mm, scale)

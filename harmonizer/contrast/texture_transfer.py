@@ -122,8 +122,8 @@ def _log_ratio(source: float, target: float, tolerance: float) -> float:
 
 def blur_change(source: ScanTexture, target: ScanTexture) -> float:
     """Log ratio of the blur of a target over that of a scan; 0 where they agree."""
-    blur = [float(np.sqrt(np.mean(np.square(one.fwhm_mm)))) for one in (source, target)]
-    return _log_ratio(*blur, BLUR_TOLERANCE)
+    before, after = (float(np.sqrt(np.mean(np.square(one.fwhm_mm)))) for one in (source, target))
+    return _log_ratio(before, after, BLUR_TOLERANCE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,7 @@ class TissueProbabilities:
         -------
         TissueProbabilities
         """
-        low, high = _bounds(volume.mask, 3)
+        low, high = _bounds(volume.require_mask(), 3)
         cut = tuple(slice(a, b) for a, b in zip(low, high))
         inside = np.asarray(probabilities[(slice(None), *cut)], np.float32)
         sigma = FILL_SIGMA_MM / volume.spacing
@@ -120,7 +120,7 @@ def _bounds(mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
     return low, np.array([min(e[1] + 1 + margin, n) for e, n in zip(ends, mask.shape)])
 
 
-def clip_std_ratio(ratio: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def clip_std_ratio(ratio: np.ndarray | float, gain: np.ndarray | float) -> np.ndarray:
     """Limit ratios of standard deviations to a factor of `MAX_STD_RATIO` about a gain.
 
     Parameters

@@ -307,9 +307,9 @@ def _settled(
     header = image.header
     sform = _in_mm(header.get_sform(), scale) if header["sform_code"] > 0 else None
     qform = _qform(header, scale)
-    if sform is None and qform is None:
-        return _without_codes(image, shape, path, repairs, scale), False
     if sform is None:
+        if qform is None:
+            return _without_codes(image, shape, path, repairs, scale), False
         return qform, False
     fault = _fault(sform)
     if fault is None:

@@ -36,6 +36,7 @@ def render(template: str, path: Path, context: Mapping[str, Any], *, script: str
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(markdown=markdown, image=image_uri, number=number_words,
                                href=relative_link, anchor=anchor)
+    assert environment.loader is not None
     code = script and environment.loader.get_source(environment, script)[0].strip()
     return write_text(Path(path), environment.get_template(template).render(
         **context, script=code, script_hash=script_hash(code) if code else ""))

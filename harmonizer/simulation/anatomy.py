@@ -20,6 +20,7 @@ from ..files import atomic_path
 from ..segmentation import structures as st
 from ..segmentation.label_maps import LabelMap, label_map_paths, load_label_map
 from ..template import load_template, tissue_priors
+from ..volume import Volume
 from .fields import axis_coordinates, smooth_field
 
 __all__ = ["Anatomy", "label_map_anatomy", "phantom_anatomy", "template_grid"]
@@ -61,7 +62,7 @@ class Anatomy:
 def template_grid(spacing_mm: float) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(affine, shape) of a grid over the template's brain and a margin."""
     template = load_template(2)
-    inside = np.argwhere(template.mask)
+    inside = np.argwhere(template.require_mask())
     low = template.affine[:3, :3] @ inside.min(axis=0) + template.affine[:3, 3] - MARGIN_MM
     high = template.affine[:3, :3] @ inside.max(axis=0) + template.affine[:3, 3] + MARGIN_MM
     shape = np.ceil((high - low) / spacing_mm).astype(int) + 1
@@ -178,14 +179,14 @@ def _align(head: LabelMap) -> np.ndarray:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    matrix = np.eye(4)
-    matrix[:3] = start[:3] + (change * scale).detach().numpy()
-    return matrix
+    found = np.eye(4)
+    found[:3] = start[:3] + (change * scale).detach().numpy()
+    return found
 
 
-def _boxes_matched(brain: np.ndarray, grid) -> np.ndarray:
+def _boxes_matched(brain: np.ndarray, grid: Volume) -> np.ndarray:
     """(4, 4) template world -> voxels of the map that matches the boxes around both brains."""
-    ours, theirs = np.argwhere(brain), np.argwhere(grid.mask)
+    ours, theirs = np.argwhere(brain), np.argwhere(grid.require_mask())
     world = theirs @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     factor = np.ptp(ours, axis=0) / np.ptp(world, axis=0)
     matrix = np.diag([*factor, 1.0])

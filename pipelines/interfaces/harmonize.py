@@ -87,6 +87,7 @@ class Harmonize(ExplainedInterface):
         run = {**self._provenance(target, template), **done.facts}
         if done.uncertainty is not None:
             self._save_uncertainty(paths, template.with_data(done.uncertainty))
+        assert done.native is not None
         native_file = paths.image(inputs.desc)
         write_on_original_grid(native_file, done.native.data, conformed)
         self._sidecar(paths, native_file, False, run)
@@ -133,7 +134,7 @@ class Harmonize(ExplainedInterface):
             "RandomSeed": inputs.seed,
             "Device": inputs.device,
             "Precision": "float32",
-            "ForegroundVoxels": int(np.count_nonzero(volume.mask)),
+            "ForegroundVoxels": int(np.count_nonzero(volume.require_mask())),
         }
 
     def _log(self, paths: ScanPaths, target: Target, before: Volume, after: Volume) -> None:

@@ -326,7 +326,7 @@ def _write_anatomy_change_maps(variants: Sequence[Variant], ruling: EvaluationRe
                 continue
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
-                change_map = anatomy_change_map(before.data, after.data, before.mask,
+                change_map = anatomy_change_map(before.data, after.data, before.require_mask(),
                                                 tuple(before.spacing))
                 destination = item.paths.anatomy_change(variant.desc)
                 write_volume(destination, before.with_data(change_map), code=4)

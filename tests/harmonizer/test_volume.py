@@ -158,3 +158,12 @@ def test_a_field_of_view_of_meters_is_refused(tmp_path):
     path = with_unit(tmp_path / "x.nii.gz", 5, "mm", (5, 6, 101))
     with pytest.raises(InputError, match="at most 1000 mm along an axis.*50 x 60 x 1010 mm"):
         read_volume(path)
+
+
+def test_a_step_without_a_mask_says_so():
+    volume = Volume(np.ones((2, 2, 2), np.float32), np.eye(4))
+    for step in (volume.require_mask, volume.in_mask):
+        with pytest.raises(InputError, match="needs a brain mask and the volume has none"):
+            step()
+    mask = np.arange(8).reshape(2, 2, 2) > 4
+    assert np.array_equal(volume.with_mask(mask).require_mask(), mask)

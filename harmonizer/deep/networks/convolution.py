@@ -27,7 +27,8 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve images of shape (N, C, I, J, K)."""
-        return conv3d(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
+        return conv3d(x, self.weight, self.bias, stride=self.stride[0],
+                      padding=int(self.padding[0]))
 
 
 def conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,

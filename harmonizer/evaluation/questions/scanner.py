@@ -282,7 +282,7 @@ def site_tests(
     return tuple(tests)
 
 
-def _context(stage: str, backend: str = "") -> dict[str, str]:
+def _context(stage: str, backend: str = "") -> dict[str, Any]:
     return {"question": "scanner", "stage": stage, "backend": backend}
 
 
@@ -320,7 +320,7 @@ def _complete(before: np.ndarray, after: np.ndarray, sites: Sequence[str],
 
 
 def _f1_tests(train: np.ndarray, test: np.ndarray, sites: Sequence[str], subjects: Sequence[str],
-             name: str, context: Mapping[str, str], permutations: int, seed: int) -> list[Test]:
+             name: str, context: Mapping[str, Any], permutations: int, seed: int) -> list[Test]:
     """Return the F1 of one classifier and, with permutations, its chance level."""
     result = classify_sites(train, sites, subjects, test=test, seed=seed)
     n_sites = len(set(sites))
@@ -366,7 +366,7 @@ def _chance(features: np.ndarray, subjects: Sequence[str], sites: Sequence[str],
         sites, subjects, observed, permutations=permutations, seed=seed)
 
 
-def _fidelity(result: SiteClassification, target: str, context: Mapping[str, str], seed: int
+def _fidelity(result: SiteClassification, target: str, context: Mapping[str, Any], seed: int
               ) -> Test:
     """Return the fraction of scans of other sites that are classified as the target's."""
     away = [i for i, site in enumerate(result.sites) if site != target]

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,15 +32,7 @@ from ...cohort import Cohort, Scan
 from ...deep.training.settings import Resources
 from ...errors import UnavailableError, UsageError, did_you_mean
 from ...volume import Volume
-from ..base import (
-    Backend,
-    HarmonizationResult,
-    Progress,
-    ScanContext,
-    Self,
-    StatisticsBackend,
-    read_scan,
-)
+from ..base import Backend, HarmonizationResult, Progress, ScanContext, StatisticsBackend, read_scan
 from ..target import Target
 from . import persistence
 from .baseline import (
@@ -61,6 +53,9 @@ from .fit import (
 )
 from .inference import Inference, first_line
 from .model import LearnedModel
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["LearnedBackend", "fit_together"]
 
@@ -135,7 +130,7 @@ class LearnedBackend(Backend):
                                          self.baseline_.styles_[site] if self.baseline_ else {})
                         for site in sorted(summaries)}
 
-    def on(self: Self, device: str) -> Self:
+    def on(self, device: str) -> Self:
         """Move the networks to a device; see `Backend.on`."""
         self.resources = replace(self.resources, device=device)
         self.model_.to(device)

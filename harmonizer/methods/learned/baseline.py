@@ -77,7 +77,7 @@ def match_percentiles(volume: Volume, percentiles: np.ndarray) -> Volume:
     """
     target = IntensityScale(*(float(v) for v in percentiles))
     values = target.from_unit(IntensityScale.of(volume.in_mask()).to_unit(volume.data))
-    return volume.with_data(np.where(volume.mask, np.where(volume.data >= 0,
+    return volume.with_data(np.where(volume.require_mask(), np.where(volume.data >= 0,
                                      np.maximum(values, 0), values), volume.data))
 
 

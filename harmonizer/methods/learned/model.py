@@ -72,7 +72,7 @@ class LearnedModel(ABC):
     def __init__(self, config: Any, sites: tuple[str, ...] = (), modalities: tuple[str, ...] = (),
                  device: str = "cpu") -> None:
         self.config, self.sites, self.modalities, self.device = config, sites, modalities, device
-        self.networks: dict[str, nn.Module] = {}
+        self.networks: dict[str, Any] = {}  # each method calls functions of its own networks
 
     @property
     def multiple(self) -> tuple[int, int, int]:

@@ -200,7 +200,7 @@ def _make_case(scan: Scan,
                               tissues=tissues, modality=scan.modality)
         first = baseline.apply_baseline(source, target, context)
     estimate, truth = first.in_mask().astype(np.float64), whole.in_mask().astype(np.float64)
-    gain = max(estimate @ truth, 0.0) / max(truth @ truth, 1e-30)
+    gain = max(float(estimate @ truth), 0.0) / max(float(truth @ truth), 1e-30)
     at, scaled_truth = _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth)
     return ValidationCase(_middle(first, depth)[1], scaled_truth, _crop(tissues, at), scan.site,
                           scan.modality, references[scan.site])

@@ -43,7 +43,7 @@ of the target site itself keeps its texture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,10 +66,10 @@ from ...contrast.tissue_map import TissueMap, TissueProbabilities, std_ratio
 from ...errors import InputError
 from ...segmentation.atropos import AtroposSegmenter
 from ...segmentation.coarse import CoarseSegmenter
-from ...segmentation.segmentations import Segment
 from ...tissues import TISSUES
 from ...volume import Volume
 from ..base import MAX_INTENSITY, Capabilities, Progress, ScanContext, StatisticsBackend, read_scan
+from ..config import Settings, setting
 from ..target import Target
 from .covariates import Column, Covariate, code_covariates, covariates_of, within_sites
 from .regional import Regional, mean_square, place_weights, without_pattern
@@ -77,18 +77,22 @@ from .regional import Regional, mean_square, place_weights, without_pattern
 __all__ = ["TissueMatching", "TissueMatchingConfig", "SEGMENTERS", "DEFAULT_SEGMENTER",
            "segment_with"]
 
+SegmentTissues = Callable[[Volume], Mapping[str, np.ndarray]]
 
-def _atropos() -> Segment:
+
+def _atropos() -> SegmentTissues:
     return AtroposSegmenter(own_grid=True)
 
 
-def _network() -> Segment:
+def _network() -> SegmentTissues:
     from ...segmentation.predict import NetworkSegmenter
 
     return NetworkSegmenter()
 
 
-SEGMENTERS = {"network": _network, "coarse": CoarseSegmenter, "atropos": _atropos}
+SEGMENTERS: dict[str, Callable[[], SegmentTissues]] = {
+    "network": _network, "coarse": CoarseSegmenter, "atropos": _atropos,
+}
 DEFAULT_SEGMENTER = "network"
 GIVEN = "network"  # the segmenter whose answers the preprocess stage writes, to be taken from there
 LARGE = 1e6  # of what a file may claim: effects, covariates, millimetres
@@ -102,7 +106,7 @@ LEAST_FREEDOM = 10  # residual degrees of freedom below which no covariate is mo
 
 
 @dataclass(frozen=True)
-class TissueMatchingConfig:
+class TissueMatchingConfig(Settings):
     """Settings.
 
     `sigma_mm`: of the Gaussian, 4 to 30; `step_mm` of the lattice, 2 to 12; `segmenter`: a name in
@@ -112,27 +116,13 @@ class TissueMatchingConfig:
     `texture`: ``match`` brings noise and blur nearer to the target's, ``keep`` leaves them.
     """
 
-    sigma_mm: float = 8.0
-    step_mm: float = 4.0
-    segmenter: str = DEFAULT_SEGMENTER
-    scan_share: float = 0.0
+    sigma_mm: float = setting(8.0, low=4, high=30)
+    step_mm: float = setting(4.0, low=2, high=12)
+    segmenter: str = setting(DEFAULT_SEGMENTER, choices=tuple(SEGMENTERS))
+    scan_share: float = setting(0.0, low=0, high=1)
     covariates: tuple[str, ...] = ("age", "sex")
-    left_out_sites: str = "contrast"
-    texture: str = "match"
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("sigma_mm", 4, 30), ("step_mm", 2, 12), ("scan_share", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie between {low} and {high}, "
-                                 f"got {getattr(self, name)}.")
-        if self.segmenter not in SEGMENTERS:
-            raise ValueError(f"segmenter must be one of {tuple(SEGMENTERS)}, "
-                             f"got {self.segmenter!r}.")
-        if self.left_out_sites not in ("contrast", "regional"):
-            raise ValueError("left_out_sites must be contrast or regional, "
-                             f"got {self.left_out_sites!r}.")
-        if self.texture not in TEXTURES:
-            raise ValueError(f"texture must be one of {TEXTURES}, got {self.texture!r}.")
+    left_out_sites: str = setting("contrast", choices=("contrast", "regional"))
+    texture: str = setting("match", choices=TEXTURES)
 
 
 def segment_with(segmenter: str, volume: Volume) -> np.ndarray:
@@ -223,7 +213,9 @@ class TissueMatching(StatisticsBackend):
                    ) -> tuple[list[LocalStatistics], list[LocalStatistics], list[ScanTexture]]:
         """Of each scan: its statistics with its own shares, with those of its person, its texture.
         """
-        alone, common, textures = {}, {}, {}
+        alone: dict[str, LocalStatistics] = {}
+        common: dict[str, LocalStatistics] = {}
+        textures: dict[str, ScanTexture] = {}
         traveling = {scan.scan_id for scan in cohort.traveling()}
         for subject in cohort.subjects:
             shared, together = _Shared(), []
@@ -385,7 +377,8 @@ class TissueMatching(StatisticsBackend):
         if self.config.texture == "keep" or target is None:
             return contrast
         probabilities = np.zeros((len(TISSUES), *volume.shape), np.float32)
-        probabilities[:, volume.mask] = contrast.probabilities.sample(volume.affine, volume.mask)
+        mask = volume.require_mask()
+        probabilities[:, mask] = contrast.probabilities.sample(volume.affine, mask)
         source = measure_texture(contrast.apply(volume), probabilities)
         return TexturedMap(contrast, TextureGains.between(source, target), contrast.probabilities)
 
@@ -563,7 +556,8 @@ class _Shared:
         """One scan more; scans on different grids have no mean."""
         if self.total is None:
             self.total, self.affine = shares.copy(), volume.affine
-        elif self.total.shape == shares.shape and np.allclose(self.affine, volume.affine):
+        elif (self.affine is not None and self.total.shape == shares.shape
+              and np.allclose(self.affine, volume.affine)):
             self.total += shares
         else:
             self.one_grid = False

@@ -115,7 +115,7 @@ class CacdModel(LearnedModel):
                          rng: np.random.Generator, options: InferenceOptions) -> Residual:
         """See `LearnedModel.predict_residual`."""
         contrast, anatomy = self.vectors(scan, options)
-        anatomy = smooth_vectors(anatomy, scan.mask.any(axis=(0, 1)),
+        anatomy = smooth_vectors(anatomy, np.any(scan.mask, axis=(0, 1)),
                                  self.config.anatomy_smoothing)
         change = np.zeros(scan.image.shape, np.float32)
         for at, x, _ in self.slices(scan, options):

@@ -140,4 +140,4 @@ class DisarmModel(LearnedModel):
 
     def _grid(self, shape: tuple[int, ...], overlap: bool = True) -> PatchGrid:
         patch = fit_patch(self.config.patch, shape)
-        return PatchGrid(shape, patch, None if overlap and patch != shape else patch)
+        return PatchGrid(shape, patch, () if overlap and patch != shape else patch)

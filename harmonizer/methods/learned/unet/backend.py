@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,12 +25,16 @@ from ....cohort import Cohort, Scan
 from ....contrast.local_statistics import LocalStatistics
 from ....contrast.texture import ScanTexture
 from ....volume import Volume
-from ...base import Capabilities, Progress, ScanContext, Self, read_scan
+from ...base import Capabilities, Progress, ScanContext, read_scan
+from ...config import setting
 from ...statistical.tissue_matching import TissueMatching, TissueMatchingConfig
 from ...target import Target
 from .residual_map import ResidualMap
 from .scan_card import CARD_NAMES, scan_card
 from .weights import WEIGHTS, Weights, check_weights, read_weights
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -49,14 +53,8 @@ class UNetConfig(TissueMatchingConfig):
     `texture` is ``keep``: the network itself brings noise and blur nearer to the target's.
     """
 
-    texture: str = "keep"
+    texture: str = setting("keep", choices=("keep",))
     weights: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.texture != "keep":
-            raise ValueError("texture must be keep: the network takes the place of the texture "
-                             f"step, got {self.texture!r}.")
 
 
 class UNet(TissueMatching):
@@ -83,7 +81,7 @@ class UNet(TissueMatching):
         """`UnavailableError` where the weights cannot be read."""
         self._read_weights()
 
-    def on(self: Self, device: str) -> Self:
+    def on(self, device: str) -> Self:
         """The network on another device."""
         self._device, self._network = device, None
         return self
@@ -115,11 +113,6 @@ class UNet(TissueMatching):
         return {**super()._style(scans, found, seen, textures, shared),
                 "card": np.mean(cards, axis=0)}
 
-    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
-               ) -> dict[str, np.ndarray]:
-        return {**super()._mixed(styles, gains),
-                "card": np.mean([style["card"] for style in styles], axis=0)}
-
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
         super()._check_style(style)
         card = style["card"]
@@ -128,11 +121,11 @@ class UNet(TissueMatching):
 
     # Harmonize ------------------------------------------------------------------------------
 
-    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:  # type: ignore
-        change = super()._map_of(volume, target, context)
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:
+        same = target.kind == "site" and target.label == context.source
+        change = self._tissue_map(volume, target.style, context, same)
         card = self._cards.pop(_key(volume))
         target_card = np.asarray(target.style["card"], np.float32)
-        same = target.kind == "site" and target.label == context.source
         distance = self._card_distance(target_card, card)
         gate = float(np.clip((distance - ALIKE) / (DIFFERENT - ALIKE), 0, 1))
         weight = 0.0 if same else gate * self._validated_weight(str(self.modality_))
@@ -192,4 +185,4 @@ class UNet(TissueMatching):
 
 def _key(volume: Volume) -> int:
     """What tells one image from another."""
-    return zlib.crc32(np.ascontiguousarray(volume.data).view(np.uint8).reshape(-1))
+    return zlib.crc32(np.ascontiguousarray(volume.data).data)

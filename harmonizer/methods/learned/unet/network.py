@@ -43,6 +43,9 @@ class ResidualUNet(nn.Module):
     blocks : residual blocks of the encoder at each resolution
     """
 
+    center: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, channels: int, conditions: int, widths: tuple[int, ...] = (48, 48, 48),
                  embedding: int = 64, blocks: tuple[int, ...] = (2, 1, 1)) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class ResidualUNet(nn.Module):
         h = self.stem(pixel_unshuffle(torch.cat([images, x[:, 2:], bands], dim=1), BLOCK))
         kept = []
         for level, blocks in enumerate(self.encoder):
-            for block in blocks:
+            for block in blocks.children():
                 h = block(h, code)
             if level < len(self.down):
                 kept.append(h)

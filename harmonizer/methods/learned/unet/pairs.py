@@ -203,7 +203,7 @@ def _anatomy(rng: np.random.Generator, maps: Path, map_count: int, how: StudyKin
 def _on_template(native: Volume, resolution_mm: int) -> Volume:
     """The scan as preprocessing brings it to the template's grid, zero outside the mask."""
     volume = resample(native, load_template(resolution_mm), antialias=True)
-    return volume.with_data(np.where(volume.mask, volume.data, np.float32(0)))
+    return volume.with_data(np.where(volume.require_mask(), volume.data, np.float32(0)))
 
 
 def _probabilities(volume: Volume) -> np.ndarray:
@@ -249,9 +249,9 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
                   scan.read_tissues())
     change: TissueMap = method._map_of(scan.template, method.target(f"s{number}"), context)
     image = scan.native if how.native else scan.template
-    box = _crop(rng, image.mask, how.crop)
+    box = _crop(rng, image.require_mask(), how.crop)
     inside = np.zeros(image.shape, bool)
-    inside[box] = image.mask[box]
+    inside[box] = image.require_mask()[box]
     masked = image.with_mask(inside)
     before, after = levels_of(change)
     baseline = change.apply(masked).data[box] / np.float32(after)

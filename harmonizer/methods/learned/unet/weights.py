@@ -12,6 +12,7 @@ import numpy as np
 
 from ....errors import UnavailableError
 from ....files import atomic_path
+from ...target import check_arrays
 
 if TYPE_CHECKING:
     from .network import ResidualUNet
@@ -47,7 +48,8 @@ class Weights:
         network = ResidualUNet(**self.facts["Network"])
         state = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in self.tensors.items()}
         network.load_state_dict(state)
-        return network.eval().to(memory_format=torch.channels_last_3d)
+        layout: Any = {"memory_format": torch.channels_last_3d}  # torch's types do not know it
+        return network.eval().to(**layout)
 
 
 def read_weights(path: Path) -> Weights:
@@ -80,8 +82,7 @@ def check_weights(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -
                          f"conditions, expected {len(CHANNELS)} and {len(CONDITIONS)}")
     if len(facts["CardStd"]) != len(CARD_NAMES):
         raise ValueError(f"{len(facts['CardStd'])} numbers of a card, expected {len(CARD_NAMES)}")
-    if not all(np.isfinite(t).all() for t in tensors.values()):
-        raise ValueError("a tensor holds NaN or infinity")
+    check_arrays(tensors)
 
 
 def write_weights(path: Path, network: ResidualUNet, facts: Mapping[str, Any]) -> Path:

@@ -441,10 +441,10 @@ def test_target_of_another_lattice_is_refused(cohort):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"sigma_mm": 1}, "sigma_mm must lie between 4 and 30, got 1"),
-    ({"scan_share": 2}, "scan_share must lie between 0 and 1"),
-    ({"segmenter": "hand"}, "segmenter must be one of .*'network'"),
-    ({"left_out_sites": "all"}, "left_out_sites must be contrast or regional"),
+    ({"sigma_mm": 1}, r"sigma_mm: expected a number in \[4, 30\], got 1"),
+    ({"scan_share": 2}, r"scan_share: expected a number in \[0, 1\]"),
+    ({"segmenter": "hand"}, "segmenter: expected one of .*'network'"),
+    ({"left_out_sites": "all"}, "left_out_sites: expected one of .*'contrast', 'regional'"),
 ])
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
@@ -529,7 +529,7 @@ def test_texture_numbers_of_a_card_are_checked(noisy_and_quiet):
     spoiled = dataclasses.replace(target, style={**target.style, "texture_noise": -np.ones(3)})
     with pytest.raises(InputError, match="texture_noise"):
         backend.harmonize(grainy(20, "A", 0.06), spoiled)
-    with pytest.raises(UsageError, match="texture must be one of"):
+    with pytest.raises(UsageError, match="texture: expected one of"):
         TissueMatching.config_from({"texture": "smooth"})
 
 
