@@ -28,7 +28,7 @@ from trained import TruthCase, cases_of, cohort_of, row_of  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.methods.statistical.histogram_matching import HistogramMatching  # noqa: E402
-from harmonizer.methods.statistical.regional import Regional  # noqa: E402
+from harmonizer.methods.statistical.regional_pattern import PatternVariances  # noqa: E402
 from harmonizer.methods.statistical.tissue_matching import TissueMatching  # noqa: E402
 
 METHODS = ("histogram_matching", "tissue_matching, whole pattern", "tissue_matching")
@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def scores(cohort: Cohort, cases: Sequence[TruthCase]) -> np.ndarray:
     """(cases, methods, 2) PSNR and SSIM."""
     histogram, tissue = HistogramMatching().fit(cohort), TissueMatching().fit(cohort)
-    learned, found = tissue.regional_, []
+    learned, found = tissue.pattern_variances_, []
     for case in cases:
         rows = [row_of("", case, histogram.harmonize(case.scan, histogram.target(case.target)))]
-        for tissue.regional_ in (Regional(), learned):
+        for tissue.pattern_variances_ in (PatternVariances(), learned):
             rows.append(row_of("", case, tissue.harmonize(case.scan, tissue.target(case.target))))
         found.append([(row["psnr"], row["ssim"]) for row in rows])
     return np.array(found)

@@ -140,11 +140,9 @@ BRITISH_SPELLINGS = {
 }
 NOT_CONVERTED = {
     "benchmarks": "follows the modules that it measures",
-    "harmonizer/methods/statistical": "after the changes of its covariates",
     "harmonizer/segmentation/structures.py": "class names are stored in the weights files",
     "harmonizer/segmentation/weights/segmenter.md": "class names are stored in the weights files",
     "tests/benchmarks": "with benchmarks",
-    "tests/harmonizer/methods/statistical": "with harmonizer/methods/statistical",
     "tests/test_readme.py": "",
 }
 
