@@ -18,7 +18,7 @@ from .anatomy import Anatomy
 from .fields import smooth_field
 from .scanners import SimulatedScanner
 
-__all__ = ["ScanGrid", "scan_grid", "render", "sample", "acquire"]
+__all__ = ["ScanGrid", "scan_grid", "template_scan_grid", "render", "sample", "acquire"]
 
 TISSUES_IN_TABLE = 4
 
@@ -52,11 +52,17 @@ def scan_grid(rng: np.random.Generator, anatomy: Anatomy, voxel_mm: np.ndarray,
     affine[:3, :3] = turn @ np.diag(voxel_mm)
     offset = rng.uniform(-0.5, 0.5, 3) * voxel_mm
     affine[:3, 3] = (low + high) / 2 + offset - affine[:3, :3] @ ((shape - 1) / 2)
+    return ScanGrid(affine, (int(shape[0]), int(shape[1]), int(shape[2])), _registration_error(rng))
+
+
+def _registration_error(rng: np.random.Generator) -> np.ndarray:
+    """(4, 4) rotation and shift of a few tenths of a degree and of a millimeter."""
+    from scipy.spatial.transform import Rotation
+
     pose = np.eye(4)
-    error = Rotation.from_euler("xyz", rng.normal(0, 0.3, 3), degrees=True).as_matrix()
-    pose[:3, :3] = error
+    pose[:3, :3] = Rotation.from_euler("xyz", rng.normal(0, 0.3, 3), degrees=True).as_matrix()
     pose[:3, 3] = rng.normal(0, 0.3, 3)
-    return ScanGrid(affine, (int(shape[0]), int(shape[1]), int(shape[2])), pose)
+    return pose
 
 
 def render(anatomy: Anatomy, scanner: SimulatedScanner) -> np.ndarray:
@@ -95,16 +101,22 @@ def sample(image: np.ndarray, anatomy: Anatomy, grid: ScanGrid, order: int = 1) 
                                     order, "constant", 0.0)
 
 
+def template_scan_grid(rng: np.random.Generator, template: Volume) -> ScanGrid:
+    """The template's own grid, registered up to a small error: a scan after preprocessing."""
+    return ScanGrid(template.affine, template.shape, _registration_error(rng))
+
+
 def acquire(rng: np.random.Generator, anatomy: Anatomy, scanner: SimulatedScanner, grid: ScanGrid,
-            rendered: np.ndarray) -> Volume:
+            rendered: np.ndarray, noise_factor: float = 1.0) -> Volume:
     """A scan with its brain mask: sampled, with bias field and noise; zero outside the mask.
 
     `rendered` is `render(anatomy, scanner)`. Noise is drawn from `rng`, so two scans of one anatomy
-    never share it. Its level is that of the grid's voxels, whatever their size.
+    never share it. Its level is the scanner's, whatever the size of the grid's voxels, times
+    `noise_factor`.
     """
     clean = sample(rendered, anatomy, grid)
     side = np.sqrt((grid.affine[:3, :3] ** 2).sum(axis=0))
-    sigma = scanner.noise * scanner.gain
+    sigma = scanner.noise * scanner.gain * noise_factor
     axes = [s * (np.arange(n) - (n - 1) / 2) for s, n in zip(side, grid.shape)]
     if scanner.noise_unevenness:
         level = smooth_field(rng, axes, 50.0)[0]

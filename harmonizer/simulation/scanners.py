@@ -12,7 +12,7 @@ correlated, uniform or not. A residual bias field and a gain complete the scanne
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class ScannerPrior:
     Attributes
     ----------
     mprage : probability of an MPRAGE sequence, else a spoiled gradient echo
+    perturbed : probability that a scanner departs from the signal equation: in the gains below,
+        in the visibility of textures, and in the intensities' curve
     csf_std, tissue_std, structure_std : standard deviations of log gains
     region_std : bounds of the standard deviation of the regional gain fields
     region_knot_mm : bounds of their scale
@@ -52,6 +54,7 @@ class ScannerPrior:
     """
 
     mprage: float = 0.6
+    perturbed: float = 0.6
     csf_std: float = 0.2
     tissue_std: float = 0.04
     structure_std: float = 0.02
@@ -77,6 +80,9 @@ class ScannerPrior:
 
 
 PRIOR = ScannerPrior()
+UNPERTURBED = {"csf_std": 0.0, "tissue_std": 0.0, "structure_std": 0.0, "region_std": (0.0, 0.0),
+               "texture_std": 0.0, "tone": 0.0, "gamma_std": 0.0}
+"""Ranges of a scanner whose contrast is the signal equation's alone."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ class SimulatedScanner:
 def draw_scanner(rng: np.random.Generator, structures: int, prior: ScannerPrior = PRIOR
                  ) -> SimulatedScanner:
     """Draw a scanner with a T1-weighted protocol: white brighter than gray matter and fluid."""
+    if rng.random() >= prior.perturbed:
+        prior = replace(prior, **UNPERTURBED)  # type: ignore[arg-type]
     tesla, sequence, table = _draw_contrast(rng, prior)
     tone = (rng.uniform(*prior.tone_amplitude) if rng.random() < prior.tone else 0.0,
             rng.uniform(*prior.tone_cycles), rng.uniform(0, 1))

@@ -21,9 +21,9 @@ from pathlib import Path
 from ....errors import HarmonizerError, UsageError
 
 LOG = logging.getLogger("harmonizer")
-ORDER = ("coarse", "coarse", "mixed", "fine", "coarse", "fine_native")
+ORDER = ("coarse", "mixed", "coarse", "fine_native", "coarse", "fine")
 """Kinds of studies, in turn."""
-VALIDATION_ORDER = ("coarse", "fine", "coarse", "mixed")
+VALIDATION_ORDER = ("coarse", "fine_native", "coarse", "mixed")
 DEFAULT_SEED = 20260101
 
 

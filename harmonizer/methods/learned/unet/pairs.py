@@ -14,7 +14,7 @@ spread over processes. A study's JSON is written last.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ import numpy as np
 from scipy import ndimage
 
 from ....cohort import Cohort
+from ....contrast.local_statistics import LocalStatistics
 from ....contrast.tissue_map import TissueMap
 from ....files import atomic_path, write_json
 from ....preprocessing.transforms import resample
 from ....segmentation import structures as st
 from ....simulation.anatomy import Anatomy, label_map_anatomy, phantom_anatomy
-from ....simulation.imaging import ScanGrid, acquire, render, sample, scan_grid
+from ....simulation.imaging import ScanGrid, acquire, render, sample, scan_grid, template_scan_grid
 from ....simulation.scanners import SimulatedScanner, draw_scanner
 from ....template import load_template
 from ....volume import Volume
 from ...base import ScanContext
+from ...statistical.tissue_matching import TissueMatching
 from .channels import condition, levels_of, map_numbers, stack_channels
 from .scan_card import scan_card
 
@@ -53,6 +55,8 @@ class StudyKind:
     ----------
     anatomy_mm : grid of the anatomies
     template_mm : grid on which tissues are segmented and tissue matching is fitted
+    direct : whether scans are made on the template's grid, as if preprocessed already; their noise
+        is then partly averaged, as that of smaller voxels is
     native : whether pairs lie on the scans' own grids; otherwise on the template's
     scanners, subjects : number of scanners, and bounds of the number of subjects at each
     crop : largest side of a stored pair, voxels
@@ -60,6 +64,7 @@ class StudyKind:
 
     anatomy_mm: float
     template_mm: int
+    direct: bool
     native: bool
     scanners: int
     subjects: tuple[int, int]
@@ -67,10 +72,10 @@ class StudyKind:
 
 
 KINDS = {
-    "coarse": StudyKind(2.0, 2, False, 4, (2, 4), 96),
-    "mixed": StudyKind(1.0, 2, True, 4, (2, 2), 96),
-    "fine": StudyKind(1.0, 1, False, 4, (2, 2), 96),
-    "fine_native": StudyKind(1.0, 1, True, 4, (2, 2), 96),
+    "coarse": StudyKind(2.0, 2, True, False, 5, (2, 4), 96),
+    "mixed": StudyKind(1.0, 2, False, True, 4, (2, 2), 96),
+    "fine": StudyKind(1.0, 1, True, False, 4, (2, 2), 96),
+    "fine_native": StudyKind(1.0, 1, False, True, 4, (2, 2), 96),
 }
 
 
@@ -148,15 +153,26 @@ def _scans(rng: np.random.Generator, scanners: Sequence[SimulatedScanner], maps:
     for number, scanner in enumerate(scanners):
         for subject in range(int(rng.integers(how.subjects[0], how.subjects[1] + 1))):
             anatomy = _anatomy(rng, maps, map_count, how, index, cache)
-            voxel = scanner.voxel_mm
-            if how.anatomy_mm > 1.5 or (how.native is False and how.template_mm > 1):
-                voxel = np.full(3, float(how.anatomy_mm))
-            grid = scan_grid(rng, anatomy, voxel)
-            native = acquire(rng, anatomy, scanner, grid, render(anatomy, scanner))
-            template = _on_template(native, how.template_mm)
+            grid = (template_scan_grid(rng, load_template(how.template_mm)) if how.direct
+                    else scan_grid(rng, anatomy, scanner.voxel_mm))
+            native = acquire(rng, anatomy, scanner, grid, render(anatomy, scanner),
+                             _noise_factor(rng, scanner, how))
+            template = native if how.direct else _on_template(native, how.template_mm)
             scans.append(SimulatedScan(f"s{number}p{subject}", f"s{number}", anatomy, grid, native,
                                        template, _probabilities(template)))
     return scans
+
+
+def _noise_factor(rng: np.random.Generator, scanner: SimulatedScanner, how: StudyKind) -> float:
+    """Noise on a template's grid over that of the scanner's voxels.
+
+    Averaging the scanner's voxels within one of the template's reduces white noise by the root of
+    their number. Correlated noise falls less, so the exponent is drawn.
+    """
+    if not how.direct:
+        return 1.0
+    averaged = max(float(how.template_mm) ** 3 / float(np.prod(scanner.voxel_mm)), 1.0)
+    return float(averaged ** -rng.uniform(0.25, 0.5))
 
 
 def _anatomy(rng: np.random.Generator, maps: Path, map_count: int, how: StudyKind, index: int,
@@ -165,7 +181,7 @@ def _anatomy(rng: np.random.Generator, maps: Path, map_count: int, how: StudyKin
     """
     validation = index >= VALIDATION_FROM
     draw = int(rng.integers(1_000_000))
-    if rng.random() < (0.35 if how.anatomy_mm > 1.5 else 0.15):
+    if rng.random() < (0.5 if how.anatomy_mm > 1.5 else 0.15):
         seed = PHANTOM_SEEDS[validation] + draw
         return phantom_anatomy(seed, float(rng.uniform(18, 85)), str(rng.choice(["F", "M"])),
                                how.anatomy_mm)
@@ -191,11 +207,23 @@ def _probabilities(volume: Volume) -> np.ndarray:
     return stack_probabilities(segment(volume), volume)
 
 
-def _fitted(scans: Sequence[SimulatedScan]) -> Any:
-    """Tissue matching, fitted on the study."""
-    from ...statistical.tissue_matching import TissueMatching
+class _MeasuredOnce(TissueMatching):
+    """Tissue matching that measures each of its scans once, for all targets."""
 
-    method = TissueMatching(TissueMatching.Config(texture="keep"))
+    def __init__(self) -> None:
+        super().__init__(TissueMatching.Config(texture="keep"))
+        self._found: dict[int, Any] = {}
+
+    def _measured(self, volume: Volume, tissues: Mapping[str, np.ndarray]
+                  ) -> tuple[LocalStatistics, np.ndarray]:
+        if id(volume) not in self._found:
+            self._found[id(volume)] = super()._measured(volume, tissues)
+        return self._found[id(volume)]
+
+
+def _fitted(scans: Sequence[SimulatedScan]) -> _MeasuredOnce:
+    """Tissue matching, fitted on the study."""
+    method = _MeasuredOnce()
     method._fit(Cohort(tuple(scans)), 0, lambda done, total: None)  # type: ignore[arg-type]
     method.modality_ = "T1w"
     method.sites_ = Cohort(tuple(scans)).sites  # type: ignore[arg-type]
@@ -243,7 +271,7 @@ def _truth(scan: SimulatedScan, target: SimulatedScanner, image: Volume, how: St
            ) -> np.ndarray:
     """The scan as the target scanner would show it, without noise and bias field."""
     native = sample(render(scan.anatomy, target), scan.anatomy, scan.grid)
-    if how.native:
+    if how.native or how.direct:
         return native
     return resample(Volume(native, scan.grid.affine), image, antialias=True).data
 

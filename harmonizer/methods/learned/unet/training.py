@@ -61,7 +61,7 @@ class UNetSettings:
     validate_every: int = 250
     validation_pairs: int = 18
     kind_weights: tuple[tuple[str, float], ...] = (
-        ("coarse", 1.0), ("mixed", 0.6), ("fine", 0.9), ("fine_native", 0.7))
+        ("coarse", 1.0), ("mixed", 0.6), ("fine", 0.6), ("fine_native", 0.8))
     widths: tuple[int, ...] = (48, 48, 48)
     seed: int = 0
 

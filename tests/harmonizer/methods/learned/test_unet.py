@@ -174,7 +174,7 @@ def test_conditions_are_permuted_with_the_axes():
 def pairs(tmp_path_factory) -> Path:
     """Two training studies and one of validation, of phantom subjects at 4 mm."""
     patch = pytest.MonkeyPatch()
-    kind = StudyKind(4.0, 4, False, 2, (2, 2), 40)
+    kind = StudyKind(4.0, 4, True, False, 2, (2, 2), 40)
     patch.setitem(pairs_module.KINDS, "coarse", kind)
     patch.setattr(pairs_module, "IDENTITY", 1.0)
     patch.setattr(pairs_module, "_anatomy", lambda rng, *rest: phantom_anatomy(
