@@ -110,7 +110,7 @@ def in_order(cohort: Cohort) -> tuple[Scan, ...]:
 
 
 def tiny_cohort(work: Path, count: int) -> Path:
-    """As many scans at 8 mm, each a phantom subject with folds and age of his or her own."""
+    """Return `count` scans at 8 mm, each a phantom subject with its own folds and age."""
     few = work / f"phantom-{TINY}mm"
     if not (few / "cohort.tsv").is_file():
         write_aligned(few, SCANNERS, subjects=4, design="nested", resolution_mm=TINY)

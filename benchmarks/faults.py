@@ -62,7 +62,7 @@ class Bench:
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return self.folder / name / "out"
 
-    def start(self, out: Path, *flags: str) -> subprocess.Popen[str]:
+    def launch(self, out: Path, *flags: str) -> subprocess.Popen[str]:
         """Start a run in a process group of its own."""
         return subprocess.Popen(self.command(out, *flags), start_new_session=True, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -125,7 +125,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
 
 def finish(bench: Bench, out: Path, *flags: str) -> str:
     """Run to the end, which must be a good one; returns what was output."""
-    process = bench.start(out, *flags)
+    process = bench.launch(out, *flags)
     output, _ = process.communicate(timeout=LIMIT_S)
     if process.returncode != 0:
         raise SystemExit(f"exit code {process.returncode}:\n{output}")
@@ -164,7 +164,7 @@ def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
     rng = random.Random(arguments.seed)
     out, kills, endings, reused, sound = bench.out("killed"), 0, 0, 0, True
     while kills < arguments.kills or out.exists():
-        process = bench.start(out)
+        process = bench.launch(out)
         allowed = rng.uniform(0.05, 0.95) * bench.seconds
         if kills < arguments.kills and lives_for(process, allowed):
             os.killpg(process.pid, signal.SIGKILL)
@@ -211,7 +211,7 @@ def sigterm(bench: Bench, arguments: argparse.Namespace) -> bool:
     rng, sound = random.Random(arguments.seed), True
     out = bench.out("terminated")
     for _ in range(3):
-        process = bench.start(out, "--nprocs", "2")
+        process = bench.launch(out, "--nprocs", "2")
         wait_for_log(out, process)
         lives_for(process, rng.uniform(0.05, 0.5) * bench.seconds)
         start = time.perf_counter()
@@ -249,7 +249,7 @@ def full_disk(bench: Bench) -> bool:
     needed = sum(p.stat().st_size for p in (bench.folder / "calm/out").rglob("*") if p.is_file())
     with tmpfs(mount, max(needed // 3, 1 << 20)):
         out = mount / "out"
-        process = bench.start(out)
+        process = bench.launch(out)
         output, _ = process.communicate(timeout=LIMIT_S)
         good = process.returncode == 74 and "No space left" in output and "Traceback" not in output
         print("" if good else output, end="")
@@ -264,7 +264,7 @@ def full_disk(bench: Bench) -> bool:
 def unwritable(bench: Bench) -> bool:
     """The output folder becomes immutable after the first image was written."""
     out = bench.out("immutable")
-    process = bench.start(out)
+    process = bench.launch(out)
     while not list(out.rglob("*_desc-preproc_T1w.nii.gz")) and process.poll() is None:
         time.sleep(0.05)
     system("chattr", "-R", "+i", str(out))

@@ -136,13 +136,15 @@ def nearest_mean(volume: Volume) -> np.ndarray:
 def report(work: Path, cohort: Cohort) -> str:
     """The section's text."""
     limits = {
-        "simulated": learn_tolerance(cohort, nearest_mean, mapper=partial(_keeping, work)),
-        "real": tolerance_from_pairs([_kept(work, scan, "rescan", lambda scan=scan: compare_anatomy(
-            scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
+        "simulated": learn_tolerance(cohort, nearest_mean, mapper=partial(_cached_map, work)),
+        "real": tolerance_from_pairs([
+            _stored(work, scan, "rescan", lambda scan=scan: compare_anatomy(
+                scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
             for scan in cohort], f"{len(cohort)} real rescans"),
     }
-    rows = {name: [_kept(work, scan, name, lambda scan=scan, change=change: _judged(scan, change))
-                   for scan in cohort] for name, change in changes(_mean(cohort)).items()}
+    rows = {name: [
+        _stored(work, scan, name, lambda scan=scan, change=change: _measured(scan, change))
+        for scan in cohort] for name, change in changes(_mean(cohort)).items()}
     head = " | ".join(f"flagged, limits from {len(cohort) if k == 'real' else t.pairs} {k} rescans"
                       for k, t in limits.items())
     lines = ["`python benchmarks/guard.py WORK`", "",
@@ -150,7 +152,7 @@ def report(work: Path, cohort: Cohort) -> str:
              f"brought to {TARGET.name}; tissues by the nearest mean.", "",
              f"| images | {head} | broken measures, simulated |", "|---|---|---|---|"]
     for name, values in rows.items():
-        cells = [_share(values, tolerance) for tolerance in limits.values()]
+        cells = [_flagged(values, tolerance) for tolerance in limits.values()]
         lines.append(f"| {name} | {' | '.join(cells)} | {_broken(values, limits['simulated'])} |")
     lines += ["", "| measure | " + " | ".join(f"limit, {k}" for k in limits)
               + " | perfect, worst | perfect, median |", "|---|---|---|---|---|"]
@@ -191,24 +193,24 @@ def _beside(scan: Scan, folder: str) -> Path:
     return scan.image.parents[1] / folder / scan.image.name
 
 
-def _kept(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
+def _stored(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
           ) -> dict[str, float]:
     return cached(work / "cache", file_key([scan.image, _beside(scan, "truth")], name), compute)
 
 
-def _keeping(work: Path, compute: Callable[[tuple[Scan, int]], dict[str, float]],
+def _cached_map(work: Path, compute: Callable[[tuple[Scan, int]], dict[str, float]],
              jobs: Sequence[tuple[Scan, int]]) -> list[dict[str, float]]:
     """``map`` over simulated rescans that keeps each."""
-    return [_kept(work, job[0], f"simulated {job[1]}", lambda job=job: compute(job))
+    return [_stored(work, job[0], f"simulated {job[1]}", lambda job=job: compute(job))
             for job in jobs]
 
 
-def _judged(scan: Scan, change: Change) -> dict[str, float]:
+def _measured(scan: Scan, change: Change) -> dict[str, float]:
     source, result = change(scan, scan.read(), read_volume(_beside(scan, "truth"), scan.mask))
     return compare_anatomy(source, result, nearest_mean)
 
 
-def _share(values: list[dict[str, float]], tolerance: Tolerance) -> str:
+def _flagged(values: list[dict[str, float]], tolerance: Tolerance) -> str:
     flagged = sum(not check_anatomy(v, tolerance).ok for v in values)
     return f"{flagged} of {len(values)}"
 

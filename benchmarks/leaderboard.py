@@ -1,18 +1,23 @@
-"""The leaderboard: every registered backend before the same referee.
+"""Leaderboard: evaluate all registered backends in the same way.
 
     python benchmarks/leaderboard.py WORK [--phantom [FOLDER]] [--traveling OUT] [--sites OUT]
         [--backends A B] [--set METHOD.NAME=VALUE ...] [--minutes M] [--resolution MM]
         [--coarsen MM] [--folds 4] [--tissues] [--markdown docs/benchmarks.md]
 
-WORK keeps harmonized images and numbers, so that a new backend costs only itself. The data:
-*phantom*, simulated subjects on four scanners (made in WORK, or a folder with cohort.tsv as
-`write_aligned` leaves it); *traveling*, an output folder of this app whose subjects were scanned at
-several sites; *sites*, one whose subjects were not, for the questions scanner, biology and anatomy
-alone. Output folders need the preprocess stage only.
+Harmonized images and numbers are stored in WORK, so adding a backend does not repeat the others.
+Three kinds of data can be used:
 
-Nobody is harmonized by a model that saw him or her: subjects are dealt into folds, and each fold is
-harmonized by a fit on the others. A method with networks trains M minutes for each fold (default:
-as long as it trains by itself), and WORK keeps its models.
+* `--phantom`: simulated subjects on four scanners, made in WORK, or a folder with cohort.tsv as
+  written by `write_aligned`;
+* `--traveling`: an output folder of this app whose subjects were scanned at several sites;
+* `--sites`: an output folder without traveling subjects, for the questions scanner, biology and
+  anatomy.
+
+Output folders need the preprocess stage only.
+
+Cross-validation: subjects are divided into folds, and each fold is harmonized by models fitted on
+the other folds. Methods with networks train for M minutes per fold (default: their own number of
+steps). Their models are stored in WORK.
 """
 
 from __future__ import annotations
@@ -73,7 +78,7 @@ MARKS = {"yes": "yes", "partly": "partly", "no": "no", "unknown": "?"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Judge, print, and put the section into the markdown file where one is named."""
+    """Evaluate, print, and put the section into the markdown file where one is named."""
     given = _parser().parse_args(argv)
     cohorts = dict(_cohorts(given))
     if not cohorts:
@@ -98,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backends", nargs="+", default=list(registry.names()))
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.NAME=VALUE",
                         help="options of methods, such as cacd.preset=small")
-    parser.add_argument("--minutes", type=float, help="of training for each fold")
+    parser.add_argument("--minutes", type=float, help="training time for each fold")
     parser.add_argument("--modality", default="T1w")
     parser.add_argument("--resolution", type=int, default=1, help="of the output folders, mm")
     parser.add_argument("--coarsen", type=int, metavar="MM",
@@ -114,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(given: argparse.Namespace) -> str:
-    """What was asked, without the folders of this machine."""
+    """Return the command line without the folders of this computer."""
     words = ["python benchmarks/leaderboard.py WORK"]
     words += [f"--{name}" + ("" if name == "phantom" else " OUT")
               for name in ("phantom", "traveling", "sites") if getattr(given, name)]

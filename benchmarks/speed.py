@@ -10,7 +10,7 @@ the model, and another loads it and brings one scan to the other's scanner, with
 networks alone, since a trained one does the same work as an untrained one. *load*: reading the
 model, torch's import included. *volume*: wall seconds and processor seconds of one `harmonize`.
 *peak*: resident memory of that process, on a GPU also what torch held there. *step*: wall seconds
-of the training step. A row that takes longer than M minutes says so.
+of the training step. A row that takes longer than M minutes is marked.
 """
 
 from __future__ import annotations
