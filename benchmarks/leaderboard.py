@@ -133,8 +133,7 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def keep_segmentations(folder: Path) -> None:
-    """Let methods that segment do it once for each image, however many folds and calls there are.
-    """
+    """Cache segmentations, so that each image is segmented once for all folds and calls."""
     for name, make in SEGMENTERS.items():
         SEGMENTERS[name] = partial(_keeping, make, folder)
 
@@ -159,9 +158,9 @@ def _cohorts(given: argparse.Namespace) -> Iterator[tuple[str, Cohort]]:
 
 
 def coarsened(cohort: Cohort, resolution_mm: int, folder: Path) -> Cohort:
-    """The cohort on the template's grid of another resolution, in a folder; files there are kept.
+    """Return the cohort on the template grid of another resolution; existing files are reused.
 
-    Tissue maps stay behind: methods segment the coarse images.
+    Tissue maps are not resampled: methods segment the coarse images.
     """
     grid, done = load_template(resolution_mm), []
     for scan in cohort:
@@ -179,7 +178,7 @@ def _label(title: str) -> str:
 
 
 def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
-    """One data set's table."""
+    """Return the table of one data set."""
     target = given.target if given.target in cohort.sites else cohort.largest_site
     work = given.work / _label(title)
     variants, seconds, failed = {}, {}, []
@@ -210,10 +209,10 @@ def _known(cohort: Cohort) -> tuple[str, ...]:
 
 def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argparse.Namespace
                ) -> Cohort:
-    """Every scan by a model that did not see its subject; images that are there are kept."""
+    """Harmonize every scan by a model fitted on other subjects; existing images are reused."""
     done = []
     for number, held in enumerate(dealt(cohort, given.folds)):
-        rest = cohort.where(lambda scan: scan.subject not in held)
+        rest = cohort.where(lambda scan, held=held: scan.subject not in held)
         model = None
         for scan in cohort.of_subjects(held):
             path = folder / f"{scan.scan_id}.nii.gz"
@@ -229,7 +228,7 @@ def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argp
 
 
 def fitted(name: str, cohort: Cohort, folder: Path, given: argparse.Namespace) -> Backend:
-    """The method fitted on the cohort; a training in the folder goes on where it stopped."""
+    """Fit a method on a cohort; a training in the folder is resumed."""
     kind = registry.get(name)
     own = [word.removeprefix(f"{name}.") for word in given.set if word.startswith(f"{name}.")]
     backend: Any = kind(kind.config_from(dict(map(named_value, own))))
@@ -242,7 +241,7 @@ def fitted(name: str, cohort: Cohort, folder: Path, given: argparse.Namespace) -
 
 
 def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
-    """Subjects in ``folds`` parts, dealt site by site so that every part has all sites."""
+    """Divide subjects into `folds` parts, site by site, so that every part has all sites."""
     home = {who: min(s.site for s in cohort if s.subject == who) for who in cohort.subjects}
     order = sorted(home, key=lambda who: (home[who], who))
     count = max(2, min(folds, len(order)))
@@ -250,7 +249,7 @@ def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
 
 
 def table(ruling: EvaluationResult, methods: Sequence[str]) -> list[str]:
-    """Markdown: what was there before, what a linear map does, every method, ComBat."""
+    """Return a table of unharmonized and rescaled images, every method, and ComBat as Markdown."""
     rows = [("unharmonized", "", "before"), (RESCALED, "", "rescaled"),
             *((name, name, "") for name in methods), ("ComBat on features", COMBAT, "")]
     cells = {name: [_cell(ruling.statistics, *column[1:], backend, stage)

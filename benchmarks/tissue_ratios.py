@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import report_errors  # noqa: E402
-from enrolled import shared  # noqa: E402
+from enrolled import with_residual_weight  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import TruthCase, cases_of, parser_for_a_model  # noqa: E402
 
@@ -70,7 +70,7 @@ def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
     subjects = Cohort.from_tsv(given.fit / "cohort.tsv")
     histogram = registry.get("histogram_matching")().fit(subjects)
     return [("unharmonized", None), ("histogram_matching", histogram),
-            (f"{model.config.baseline} (its baseline)", shared(model, 0.0)),
+            (f"{model.config.baseline} (its baseline)", with_residual_weight(model, 0.0)),
             (f"{name}, {model.residual_weight_:.0%} of its change", model)]
 
 
