@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(given: argparse.Namespace) -> str:
     modes = " ".join(f"'{mode}'" if " " in mode else mode for mode in given.modes)
-    weight = "" if given.residual_weight is None else f" --residual-weight {given.residual_weight:g}"
+    chosen = given.residual_weight
+    weight = "" if chosen is None else f" --residual-weight {chosen:g}"
     return (f"python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER --subjects "
             f"{given.subjects} --target {given.target} --modes {modes}{weight}")
 
