@@ -4,10 +4,10 @@ The local mean S_c of tissue c at place v is a normalized convolution [1]_ with 
 
     S_c(v) = sum_u G(v - u) w_c(u) x(u) / sum_u G(v - u) w_c(u).
 
-The weight w_c of a voxel is its squared tissue probability, because a partial-volume voxel
-represents neither tissue, times Tukey's bisquare weight, which is zero beyond
-`OUTLIER_CUTOFF_STD` local standard deviations and so excludes lesions and vessels. Where a tissue
-is rare, a wider Gaussian and the mean over the brain take over.
+The weight w_c of a voxel is its squared tissue probability times Tukey's bisquare weight. The
+square reduces the influence of partial-volume voxels. The bisquare weight is zero beyond
+`OUTLIER_CUTOFF_STD` local standard deviations and excludes lesions and vessels. Where a tissue is
+rare, a wider Gaussian and the mean over the brain dominate.
 
 References
 ----------
@@ -30,7 +30,7 @@ from ..volume import Volume
 __all__ = ["Lattice", "LocalStatistics", "measure", "relative_gain", "pool", "world_points",
            "stack_probabilities"]
 
-MAX_SAMPLED_VOXELS = 400_000  # of a brain: more do not change the maps
+MAX_SAMPLED_VOXELS = 400_000  # of a brain; more do not improve the maps
 REWEIGHTING_ITERATIONS = 3
 OUTLIER_CUTOFF_STD = 2.5  # local standard deviations beyond which a voxel has no weight
 WIDE_SIGMA_FACTOR = 3.0  # width of the second Gaussian over that of the first

@@ -1,7 +1,7 @@
 """Local tissue map: an intensity curve at each place of the brain, from a source to a target.
 
-Let m_c be the probability of tissue c in a voxel, S_c and T_c the local means of the tissue in
-source and target, and r_c the ratio of its local standard deviations, target over source. With
+Let m_c be the probability of tissue c in a voxel. S_c and T_c are the local means of the tissue in
+source and target, and r_c is the ratio of its local standard deviations, target over source. With
 
     X = sum_c m_c S_c,   Y = sum_c m_c T_c,   r = sum_c m_c r_c,
 

@@ -1,8 +1,8 @@
 """Rendering of a self-contained HTML file.
 
-The file needs no network and no other file. Subject labels, site names and error messages are not
-trusted: Jinja2 escapes them, images are inlined as data, and a content security policy forbids
-loading anything and running any script except the bundled one, which is identified by its hash.
+The file needs no network and no other file; images are inlined as data. Subject labels, site names
+and error messages are not trusted, and Jinja2 escapes them. A content security policy forbids
+loading anything, and running any script except the bundled one, which is identified by its hash.
 """
 
 from __future__ import annotations

@@ -109,10 +109,10 @@ def test_header_lends_its_codes(tmp_path):
 
 def test_killed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(RuntimeError, match="killed"):
-        with atomic_path(tmp_path / "a.json") as temporary:
-            temporary.write_text("{half")
-            raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"), \
+            atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("{half")
+        raise RuntimeError("killed")
     assert read_json(tmp_path / "a.json") == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

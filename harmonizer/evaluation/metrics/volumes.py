@@ -1,9 +1,9 @@
 """Variance of tissue volumes explained by site and subject.
 
 For subjects scanned at several sites, the mixed model y = site + (1 | subject) + e splits the
-variance of a tissue ratio into site, subject and residual. If each subject was at one site only,
-site and subject cannot be separated; the fraction of variance that the site explains beyond age and
-sex is then reported instead, under another name.
+variance of a tissue ratio into site, subject and residual. If each subject was scanned at one site
+only, site and subject cannot be separated. Partial eta squared is reported instead: the fraction of
+variance that the site explains beyond age and sex.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def match_contrast(source: np.ndarray, result: np.ndarray, mask: np.ndarray) -> 
     """Predict the result from the source as if only the contrast had changed: f(source).
 
     f is piecewise linear with 11 knots between the 1st and the 99th percentile of the source,
-    fitted by least squares; beyond, it is extrapolated for up to half the range. It need not be
-    monotonic (T1w to T2w contrast), but cannot follow the intensities of a lesion.
+    fitted by least squares and extrapolated by up to half the range. It need not be monotonic (T1w
+    to T2w contrast), but cannot follow the intensities of a lesion.
 
     Parameters
     ----------

@@ -1,11 +1,12 @@
 """Classification of the site from texture features of images.
 
-First-order statistics and gray-level co-occurrence texture of each tissue are the input of a
-support vector machine, standardized in the training folds and tested on other subjects. Three
-results:
+The input of a support vector machine is the first-order statistics and the gray-level co-occurrence
+texture of each tissue, standardized in the training folds. It is tested on other subjects. There
+are three results:
 
 * trained on unharmonized images, applied to harmonized ones: does a known site effect remain?
-* trained and tested on harmonized images: is any information about the site left? The stricter one.
+* trained and tested on harmonized images: does any information about the site remain? This is the
+  strictest question.
 * target fidelity: does the first classifier assign the images to the target?
 
 The chance level is the score of the same procedure with site labels permuted between subjects.

@@ -1,9 +1,15 @@
 """Base class of learned methods: the public verbs of `Backend` over networks.
 
-The work is done by collaborators: `model` (networks of the method and what they compute of one
-scan), `fit` (baselines and training), `validation` (error on held-out subjects), `inference` (whole
-volumes) and `persistence` (arrays of the model folder). A method is a package with a `config.py`,
-a `model.py`, a `training.py` and a `backend.py`; the backend declares
+The work is done by other modules:
+
+* `model`: the networks of a method, and what they compute from one scan;
+* `fit`: baselines and training;
+* `validation`: the error on validation subjects;
+* `inference`: application to whole volumes;
+* `persistence`: arrays of the model folder.
+
+A method is a package with a `config.py`, a `model.py`, a `training.py` and a `backend.py`. The
+backend declares
 
     name, reference, summary, capabilities, Config
     Model      its `LearnedModel`
@@ -11,8 +17,7 @@ a `model.py`, a `training.py` and a `backend.py`; the backend declares
 
 **Baseline.** The image is first brought to the target by a training-free method
 (`config.baseline`), in the target's unit. The networks receive that image, and their output is
-added as a residual. An untrained network changes nothing, so a learned method starts at the
-baseline's quality.
+added as a residual. An untrained network changes nothing.
 
 **Residual weight.** The residual is weighted by its benefit on validation subjects, from 0 to 1
 (`residual_weight_`; not in any of the papers). If nothing was validated the weight is 1.

@@ -1,4 +1,4 @@
-"""Train the residual U-Net on prepared pairs: loss, batches, validation, presets."""
+"""Training of the residual U-Net on simulated pairs: loss, batches, validation, presets."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "trai
            "residual_loss", "relative_errors", "validation_sums"]
 
 NORMALIZATION = "normalization.json"
-KNEE = 0.3  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
-SMALLEST = 0.004  # error of a baseline below which a patch does not count more
-REFRESH_EVERY = 50  # steps between looks for new pairs
+KNEE = 0.3  # relative error where the Charbonnier loss becomes linear
+SMALLEST = 0.004  # lower bound of the baseline error by which a patch is weighted
+REFRESH_EVERY = 50  # steps between searches for new pairs
 
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """How the network is trained.
+    """Settings of a training.
 
     Attributes
     ----------
@@ -75,10 +75,10 @@ PRESETS = {
 
 def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, mask: torch.Tensor,
                   gradient_weight: float) -> dict[str, torch.Tensor]:
-    """Charbonnier loss of the fine detail, and L1 loss of its gradient.
+    """Compute the Charbonnier loss of fine detail and the L1 loss of its gradient.
 
-    The network leaves smooth differences to the baseline, so they are taken out of the error. Every
-    patch counts relative to the baseline's error there.
+    The network leaves smooth differences to the baseline, so they are subtracted from the error.
+    The error of a patch is divided by that of the baseline.
 
     Parameters
     ----------
@@ -101,13 +101,13 @@ def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, mask: torch.Tenso
 
 
 def _root_mean_square(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(N, 1, 1, 1) in the mask, at least `SMALLEST`."""
+    """Return the root mean square inside the mask, (N, 1, 1, 1), at least `SMALLEST`."""
     square = (error ** 2 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     return square.sqrt().clamp_min(SMALLEST)[:, None, None, None]
 
 
 def _steps(error: torch.Tensor, mask: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences of neighbors along an axis, and where both lie in the mask."""
+    """Return differences of neighbors along an axis, and where both lie in the mask."""
     n = error.shape[axis]
     return (error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1),
             mask.narrow(axis, 1, n - 1) * mask.narrow(axis, 0, n - 1))
@@ -118,7 +118,7 @@ def _charbonnier(error: torch.Tensor) -> torch.Tensor:
 
 
 class ResidualTransfer(TrainingTask):
-    """The residual-transfer task for the residual U-Net."""
+    """Training task of the residual U-Net."""
 
     def __init__(self, store: PairStore, settings: UNetSettings, center: np.ndarray,
                  scale: np.ndarray) -> None:
@@ -129,20 +129,20 @@ class ResidualTransfer(TrainingTask):
         network.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
         self.network = network
         self.networks = {"unet": network}
-        # The number of steps may be raised to train on.
+        # A finished training may be continued with more steps.
         self.identity = {"method": "unet", "settings": {**asdict(settings), "steps": None,
                                                         "decay": None, "validate_every": None,
                                                         "kind_weights": None}}
         self.validation = chosen_for_validation(store.validation, settings.validation_pairs)
 
     def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
-        """One optimizer."""
+        """Return the only optimizer group."""
         s = self.settings
         return (OptimizerGroup("unet", ("unet",), self.loss, learning_rate=s.learning_rate,
                        weight_decay=1e-4, clip=1.0, rate_factor=self.rate_factor),)
 
     def rate_factor(self, step: int) -> float:
-        """Linear warm-up, constant, cosine decay over the last part of the steps."""
+        """Return the factor of the learning rate: linear warm-up, constant, cosine decay."""
         s = self.settings
         first = s.steps * (1 - s.decay)
         late = min(max((step - first) / max(s.steps - first, 1), 0.0), 1.0)
@@ -150,7 +150,7 @@ class ResidualTransfer(TrainingTask):
         return min(1.0, (step + 1) / s.warmup) * falling
 
     def batch(self, step: int, rank: int) -> Batch:
-        """Patches, mirrored and permuted, with a gain of their own and blurred conditioning."""
+        """Draw mirrored and permuted patches with random gains and noisy conditioning."""
         if step % REFRESH_EVERY == 0:
             self.store.refresh()
         s = self.settings
@@ -176,7 +176,7 @@ class ResidualTransfer(TrainingTask):
                              s.gradient_weight)
 
     def validate(self) -> Mapping[str, float]:
-        """Error over the baseline's on validation pairs (geometric mean), and the gain in dB."""
+        """Return the error relative to the baseline (geometric mean) and the gain in dB."""
         both = [relative_errors(self.network, pair) for pair in self.validation]
         found = [whole for whole, _ in both]
         logs = [math.log(e) for e, pair in zip(found, self.validation) if not pair.identity]
@@ -196,7 +196,7 @@ class ResidualTransfer(TrainingTask):
 
 
 def chosen_for_validation(pairs: list[Pair], count: int) -> list[Pair]:
-    """At most `count` pairs without identity, evenly over the list."""
+    """Select at most `count` pairs that are not identity pairs, evenly over the list."""
     usable = [pair for pair in pairs if not pair.identity]
     if len(usable) <= count:
         return usable
@@ -204,7 +204,7 @@ def chosen_for_validation(pairs: list[Pair], count: int) -> list[Pair]:
 
 
 def predicted(network: ResidualUNet, pair: Pair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(residual, truth - baseline, level) in the mask of a pair: (n,) float32 each."""
+    """Return residual, truth - baseline and level inside the mask of a pair, (n,) each."""
     arrays = np.asarray(pair.open(), np.float32)
     padding = [(0, 0)] + [(0, -n % network.multiple) for n in arrays.shape[1:]]
     stack = torch.from_numpy(np.pad(arrays, padding))
@@ -218,16 +218,23 @@ def predicted(network: ResidualUNet, pair: Pair) -> tuple[torch.Tensor, torch.Te
 
 
 def relative_errors(network: ResidualUNet, pair: Pair) -> tuple[float, float]:
-    """Mean square error of the network's result over that of the baseline, in the mask: of the
-    truth, and of the truth without the subject's own tissue levels."""
+    """Return the mean square error of the network over that of the baseline, inside the mask.
+
+    Returns
+    -------
+    whole, fine : float
+        With and without the offsets of the subject's tissues (`Pair.level`).
+    """
     residual, wrong, level = predicted(network, pair)
     return tuple(float(((residual - part) ** 2).mean()  # type: ignore[return-value]
                        / (part ** 2).mean().clamp_min(1e-12)) for part in (wrong, wrong - level))
 
 
 def validation_sums(network: ResidualUNet, pair: Pair) -> tuple[float, float, float]:
-    """Means over the mask of the baseline's squared error, of error x residual, and of the squared
-    residual."""
+    """Return the means of error^2, error x residual and residual^2 inside the mask of a pair.
+
+    The error is that of the baseline.
+    """
     residual, wrong, _ = predicted(network, pair)
     return (float((wrong ** 2).mean().clamp_min(1e-12)), float((wrong * residual).mean()),
             float((residual ** 2).mean()))
@@ -235,7 +242,7 @@ def validation_sums(network: ResidualUNet, pair: Pair) -> tuple[float, float, fl
 
 def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Resources, *,
                progress: Any = None) -> tuple[TrainingOutcome, ResidualUNet]:
-    """Train, or go on, in `folder`; returns the outcome and the network with averaged weights.
+    """Train, or resume a training, in `folder`; return its outcome and the averaged network.
 
     Raises
     ------
