@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from harmonizer.cohort import MAX_TRAVELING_YEARS, Cohort, Scan
+from harmonizer.cohort import MAX_TRAVELING_YEARS, Cohort
 from harmonizer.errors import UsageError, did_you_mean
 from harmonizer.evaluation.statistics.confounding import ConfoundingCheck, check_confounding
 from harmonizer.methods import registry
 from harmonizer.methods.base import Backend
 
 from ..dataset.records import ScanRecord
+from ..outputs.selection import scan_of
 from ..settings import Settings
 from .fit_selection import sites_left_out
 
@@ -123,7 +124,7 @@ def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
     stages = {"fit", "evaluate"} & set(settings.planned_stages)
     if not records or not stages or settings.participant_label or settings.session_label:
         return
-    cohort = Cohort(tuple(map(_scan, records)))
+    cohort = Cohort(tuple(map(scan_of, records)))
     known = {"age", "sex", *(name for scan in cohort for name in scan.covariates)}
     for name in (*modeled_covariates(settings), *settings.covariates):
         if name not in known:
@@ -133,11 +134,3 @@ def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
             for text in design_warnings(settings, cohort.of_modality(modality)))
     for text in dict.fromkeys(texts):
         LOGGER.warning("%s", text)
-
-
-def _scan(record: ScanRecord) -> Scan:
-    """Return the raw image as a row of the cohort."""
-    return Scan(record.scan_id, record.subject, record.session, record.modality, record.site,
-                record.site_source, record.path, record.path, record.age, record.sex,
-                {name: str(value) for name, value in record.covariates.items()
-                 if name not in ("age", "sex") and value is not None})
