@@ -19,7 +19,7 @@ from harmonizer.methods.base import Backend
 from ..dataset.records import ScanRecord
 from ..outputs.selection import scan_of
 from ..settings import Settings
-from .fit_selection import sites_left_out
+from .fit_selection import chosen, sites_left_out
 
 __all__ = ["checked_columns", "modeled_covariates", "confounding_of", "design_warnings",
            "warn_before_work"]
@@ -130,7 +130,16 @@ def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
         if name not in known:
             raise UsageError(f"covariate {name!r}: no scan has a value of it. "
                              f"{did_you_mean(name, known)}")
-    texts = (text for modality in dict.fromkeys(record.modality for record in records)
-            for text in design_warnings(settings, cohort.of_modality(modality)))
+    texts = [text for modality in dict.fromkeys(record.modality for record in records)
+             for text in (*design_warnings(settings, cohort.of_modality(modality)),
+                          *_unmodelable(settings, cohort.of_modality(modality)))]
     for text in dict.fromkeys(texts):
         LOGGER.warning("%s", text)
+
+
+def _unmodelable(settings: Settings, cohort: Cohort) -> Iterable[str]:
+    """Warn of covariates that the fit is told to model and cannot; the fit repeats the reason."""
+    scans = chosen(cohort, settings.fit_participants, strict=False).scans
+    if "fit" in settings.planned_stages and scans:
+        for phrase in _backend(settings).unmodeled_covariates(scans):
+            yield f"{scans[0].modality}, covariate {phrase}."
