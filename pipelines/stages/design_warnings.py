@@ -138,7 +138,7 @@ def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
 
 
 def _unmodelable(settings: Settings, cohort: Cohort) -> Iterable[str]:
-    """Warn of covariates that the fit is told to model and cannot; the fit repeats the reason."""
+    """Warn of requested covariates that the fit cannot model; the fit repeats the reason."""
     scans = chosen(cohort, settings.fit_participants, strict=False).scans
     if "fit" in settings.planned_stages and scans:
         for phrase in _backend(settings).unmodeled_covariates(scans):
