@@ -5,8 +5,9 @@
 A report is made from simulated numbers and slices of the template with noise, contrast and gain of
 each site. *file*: size on disk. *render*: seconds to write the file. *first paint*: milliseconds
 until the browser shows something, *interactive*: until the plots are drawn. *memory*: of the
-browser's JavaScript heap, and resident memory of its page process. *search*: milliseconds from a
-key press until all plots, tiles and rows are marked.
+browser's JavaScript heap, and resident memory of its page process; *page CPU*: processor seconds
+of that process until the plots are drawn, which other work on the machine does not change.
+*search*: milliseconds from a key press until all plots, tiles and rows are marked.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from harmonizer.reports.wall import WALL_POSITION_MM, WallSlice  # noqa: E402
 from harmonizer.template import load_template  # noqa: E402
 
 COLUMNS = ("scans", "file, MB", "render, s", "first paint, ms", "interactive, ms", "heap, MB",
-           "page process, MB", "search, ms")
+           "page process, MB", "page CPU, s", "search, ms")
 FEATURES = ("median", "p95", "gm_wm_ratio", "csf_wm_ratio", "noise_wm", "blur_x", "blur_y",
             "blur_z")
 SEED = 1
@@ -99,6 +100,7 @@ def measure(folder: Path, scans: int, sites: int) -> dict[str, Any]:
         page.goto(path.as_uri())
         page.wait_for_selector("#scatter circle")
         ready = page.evaluate("performance.now()")
+        resident, seconds_cpu = page_process()
         page.wait_for_timeout(500)
         paint = page.evaluate(
             "performance.getEntriesByName('first-contentful-paint')[0].startTime")
@@ -112,16 +114,18 @@ def measure(folder: Path, scans: int, sites: int) -> dict[str, Any]:
         }""")
         return dict(zip(COLUMNS, (
             scans, f"{path.stat().st_size / 1e6:.1f}", f"{seconds:.1f}", f"{paint:.0f}",
-            f"{ready:.0f}", f"{heap / 1e6:.0f}", f"{resident_mb():.0f}", f"{search:.0f}")))
+            f"{ready:.0f}", f"{heap / 1e6:.0f}", f"{resident / 1e6:.0f}",
+            f"{seconds_cpu:.1f}", f"{search:.0f}")))
 
 
-def resident_mb() -> float:
-    """Return the resident memory of the largest page process that this process started, MB."""
+def page_process() -> tuple[int, float]:
+    """Return resident bytes and processor seconds of the largest page process started from here."""
     import psutil
 
-    sizes = [child.memory_info().rss for child in psutil.Process().children(recursive=True)
+    found = [(child.memory_info().rss, sum(child.cpu_times()[:2]))
+             for child in psutil.Process().children(recursive=True)
              if "--type=renderer" in child.cmdline()]
-    return max(sizes, default=0) / 1e6
+    return max(found, default=(0, 0.0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

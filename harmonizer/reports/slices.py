@@ -86,7 +86,7 @@ def scan_slices(before: Volume, after: Volume, brain: np.ndarray,
     tissues : (I, J, K) ndarray, optional
         Labels: 0 outside, 1 CSF, 2 GM, 3 WM.
     """
-    mask = before.mask
+    mask = before.require_mask()
     low, high = np.percentile(after.data[mask], [0.5, 99.5])
     window = min(0.0, float(low)), float(high + 0.05 * (high - low))
     medians = [float(np.median(volume.data[mask])) for volume in (before, after)]
