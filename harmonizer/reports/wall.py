@@ -1,8 +1,8 @@
 """Wall of brains: one slice of every scan before, only rescaled and after harmonization, by site.
 
 All tiles of a modality have one window, that of the target's scans. Before harmonization, all scans
-are multiplied by one common factor; only rescaled, each has the target's mean and standard
-deviation.
+are multiplied by one common factor, or those of each site by one factor where the units of the
+sites differ; only rescaled, each scan has the target's mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ TILE_WIDTHS = ((24, 104), (80, 76), (240, 56))  # up to so many scans -> pixels
 MIN_TILE_WIDTH = 44
 TILE_QUALITY = 72
 PICTURE_GAP_PIXELS = 3
+MAX_COMMON_UNIT_RATIO = 3.0  # of the sites' median intensities; above it the units differ
 MAX_BACKGROUND_GRAY = 6  # of 255: lossy compression leaves a few gray levels
 
 
@@ -77,11 +78,14 @@ class Wall:
         One for each site.
     width, height : int
         Size of a tile in pixels.
+    before : str
+        How the scans before harmonization were brought to the window, in words.
     """
 
     rows: tuple[WallRow, ...]
     width: int
     height: int
+    before: str
 
 
 def wall_slice(slices: ScanSlices) -> WallSlice:
@@ -110,7 +114,13 @@ def make_wall(slices: Mapping[str, WallSlice], quantiles: QuantileTable, target:
     rows = [row for row in before.rows if row.scan in slices]
     if not rows:
         return None
-    maps = _maps(np.stack([row.quantiles for row in rows]), target)
+    sites = np.array([row.site for row in rows])
+    curves = np.stack([row.quantiles for row in rows])
+    gains, words = _gains_before(np.median(curves, axis=1), sites, float(np.median(target)))
+    gain, offset = moment_map(curves, target)
+    maps = {"before": [(value, 0.0) for value in gains],
+            "rescaled": list(zip(gain[:, 0].tolist(), offset[:, 0].tolist())),
+            "after": [(1.0, 0.0)] * len(rows)}
     low, high = np.interp([0.005, 0.995], LEVELS, target)
     window = min(0.0, float(low)), float(high + 0.05 * (high - low))
     width = next((pixels for limit, pixels in TILE_WIDTHS if len(rows) <= limit), MIN_TILE_WIDTH)
@@ -125,18 +135,31 @@ def make_wall(slices: Mapping[str, WallSlice], quantiles: QuantileTable, target:
             found.setdefault(row.site, {}).setdefault(title, []).append(
                 Tile(row.scan, gray_webp(pixels, TILE_QUALITY)))
     return Wall(tuple(WallRow(site, {title: tuple(tiles) for title, tiles in found[site].items()})
-                      for site in sorted(found)), width, height)
+                      for site in sorted(found)), width, height, words)
 
 
-def _maps(quantiles: np.ndarray, target: np.ndarray) -> dict[str, list[tuple[float, float]]]:
-    """Return the gain and offset of each scan (rows of `quantiles`) at each stage."""
-    medians = np.median(quantiles, axis=1)
-    known = medians > 0
-    common = float(np.median(np.median(target) / medians[known])) if known.any() else 1.0
-    gain, offset = moment_map(quantiles, target)
-    return {"before": [(common, 0.0)] * len(quantiles),
-            "rescaled": list(zip(gain[:, 0].tolist(), offset[:, 0].tolist())),
-            "after": [(1.0, 0.0)] * len(quantiles)}
+def _gains_before(medians: np.ndarray, sites: np.ndarray, target: float
+                  ) -> tuple[list[float], str]:
+    """Return the gain of each scan before harmonization, and what was done in words.
+
+    Parameters
+    ----------
+    medians : (scans,) ndarray
+        Median intensity of each scan.
+    sites : (scans,) ndarray of str
+        Site of each scan.
+    target : float
+        Median intensity of the target.
+    """
+    of_site = {site: float(np.median(medians[sites == site])) for site in np.unique(sites)}
+    levels = list(of_site.values())
+    if min(levels) <= 0 or target <= 0:
+        return [1.0] * len(sites), "the scans' own intensities"
+    if max(levels) / min(levels) > MAX_COMMON_UNIT_RATIO:
+        return ([target / of_site[site] for site in sites],
+                "all scans of a site are multiplied by one factor, because the sites' units differ")
+    return ([target / float(np.median(medians))] * len(sites),
+            "all scans are multiplied by one common factor")
 
 
 def _tile(picture: np.ndarray, window: tuple[float, float], width: int) -> np.ndarray:

@@ -78,17 +78,20 @@ class DrawHarmonized(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         paths, inputs = _paths(self.inputs), self.inputs
         before = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        after = read_volume(inputs.harmonized, paths.mask(template=True))
+        probabilities, own = probabilities_of_scan(paths)
         bands = {name: np.asarray(rows) for name, rows in inputs.target_quantiles.items()}
         images = ScanImages(
             registered=before,
-            harmonized=read_volume(inputs.harmonized, paths.mask(template=True)),
-            tissues=label_tissues(probabilities_of_scan(paths)[0], before.mask),
+            harmonized=after,
+            tissues=label_tissues(probabilities, before.mask),
             target_quantiles=bands or None,
         )
         figures = scan_figures(images, target=inputs.target)
         stage = f"harmonize-{inputs.desc}"
-        save_slices(paths, stage, scan_slices(before, images.harmonized,
-                                              load_template(paths.resolution).mask, images.tissues))
+        brain = load_template(paths.resolution).require_mask()
+        save_slices(paths, stage, scan_slices(before, after, brain,
+                                              images.tissues if own else None))
         self._results["figures"] = save_figures(paths, stage, figures)
 
 

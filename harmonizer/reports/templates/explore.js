@@ -55,18 +55,23 @@
   };
   const short = value => String(+value.toPrecision(3));
   const scale = (values, from, to, log) => {
-    const known = values.filter(v => v !== null);
-    let low = Math.min(...known), high = Math.max(...known);
-    const useLog = log && low > 0 && high / low > 3;
-    const f = useLog ? Math.log10 : v => v;
+    const known = values.filter(v => v !== null).sort((a, b) => a - b);
+    let low = known[0], high = known[known.length - 1];
     if (!known.length) [low, high] = [0, 1];
+    // Logarithmic where most values would lie on one line; zeros then lie at the lower end.
+    const positive = known.filter(v => v > 0);
+    const quarter = positive[Math.floor(positive.length / 4)];
+    const useLog = positive.length > 0 && low >= 0 && high / quarter > (log ? 3 : 30);
+    const f = useLog ? v => Math.log10(Math.max(v, positive[0])) : v => v;
+    if (useLog) low = positive[0];
     if (low === high) [low, high] = [low - 0.5, high + 0.5];
     const pad = 0.04 * (f(high) - f(low));
     const place = v => from + (to - from) * (f(v) - f(low) + pad) / (f(high) - f(low) + 2 * pad);
     let ticks = [];
     if (useLog) {
+      const steps = f(high) - f(low) > 2.5 ? [1] : [1, 2, 5];
       for (let power = Math.floor(f(low)); power <= f(high); power++) {
-        for (const step of [1, 2, 5]) ticks.push(step * 10 ** power);
+        for (const step of steps) ticks.push(step * 10 ** power);
       }
     } else {
       const rough = (high - low) / 4, base = 10 ** Math.floor(Math.log10(rough));

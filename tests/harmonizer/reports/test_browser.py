@@ -14,7 +14,7 @@ from harmonizer.reports.draw import new_canvas, to_png
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import render_group_report
 from harmonizer.reports.slices import scan_slices
-from harmonizer.reports.subject import ScanReport, SubjectReport, render_subject_report
+from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
 from harmonizer.template import load_template
 from pipelines.dataset.ratings import read_excluded
 
@@ -39,7 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         canvas.text(0.4, 0.4, level)
         frames.append(to_png(canvas))
     figure = Figure("Tissues", "Three.", "A picture", tuple(frames), ("fluid", "gray", "white"))
-    scan = ScanReport("sub-004_T1w", figures=(figure,),
+    scan = ScanReport("sub-004_T1w", figures=(figure,), facts={"site": "site02"},
+                      checks=(Check("fraction of the mask's border at the edge of the image",
+                                    0.279, "nats", "at least 0.85"),),
+                      provenance={"model (SHA-256)": "0123456789abcdef" * 4},
                       slices=scan_slices(dark, template, template.mask))
     render_subject_report(folder / "sub-004.html", SubjectReport(
         "004", (scan,), group_report="group.html", study="simulated"))

@@ -80,7 +80,7 @@ def test_the_wall_shows_all_scans_at_one_window(tmp_path):
     ramp = np.tile(np.linspace(40, 255, 60), (70, 1)).round().astype(np.uint8)
     curve = 20 + 80 * LEVELS
     rows, slices = [], {}
-    for number, (site, gain, offset) in enumerate((("A", 1, 0), ("A", 1, 0), ("B", 3, 60))):
+    for number, (site, gain, offset) in enumerate((("A", 1, 0), ("A", 1, 0), ("B", 2, 20))):
         scan = f"sub-{number}_T1w"
         slices[scan] = WallSlice(ramp, ramp, {"before": (offset, 100.0 * gain + offset),
                                               "after": (0.0, 100.0)})
@@ -90,13 +90,28 @@ def test_the_wall_shows_all_scans_at_one_window(tmp_path):
     wall = make_wall(slices, QuantileTable(tuple(rows)), curve)
     assert [row.site for row in wall.rows] == ["A", "B"]
     first, _, other = tiles_of(wall, "before")
-    assert other.mean() > first.mean() + 60  # B is brighter than the window
+    assert wall.before == "all scans are multiplied by one common factor"
+    assert other.mean() > first.mean() + 40  # B is brighter
     for title in ("only rescaled", "after"):
         first, _, other = tiles_of(wall, title)
         assert np.abs(first - other).max() < 8, title
     picture = Image.open(io.BytesIO(wall_picture(wall)))
     assert picture.size[0] > 3 * 2 * wall.width and picture.size[1] > 2 * wall.height
     assert make_wall({}, QuantileTable(tuple(rows)), curve) is None
+
+
+def test_sites_with_other_units_are_brought_to_the_window_one_by_one():
+    ramp = np.tile(np.linspace(40, 255, 60), (70, 1)).round().astype(np.uint8)
+    curve = 20 + 80 * LEVELS
+    rows, slices = [], {}
+    for number, (site, gain) in enumerate((("A", 1), ("B", 40), ("B", 60))):
+        scan = f"sub-{number}_T1w"
+        slices[scan] = WallSlice(ramp, ramp, {"before": (0.0, 100.0 * gain), "after": (0, 100.0)})
+        rows.append(QuantileRow(scan, str(number), site, "T1w", "before", "brain", gain * curve))
+    wall = make_wall(slices, QuantileTable(tuple(rows)), curve)
+    assert "the sites' units differ" in wall.before
+    first, darker, brighter = (tile.mean() for tile in tiles_of(wall, "before"))
+    assert darker < first < brighter  # within a site, brightness still differs
 
 
 def test_the_plots_have_every_number_of_every_scan_and_no_pair():
