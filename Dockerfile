@@ -1,7 +1,7 @@
 # One recipe for CPU and CUDA. PyTorch's wheels bring the CUDA runtime, so the base is plain Python.
 #
-#   docker build -t harmonizer:0.1.0 .
-#   docker build -t harmonizer:0.1.0-cuda --build-arg DEVICE=cuda .
+#   docker build -t harmonizer:cpu .
+#   docker build -t harmonizer:cuda --build-arg DEVICE=cuda .
 #
 # BASE_IMAGE needs Python 3.10 to 3.13 with venv; TORCH_INDEX overrides where PyTorch comes from.
 # PIP_CERT, PIP_INDEX_URL and PIP_FIND_LINKS reach pip where a mirror or a proxy is needed.
@@ -25,28 +25,30 @@ RUN python3 -m venv /opt/harmonizer && \
     /opt/harmonizer/bin/pip install --no-deps --extra-index-url "${TORCH_INDEX:-$index}" \
         -c constraints.txt torch
 # Dependencies before code: a change of the code does not install them again.
-COPY setup.cfg pyproject.toml LICENSE README.md ./
+COPY setup.cfg setup.py pyproject.toml LICENSE README.md ./
 COPY harmonizer/__init__.py harmonizer/__init__.py
 RUN mkdir pipelines && touch pipelines/__init__.py && \
     /opt/harmonizer/bin/pip install -c constraints.txt . bids-validator-deno
 COPY harmonizer harmonizer
 COPY pipelines pipelines
+ARG VERSION=0.0
 RUN rm -rf build ./*.egg-info && \
-    /opt/harmonizer/bin/pip install --no-deps --force-reinstall . && \
+    SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" /opt/harmonizer/bin/pip install --no-deps --force-reinstall . && \
     /opt/harmonizer/bin/harmonizer --version
 
 FROM ${BASE_IMAGE}
 ARG DEVICE=cpu
-ARG VERSION=0.1.0
+ARG VERSION=0.0
 ARG REVISION=unknown
 ARG CREATED=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="brain-harmonizer" \
       org.opencontainers.image.description="A BIDS App that harmonizes brain MRI across scanners" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.source="https://github.com/brain-harmonizer/harmonizer" \
+      org.opencontainers.image.source="${SOURCE}" \
       org.brain-harmonizer.device="${DEVICE}"
 # HOME and USER: an unknown UID (docker --user) has neither, and libraries ask for both.
 # MALLOC_*: keep freed memory instead of faulting it in again at each training step.

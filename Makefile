@@ -52,7 +52,7 @@ $(DEMO)/.written: | $(INSTALLED)
 
 # PyTorch goes first and alone: only it comes from the CPU index, which spares 3 GB of CUDA. pip
 # would compile on one core; compileall does on all, and may pass by templates that are no Python.
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		2>/dev/null || { echo "Python 3.10 to 3.13 is needed; PYTHON is '$(PYTHON)'." \
 		"Install one and name it: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.12" >&2; exit 1; }

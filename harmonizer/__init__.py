@@ -16,9 +16,13 @@ way round. docs/architecture.md shows the packages and their dependencies.
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("brain-harmonizer")  # of the git tag, recorded by the installation
+except PackageNotFoundError:  # run from a checkout that was not installed
+    __version__ = "0+unknown"
 
 _EXPORTS = {
     **dict.fromkeys(("Harmonizer", "TissueMatching", "HistogramMatching", "MomentMatching",
