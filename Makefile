@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --retries 1 install --quiet --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint constraints clean
+.PHONY: help install demo test lint docs constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -38,11 +38,15 @@ test: $(INSTALLED) ## run all tests
 lint: $(INSTALLED) ## check the style
 	$(BIN)/python -m ruff check
 
-constraints: ## write constraints.txt anew with current releases (see docs/constraints.md)
+docs: $(VENV)/.installed-docs ## build the documentation with its tutorials; docs/build/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/build
+	@echo "Documentation: $(CURDIR)/docs/build/index.html"
+
+constraints: ## write constraints.txt anew with current releases (see docs/extend/constraints.md)
 	tools/constraints.sh
 
-clean: ## remove the virtual environment and the demo
-	rm -rf $(VENV) $(DEMO)
+clean: ## remove the virtual environment, the demo and the built documentation
+	rm -rf $(VENV) $(DEMO) docs/build docs/auto_tutorials docs/reference/generated
 
 # The stamp comes last, so that a phantom that was interrupted is written anew.
 $(DEMO)/.written: | $(INSTALLED)
@@ -62,4 +66,8 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt
 	$(PIP_INSTALL) --no-deps --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
 	$(PIP_INSTALL) -c constraints.txt --editable '.[test]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	touch $@
+
+$(VENV)/.installed-docs: $(INSTALLED)
+	$(PIP_INSTALL) -c constraints.txt --editable '.[doc]'
 	touch $@

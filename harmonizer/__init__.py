@@ -8,9 +8,10 @@ For notebooks::
     result = model.transform(image, target="siteA")
 
 `images` are paths or nibabel images in any space; `result` is a nibabel image on the subject's own
-grid. docs/python.md shows more. This package knows neither nipype nor BIDS. The package `pipelines`
-reads BIDS datasets, runs workflows and writes derivatives; it imports this package, never the other
-way round. docs/architecture.md shows the packages and their dependencies.
+grid. docs/how-to/python.md shows more. This package knows neither nipype nor BIDS. The package
+`pipelines` (`harmonizer.pipelines` where it is installed) reads BIDS datasets, runs workflows and
+writes derivatives; it imports this package, never the other way round. docs/architecture.md shows
+the packages and their dependencies.
 """
 
 from __future__ import annotations

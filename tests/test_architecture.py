@@ -343,9 +343,9 @@ def test_no_rule_but_documentation_objects_to_sound_code(path: str, text: str) -
 def test_the_app_imports_itself_relatively() -> None:
     """It is `pipelines` in the repository and `harmonizer.pipelines` where it is installed."""
     found = [f"{source.path}:{node.lineno}" for source in app_sources()
-                if source.path != "run.py" for node in ast.walk(source.tree)
-                if (isinstance(node, ast.Import)
-                    and any(_is_or_is_in(alias.name, "pipelines") for alias in node.names))
+             if source.path != "run.py" for node in ast.walk(source.tree)
+             if (isinstance(node, ast.Import)
+                 and any(_is_or_is_in(alias.name, "pipelines") for alias in node.names))
                 or (isinstance(node, ast.ImportFrom) and not node.level
                     and _is_or_is_in(node.module or "", "pipelines"))]
     assert not found, found

@@ -180,7 +180,8 @@ def test_the_gate_calls_the_test_command_of_the_readme() -> None:
     assert re.search(r"^make lint\b", text, re.M)
 
 
-@pytest.mark.parametrize("script", [".ci/run", "tools/constraints.sh", "tools/image.sh"])
+@pytest.mark.parametrize("script", [".ci/run", "tools/base_image.sh", "tools/constraints.sh",
+                                    "tools/image.sh"])
 def test_shell_scripts_parse(script: str) -> None:
     checked = subprocess.run(["bash", "-n", ROOT / script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
@@ -244,13 +245,52 @@ def test_the_image_starts_the_console_script_of_the_environment_that_it_built(
 
 def test_one_recipe_builds_for_cpu_and_for_cuda() -> None:
     arguments = {rest.split("=")[0] for rest in arguments_of("ARG")}
-    assert {"BASE_IMAGE", "DEVICE", "TORCH_INDEX", "VERSION", "REVISION", "PIP_CERT"} <= arguments
+    assert {"BASE_IMAGE", "DEVICE", "CUDA", "TORCH_INDEX", "VERSION", "REVISION", "CREATED",
+            "SOURCE", "PIP_CERT"} <= arguments
     assert {rest.split()[0] for rest in arguments_of("FROM")} == {"${BASE_IMAGE}"}
     commands = [c for rest in arguments_of("RUN") for c in rest.split("&&")]
     installs = [c for c in commands if "/bin/pip install" in c]
     assert len(installs) == 3
     for install in installs:
         assert "-c constraints.txt" in install or "--no-deps --force-reinstall ." in install
+
+
+@pytest.mark.parametrize(("device", "cuda", "index"), [
+    ("cpu", "", "https://download.pytorch.org/whl/cpu"),
+    ("cuda", "", "https://pypi.org/simple"),
+    ("cuda", "126", "https://download.pytorch.org/whl/cu126"),
+    ("cpu", "126", None),
+    ("cuda", "12.6", None),
+    ("rocm", "", None),
+])
+def test_the_image_takes_torch_from_the_index_of_its_device(
+    device: str, cuda: str, index: str | None
+) -> None:
+    """The step is executed; only the commands that would install are replaced by echo."""
+    (step,) = [rest for rest in arguments_of("RUN") if "TORCH_INDEX" in rest]
+    step = step.replace("python3 -m venv", "echo").replace("/opt/harmonizer/bin/pip", "echo pip")
+    done = subprocess.run(["sh", "-c", step], capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"], "DEVICE": device, "CUDA": cuda})
+    assert done.returncode == (0 if index else 64), done.stderr
+    found = re.findall(r"--extra-index-url (\S+)", done.stdout)
+    assert found == ([index] if index else [])
+
+
+@pytest.mark.parametrize(("answer", "code"), [("sha256:" + "0a" * 32, 0), ("", 65)])
+def test_the_base_image_is_named_with_its_digest(tmp_path: Path, answer: str, code: int) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    docker.chmod(0o755)
+    done = subprocess.run([ROOT / "tools" / "base_image.sh"], capture_output=True, text=True,
+                          env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == code, done.stderr
+    name = pairs("ARG")["BASE_IMAGE"]
+    assert done.stdout == ("" if code else f"{name}@{answer}\n")
+
+
+def test_published_images_are_built_from_a_digest() -> None:
+    workflow = read(".github/workflows/container.yml")
+    assert workflow.count("tools/base_image.sh") == workflow.count("BASE_IMAGE=${{")
 
 
 def test_the_image_has_no_root_and_needs_no_home() -> None:
@@ -263,7 +303,8 @@ def test_the_image_has_no_root_and_needs_no_home() -> None:
 
 def test_the_image_says_what_it_is() -> None:
     labels = pairs("LABEL")
-    for key in ("title", "description", "licenses", "version", "revision"):
+    for key in ("title", "description", "licenses", "version", "revision", "created", "source",
+                "base.name"):
         assert labels.get(f"org.opencontainers.image.{key}"), key
     assert labels["org.opencontainers.image.version"] == "${VERSION}"
 
@@ -321,7 +362,8 @@ def test_the_singularity_recipe_has_its_sections_and_decides_nothing() -> None:
     assert own <= set(pairs("ENV")), "a variable that the Docker image does not have"
 
 
-SCRIPTS = [".ci/run", "tools/constraints.sh", "tools/image.sh", "docs/slurm/submit.sh",
+SCRIPTS = [".ci/run", "tools/base_image.sh", "tools/constraints.sh", "tools/image.sh",
+           "docs/slurm/submit.sh",
            *(f"docs/slurm/{path.name}" for path in (ROOT / "docs/slurm").glob("*.sbatch"))]
 
 

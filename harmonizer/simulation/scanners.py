@@ -6,7 +6,7 @@ visibility of myelin- and iron-like texture, and a tone curve that need not be m
 is an anisotropic point spread and a voxel, up to slices of 4 mm. Noise is Rician, white or
 correlated, uniform or not. A residual bias field and a gain complete the scanner.
 
-`PRIOR` states every range. docs/simulation.md compares the prior with real scans.
+`PRIOR` states every range. docs/extend/simulation.md compares the prior with real scans.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ effects of batches: Johnson, Li and Rabinovic 2007, doi:10.1093/biostatistics/kx
 
 Half of what that asks for is done: a scanner that is unlike the others is not one of their kind,
 and its pattern is then taken for people's (limited translation: Efron and Morris 1972,
-doi:10.1080/01621459.1972.10481215). Offsets are left alone. Measured: docs/tissue-matching.md.
+doi:10.1080/01621459.1972.10481215). Offsets are left alone. Measured:
+docs/concepts/tissue-matching.md.
 """
 
 from __future__ import annotations
