@@ -75,7 +75,7 @@ def temporary_files_in(work_dir: Path) -> Iterator[None]:
     from multiprocessing import util
 
     util.get_temp_dir()  # sockets stay in /tmp: their paths have at most 107 bytes
-    parent = Path(work_dir).absolute() / "tmp"
+    parent = Path(work_dir).resolve() / "tmp"
     parent.mkdir(parents=True, exist_ok=True)
     before = tempfile.tempdir
     folder = tempfile.mkdtemp(dir=parent)
