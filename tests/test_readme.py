@@ -221,10 +221,10 @@ def test_the_reference_has_every_flag(reference: ModuleType) -> None:
 
 
 def test_the_reference_has_every_exit_code(reference: ModuleType) -> None:
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", reference.exit_codes(), re.M)}
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", reference.exit_codes(), re.M)}
     kinds = [kind for kind in vars(errors).values()
              if isinstance(kind, type) and issubclass(kind, errors.HarmonizerError)]
-    assert told == {0, 1, 130, 143} | {kind.exit_code for kind in kinds}
+    assert documented == {0, 1, 130, 143} | {kind.exit_code for kind in kinds}
 
 
 def test_the_stages_are_in_order() -> None:
@@ -238,16 +238,17 @@ def test_the_stages_are_in_order() -> None:
 def test_every_backend_is_in_the_readme() -> None:
     from harmonizer.methods.registry import BUILT_IN
 
-    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    assert set(told) == set(BUILT_IN)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert set(documented) == set(BUILT_IN)
 
 
 def test_the_reference_has_every_option_of_every_backend(reference: ModuleType) -> None:
     from harmonizer.methods import registry
 
     text = reference.method_options()
-    told = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
-    assert told == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
+    documented = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
+    assert documented == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
                     for field in dataclasses.fields(registry.get(name).Config)}
 
 

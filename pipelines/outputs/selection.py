@@ -205,10 +205,10 @@ def update_scan_facts(selection: Selection) -> tuple[SiteChange, ...]:
 
 def _scan_of(record: ScanRecord) -> Scan:
     """Return a record as a row of the cohort; image and mask are the raw file, not read."""
-    covariates = {k: v for k, v in record.covariates.items() if v is not None}
+    others = {k: str(v) for k, v in record.covariates.items()
+              if v is not None and k not in ("age", "sex")}
     return Scan(record.scan_id, record.subject, record.session, record.modality, record.site,
-                record.site_source, record.path, record.path, covariates.pop("age", None),
-                covariates.pop("sex", None), {k: str(v) for k, v in covariates.items()})
+                record.site_source, record.path, record.path, record.age, record.sex, others)
 
 
 def _count(scans: Sequence[ScanPaths]) -> str:

@@ -249,11 +249,6 @@ class Settings:
         values = self.to_dict()
         return tomli_w.dumps({k: v for k, v in values.items() if k not in ONE_TIME_OPTIONS})
 
-    @classmethod
-    def from_toml(cls, path: str | os.PathLike[str]) -> Settings:
-        """Read settings from a complete TOML file, such as OUT/logs/settings_*.toml."""
-        return cls.from_dict(load_toml(path), origin=str(path))
-
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the options of a TOML file; hyphens in keys are read as underscores.

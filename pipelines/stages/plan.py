@@ -40,7 +40,6 @@ SIMULATED_RESCANS_SECONDS = (700.0, 25.0)  # of an evaluation, once for each mod
 BYTES_PER_VOXEL = 3.5  # of a compressed float32 image
 WORK_BYTES_PER_SCAN = 250e6
 TEMPLATE_VOXELS = {1: 8_530_000, 2: 1_070_000}
-IMAGES_PER_GRID = 2  # preprocessed and harmonized; masks and tissues are small beside them
 EVALUATION_GB = (1.4, 0.4)  # of one process
 SECONDS_PER_HOUR = 3600
 
