@@ -34,19 +34,20 @@ PAGES = [ROOT / "README.md", *sorted(
     if page.parent.name != "research" and not set(BUILT) & set(page.relative_to(ROOT).parts))]
 REFERENCE = ROOT / "docs" / "extensions" / "generated_reference.py"
 OTHER_FLAGS = {  # of docker, apptainer, sbatch, compilers and other programs
-    "--nv", "--containall", "--gres", "--gpus", "--skull-strip-t1w",
+    "--ignore", "--skull-strip-mode", "--nv", "--containall", "--gres", "--gpus", "--skull-strip-t1w",
     "--subject-anatomical-reference", "--flip", "--template", "--help"}
 MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentation,
            "harmonizer.evaluation": evaluation, "harmonizer.reports": reports}
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
 CONTAINER = re.compile(r"(?:harmonizer:[\w.-]+|harmonizer\.sif|\$IMAGE)")
 EXPORT = Path("/data/out/derivatives/raw-harmonized")  # of the page on other tools
-OTHER_TOOLS = {  # flags that their documentation lists: fMRIPrep 25, sMRIPrep 0.19, FreeSurfer 7
+OTHER_TOOLS = {  # flags that their parsers and documentation list: fMRIPrep 25.2, sMRIPrep 0.19
     "fmriprep": {"--participant-label", "--anat-only", "--fs-license-file", "--fs-subjects-dir",
                  "-d", "-w"},
     "smriprep": {"--participant-label", "--fs-license-file", "-w"},
     "recon-all": {"-i", "-s", "-sd", "-all", "-FLAIR", "-FLAIRpial"},
     "gunzip": {"-c"},
+    "mkdir": {"-p"},
     "cat_standalone.sh": {"-s", "-m", "-b"},
     "mri_synthseg": {"--i", "--o", "--vol", "--parc", "--robust"},
 }
