@@ -34,8 +34,8 @@ PAGES = [ROOT / "README.md", *sorted(
     if page.parent.name != "research" and not set(BUILT) & set(page.relative_to(ROOT).parts))]
 REFERENCE = ROOT / "docs" / "extensions" / "generated_reference.py"
 OTHER_FLAGS = {  # of docker, apptainer, sbatch, compilers and other programs
-    "--ignore", "--skull-strip-mode", "--nv", "--containall", "--gres", "--gpus", "--skull-strip-t1w",
-    "--subject-anatomical-reference", "--flip", "--template", "--help"}
+    "--ignore", "--skull-strip-mode", "--skull-strip-t1w", "--subject-anatomical-reference",
+    "--nv", "--containall", "--gres", "--gpus", "--flip", "--template", "--help"}
 MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentation,
            "harmonizer.evaluation": evaluation, "harmonizer.reports": reports}
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
