@@ -130,6 +130,7 @@ def plain_references(app: Any, what: str, name: str, obj: Any, options: Any, lin
 
 def setup(app: Any) -> dict[str, bool]:
     """Register a directive for each entry of `CONTENT`, and the filter of docstrings."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", plain_references, priority=400)
     from sphinx.util.docutils import SphinxDirective
 
