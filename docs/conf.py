@@ -42,6 +42,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "remove_config_comments": True,
+    "parallel": 2,
     "reset_modules": (),
     "show_memory": False,
     "min_reported_time": 0,

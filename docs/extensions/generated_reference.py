@@ -124,7 +124,7 @@ def plain_references(app: Any, what: str, name: str, obj: Any, options: Any, lin
     """Turn numbered references into a list: each docstring counts from 1, a page has several."""
     for number, line in enumerate(lines):
         line = re.sub(r"\[(\d+)\]_", r"[\1]", line)
-        line = re.sub(r"^(\s*)\.\. \[(\d+)\] ", r"\1[\2] ", line)
+        line = re.sub(r"^(\s*)\.\. \[(\d+)\] ", r"\1*  [\2] ", line)
         lines[number] = re.sub(r"\|(\w+)\|", r"\|\1\|", line)  # absolute values
 
 

@@ -117,7 +117,6 @@ from pathlib import Path  # noqa: E402
 from tempfile import TemporaryDirectory  # noqa: E402
 
 with TemporaryDirectory() as folder:
-    path = model.save(Path(folder) / "model")
-    again = hz.load(path).transform(images[1], target=target, site=sites[1],
-                                    covariates={"age": ages[1]})
-assert np.array_equal(again.get_fdata(), harmonized[1].get_fdata())
+    again = hz.load(model.save(Path(folder) / "model"))
+print(again, again.sites_)
+assert again.sites_ == model.sites_
