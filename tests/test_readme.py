@@ -260,6 +260,22 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as MyST and GitHub make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([\w./-]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        known = anchors(target)
+        if target.name == "method-options.md":  # its headings are generated
+            known |= {"tissue_matching"}
+        assert anchor in known, f"{page.name} links to {link}#{anchor}"
+
+
 def test_code_names_only_pages_that_exist() -> None:
     files = [file for top in ("harmonizer", "pipelines", "benchmarks", "tools", "tests")
              for file in (ROOT / top).rglob("*") if file.suffix in (".py", ".sh", ".md")]

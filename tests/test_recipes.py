@@ -180,6 +180,7 @@ def test_the_gate_calls_the_test_command_of_the_readme() -> None:
     assert "set -euo pipefail" in text
     assert re.search(r"^make test\b", text, re.M)
     assert re.search(r"^make lint\b", text, re.M)
+    assert re.search(r"^make docs\b", text, re.M)
 
 
 @pytest.mark.parametrize("script", [".ci/run", "tools/base_image.sh", "tools/constraints.sh",
@@ -194,7 +195,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
                           capture_output=True, env={**os.environ, "MAKEFLAGS": ""})
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "help"])
+@pytest.mark.parametrize("target", ["demo", "test", "docs", "help"])
 def test_make_knows_the_words_of_a_newcomer(target: str, tmp_path: Path) -> None:
     answer = make("-n", target, f"VENV={tmp_path}/venv", f"DEMO={tmp_path}/demo")
     assert answer.returncode == 0, answer.stderr
