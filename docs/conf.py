@@ -29,6 +29,7 @@ autodoc_typehints = "none"  # docstrings state types, shapes and units
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autosummary_ignore_module_all = False
+smartquotes = False  # texts contain JSON and flags
 default_role = "literal"  # docstrings are Markdown-like: single backticks are code
 napoleon_google_docstring = False
 napoleon_use_rtype = False

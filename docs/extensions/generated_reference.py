@@ -32,7 +32,7 @@ def command_line() -> str:
 
     parser = build_parser(PROGRAM)
     positional = [action for action in parser._actions if not action.option_strings]
-    parts = [f"```text\n{parser.format_usage().strip()}\n```\n", _table(positional)]
+    parts = ["## Usage\n", f"```text\n{parser.format_usage().strip()}\n```\n", _table(positional)]
     for group in parser._action_groups:
         flags = [action for action in group._group_actions if action.option_strings
                  and not isinstance(action, argparse._HelpAction)]
