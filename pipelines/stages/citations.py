@@ -58,7 +58,8 @@ def readable(text: str) -> str:
 @cache
 def _entries() -> dict[str, str]:
     """Read the BibTeX entries: key -> text."""
-    text = (files("pipelines") / "data" / "references.bib").read_text(encoding="utf-8")
+    root = files(__name__.rpartition(".stages.")[0])  # installed as harmonizer.pipelines
+    text = (root / "data" / "references.bib").read_text(encoding="utf-8")
     return {match[1]: match[0] for match in _ENTRY.finditer(text + SOFTWARE_ENTRY)}
 
 
