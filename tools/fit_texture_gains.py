@@ -33,7 +33,7 @@ from harmonizer.cohort import Cohort, Scan  # noqa: E402
 from harmonizer.contrast.local_statistics import stack_probabilities  # noqa: E402
 from harmonizer.contrast.texture import ScanTexture, measure_texture, pool_textures  # noqa: E402
 from harmonizer.contrast.texture_transfer import (  # noqa: E402
-    COEFFICIENTS,
+    COEFFICIENTS_FILE,
     COEFFICIENTS_FORMAT,
     TextureGains,
     blur_change,
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the pairs, fit, and write the coefficients with their card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--output", type=Path, default=COEFFICIENTS)
+    parser.add_argument("--output", type=Path, default=COEFFICIENTS_FILE)
     parser.add_argument("--subjects", type=int, default=10)
     parser.add_argument("--scanners", type=int, default=10)
     parser.add_argument("--nprocs", type=int, default=2)

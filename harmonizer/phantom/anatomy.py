@@ -31,7 +31,7 @@ from scipy import ndimage
 from ..errors import UsageError
 from .atlas import Atlas, Map, distances, load_atlas
 from .head import HeadShape, Painter, paint_head
-from .physics import TISSUES
+from .physics import PHANTOM_TISSUES
 
 __all__ = [
     "Subject", "Deformation", "make_subject", "make_deformation", "LABELS", "AGE_RANGE_YEARS",
@@ -93,7 +93,7 @@ class Subject:
         From voxels to the subject's world coordinates in mm, RAS+; the origin is near the anterior
         commissure.
     fractions : (tissues, I, J, K) float32 ndarray
-        Volume fraction of each of `TISSUES` in a voxel; the rest is air.
+        Volume fraction of each of `PHANTOM_TISSUES` in a voxel; the rest is air.
     texture : (2, I, J, K) float32 ndarray
         Fields of about unit variance that change relaxation times, see `physics`.
     brain : (I, J, K) float32 ndarray
@@ -237,8 +237,8 @@ def _paint_brain(
     deep = _deep(here)
     parts = {"gm": share * gm * (1 - deep), "wm": share * wm, "deep": share * gm * deep}
     for tissue, part in parts.items():
-        painter.fractions[TISSUES.index(tissue)][inside] = part
-    painter.fractions[TISSUES.index("csf")][inside] = brain[inside] - sum(parts.values())
+        painter.fractions[PHANTOM_TISSUES.index(tissue)][inside] = part
+    painter.fractions[PHANTOM_TISSUES.index("csf")][inside] = brain[inside] - sum(parts.values())
     painter.remaining -= brain
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .physics import TISSUES
+from .physics import PHANTOM_TISSUES
 
 __all__ = ["HeadShape", "Painter", "paint_head"]
 
@@ -42,7 +42,7 @@ class Painter:
     Attributes
     ----------
     fractions : (tissues, ...) ndarray
-        Volume fractions in the order of `TISSUES`.
+        Volume fractions in the order of `PHANTOM_TISSUES`.
     remaining : (...) ndarray
         Fraction of each voxel that no body has taken.
     softness : float
@@ -55,7 +55,7 @@ class Painter:
     @classmethod
     def blank(cls, shape: tuple[int, ...], softness: float) -> Painter:
         """Return a painter of an empty grid."""
-        fractions = np.zeros((len(TISSUES), *shape), dtype=np.float32)
+        fractions = np.zeros((len(PHANTOM_TISSUES), *shape), dtype=np.float32)
         return cls(fractions, np.ones(shape, dtype=np.float32), softness)
 
     def lowest(self, count: int) -> Painter:
@@ -70,7 +70,7 @@ class Painter:
         """Assign a body to a tissue, or to air (None), where no earlier body took the voxel."""
         taken = self.remaining * self.inside(distance)
         if tissue is not None:
-            self.fractions[TISSUES.index(tissue)] += taken
+            self.fractions[PHANTOM_TISSUES.index(tissue)] += taken
         self.remaining -= taken
 
 
@@ -167,8 +167,8 @@ def _paint_soft(painter: Painter, outer: np.ndarray, scalp: np.ndarray, fatty: n
     painter.paint("fat", fat)
     flesh = painter.remaining * painter.inside(outer)
     fat_fraction = np.clip(0.12 + 0.22 * fatty, 0, 0.7) * flesh  # streaks between the muscles
-    painter.fractions[TISSUES.index("fat")] += fat_fraction
-    painter.fractions[TISSUES.index("muscle")] += flesh - fat_fraction
+    painter.fractions[PHANTOM_TISSUES.index("fat")] += fat_fraction
+    painter.fractions[PHANTOM_TISSUES.index("muscle")] += flesh - fat_fraction
     painter.remaining -= flesh
 
 

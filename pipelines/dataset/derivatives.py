@@ -22,7 +22,7 @@ from typing import Any
 from harmonizer.errors import InputError
 from harmonizer.volume import affine_in_mm, load_nifti, same_grid
 
-from .annex import FETCH, is_unfetched
+from .annex import FETCH_REMEDY, is_unfetched
 from .records import Finding, entities_of
 
 __all__ = ["check_derivatives", "find_precomputed", "same_voxels"]
@@ -119,7 +119,7 @@ def _sources(path: Path) -> list[str]:
 
 def _grid_problem(path: Path, image: Path) -> Finding | None:
     if is_unfetched(path):
-        return Finding(path, "is not used: it was not fetched", FETCH)
+        return Finding(path, "is not used: it was not fetched", FETCH_REMEDY)
     try:
         if same_voxels(load_nifti(path), load_nifti(image)):
             return None
