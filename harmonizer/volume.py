@@ -1,7 +1,7 @@
 """`Volume`: a 3D image with its affine and brain mask; reading and writing of NIfTI.
 
 This module is the only reader and writer of NIfTI. Functions that change intensities return
-`volume.with_data(...)`, so that affine and mask stay the very same objects.
+`volume.with_data(...)`, so that affine and mask remain the same objects.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ A voxel x of a subject samples the template at y = f(x). The mapping f is the co
 
     a head size (larger in men),
     exp(v): the flow of a smooth random velocity field, so that f is a diffeomorphism, and
-    exp(a u): a flow towards the ventricles of a mm; a grows with age and widens the ventricles.
+    exp(a u): a flow towards the ventricles by a mm, which widens them; a grows with age.
 
 Age also thins the cortex: in gray matter the odds of parenchyma against fluid are divided by
-exp(k(age)), which moves the pial border inwards and opens the sulci. For a given seed both effects
-are monotone in age, so that two ages of one seed are the same subject at two times. Their sizes are
-of the order of published lifespan charts [1]_: from 20 to 80 years the ventricles double or more
-and gray matter loses about a seventh.
+exp(k(age)). This moves the pial border inwards and opens the sulci. For a given seed both effects
+are monotone in age, so two ages of one seed are the same subject at two times. Their sizes are of
+the order of published lifespan charts [1]_: from 20 to 80 years the volume of the ventricles at
+least doubles, and gray matter loses about a seventh.
 
 All random fields are drawn on fixed lattices in mm. A subject is therefore the same at every voxel
 size.

@@ -20,8 +20,8 @@ BIDS_VERSION = "1.10.0"
 README = """\
 # Digital phantom
 
-Simulated MR images of simulated subjects and scanners, written by harmonizer.phantom. Nobody was
-scanned. The anatomy is deformed from the MNI152NLin2009aSym template (ICBM, Fonov 2009, as
+Simulated MR images of simulated subjects and scanners, written by harmonizer.phantom. No real
+subject was scanned. The anatomy is deformed from the MNI152NLin2009aSym template (ICBM, Fonov 2009, as
 bundled with nilearn); age widens the ventricles and thins the cortex; contrast follows from tissue
 relaxation times and the sequences in the sidecars. Manufacturers and models of the
 scanners are invented, so that no image is mistaken for a vendor's.

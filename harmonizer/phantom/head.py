@@ -1,9 +1,9 @@
 """Head around the brain, modeled by signed distances.
 
-Every body has a signed distance in mm (negative inside) in template coordinates (mm, RAS+): shells
-of fluid, bone and scalp at a distance from the brain; a face with nose, jaw, eyes, sinuses and
-throat; a neck with the spinal canal. Bodies are painted from the innermost outwards. Each takes a
-fraction of what remains of a voxel, so that fractions sum to at most one; the rest is air.
+Every body has a signed distance in mm (negative inside) in template coordinates (mm, RAS+). There
+are shells of fluid, bone and scalp around the brain, a face with nose, jaw, eyes, sinuses and
+throat, and a neck with the spinal canal. Bodies are painted from the innermost outwards. Each gets
+a fraction of the unassigned part of a voxel. The rest is air.
 
 The model is coarse. It contains what makes brain extraction difficult: bright fat, dark bone,
 muscle and eyes with intensities like the brain's, a neck, and a head that is not spherical.

@@ -7,8 +7,9 @@ A scan is, in each voxel,
 on its own grid. Voxel size, axis order and obliquity are properties of the scanner; the pose of the
 head is a property of the scan. Everything that a harmonization should remove or keep is modeled
 separately: contrast (field strength, sequence), resolution (PSF, voxel), gain, bias field
-and noise. The scan as another scanner T would have made it is therefore known in every voxel: T's
-contrast, resolution and gain, on this scan's grid and in this pose, without noise and bias field.
+and noise. The scan that another scanner T would acquire is therefore known in every voxel: T's
+contrast, resolution and gain, on the grid and in the pose of this scan, without noise and bias
+field.
 
 Manufacturers and models are invented, so that no image is mistaken for a vendor's.
 """

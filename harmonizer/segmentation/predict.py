@@ -223,8 +223,8 @@ def _predict_with_negative(network: Any, box: Volume, threads: int, quick: bool
     """(classes, n) probabilities in the mask, and the image's contrast-to-noise ratio under them.
 
     The network's errors differ between an image and its negative, so the average is more accurate
-    than either. If the image has low contrast under the average, the network was trained well for
-    only one of the two; the prediction with the highest contrast is then used.
+    than either. If the contrast-to-noise ratio under the average is low, one of the two predictions
+    failed. The prediction with the highest ratio is then used.
     """
     values = box.in_mask()
     low, high = values.min(), values.max()

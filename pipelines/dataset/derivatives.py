@@ -1,9 +1,9 @@
 """Precomputed brain masks and preprocessed images of this app, fMRIPrep or sMRIPrep.
 
-A file is used for an image only if its name has all the image's own entities (sub, ses, acq, rec,
-run, ...) and no space entity (or `space-orig`), and if it lies on the image's own voxel grid.
-fMRIPrep averages several T1w images of a subject and drops run and session from the name; such a
-file is not a scan of that session and is not used.
+A file is used for an image only if its name has all entities of the image (sub, ses, acq, rec, run,
+...) and no space entity (or `space-orig`), and if it lies on the voxel grid of the image. fMRIPrep
+averages several T1w images of a subject and drops run and session from the name. Such a file is not
+a scan of that session and is not used.
 
     <stem>_desc-brain_mask.nii.gz          -> 'mask' (this app, other modalities: desc-brainFLAIR)
     <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'

@@ -1,8 +1,10 @@
 """Patterns of .bidsignore: files that are not part of the dataset.
 
-The syntax is that of .gitignore, as in the BIDS validator: the last matching pattern decides, ``!``
-includes a file again, a trailing slash matches folders, a slash elsewhere anchors the pattern at
-the root, and files in an ignored folder are ignored.
+The syntax is that of .gitignore, as in the BIDS validator:
+
+* the last matching pattern decides, and ``!`` includes a file again;
+* a trailing slash matches folders only; a slash elsewhere anchors the pattern at the root;
+* files in an ignored folder are ignored.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def prepare_folder(folder: Path, wanted: Collection[Path]) -> None:
         raise UsageError(
             f"export folder {folder}: holds {len(extra)} images that this run does not export "
             f"({names}): of other participants or modalities, or under other names. Delete the "
-            "folder to export anew, select them as well, or give another with --export-dir."
+            "folder to export again, select them as well, or give another with --export-dir."
         )
     (folder / "dataset_description.json").unlink(missing_ok=True)
     write_text(readme, README)
