@@ -300,7 +300,7 @@ def compare_methods(results: ModalityResults, found: Mapping[str, Sequence[Verdi
                      _number_cell(psnr), _number_cell(results.row("age_r2", method)),
                      _number_cell(results.row("anatomy_flagged", method))))
     return _table(
-        "Methods side by side",
+        "Comparison of methods",
         "All methods on the same scans. ComBat is a baseline: it is fitted on features, not on "
         "images, and evaluated on other subjects.",
         ("Images", "Scanner gone?", "Subject preserved?", "Biology preserved?",
