@@ -33,12 +33,13 @@ MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentatio
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
 CONTAINER = re.compile(r"(?:harmonizer:[\w.-]+|harmonizer\.sif|\$IMAGE)")
 EXPORT = Path("/data/out/derivatives/raw-harmonized")  # of the page on other tools
-OTHER_TOOLS = {  # flags that their documentation lists: fMRIPrep 25, sMRIPrep 0.19, FreeSurfer 7
+OTHER_TOOLS = {  # flags that their parsers and documentation list: fMRIPrep 25.2, sMRIPrep 0.19
     "fmriprep": {"--participant-label", "--anat-only", "--fs-license-file", "--fs-subjects-dir",
                  "-d", "-w"},
     "smriprep": {"--participant-label", "--fs-license-file", "-w"},
     "recon-all": {"-i", "-s", "-sd", "-all", "-FLAIR", "-FLAIRpial"},
     "gunzip": {"-c"},
+    "mkdir": {"-p"},
     "cat_standalone.sh": {"-s", "-m", "-b"},
 }
 VARIABLES = {"BIDS": "/data", "OUT": "/out", "IMAGE": "$IMAGE", "TMPDIR": "/tmp", "label": "01"}

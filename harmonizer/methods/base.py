@@ -174,6 +174,21 @@ class Backend(ABC):
         """Covariates whose effects the fit preserves; empty if the method has none."""
         return ()
 
+    def unmodeled_covariates(self, scans: tuple[Scan, ...]) -> tuple[str, ...]:
+        """Describe the requested covariates that a fit on these scans cannot model.
+
+        Parameters
+        ----------
+        scans : tuple of Scan
+            Scans of the fit; images are not read.
+
+        Returns
+        -------
+        tuple of str
+            One phrase for each covariate, with the reason.
+        """
+        return ()
+
     @property
     def left_out_site_matching(self) -> str | None:
         """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``.

@@ -36,6 +36,7 @@ from .fields import (
     TEXTURE,
     TRAVELING,
     as_boolean,
+    as_columns,
     as_integer,
     as_labels,
     as_number,
@@ -115,8 +116,8 @@ class Settings:
     """Participants to fit on: labels without 'sub-', or column=value; empty means all."""
     fit_low_confidence_masks: bool = option(as_boolean, False)
     """Also fit on scans whose brain mask has low confidence."""
-    covariates: tuple[str, ...] = option(as_texts, ())
-    """Age, sex and columns of participants.tsv whose effects must be preserved; empty: age, sex."""
+    covariates: tuple[str, ...] = option(as_columns, ())
+    """Age, sex and columns of participants.tsv whose effects are evaluated; empty: age, sex."""
     reference_site: str | None = option(as_text, None)
     """Site that the others are tested against; None means the target, else the largest."""
     traveling: str = option(as_text, "auto", choices=TRAVELING)

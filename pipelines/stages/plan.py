@@ -22,7 +22,7 @@ from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.engine import SCANS_PER_PROCESS, count_steps
 from .fit_selection import chosen
-from .targets import existing_target, model_folder_of, planned_target
+from .targets import existing_target, model_folder_of, planned_target, reason_of_default
 
 if TYPE_CHECKING:
     from ..workflows.preprocessing import ScanJob
@@ -120,7 +120,7 @@ def _describe_target(settings: Settings, selection: Selection, modality: str) ->
     elif existing_target(settings, modality):
         why = "target of the images in OUTPUT_DIR"
     else:
-        why = f"default: the site with the most scans, {sites.get(label, 0)}"
+        why = "default" if kind != "site" else f"default: {reason_of_default(sites)}"
     return f"target {kind} {label!r} ({why})"
 
 
@@ -252,7 +252,8 @@ def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[ScanJob
 def _duration(hours: float) -> str:
     if hours >= 1:
         return f"about {hours:.1f} hours"
-    return f"about {max(1, math.ceil(hours * 60))} minutes"
+    minutes = max(1, math.ceil(hours * 60))
+    return f"about {minutes} {'minute' if minutes == 1 else 'minutes'}"
 
 
 def _free_gb(folder: Path) -> float:

@@ -43,6 +43,11 @@ ALONE: tuple[dict[str, Any], ...] = (  # what does not go together with everythi
 )
 
 
+def test_covariates_are_separated_by_spaces_or_commas() -> None:
+    for entries in (["age", "sex", "group"], ["age,sex", "group"], ["age, sex,group,"]):
+        assert settings(covariates=entries).covariates == ("age", "sex", "group")
+
+
 def test_the_round_trip_covers_every_option() -> None:
     named = {"bids_dir", "output_dir", "work_dir", *EVERYTHING}
     named |= {name for changes in ALONE for name in changes}

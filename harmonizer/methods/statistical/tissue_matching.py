@@ -218,6 +218,11 @@ class TissueMatching(StatisticsBackend):
         """Covariates whose effects the fit preserves."""
         return tuple(self.config.covariates)
 
+    def unmodeled_covariates(self, scans: tuple[Scan, ...]) -> tuple[str, ...]:
+        """Describe the requested covariates that a fit on these scans cannot model."""
+        coded = code_covariates(scans, self.config.covariates)
+        return tuple(covariate.in_words() for covariate in coded if covariate.reason)
+
     @property
     def left_out_site_matching(self) -> str | None:
         """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``."""
