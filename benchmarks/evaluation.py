@@ -249,8 +249,8 @@ def _at_one_mm(one: dict[str, float]) -> str:
     hours = GOAL * one["first"] / 3600
     return (f"Measured at 1 mm, {one['scans']} scans: {one['first']:.1f} s for a scan and its "
             f"harmonized image, {one['rescan']:.1f} s for a simulated rescan, {one['peak_mb']:.0f} "
-            f"MB. {GOAL} scans are {hours:.1f} processor hours of images where nobody travels, "
-            f"{60 * hours / CORES:.0f} minutes on {CORES} cores.")
+            f"MB. {GOAL} scans are {hours:.1f} processor hours of images "
+            f"without traveling subjects, {60 * hours / CORES:.0f} minutes on {CORES} cores.")
 
 
 def _outlook(images: list[dict[str, float]], numbers: list[dict[str, float]]) -> str:

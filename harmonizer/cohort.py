@@ -23,14 +23,15 @@ from .errors import InputError, did_you_mean
 from .files import write_text
 from .volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, read_volume, same_grid
 
-__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "Cohort", "Scan", "years_between"]
+__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "MISSING_TEXTS", "Cohort", "Scan", "years_between"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
     "image", "mask", "age", "sex",
 )
 """Columns of cohort.tsv that every scan has; covariates have other names."""
-MISSING = "n/a"
+NOT_AVAILABLE = "n/a"  # missing value in written tables (BIDS)
+MISSING_TEXTS = ("", "n/a", "na", "nan", "none", "null")  # missing values in read tables
 MAX_TRAVELING_YEARS = 1.0
 """Scans of one subject at two sites show one and the same brain if they are at most this far apart.
 Ages are often whole years, so that a birthday between two scans makes them one apart.
@@ -269,7 +270,8 @@ class Cohort:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow((*COLUMNS, *extra))
         for scan in self.scans:
-            writer.writerow(_row(scan, folder) + [scan.covariates.get(k, MISSING) for k in extra])
+            writer.writerow([*_row(scan, folder),
+                             *(scan.covariates.get(k, NOT_AVAILABLE) for k in extra)])
         return write_text(path, stream.getvalue())
 
     @classmethod
@@ -344,28 +346,28 @@ def _shape(image: Any) -> tuple[int, ...]:
 
 
 def _row(scan: Scan, folder: Path) -> list[str]:
-    session = f"ses-{scan.session}" if scan.session else MISSING
-    age = MISSING if scan.age is None else f"{scan.age:g}"
+    session = f"ses-{scan.session}" if scan.session else NOT_AVAILABLE
+    age = NOT_AVAILABLE if scan.age is None else f"{scan.age:g}"
     return [
         scan.scan_id, f"sub-{scan.subject}", session, scan.modality, scan.site, scan.site_source,
-        _relative(scan.image, folder), _relative(scan.mask, folder), age, scan.sex or MISSING,
+        _relative(scan.image, folder), _relative(scan.mask, folder), age, scan.sex or NOT_AVAILABLE,
     ]
 
 
 def _scan(row: Mapping[str, str], folder: Path) -> Scan:
-    extra = {k: v for k, v in row.items() if k not in COLUMNS and v != MISSING}
+    extra = {k: v for k, v in row.items() if k not in COLUMNS and v != NOT_AVAILABLE}
     session = row["session_id"]
     return Scan(
         scan_id=row["scan_id"],
         subject=row["participant_id"].removeprefix("sub-"),
-        session=None if session == MISSING else session.removeprefix("ses-"),
+        session=None if session == NOT_AVAILABLE else session.removeprefix("ses-"),
         modality=row["modality"],
         site=row["site"],
         site_source=row["site_source"],
         image=folder / row["image"],
         mask=folder / row["mask"],
-        age=None if row["age"] == MISSING else float(row["age"]),
-        sex=None if row["sex"] == MISSING else row["sex"],
+        age=None if row["age"] == NOT_AVAILABLE else float(row["age"]),
+        sex=None if row["sex"] == NOT_AVAILABLE else row["sex"],
         covariates=MappingProxyType(extra),
     )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..evaluation.measurements import COMBAT
 from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import KnownTest, Statistics, Test, is_known
 from ..evaluation.verdicts import MIN_SHOWN_R2
@@ -14,7 +15,6 @@ from .html import number_words
 __all__ = ["COMBAT", "EFFECT_NAMES", "EFFECT_SYMBOLS", "ModalityResults", "effect_row",
            "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
 
-COMBAT = "combat_features"
 EFFECT_NAMES = {"cohens_d": "Cohen's d", "standardized_beta": "standardized slope",
                 "partial_eta_squared": "fraction of variance"}
 EFFECT_SYMBOLS = {"cohens_d": "d", "standardized_beta": "β", "partial_eta_squared": "η²"}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..evaluation.questions.anatomy import GUARDED
+from ..evaluation.questions.traveling import PAIR_MEASURES
 from ..evaluation.statistics.resampling import Test, is_known
 from ..evaluation.verdicts import Verdict
 from .html import number_words
@@ -25,8 +26,7 @@ from .results import (
 __all__ = ["Cell", "Table", "compare_methods", "question_tables"]
 
 VERDICT_WORDS = {"yes": "Yes", "partly": "Partly", "no": "No", "unknown": "Cannot be determined"}
-PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
-TISSUES = ("brain", "CSF", "GM", "WM")
+REGIONS_IN_TABLE = ("brain", "CSF", "GM", "WM")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _site_table(results: ModalityResults) -> Table:
 def _intensity_table(results: ModalityResults) -> Table:
     rows = []
     for method in results.images(combat=False):
-        for tissue in TISSUES:
+        for tissue in REGIONS_IN_TABLE:
             row = results.row("distribution_distance", method, tissue=tissue)
             if row is None:
                 continue
@@ -300,7 +300,7 @@ def compare_methods(results: ModalityResults, found: Mapping[str, Sequence[Verdi
                      _number_cell(psnr), _number_cell(results.row("age_r2", method)),
                      _number_cell(results.row("anatomy_flagged", method))))
     return _table(
-        "Methods side by side",
+        "Comparison of methods",
         "All methods on the same scans. ComBat is a baseline: it is fitted on features, not on "
         "images, and evaluated on other subjects.",
         ("Images", "Scanner gone?", "Subject preserved?", "Biology preserved?",

@@ -20,14 +20,14 @@ from .methods_text import methods_text, software_versions
 
 __all__ = ["write_subject_reports"]
 
-PROVENANCE = {
+PROVENANCE_LABELS = {
     "HarmonizationMethod": "method", "HarmonizationMethodVersion": "version of the method",
     "HarmonizationReference": "reference", "Target": "target", "TargetKind": "kind of target",
     "TargetScans": "scans of the target", "ModelSHA256": "model (SHA-256)",
     "TargetSHA256": "site card (SHA-256)", "RandomSeed": "random seed", "Device": "device",
     "Precision": "precision",
 }
-QUALITY = {  # key -> (name, unit)
+QUALITY_MEASURES = {  # key -> (name, unit)
     "volume_l": ("volume of the brain mask", "liters"),
     "overlap": ("overlap of the mask with the template's (Dice)", ""),
     "network_dice": ("agreement of the mask with the network's (Dice)", ""),
@@ -72,7 +72,7 @@ def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
     elif after is not None:
         checks += _anatomy_checks(after.facts)
         content = _harmonized_sidecar(settings, item)
-        provenance = {words: str(content[key]) for key, words in PROVENANCE.items()
+        provenance = {words: str(content[key]) for key, words in PROVENANCE_LABELS.items()
                       if key in content}
         warnings += [f"Anatomy guard: {reason}" for reason in
                      content.get("AnatomyGuard", {}).get("Reasons", ())]
@@ -115,7 +115,7 @@ def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
 def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
     """Return the measures of mask and registration with their limits."""
     checks = [_held(name, float(quality[key]), unit, *LIMITS[key])
-              for key, (name, unit) in QUALITY.items() if key in quality]
+              for key, (name, unit) in QUALITY_MEASURES.items() if key in quality]
     if quality.get("low_confidence"):
         checks.append(
     Check(

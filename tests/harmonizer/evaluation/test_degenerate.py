@@ -113,7 +113,7 @@ def test_images_without_contrast(scans, tmp_path):
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_one_image_without_contrast_among_few(scans, tmp_path):
-    """Some resampled cohorts hold nobody else: they have no mean and cause no warning."""
+    """Some resampled cohorts have no other subject: they have no mean and cause no warning."""
     chosen = Cohort(tuple(scans.of_site(site).scans[-1] for site in "ABC"))
     flat = chosen.scans[0].scan_id
     found = evaluate_change(chosen, tmp_path, lambda data, scan: np.where(

@@ -1,4 +1,4 @@
-"""Fingerprints: subjects told apart, scanners ignored, and nobody left where all look alike."""
+"""Tests of fingerprints: subjects are identified, scanners are ignored, similarity is reported."""
 from __future__ import annotations
 
 import numpy as np
@@ -61,7 +61,7 @@ def test_labels_of_strangers_are_found_by_chance_only(roaming):
     assert margin.effect == pytest.approx(0.0, abs=0.1)
 
 
-def test_one_mean_image_tells_nobody_apart_though_gains_differ(roaming):
+def test_one_mean_image_identifies_no_subject_though_gains_differ(roaming):
     scans, fingerprints = roaming
     mean = np.mean([value for value in fingerprints.values()], axis=0)
     alike = {name: (1 + 0.1 * i) * mean + i for i, name in enumerate(fingerprints)}
