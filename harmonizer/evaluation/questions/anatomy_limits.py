@@ -18,14 +18,16 @@ import numpy as np
 from ...cohort import Cohort, Scan
 from ...errors import InputError
 from ...segmentation.segmentations import Segment, summary_of
+from ..statistics.equivalence import DETECTION_POWER
 from .anatomy import GUARDED, compare_anatomy
 from .rescans import REGISTRATION_ERROR_DEGREES, REGISTRATION_ERROR_MM, simulated_rescan
 from .traveling import Pair, rescans
 
-__all__ = ["AnatomyCheck", "Tolerance", "chance_of_flags", "check_anatomy", "learn_tolerance",
-           "misses_a_voxel", "tolerance_from_pairs"]
+__all__ = ["AnatomyCheck", "Tolerance", "chance_of_flags", "check_anatomy",
+           "detectable_flags", "learn_tolerance", "misses_a_voxel", "tolerance_from_pairs"]
 
 ROUNDING_TOLERANCE = 1e-3  # in the unit of any measure
+SIGNIFICANCE_LEVEL = 0.05
 FLAGGED_FRACTION = 0.05  # of faithful images
 MAX_RESCAN_PAIRS = 20
 MIN_RESCAN_PAIRS = 3  # with fewer real rescans, simulated ones are used
@@ -134,6 +136,31 @@ def chance_of_flags(flagged: int, images: int, tolerance: Tolerance) -> float:
 
     rank = round(tolerance.flagged * (tolerance.pairs + 1))
     return float(betabinom.sf(flagged - 1, images, rank, tolerance.pairs + 1 - rank))
+
+
+def detectable_flags(images: int, tolerance: Tolerance) -> float | None:
+    """Return the smallest fraction of changed images that is distinguished from faithful ones.
+
+    Parameters
+    ----------
+    images : int
+        Number of images.
+    tolerance : Tolerance
+        Limits.
+
+    Returns
+    -------
+    float or None
+        Fraction that is found at 5 % with a probability of 80 %; None if no number of flags is
+        unlikely among faithful images.
+    """
+    from scipy.stats import beta
+
+    counts = (count for count in range(1, images + 1)
+              if chance_of_flags(count, images, tolerance) < SIGNIFICANCE_LEVEL)
+    least = next(counts, None)
+    return None if least is None else float(
+        beta.ppf(DETECTION_POWER, least, images - least + 1))
 
 
 def learn_tolerance(
