@@ -16,7 +16,6 @@ import numpy as np
 
 from ..cohort import MAX_TRAVELING_YEARS, Cohort, Scan
 from ..errors import NotEstimableError
-from ..segmentation.segmentations import name_of
 from .cache import cached, file_key
 from .inputs import EvaluationInput, Features
 from .measurements import COMBAT, PoolMap
@@ -30,14 +29,13 @@ from .questions.anatomy_limits import (
     chance_of_flags,
     check_anatomy,
     detectable_flags,
-    learn_tolerance,
 )
 from .questions.biology import age_by_scanner, age_loss, age_tests, effect_losses, effect_tests
 from .questions.longitudinal import change_losses, change_tests, order_tests
 from .questions.scanner import site_tests
 from .questions.site_features import principal_components, site_feature_tests
 from .questions.subject import identity_changes, source_identity, traveling_identity
-from .questions.traveling import agreement_tests, compare_methods, pair_metrics, rescans, site_pairs
+from .questions.traveling import agreement_tests, compare_methods, pair_metrics, site_pairs
 from .statistics.distribution_tests import anderson_darling, distance_between_sites, excess_distance
 from .statistics.equivalence import exact_fraction_interval
 from .statistics.resampling import Test, bootstrap_interval, corrected, not_possible
@@ -290,15 +288,13 @@ def longitudinal_tests(inputs: EvaluationInput) -> Iterator[Test]:
         yield from _of_method(tests, backend)
 
 
-def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
+def anatomy_tests(inputs: EvaluationInput) -> AnatomyResult:
     """Check the anatomy of all scans and methods.
 
     Parameters
     ----------
     inputs : EvaluationInput
         Measured input.
-    pool : callable
-        Label to ``map``.
 
     Returns
     -------
@@ -313,7 +309,7 @@ def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
     """
     if not inputs.variants:
         return Tolerance(), {}, [], []
-    tolerance = _tolerance(inputs, pool)
+    tolerance = inputs.tolerance
     checks, rows, tests = {}, [], []
     for backend in inputs.variants:
         found = {scan.scan_id: check_anatomy(
@@ -328,18 +324,6 @@ def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
                    unit=MEASURES[name].unit, method=tolerance.origin, stage="before")
               for name, limit in tolerance.limits.items()]
     return tolerance, checks, rows, tests
-
-
-def _tolerance(inputs: EvaluationInput, pool: PoolMap) -> Tolerance:
-    """Return the limits of the anatomy guard, from the cache if they are there."""
-    paths = [scan.image for scan in inputs.before]
-    key = file_key(paths, "tolerance of rescans", inputs.seed,
-                   inputs.segment and name_of(inputs.segment),
-                   [(p.first.scan_id, p.second.scan_id) for p in rescans(inputs.before)])
-    found = cached(inputs.cache, key, lambda: vars(learn_tolerance(
-        inputs.before, inputs.segment, seed=inputs.seed,
-        mapper=pool(f"{inputs.modality} limits from rescans"))))
-    return Tolerance(**found)
 
 
 def _anatomy_rows(scan: Scan, check: AnatomyCheck, backend: str, target: str) -> Iterator[Metric]:

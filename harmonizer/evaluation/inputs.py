@@ -16,6 +16,7 @@ from ..volume import AFFINE_TOLERANCE_MM, load_nifti, same_grid
 from .metrics.distribution import QuantileTable, intensity_range, moment_map
 from .metrics.scan_features import ScanMeasurements
 from .paired_metrics import PairedMetrics
+from .questions.anatomy_limits import Tolerance
 from .statistics.design import Design
 
 __all__ = ["EvaluationInput", "Features", "prepare_input", "require_template_grid",
@@ -64,7 +65,7 @@ class Features:
 class EvaluationInput:
     """What is evaluated in one modality, and how.
 
-    The last three attributes are empty until `measurements.measure_images` fills them.
+    The last four attributes are empty until `measurements.measure_images` fills them.
 
     Attributes
     ----------
@@ -98,6 +99,8 @@ class EvaluationInput:
         By method; "" stands for the unharmonized images.
     measurements : mapping of str to ScanMeasurements
         By scan identifier.
+    tolerance : Tolerance
+        Limits of the anatomy guard.
     """
 
     before: Cohort
@@ -115,6 +118,7 @@ class EvaluationInput:
     paired_metrics: Mapping[str, PairedMetrics] = field(default_factory=dict)
     features: Mapping[str, Features] = field(default_factory=dict)
     measurements: Mapping[str, ScanMeasurements] = field(default_factory=dict)
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
     @property
     def modality(self) -> str:

@@ -10,11 +10,15 @@ import numpy as np
 
 from ..cohort import Cohort
 from ..errors import NotEstimableError
+from ..segmentation.segmentations import name_of
 from ..tissues import TISSUES
+from .cache import cached, file_key
 from .inputs import EvaluationInput, Features
 from .metrics.distribution import LEVELS
 from .metrics.scan_features import ScanJob, measure_scan
 from .paired_metrics import PairedMetrics, label_tissues, measure_cohort
+from .questions.anatomy_limits import Tolerance, learn_tolerance
+from .questions.traveling import rescans
 from .statistics.combat import age_spline, cross_fitted_combat
 from .table import RESCALED
 
@@ -60,7 +64,7 @@ def measure_images(
     Returns
     -------
     EvaluationInput
-        With `paired_metrics`, `measurements` and `features`.
+        With `paired_metrics`, `tolerance`, `measurements` and `features`.
 
     Raises
     ------
@@ -71,9 +75,11 @@ def measure_images(
     low, high = np.interp([0.005, 0.995], LEVELS, inputs.target_quantiles())
     maps = inputs.linear_maps()
     labels = None if priors is None else label_tissues(priors)
+    if inputs.variants:
+        inputs = replace(inputs, tolerance=_tolerance(inputs, pool))
     jobs = [ScanJob(scan, {name: cohort.scans[i] for name, cohort in inputs.variants.items()},
                     labels, (float(low), float(high)), inputs.segment, inputs.cache,
-                    maps[scan.scan_id])
+                    maps[scan.scan_id], inputs.tolerance.limits)
             for i, scan in enumerate(inputs.before)]
     mapper = pool(f"{inputs.modality} tissues, anatomy")
     inputs = replace(inputs, measurements={
@@ -81,6 +87,18 @@ def measure_images(
     features = {name: _features(inputs, name) for name in ("", RESCALED, *inputs.variants)}
     inputs = replace(inputs, features=features)
     return _add_combat(inputs) if combat else inputs
+
+
+def _tolerance(inputs: EvaluationInput, pool: PoolMap) -> Tolerance:
+    """Return the limits of the anatomy guard, from the cache if they are there."""
+    paths = [scan.image for scan in inputs.before]
+    key = file_key(paths, "tolerance of rescans", inputs.seed,
+                   inputs.segment and name_of(inputs.segment),
+                   [(p.first.scan_id, p.second.scan_id) for p in rescans(inputs.before)])
+    found = cached(inputs.cache, key, lambda: vars(learn_tolerance(
+        inputs.before, inputs.segment, seed=inputs.seed, cache=inputs.cache,
+        mapper=pool(f"{inputs.modality} limits from rescans"))))
+    return Tolerance(**found)
 
 
 def _paired_metrics(inputs: EvaluationInput, pool: PoolMap,

@@ -195,7 +195,7 @@ def _evaluate_modality(inputs: EvaluationInput, fitted_on: Mapping[str, Sequence
                        pool: PoolMap) -> EvaluationResult:
     """Answer all questions of one modality from the measured numbers."""
     pairs, pair_rows = pair_tests(inputs, pool)
-    tolerance, checks, anatomy_metrics, anatomy_rows = anatomy_tests(inputs, pool)
+    tolerance, checks, anatomy_metrics, anatomy_rows = anatomy_tests(inputs)
     tests = [*scanner_tests(inputs), *pair_rows, *subject_agreement_tests(inputs),
              *identity_tests(inputs), *biology_tests(inputs), *longitudinal_tests(inputs),
              *anatomy_rows, *confounding_tests(inputs), *combat_missing(inputs)]

@@ -508,8 +508,8 @@ def _anatomy(table: Statistics, backend: str) -> Verdict:
                 f"guard ({row.method.split(';')[0]}); of faithful images, {100 * nominal:.0f} % "
                 "do. Linear rescaling alone changes no anatomy.")
     if row.detectable is not None and math.isfinite(row.detectable):
-        sentence += (f" With n = {row.n} a fraction of {100 * row.detectable:.0f} % of changed "
-                     "images would have been told from faithful ones.")
+        sentence += (f" With so many images, a fraction of {100 * row.detectable:.0f} % of changed "
+                     "ones would have been found.")
     if row.effect:
         sentence += " Inspect the flagged scans."
     return _verdict("anatomy", answer, sentence, row)

@@ -23,7 +23,7 @@ from ...files import atomic_path, read_json, write_json
 from ...segmentation.segmentations import Segment, Summary, name_of, summary_of
 from ...tissues import TISSUES
 from ...volume import Volume
-from ..cache import array_key, file_key, with_nan, without_nan
+from ..cache import array_key, cached_summary, file_key, with_nan, without_nan
 from ..questions.anatomy import compare_anatomy
 from ..questions.scanner import texture_features
 from ..questions.subject import fingerprint
@@ -83,6 +83,8 @@ class ScanJob:
         Folder of the cache.
     linear : tuple of float
         Gain and offset that give the scan the target's mean and standard deviation.
+    limits : mapping of str to float, optional
+        Limits of the anatomy guard, see `compare_anatomy`.
     """
 
     scan: Scan
@@ -92,6 +94,7 @@ class ScanJob:
     segment: Segment | None = None
     cache: Path | None = None
     linear: tuple[float, float] = (1.0, 0.0)
+    limits: Mapping[str, float] | None = None
 
 
 def measure_scan(job: ScanJob) -> ScanMeasurements:
@@ -116,7 +119,8 @@ def measure_scan(job: ScanJob) -> ScanMeasurements:
               *(path for scan in job.variants.values() for path in (scan.image, scan.mask)),
               *job.scan.tissues.values()]
     key = file_key(images, "scan with noise", sorted(job.variants), job.gray_range, job.linear,
-                   array_key(job.labels), job.segment and name_of(job.segment))
+                   sorted((job.limits or {}).items()), array_key(job.labels),
+                   job.segment and name_of(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
         found = with_nan(read_json(path.with_suffix(".json")))
@@ -149,7 +153,7 @@ def _measure(job: ScanJob) -> tuple[dict[str, dict[str, dict[str, float]]], dict
         raise InputError(f"{job.scan.scan_id}: expected an image on the grid of the tissue labels "
                          f"{labels.shape}, got {source.shape}.")
     numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
-    before = summary_of(source, job.segment)
+    before = cached_summary(job.cache, source, (job.scan.image, job.scan.mask), job.segment)
     _add(numbers, "", source, before, job)
     _add_rescaled(numbers, source, before, job)
     fingerprints = {"": fingerprint(source)}
@@ -158,10 +162,11 @@ def _measure(job: ScanJob) -> tuple[dict[str, dict[str, dict[str, float]]], dict
         if not source.same_grid(result):
             raise InputError(f"{job.scan.scan_id}: expected the image of {backend} on the grid of "
                              f"the preprocessed one {source.shape}, got {result.shape}.")
-        after = summary_of(result, job.segment)
+        after = cached_summary(job.cache, result, (scan.image, scan.mask), job.segment)
         _add(numbers, backend, result, after, job)
         numbers["anatomy"][backend] = compare_anatomy(
-            source, result, job.segment, of_source=before, of_result=after)
+            source, result, job.segment, of_source=before, of_result=after,
+            limits=job.limits)
         fingerprints[backend] = fingerprint(result)
     return numbers, fingerprints
 

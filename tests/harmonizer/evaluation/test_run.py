@@ -130,10 +130,10 @@ def test_subjects_are_told_apart_where_the_method_lets_them(result, traveled):
     assert one(traveled.statistics, "identification").effect > 0.9
     assert one(traveled.statistics, "identification", "good").effect > 0.9
     assert not one(traveled.statistics, "identification", "mean").known
-    verdicts = {name: [a.answer for a in compute_verdicts(traveled.statistics, name)]
-                for name in ("good", "mean")}
-    assert verdicts["good"][1] == "yes"
-    assert (verdicts["mean"][1], verdicts["mean"][3]) == ("no", "no")
+    verdicts = {name: compute_verdicts(traveled.statistics, name) for name in ("good", "mean")}
+    # Five subjects show no loss, and could not have shown a loss of 5 %.
+    assert verdicts["good"][1].words == "Not detectable with n = 5"
+    assert [verdicts["mean"][i].words for i in (1, 3)] == ["Lost", "Changed"]
 
 
 def test_contrast_alone_is_seldom_flagged(result):

@@ -182,7 +182,7 @@ def test_anatomy_by_the_fraction_of_flagged_scans(fraction, p, words):
     assert found.words == words
     assert found.sentence.startswith(f"{100 * fraction:.0f} % of the images (exact 95 % interval "
                                      "0 to 70 %)")
-    assert "of faithful images, 5 % do" in found.sentence and "n = 20" in found.sentence
+    assert "of faithful images, 5 % do" in found.sentence and "of 25 % of changed" in found.sentence
 
 
 def test_without_any_row_everything_is_unknown():
