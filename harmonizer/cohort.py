@@ -319,7 +319,7 @@ def years_of(scans: Iterable[Scan]) -> list[float] | None:
 
 
 def _acquired(scan: Scan) -> float | None:
-    """Date of a scan in years, from ``acq_time``."""
+    """Return the date of a scan in years, from ``acq_time``."""
     try:
         date = datetime.fromisoformat(str(scan.covariates[ACQUISITION_TIME]).removesuffix("Z"))
     except (KeyError, ValueError):
@@ -332,7 +332,7 @@ def _count_sites(scans: Iterable[Scan]) -> int:
 
 
 def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
-    """Scans within `MAX_TRAVELING_YEARS` that cover most sites; all where years are not known."""
+    """Return the scans within `MAX_TRAVELING_YEARS` that cover most sites; all without dates."""
     years = years_of(scans)
     if years is None:
         return scans
@@ -342,7 +342,7 @@ def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
 
 
 def _shape(image: Any) -> tuple[int, ...]:
-    """Shape of an image in three dimensions; trailing ones do not count."""
+    """Return the shape of an image in three dimensions; trailing ones do not count."""
     return tuple(image.shape[:3]) if set(image.shape[3:]) <= {1} else tuple(image.shape)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .statistics.equivalence import FEATURES_FRACTION, OWN_TO_OTHERS_MARGIN, SITE_VARIANCE_MARGIN
-from .statistics.resampling import NO_SUBJECT_INFORMATION, Statistics, Test
+from .statistics.resampling import NO_SUBJECT_INFORMATION, KnownTest, Statistics, Test, is_known
 
 __all__ = ["MIN_SHOWN_R2", "QUESTIONS", "Verdict", "compute_verdicts", "site_answers"]
 
@@ -103,9 +103,9 @@ def _row(table: Statistics, name: str, backend: str, **more: str) -> Test | None
     return rows[0] if rows else None
 
 
-def _known(table: Statistics, name: str, backend: str, **more: str) -> Test | None:
+def _known(table: Statistics, name: str, backend: str, **more: str) -> KnownTest | None:
     row = _row(table, name, backend, **more)
-    return row if row is not None and row.known else None
+    return row if is_known(row) else None
 
 
 def _verdict(question: str, answer: str, sentence: str, row: Test | None) -> Verdict:

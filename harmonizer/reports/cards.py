@@ -9,7 +9,7 @@ from typing import Any
 
 from ..evaluation.questions.anatomy import GUARDED
 from ..evaluation.statistics.equivalence import INTENSITY_MARGIN
-from ..evaluation.statistics.resampling import Test
+from ..evaluation.statistics.resampling import Test, is_known
 from ..evaluation.verdicts import QUESTIONS, Verdict
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
@@ -88,7 +88,7 @@ def verdict_card(results: ModalityResults, answer: Verdict) -> Card:
 
 def _number(row: Test) -> tuple[str, str]:
     """Return the large number of a card and its description."""
-    if not row.known:
+    if not is_known(row):
         return "", ""
     if row.name in PERCENT_TESTS:
         return f"{100 * row.effect:.0f} %", NUMBER_CAPTIONS[row.name]
@@ -109,7 +109,7 @@ def _marks(results: ModalityResults, name: str, combat: bool = True, **more: str
         row = results.row(name, method, **more)
         look = ("before" if not method else
                 "after" if method == results.methods[0] else "other")
-        if row is not None and row.known:
+        if is_known(row):
             marks.append(Mark(method_words(method), row.effect, row.low, row.high, look,
                               value_words(row)))
     return marks
@@ -120,7 +120,9 @@ def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
     levels = basis is not None and basis.name == "distribution_excess"
     if results.known("site_f1_retrained", own) and not levels:
         chance = results.known("site_chance", own)
-        band = None if chance is None else Band(chance.low, chance.high, "chance")
+        band = None
+        if chance is not None and chance.low is not None and chance.high is not None:
+            band = Band(chance.low, chance.high, "chance")
         return (interval_chart(_marks(results, "site_f1_retrained"),
                                "Macro F1 of the predicted site", band=band, ends=(0.0, 1.0)),
                 "Macro F1 of the site predicted by a classifier that was trained on other "
@@ -141,7 +143,7 @@ def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
 
 def _subject_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     marks = [Mark(words, row.effect, row.low, row.high, look)
-             for words, look, row in pair_rows(results, "psnr") if row is not None and row.known]
+             for words, look, row in pair_rows(results, "psnr") if is_known(row)]
     if marks:
         return (interval_chart(marks, "PSNR between images of one subject from two scanners",
                                ends=_axis_without_first(marks)),

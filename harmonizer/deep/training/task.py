@@ -85,7 +85,7 @@ class TrainingTask:
         JSON types that must be equal for a checkpoint to be resumed (config, seed, data).
     """
 
-    networks: dict[str, nn.Module]
+    networks: dict[str, Any]
     identity: dict[str, Any]
 
     def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:

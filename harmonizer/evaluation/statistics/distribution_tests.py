@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def distance_between_sites(
         The effect is in R, 0 or more. It does not vanish for few subjects, so the method states its
         mean under permutation.
     """
-    context = {"question": "scanner", "unit": "R"}
+    context: dict[str, Any] = {"question": "scanner", "unit": "R"}
     why = _too_few(sites, subjects)
     if why:
         return not_possible("distribution_distance", why, len(set(subjects)), **context)
@@ -172,7 +173,7 @@ def excess_distance(
     Test
         ``distribution_excess`` with margin and smallest detectable effect.
     """
-    context = {"question": "scanner"}
+    context: dict[str, Any] = {"question": "scanner"}
     why = _too_few(sites, subjects)
     labels, n = np.array(sites), len(set(subjects))
     within = math.nan if why else _within_sites(quantiles, labels)

@@ -5,9 +5,13 @@ contrast views (GIN, bias field, gamma) separate them. A diffusion model, condit
 generates the slice. To harmonize, a slice is inverted to noise under its own vectors and decoded
 under the target's mean z_c and its own z_a.
 
-The preset ``paper`` has the paper's values: 2D U-Net of 20.3 M parameters without attention, 256-d
-heads, style as a scale only, T = 1000 linear, eps, 9 subjects x 9 views, temperature 0.07, both
-weights 0.5, Adam 1e-4, clip 1, EMA 0.999, plain mean of the target's z_c, DDIM with 20 steps.
+The preset ``paper`` has the values of the paper:
+
+* 2D U-Net of 20.3 M parameters without attention, 256-d heads, style as a scale only,
+* T = 1000, linear schedule, prediction of the noise (eps),
+* batches of 9 subjects x 9 views, temperature 0.07, both contrastive weights 0.5,
+* Adam with 1e-4, gradient clipping at 1, EMA 0.999,
+* plain mean of the target's z_c, DDIM with 20 steps.
 
 Differences from the paper, each with a reason:
 
@@ -15,10 +19,11 @@ Differences from the paper, each with a reason:
   slices, because numbers per slice make slices flicker.
 * All brain slices are trained on, because top and bottom must be harmonized too (`max_offset`).
 * The encoder pools over the brain, so that a vertex slice has the contrast of its scan.
-* Inversion is without clipping, on a quadratic grid, with fixed-point corrections. Clipping makes
-  the inversion inexact.
-* With `strength` < 1 only a part of the timesteps is inverted, so that detail is the source's.
-* With `residual` what the round trip loses is not lost, and equal contrasts change nothing.
+* Inversion has no clipping, which would make it inexact. It uses a quadratic grid of timesteps and
+  fixed-point corrections.
+* With `strength` < 1 only a fraction of the timesteps is inverted, which preserves fine detail.
+* With `residual`, decode(target) - decode(source) is added to the image. Errors of inversion and
+  decoding cancel, and equal contrasts change nothing.
 * The image is first harmonized by the baseline (`harmonizer.methods.learned.base`).
 * GIN has the settings of its own paper; ``gin=release`` are those of the CACD authors' code.
 * The change is smoothed across slices (`change_smoothing`).

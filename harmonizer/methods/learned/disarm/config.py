@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...config import setting
 from ..config import NONE, TINY_BASELINE, LearnedConfig
@@ -118,5 +119,6 @@ PAPER = dict(
     residual=False, label_at_target=True, baseline=NONE, steps=100_000, validate_every=2_000,
     save_every=1_000, log_every=200, patience=0,
 )
-PRESETS = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
-           "paper": {"preset": "paper", **PAPER}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
+    "paper": {"preset": "paper", **PAPER}}

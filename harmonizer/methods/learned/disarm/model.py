@@ -120,8 +120,7 @@ class DisarmModel(LearnedModel):
                                           self.tensor(label[None]))
 
     def scanner_code(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Return the mean scanner code over patches, weighted by brain, shape (style,); no label.
-        """
+        """Return the mean scanner code over patches, (style,), weighted by brain, without label."""
         label = self.tensor(np.zeros((1, len(self.sites)), np.float32))
         codes, weights = [], []
         for x, m in self.brain_patches(image, mask):
@@ -140,4 +139,4 @@ class DisarmModel(LearnedModel):
 
     def _grid(self, shape: tuple[int, ...], overlap: bool = True) -> PatchGrid:
         patch = fit_patch(self.config.patch, shape)
-        return PatchGrid(shape, patch, None if overlap and patch != shape else patch)
+        return PatchGrid(shape, patch, () if overlap and patch != shape else patch)

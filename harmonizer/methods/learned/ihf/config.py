@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ....deep.networks.hierarchy_flow import FUSIONS
 from ...config import setting
@@ -104,5 +105,6 @@ PAPER = dict(
     same_site_fraction=0.0, identity_weight=0.0, truth_weight=0.0, gradient_weight=0.0,
     learning_rate=1e-4, steps=100_000, validate_every=2_000, save_every=2_000, log_every=200,
 )
-PRESETS = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
-           "paper": {"preset": "paper", **PAPER}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
+    "paper": {"preset": "paper", **PAPER}}
