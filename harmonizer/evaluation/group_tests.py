@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cohort import MAX_TRAVELING_YEARS, Cohort, Scan
 from ..errors import NotEstimableError
-from .cache import cached, file_key
+from .cache import array_key, cached, file_key
 from .inputs import EvaluationInput, Features
 from .measurements import COMBAT, PoolMap
 from .metrics.scan_features import texture_rows
@@ -84,10 +84,7 @@ def scanner_tests(inputs: EvaluationInput) -> Iterator[Test]:
     """Test the site effect in intensities, texture features and tissue volumes."""
     yield from _intensity_tests(inputs)
     after = {name: found.texture for name, found in inputs.features.items() if name}
-    yield from tests_or_reason(
-        "site_f1_retrained", "scanner", site_tests, inputs.features[""].texture, after,
-        inputs.design.sites, inputs.design.subjects, inputs.target,
-        permutations=inputs.permutations, seed=inputs.seed)
+    yield from tests_or_reason("site_f1_retrained", "scanner", _site_tests, inputs, after)
     for backend, found in inputs.features.items():
         yield from _of_method(tests_or_reason(
             "features_within_margin", "scanner", site_feature_tests, found.columns(),
@@ -100,6 +97,20 @@ def scanner_tests(inputs: EvaluationInput) -> Iterator[Test]:
         yield from _of_method(tests_or_reason(
             "marginal_r2", "scanner", volume_tests, found.ratios, inputs.design, inputs.reference,
             seed=inputs.seed), backend)
+
+
+def _site_tests(inputs: EvaluationInput, after: Mapping[str, np.ndarray]) -> list[Test]:
+    """Classify the site, or read the tests from the cache: they do not depend on covariates."""
+    before = inputs.features[""].texture
+    sites, subjects = inputs.design.sites, inputs.design.subjects
+    key = file_key((), "site classification", sites, subjects, inputs.target, inputs.permutations,
+                   inputs.seed, array_key(before),
+                   [(name, array_key(table)) for name, table in after.items()])
+    rows = cached(inputs.cache, key, lambda: [vars(test) for test in site_tests(
+        before, after, sites, subjects, inputs.target, permutations=inputs.permutations,
+        seed=inputs.seed)])
+    return [Test(**{name: None if isinstance(value, float) and math.isnan(value) else value
+                    for name, value in row.items()}) for row in rows]
 
 
 def _intensity_tests(inputs: EvaluationInput) -> Iterator[Test]:

@@ -133,8 +133,8 @@ def _mean_intensities(inputs: EvaluationInput, backend: str) -> dict[str, np.nda
     """Return the mean intensity of each tissue, by measure."""
     metrics = inputs.paired_metrics.get(backend) or inputs.first_metrics
     rows = metrics.metrics.select(stage="after" if backend in inputs.variants else "before")
-    gain, offset = np.array([inputs.linear_maps()[scan.scan_id] if backend == RESCALED else (1, 0)
-                             for scan in inputs.before], dtype=float).T
+    maps = inputs.linear_maps() if backend == RESCALED else {}
+    gain, offset = np.array([maps.get(scan.scan_id, (1.0, 0.0)) for scan in inputs.before]).T
     means = {}
     for name in TISSUE_MEAN_MEASURES:
         known = {row.scan: row.value for row in rows.select(measure=name)}
