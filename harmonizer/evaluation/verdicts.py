@@ -9,10 +9,15 @@ defined here only; the margins are in `statistics.equivalence`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from .statistics.equivalence import FEATURES_FRACTION, OWN_TO_OTHERS_MARGIN, SITE_VARIANCE_MARGIN
+from .statistics.equivalence import (
+    FEATURES_FRACTION,
+    OWN_TO_OTHERS_MARGIN,
+    RETENTION_MARGIN,
+    SITE_VARIANCE_MARGIN,
+)
 from .statistics.resampling import NO_SUBJECT_INFORMATION, KnownTest, Statistics, Test, is_known
 
 __all__ = ["MIN_SHOWN_R2", "QUESTIONS", "Verdict", "compute_verdicts", "site_answers"]
@@ -27,6 +32,7 @@ SIGNIFICANCE_LEVEL = 0.05
 MIN_SHOWN_R2 = -10.0  # a prediction below is reported as worse than this
 MAX_FLAGGED_FRACTION = 0.5  # of scans; from here on anatomy is reported as changed
 MIN_IDENTIFIED_FRACTION = 0.95  # of sources, for "yes"
+MIN_PARTLY_IDENTIFIED_FRACTION = 0.5
 MAX_NAMED_FEATURES = 4
 ANSWERS = {"removed": "yes", "reduced": "partly", "present": "no", "undetectable": "unknown",
            "absent": "unknown"}
@@ -129,11 +135,25 @@ def _with_interval(row: Test) -> str:
     unit = "" if row.unit in ("", "1") else f" {row.unit}"
     if not _has_interval(row):
         return _number(row.effect, unit)
-    return f"{_number(row.effect, unit)} (95 % interval {row.low:.3g} to {row.high:.3g})"
+    low, high = _ends(row)
+    return f"{_number(row.effect, unit)} (95 % interval {low:.3g} to {high:.3g})"
+
+
+def _ends(row: Test) -> tuple[float, float]:
+    """Return the ends of the interval, NaN without one; a comparison with NaN is false."""
+    return (math.nan if row.low is None else row.low, math.nan if row.high is None else row.high)
 
 
 def _has_interval(row: Test) -> bool:
-    return all(end is not None and math.isfinite(end) for end in (row.low, row.high))
+    return all(math.isfinite(end) for end in _ends(row))
+
+
+def _margin_of(row: Test) -> float:
+    return math.nan if row.margin is None else row.margin
+
+
+def _detectable(row: Test) -> float:
+    return math.nan if row.detectable is None else row.detectable
 
 
 def _sentence_case(text: str) -> str:
@@ -202,29 +222,24 @@ def _site_part(table: Statistics, name: str, backend: str, words: str) -> _Part 
         return None
     before = _known(table, name, "", tissue="brain", stage="before")
     rescaled = _known(table, name, "", tissue="brain", stage="rescaled")
-    sentence = (f"{words} {_with_interval(after)}, margin {after.margin:.3g}"
+    sentence = (f"{words} {_with_interval(after)}, margin {_margin_of(after):.3g}"
                 f"{_yardsticks(before, rescaled)}")
     return _Part(_equivalence(after, before), sentence, after)
 
 
-def _equivalence(after: Test, before: Test | None) -> str:
+def _equivalence(after: KnownTest, before: KnownTest | None) -> str:
     """Return the answer for an effect that should vanish."""
-    if not _has_interval(after) or after.margin is None:
-        return "undetectable"
-    if after.high < after.margin:
-        small = before is not None and _has_interval(before) and before.high < after.margin
-        return "absent" if small else "removed"
-    if before is not None and after.high < before.effect:
+    (low, high), margin = _ends(after), _margin_of(after)
+    if high < margin:
+        return "absent" if before is not None and _ends(before)[1] < margin else "removed"
+    if before is not None and high < before.effect:
         return "reduced"
-    return "present" if after.low > after.margin else "undetectable"
+    return "present" if low > margin else "undetectable"
 
 
-def _yardsticks(before: Test | None, rescaled: Test | None, percent: bool = False) -> str:
+def _yardsticks(before: Test | None, rescaled: Test | None) -> str:
     """Return the same number before and after linear rescaling alone."""
-    def number(row: Test) -> str:
-        return f"{100 * row.effect:.0f} %" if percent else _number(row.effect)
-
-    parts = [f"{words} {number(row)}" for words, row in (
+    parts = [f"{words} {_number(row.effect)}" for words, row in (
         ("before", before), ("linear rescaling alone", rescaled)) if row is not None]
     return f" ({', '.join(parts)})" if parts else ""
 
@@ -237,13 +252,12 @@ def _features_part(table: Statistics, backend: str) -> _Part | None:
         return None
     before, rescaled = (_variances(table, "", stage) for stage in ("before", "rescaled"))
     answer = _features_answer(after, before)
-    inside = [name for name, test in after.items() if test.high < SITE_VARIANCE_MARGIN]
     count = ", ".join(f"{words} {_count_inside(tests, after)}" for words, tests in (
         ("before", before), ("linear rescaling alone", rescaled)) if tests)
     sentence = (f"the site explains less than {100 * SITE_VARIANCE_MARGIN:.0f} % of the variance "
-                f"of {len(inside)} of {len(after)} features of intensity, texture, noise and "
-                f"volume, interval included{f' ({count})' if count else ''}")
-    above = sorted((test for test in after.values() if test.low > SITE_VARIANCE_MARGIN),
+                f"of {_count_inside(after, after)} of {len(after)} features of intensity, texture, "
+                f"noise and volume, interval included{f' ({count})' if count else ''}")
+    above = sorted((test for test in after.values() if _ends(test)[0] > SITE_VARIANCE_MARGIN),
                    key=lambda test: -test.effect)
     if above:
         named = ", ".join(f"{test.reference} {100 * test.effect:.0f} %"
@@ -253,28 +267,29 @@ def _features_part(table: Statistics, backend: str) -> _Part | None:
     return _Part(answer, sentence, row)
 
 
-def _variances(table: Statistics, backend: str, stage: str) -> dict[str, Test]:
+def _variances(table: Statistics, backend: str, stage: str) -> dict[str, KnownTest]:
     rows = table.select(name="site_variance", backend=backend)
     return {row.reference: row for row in rows
-            if row.known and (row.stage == stage or not row.stage)}
+            if is_known(row) and (row.stage == stage or not row.stage)}
 
 
-def _count_inside(tests: dict[str, Test], named: Iterable[str]) -> int:
-    return sum(name in tests and tests[name].high < SITE_VARIANCE_MARGIN for name in named)
+def _count_inside(tests: Mapping[str, Test], named: Iterable[str]) -> int:
+    return sum(name in tests and _ends(tests[name])[1] < SITE_VARIANCE_MARGIN for name in named)
 
 
-def _features_answer(after: dict[str, Test], before: dict[str, Test]) -> str:
+def _features_answer(after: Mapping[str, KnownTest], before: Mapping[str, KnownTest]) -> str:
     """Return the answer of the features; 5 % of them may miss the margin."""
     def enough(flags: Sequence[bool]) -> bool:
         return bool(flags) and sum(flags) >= FEATURES_FRACTION * len(flags)
 
-    if enough([test.high < SITE_VARIANCE_MARGIN for test in after.values()]):
-        same = [before[name].high < SITE_VARIANCE_MARGIN for name in after if name in before]
+    if enough([_ends(test)[1] < SITE_VARIANCE_MARGIN for test in after.values()]):
+        same = [_ends(before[name])[1] < SITE_VARIANCE_MARGIN for name in after if name in before]
         return "absent" if enough(same) else "removed"
-    seen = [name for name in after if name in before and before[name].low > SITE_VARIANCE_MARGIN]
-    if enough([after[name].high < before[name].effect for name in seen]):
+    seen = [name for name in after
+            if name in before and _ends(before[name])[0] > SITE_VARIANCE_MARGIN]
+    if enough([_ends(after[name])[1] < before[name].effect for name in seen]):
         return "reduced"
-    above = sum(test.low > SITE_VARIANCE_MARGIN for test in after.values())
+    above = sum(_ends(test)[0] > SITE_VARIANCE_MARGIN for test in after.values())
     return "present" if above > (1 - FEATURES_FRACTION) * len(after) else "undetectable"
 
 
@@ -283,12 +298,12 @@ def _detectable_words(parts: Sequence[_Part]) -> str:
     words = []
     for part in parts:
         row = part.row
-        if row.detectable is None or not math.isfinite(row.detectable):
+        if not math.isfinite(_detectable(row)):
             continue
         name = {"site_f1_excess": "a macro F1 above chance of",
                 "distribution_excess": "a distance of",
                 "features_within_margin": "a fraction of a feature's variance of"}.get(row.name, "")
-        words.append(f"{name} {row.detectable:.2g}")
+        words.append(f"{name} {_detectable(row):.2g}")
     if not words:
         return ""
     return f" With n = {parts[0].row.n} the smallest detectable effect is {', '.join(words)}."
@@ -316,14 +331,17 @@ def _subject(table: Statistics, backend: str) -> Verdict:
     if distance is None and pairs is None:
         return _source_identity(table, backend)
     answers = [_loss_answer(identified, -1), _loss_answer(distance), _loss_answer(pairs)]
-    decisive = next(row for row in (distance, pairs, identified) if row is not None)
-    if "lost" in answers[:2]:
-        answer, decisive = "no", (identified, distance)[answers.index("lost")]
-    elif answers[2] == "lost":
-        answer, decisive = "partly", pairs
-    elif any(part == "undetectable" for part in answers[1:]) or (
-            answers[0] == "undetectable" and identified.effect < 0):
+    rows: tuple[KnownTest | None, ...] = (identified, distance, pairs)
+    decisive = next(row for row in (distance, pairs) if row is not None)
+    if "lost" in answers:
+        found = rows[answers.index("lost")]
+        decisive = decisive if found is None else found
+        answer = "no" if "lost" in answers[:2] else "partly"
+    elif "undetectable" in answers[1:] or (identified is not None and identified.effect < 0
+                                           and answers[0] == "undetectable"):
         answer = "unknown"
+        decisive = next((row for part, row in zip(answers[1:], rows[1:])
+                         if row is not None and part == "undetectable"), decisive)
     else:
         answer = "yes"
     return _verdict("subject", answer, _subject_words(table, backend, identified, distance, pairs),
@@ -334,39 +352,39 @@ def _loss_answer(row: Test | None, sign: int = 1) -> str:
     """Return "kept", "lost" or "undetectable" for a change with a margin; "" without one."""
     if row is None:
         return ""
-    if not _has_interval(row) or row.margin is None:
-        return "undetectable"
-    low, high = (row.low, row.high) if sign > 0 else (-row.high, -row.low)
-    return "kept" if high < row.margin else "lost" if low > row.margin else "undetectable"
+    (low, high), margin = _ends(row), _margin_of(row)
+    if sign < 0:
+        low, high = -high, -low
+    return "kept" if high < margin else "lost" if low > margin else "undetectable"
 
 
-def _subject_words(table: Statistics, backend: str, identified: Test | None, distance: Test | None,
-                   pairs: Test | None) -> str:
+def _subject_words(table: Statistics, backend: str, identified: KnownTest | None,
+                   distance: KnownTest | None, pairs: KnownTest | None) -> str:
     sentences = []
     after, before = (_known(table, "identification", name) for name in (backend, ""))
     if identified is not None and after is not None and before is not None:
         sentences.append(
             f"Of {after.n} traveling subjects, {100 * after.effect:.0f} % are identified at "
             f"another site, before and with linear rescaling alone {100 * before.effect:.0f} %; "
-            f"with n = {after.n} a loss of {100 * identified.detectable:.0f} % would have been "
+            f"with n = {after.n} a loss of {100 * _detectable(identified):.0f} % would have been "
             "seen.")
     if distance is not None:
         sentences.append("The distance to the own image relative to others changes by "
-                         f"{_with_interval(distance)}, margin {distance.margin:.3g}.")
+                         f"{_with_interval(distance)}, margin {_margin_of(distance):.3g}.")
     if pairs is not None:
-        before, rescaled = (_known(table, "traveling_pair", "", reference="rmse", stage=stage)
-                            for stage in ("before", "rescaled"))
         sentences.append("The error between a subject's images from two scanners changes by "
                          f"{_percent_interval(pairs)} against linear rescaling alone, margin "
-                         f"{100 * pairs.margin:.0f} %.")
+                         f"{100 * _margin_of(pairs):.0f} %.")
     return " ".join(sentences)
 
 
-def _percent_interval(row: Test) -> str:
-    text = f"{100 * row.effect:+.0f} %"
+def _percent_interval(row: KnownTest, sign: int = 1) -> str:
+    """Return a change in percent; with a sign of -1, of a loss."""
+    text = f"{100 * sign * row.effect:+.0f} %"
     if not _has_interval(row):
         return text
-    return f"{text} (95 % interval {100 * row.low:+.0f} to {100 * row.high:+.0f} %)"
+    low, high = sorted(100 * sign * end for end in _ends(row))
+    return f"{text} (95 % interval {low:+.0f} to {high:+.0f} %)"
 
 
 def _source_identity(table: Statistics, backend: str) -> Verdict:
@@ -376,21 +394,22 @@ def _source_identity(table: Statistics, backend: str) -> Verdict:
     if row is None:
         return _unknown("subject", _row(table, "source_identification", backend)
                         or _row(table, "traveling_pair", ""))
+    low, high = _ends(row)
     sentence = (f"{100 * row.effect:.0f} % of the harmonized images (exact 95 % interval "
-                f"{100 * row.low:.0f} to {100 * row.high:.0f} %) are most similar to their own "
-                "source among all of the site, as all linearly rescaled images are. ")
-    near = ratio is not None and _has_interval(ratio)
-    if near:
+                f"{100 * low:.0f} to {100 * high:.0f} %) are most similar to their own source "
+                "among all of the site, as all linearly rescaled images are. ")
+    nearest, farthest = (math.nan, math.nan) if ratio is None else _ends(ratio)
+    if ratio is not None:
         sentence += (f"Their distance to it is {_with_interval(ratio)} of that to sources of other "
                      f"subjects, margin {OWN_TO_OTHERS_MARGIN:g}. ")
     sentence += ("No subject was scanned at two sites, so identification across sites cannot be "
                  "measured.")
-    if row.high < 0.5 or (near and ratio.low > OWN_TO_OTHERS_MARGIN):
+    if high < MIN_PARTLY_IDENTIFIED_FRACTION or nearest > OWN_TO_OTHERS_MARGIN:
         answer = "no"
-    elif row.high < MIN_IDENTIFIED_FRACTION:
+    elif high < MIN_IDENTIFIED_FRACTION:
         answer = "partly"
-    elif row.low > MIN_IDENTIFIED_FRACTION or (
-            near and row.effect >= MIN_IDENTIFIED_FRACTION and ratio.high < OWN_TO_OTHERS_MARGIN):
+    elif low > MIN_IDENTIFIED_FRACTION or (
+            row.effect >= MIN_IDENTIFIED_FRACTION and farthest < OWN_TO_OTHERS_MARGIN):
         answer = "yes"
     else:
         answer = "unknown"
@@ -427,34 +446,34 @@ def _measured_biology(table: Statistics, backend: str) -> Verdict:
         return _verdict("biology", "no", f"The features are the same in every scan ({len(lost)} "
                         f"effects cannot be measured): {NO_SUBJECT_INFORMATION}.", lost[0])
     rows = [row for name in ("age_r2_loss", "effect_loss", "change_loss")
-            for row in table.select(name=name, backend=backend) if row.known]
+            for row in table.select(name=name, backend=backend) if is_known(row)]
     if not rows:
         return _unknown("biology", _row(table, "age_r2_loss", backend)
                         or _row(table, "age_r2", backend) or _row(table, "age_r2", ""))
-    by_answer: dict[str, list[Test]] = {"lost": [], "undetectable": [], "kept": []}
+    by_answer: dict[str, list[KnownTest]] = {"lost": [], "undetectable": [], "kept": []}
     for row in rows:
         by_answer[_loss_answer(row)].append(row)
-    gone = [row for row in by_answer["lost"] if row.effect is not None and row.high is not None
-            and row.high >= 1]
+    gone = [row for row in by_answer["lost"] if _ends(row)[1] >= 1]
     answer = ("no" if gone else "partly" if by_answer["lost"] else
               "unknown" if by_answer["undetectable"] else "yes")
     decisive = (gone or by_answer["lost"] or by_answer["undetectable"] or by_answer["kept"])[0]
     return _verdict("biology", answer, _biology_words(table, backend, by_answer), decisive)
 
 
-def _biology_words(table: Statistics, backend: str, by_answer: dict[str, list[Test]]) -> str:
+def _biology_words(table: Statistics, backend: str, by_answer: Mapping[str, list[KnownTest]]
+                   ) -> str:
     total = sum(map(len, by_answer.values()))
     sentence = (f"Of {total} effects that are established before harmonization, "
-                f"{len(by_answer['kept'])} lose at most {100 * _margin(by_answer):.0f} %, "
+                f"{len(by_answer['kept'])} lose at most {100 * RETENTION_MARGIN:.0f} %, "
                 "interval included.")
     for answer, words in (("lost", "Lost more: "), ("undetectable", "Not detectable: ")):
         named = by_answer[answer][:MAX_NAMED_FEATURES]
         if named:
             sentence += " " + words + "; ".join(
-                f"{_effect_name(row)}, change {_percent_interval(_as_change(row))}"
-                + (f", smallest detectable loss {100 * row.detectable:.0f} %"
-                   if answer == "undetectable" and row.detectable is not None
-                   and math.isfinite(row.detectable) else "") for row in named) + "."
+                f"{_effect_name(row)}, change {_percent_interval(row, -1)}"
+                + (f", smallest detectable loss {100 * _detectable(row):.0f} %"
+                   if answer == "undetectable" and math.isfinite(_detectable(row)) else "")
+                for row in named) + "."
     before, rescaled, after = (_known(table, "age_r2", name, stage=stage) for name, stage in (
         ("", "before"), ("", "rescaled"), (backend, "after")))
     if after is not None:
@@ -463,21 +482,11 @@ def _biology_words(table: Statistics, backend: str, by_answer: dict[str, list[Te
     return sentence
 
 
-def _margin(by_answer: dict[str, list[Test]]) -> float:
-    return next(row.margin for rows in by_answer.values() for row in rows if row.margin is not None)
-
-
 def _effect_name(row: Test) -> str:
     if row.name == "age_r2_loss":
         return "prediction of age"
     feature, covariate = row.reference.split(" | ")
     return f"{covariate} on {feature}"
-
-
-def _as_change(row: Test) -> Test:
-    """Return the loss as a change, so that a loss is negative."""
-    ends = (None, None) if not _has_interval(row) else (-row.high, -row.low)
-    return replace(row, effect=-row.effect, low=ends[0], high=ends[1])
 
 
 def _r2_words(row: Test | None) -> str:
@@ -494,7 +503,8 @@ def _anatomy(table: Statistics, backend: str) -> Verdict:
     row = _known(table, "anatomy_flagged", backend)
     if row is None:
         return _unknown("anatomy", _row(table, "anatomy_flagged", backend))
-    nominal = row.margin if row.margin is not None and math.isfinite(row.margin) else 0.0
+    nominal = _margin_of(row) if math.isfinite(_margin_of(row)) else 0.0
+    low, high = _ends(row)
     more = row.p is not None and row.p <= SIGNIFICANCE_LEVEL
     if row.effect >= MAX_FLAGGED_FRACTION:
         answer = "no"
@@ -502,14 +512,14 @@ def _anatomy(table: Statistics, backend: str) -> Verdict:
         answer = "yes"
     else:
         answer = "partly" if more else "unknown"
-    interval = (f" (exact 95 % interval {100 * row.low:.0f} to {100 * row.high:.0f} %)"
+    interval = (f" (exact 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
                 if _has_interval(row) else "")
     sentence = (f"{100 * row.effect:.0f} % of the images{interval} exceed a limit of the anatomy "
                 f"guard ({row.method.split(';')[0]}); of faithful images, {100 * nominal:.0f} % "
                 "do. Linear rescaling alone changes no anatomy.")
-    if row.detectable is not None and math.isfinite(row.detectable):
-        sentence += (f" With so many images, a fraction of {100 * row.detectable:.0f} % of changed "
-                     "ones would have been found.")
+    if math.isfinite(_detectable(row)):
+        sentence += (f" With so many images, a fraction of {100 * _detectable(row):.0f} % of "
+                     "changed ones would have been found.")
     if row.effect:
         sentence += " Inspect the flagged scans."
     return _verdict("anatomy", answer, sentence, row)
