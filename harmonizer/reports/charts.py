@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.metrics.distribution import LEVELS, QuantileTable, match_moments, site_means
+from ..evaluation.metrics.distribution import (
+    LEVELS,
+    QuantileTable,
+    intensity_range,
+    match_moments,
+    site_means,
+)
 from ..evaluation.table import Metrics
 from .draw import new_canvas, to_png
 from .figures import Figure, density, short_label
 
 __all__ = ["STAGE_TITLES", "distance_matrix", "histograms_figure", "sites_figure",
-           "heatmaps_figure", "scans_figure"]
+           "heatmaps_figure", "on_one_axis", "scans_figure"]
 
 STAGE_TITLES = {"before": "before", "rescaled": "only rescaled", "after": "after"}
 # Palette of Okabe and Ito, distinguishable for color-blind readers; line styles come after it
@@ -25,6 +31,7 @@ HISTOGRAM_BINS = 90
 CHART_WIDTH = 1180
 PANELS_PER_ROW = 5
 MAX_SITES_WITH_LEVEL_NAMES = 8  # more names are turned
+MAX_RANGE_RATIO = 3.0  # of the sites' intensity ranges on one axis
 MIN_SHOWN_DISTANCE = 1e-4  # in R; smaller ones stand there on a logarithmic axis
 MAX_SITES_WITH_CELL_NUMBERS = 14  # more cells have no number
 
@@ -49,9 +56,10 @@ def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], ta
     canvas = new_canvas(CHART_WIDTH, 280 + legend)
     for column, (title, quantiles) in enumerate(stages.items()):
         axes = canvas.add_subplot(1, len(stages), column + 1)
-        edges = _edges([*site_means(quantiles, sites).values(), target])
+        title, means = on_one_axis(title, site_means(quantiles, sites), target)
+        edges = _edges([*means.values(), target])
         _curve(axes, target, edges, "#9a9a9a", "-", f"target: {short_label(target_name)}", 4)
-        for number, (site, mean) in enumerate(site_means(quantiles, sites).items()):
+        for number, (site, mean) in enumerate(means.items()):
             _curve(axes, mean, edges, *_look(number), short_label(site), 1.4)
         _dress(axes, title)
     handles, labels = canvas.axes[0].get_legend_handles_labels()
@@ -66,6 +74,35 @@ def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], ta
         "and standard deviation, which a method must beat. Each panel has its own axis.",
         "Histograms of every site before, after rescaling only, and after harmonization",
         (to_png(canvas),))
+
+
+def on_one_axis(title: str, means: Mapping[str, np.ndarray], target: np.ndarray
+                ) -> tuple[str, dict[str, np.ndarray]]:
+    """Scale the sites to the range of the target if they are in different units.
+
+    Parameters
+    ----------
+    title : str
+        Title of the panel.
+    means : mapping from str to (200,) ndarray
+        Site -> mean quantile function.
+    target : (200,) ndarray
+        Quantile function of the target.
+
+    Returns
+    -------
+    title : str
+        It names the scaling.
+    means : dict from str to (200,) ndarray
+        Scaled if the largest range is more than three times the smallest.
+    """
+    ranges = {site: intensity_range(mean) for site, mean in means.items()}
+    smallest = min([*ranges.values(), intensity_range(target)])
+    largest = max([*ranges.values(), intensity_range(target)])
+    if not smallest > 0 or largest <= MAX_RANGE_RATIO * smallest:
+        return title, dict(means)
+    return f"{title}, each site in its own unit", {
+        site: mean * (intensity_range(target) / ranges[site]) for site, mean in means.items()}
 
 
 def sites_figure(before: QuantileTable, after: QuantileTable, target: np.ndarray) -> Figure:

@@ -12,6 +12,7 @@ import pytest
 
 from harmonizer.evaluation.metrics.distribution import QuantileRow, QuantileTable
 from harmonizer.evaluation.table import Metric, Metrics
+from harmonizer.reports.charts import on_one_axis
 from harmonizer.reports.figures import Figure, ScanImages, density, scan_figures
 from harmonizer.reports.group import (
     Failure,
@@ -345,6 +346,16 @@ def test_headline_states_no_number_in_units_of_uncalibrated_images():
         "wasserstein_between_sites", "before") else row for row in metrics))
     assert headline(raw, "x", "A") == headline(metrics, "x", "A")
     assert "64" not in headline(raw, "x", "A")
+
+
+def test_sites_in_different_units_share_an_axis_only_after_scaling():
+    target = np.linspace(0, 100, 200)
+    alike = {"A": target, "B": 1.5 * target}
+    title, same = on_one_axis("before", alike, target)
+    assert title == "before" and same["B"][-1] == 150
+    title, scaled = on_one_axis("before", {**alike, "C": 64 * target}, target)
+    assert title == "before, each site in its own unit"
+    assert [mean[-1] for mean in scaled.values()] == pytest.approx([100, 100, 100])
 
 
 def test_headline_warns_of_faded_images():
