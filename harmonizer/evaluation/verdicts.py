@@ -224,7 +224,11 @@ def _site_part(table: Statistics, name: str, backend: str, words: str) -> _Part 
     rescaled = _known(table, name, "", tissue="brain", stage="rescaled")
     sentence = (f"{words} {_with_interval(after)}, margin {_margin_of(after):.3g}"
                 f"{_yardsticks(before, rescaled)}")
-    return _Part(_equivalence(after, before), sentence, after)
+    answer = _equivalence(after, before)
+    if rescaled is not None and after.effect >= rescaled.effect and answer not in (
+            "removed", "absent"):
+        sentence += ", no better than linear rescaling alone"
+    return _Part(answer, sentence, after)
 
 
 def _equivalence(after: KnownTest, before: KnownTest | None) -> str:

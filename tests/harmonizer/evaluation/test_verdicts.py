@@ -40,6 +40,7 @@ def test_the_site_effect_needs_an_interval_inside_the_margin(effect, half, answe
     found = verdict("scanner", BEFORE, RESCALED, excess("x", effect, half))
     assert (found.answer, found.words) == (answer, words)
     assert "margin 0.1 (before 0.6, linear rescaling alone 0.4)" in found.sentence
+    assert ("no better than linear rescaling alone" in found.sentence) == (effect >= 0.4)
     assert ("smallest detectable effect is a macro F1 above chance of" in found.sentence) == (
         answer in ("partly", "unknown"))
 
