@@ -399,6 +399,8 @@ def component_rows(inputs: EvaluationInput) -> list[Metric]:
     rows = []
     for backend, found in inputs.features.items():
         complete = np.isfinite(found.matrix()).all(axis=1)
+        if not complete.any():
+            continue
         scores, _ = principal_components(found.matrix()[complete])
         for scan, values in zip(np.array(inputs.before.scans, object)[complete], scores[:, :2]):
             rows += [Metric("principal_component", float(value), "1", subject=scan.subject,

@@ -188,7 +188,7 @@ def age_loss(train: np.ndarray, bases: Mapping[str, np.ndarray], after: np.ndarr
     Test
         ``age_r2_loss``; a row without a number if age cannot be predicted from any base.
     """
-    context = {"question": "biology", "reference": "age"}
+    context: dict[str, Any] = {"question": "biology", "reference": "age"}
     for name, base in bases.items():
         before = age_tests(train, base, design, target, seed)[0]
         if not before.known:
@@ -207,7 +207,7 @@ def age_loss(train: np.ndarray, bases: Mapping[str, np.ndarray], after: np.ndarr
 
 def _loss_test(name: str, before: Callable[[np.ndarray], float],
                after: Callable[[np.ndarray], float], subjects: Sequence[str], base: str,
-               context: Mapping[str, str], seed: int) -> Test:
+               context: Mapping[str, Any], seed: int) -> Test:
     """Return 1 - after / before of two statistics of the same rows."""
     every = np.arange(len(subjects))
     draws = np.array([1 - after(rows) / before(rows) if before(rows) else math.nan

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +187,7 @@ def order_tests(features: Mapping[str, Sequence[float]], scans: Sequence[Scan],
     tests = []
     for name, column in features.items():
         values = np.asarray(column, float)
-        context = {"question": "subject", "reference": name}
+        context: dict[str, Any] = {"question": "subject", "reference": name}
         known = values[np.isfinite(values)]
         if not known.size or not known.std() > 1e-6 * abs(known.mean()):
             tests.append(not_possible("subject_order", f"{name} is the same in every scan: "
@@ -233,7 +234,7 @@ def _spearman(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def _between_tests(values: np.ndarray, base: np.ndarray | None,
-                   pairs: Sequence[Mapping[str, tuple[int, int]]], context: Mapping[str, str],
+                   pairs: Sequence[Mapping[str, tuple[int, int]]], context: Mapping[str, Any],
                    seed: int) -> list[Test]:
     subjects = sorted({who for pair in pairs for who in pair})
 
@@ -242,11 +243,14 @@ def _between_tests(values: np.ndarray, base: np.ndarray | None,
 
     every = np.arange(len(subjects))
     effect = order(values, every, every)
+    if not math.isfinite(effect):
+        return [not_possible("subject_order", "a value is missing, or all subjects of a site have "
+                             "the same", len(subjects), **context)]
     interval = partial(bootstrap_interval, subjects=subjects, draws=ORDER_DRAWS, seed=seed)
     method = f"mean over {len(pairs)} pairs of sites; bootstrap over subjects"
     tests = [Test("subject_order", len(subjects), effect, *interval(partial(order, values)),
                   method=method, **context)]
-    if base is None:
+    if base is None or not math.isfinite(order(base, every, every)):
         return tests
 
     def change(rows: np.ndarray, who: np.ndarray) -> float:
@@ -260,7 +264,7 @@ def _between_tests(values: np.ndarray, base: np.ndarray | None,
 
 
 def _within_test(values: np.ndarray, base: np.ndarray, scans: Sequence[Scan],
-                 context: Mapping[str, str], seed: int) -> list[Test]:
+                 context: Mapping[str, Any], seed: int) -> list[Test]:
     """Return the correlation of a site's subjects before and after, mean over sites."""
     subjects = np.array([scan.subject for scan in scans])
     sites = np.array([scan.site for scan in scans])

@@ -360,7 +360,7 @@ def _f1_tests(train: np.ndarray, test: np.ndarray, sites: Sequence[str], subject
 
 
 def _excess_test(features: np.ndarray, sites: Sequence[str], subjects: Sequence[str], f1: float,
-                 chance: Chance, context: Mapping[str, str], seed: int) -> Test:
+                 chance: Chance, context: Mapping[str, Any], seed: int) -> Test:
     """Return the F1 beyond chance with an interval from classifiers of resampled subjects."""
     if not chance.permutations:
         return not_possible("site_f1_excess", "no permutation leaves enough subjects at each site",

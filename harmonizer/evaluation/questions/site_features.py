@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -78,9 +79,13 @@ def site_feature_tests(features: Mapping[str, Sequence[float]], design: Design) 
     rows = _rows(table.reshape(len(design), -1), design)
     n_sites = len(set(rows.sites))
     spare = len(rows.sites) - _rank(rows.site, rows.covariates, rows.subject)
-    if n_sites < 2 or rows.n_subjects < MIN_SUBJECTS or spare < 3:
-        why = ("one site only" if n_sites < 2 else f"{rows.n_subjects} subjects; {MIN_SUBJECTS} "
-               "and more scans than sites and covariates are needed")
+    others = _rank(rows.covariates, rows.subject)
+    confounded = len(rows.sites) - spare - others < n_sites - 1
+    if n_sites < 2 or rows.n_subjects < MIN_SUBJECTS or spare < 3 or confounded:
+        why = ("one site only" if n_sites < 2 else
+               "the site cannot be told from age and sex" if confounded else
+               f"{rows.n_subjects} subjects; {MIN_SUBJECTS} and more scans than sites and "
+               "covariates are needed")
         return (not_possible("features_within_margin", why, rows.n_subjects, question="scanner"),)
     tests = _feature_tests(list(features), rows)
     return (*tests, _within_margin(tests, rows), *_component_tests(rows), *_mahalanobis(rows))
@@ -132,7 +137,7 @@ def _feature_tests(names: Sequence[str], rows: _Rows) -> list[Test]:
     found = iter(_variance_tests(rows.values[:, varies], rows))
     spare = _residuals(np.where(varies, rows.values, 0.0), rows.site, rows.covariates)[0]
     for i, name in enumerate(names):
-        context = {"question": "scanner", "reference": name}
+        context: dict[str, Any] = {"question": "scanner", "reference": name}
         if not varies[i]:
             why = ("the feature is the same in every scan: " + NO_SUBJECT_INFORMATION
                    if np.isfinite(rows.values[:, i]).all() else "the feature is missing in a scan")
@@ -173,7 +178,7 @@ def _variance_tests(values: np.ndarray, rows: _Rows) -> list[tuple[Test, float]]
     return done
 
 
-def _scale_test(residuals: np.ndarray, rows: _Rows, context: Mapping[str, str]) -> Test:
+def _scale_test(residuals: np.ndarray, rows: _Rows, context: Mapping[str, Any]) -> Test:
     """Return the ratio of the largest to the smallest site's std with Levene's test."""
     from scipy.stats import levene
 
@@ -231,7 +236,7 @@ def _component_tests(rows: _Rows) -> list[Test]:
     scores, fractions = principal_components(rows.values)
     scores, tests = scores[:, :N_COMPONENTS], []
     for i, (site, _) in enumerate(_variance_tests(scores, rows)):
-        context = {"question": "scanner", "reference": f"PC{i + 1}"}
+        context: dict[str, Any] = {"question": "scanner", "reference": f"PC{i + 1}"}
         tests += [Test("component_variance", rows.n_subjects, float(fractions[i]),
                        method="principal components of standardized features", **context),
                   replace(site, name="component_site_variance", **context)]
@@ -240,7 +245,7 @@ def _component_tests(rows: _Rows) -> list[Test]:
     return tests
 
 
-def _correlation(scores: np.ndarray, rows: _Rows, context: Mapping[str, str]) -> Test:
+def _correlation(scores: np.ndarray, rows: _Rows, context: Mapping[str, Any]) -> Test:
     from scipy.stats import pearsonr
 
     found = pearsonr(scores, rows.ages)

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -222,7 +223,8 @@ def identity_changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.nd
     exact = 1 - ((1 - CONFIDENCE_LEVEL) / 2) ** (1 / n)  # upper end for no loss in n subjects
     mean, half = float(change[:, 0].mean()), max((high - low) / 2, exact)
     ratio = interval_of_mean(change[:, 2])
-    context = {"question": "subject", "reference": "rescaled", "margin": IDENTITY_MARGIN}
+    context: dict[str, Any] = {"question": "subject", "reference": "rescaled",
+                               "margin": IDENTITY_MARGIN}
     return (Test(names[0], n, mean, mean - half, mean + half,
                  detectable=1 - (1 - DETECTION_POWER) ** (1 / n), **context,
                  method="mean over subjects of the change; t interval, and at least the exact one "

@@ -164,3 +164,22 @@ def test_a_biological_effect_is_kept_halved_or_not_established():
     assert effect_losses(noise, {"GM": y}, design, ["age"]) == ()
     base = {**noise, "rescaled": {"GM": y}}
     assert "after / rescaled" in effect_losses(base, {"GM": half}, design, ["age"])[0].method
+
+
+def test_a_site_that_is_confounded_with_a_covariate_has_no_number():
+    n = 20
+    sites = tuple("AB" * (n // 2))
+    design = Design(tuple(map(str, range(n))), sites, np.full(n, math.nan),
+                    tuple("M" if site == "A" else "F" for site in sites))
+    rows = site_feature_tests({"f": np.random.default_rng(0).normal(size=n)}, design)
+    assert [row.note for row in rows] == ["the site cannot be told from age and sex"]
+
+
+def test_images_that_are_all_alike_have_no_site_effect_and_no_number():
+    n = 20
+    design = Design(tuple(map(str, range(n))), tuple("AB" * (n // 2)), np.full(n, math.nan),
+                    ("F",) * n)
+    rows = site_feature_tests({"f": np.ones(n), "g": np.full(n, 2.0)}, design)
+    assert not any(row.known for row in rows)
+    assert all("information about subjects is lost" in row.note for row in rows
+               if row.name in ("site_variance", "features_within_margin"))
