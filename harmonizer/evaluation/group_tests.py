@@ -38,7 +38,7 @@ from .questions.subject import identity_changes, source_identity, traveling_iden
 from .questions.traveling import agreement_tests, compare_methods, pair_metrics, site_pairs
 from .statistics.distribution_tests import anderson_darling, distance_between_sites, excess_distance
 from .statistics.equivalence import exact_fraction_interval
-from .statistics.resampling import Test, bootstrap_interval, corrected, not_possible
+from .statistics.resampling import MIN_SUBJECTS, Test, bootstrap_interval, corrected, not_possible
 from .table import MEASURES, RESCALED, Metric, Metrics, stage_of
 
 __all__ = ["AnatomyResult", "anatomy_tests", "biology_tests", "combat_missing",
@@ -357,7 +357,8 @@ def _check_tests(inputs: EvaluationInput, checks: Mapping[str, AnatomyCheck], to
     flagged = np.array([not checks[name].ok for name in ids], dtype=float)
     interval = partial(bootstrap_interval, subjects=inputs.design.subjects, seed=inputs.seed)
     yield Test("anatomy_flagged", n_subjects, float(flagged.mean()),
-               *exact_fraction_interval(int(flagged.sum()), len(flagged)),
+               *(exact_fraction_interval(int(flagged.sum()), len(flagged))
+                 if n_subjects >= MIN_SUBJECTS else (math.nan, math.nan)),
                p=chance_of_flags(int(flagged.sum()), len(flagged), tolerance),
                margin=tolerance.flagged, detectable=detectable_flags(len(flagged), tolerance),
                method=f"limits from {tolerance.origin}; a faithful image breaks any limit with "

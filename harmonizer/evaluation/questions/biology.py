@@ -255,16 +255,20 @@ def _effect_loss(bases: Mapping[str, Mapping[str, Sequence[float]]],
     for base, features in bases.items():
         if feature not in features:
             continue
-        two = np.asarray(after[feature], float)
-        one = np.asarray(features[feature], float)
-        rows = np.flatnonzero(known & np.isfinite(one) & np.isfinite(two))
+        one, two = (np.asarray(table[feature], float) for table in (features, after))
+        rows = np.flatnonzero(known & np.isfinite(one))
         if not len(rows):
             continue
-        part = design.select_rows(rows)
-        test = _effect_test(one[rows], part, covariate, feature, seed)
-        if not test.known or test.name == "partial_eta_squared" or test.low is None or not (
-                test.low * test.high > 0):
+        test = _effect_test(one[rows], design.select_rows(rows), covariate, feature, seed)
+        if not test.known or test.name == "partial_eta_squared" or not test.excludes_zero:
             continue
+        rows = rows[np.isfinite(two[rows])]
+        part = design.select_rows(rows)
+        if part.n_subjects < MIN_EFFECT_SUBJECTS:
+            return [Test("effect_loss", test.n, 1.0, 1.0, 1.0, margin=RETENTION_MARGIN,
+                         question="biology", reference=test.reference,
+                         method=f"{part.n_subjects} subjects have the feature after harmonization, "
+                         "so the effect is lost")]
         blocks = _blocks(part, covariate)
         return [_loss_test(
             "effect_loss", partial(_effect_of_rows, one[rows], blocks),

@@ -199,7 +199,7 @@ def _within_margin(tests: Sequence[Test], rows: _Rows) -> Test:
     if not found:
         return not_possible("features_within_margin", "the features are the same in every scan: "
                             f"{NO_SUBJECT_INFORMATION}", rows.n_subjects, question="scanner")
-    inside = [test.high < SITE_VARIANCE_MARGIN for test in found]
+    inside = [test.high is not None and test.high < SITE_VARIANCE_MARGIN for test in found]
     return Test("features_within_margin", rows.n_subjects, float(np.mean(inside)),
                 margin=FEATURES_FRACTION, detectable=found[0].detectable, question="scanner",
                 method=f"{len(found)} features; upper end of the interval of site_variance below "

@@ -214,10 +214,12 @@ def identity_changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.nd
     """
     pairs = _site_groups(scans)
     names = ("identification_change", "own_to_others_change")
-    found = [_scores(pairs, one, one, names) for one in (before, after)]
-    if isinstance(found[0], tuple) or isinstance(found[1], tuple):
-        return found[0] if isinstance(found[0], tuple) else found[1]
-    change = found[1].table - found[0].table
+    first, second = (_scores(pairs, one, one, names) for one in (before, after))
+    if isinstance(first, tuple):
+        return first
+    if isinstance(second, tuple):
+        return second
+    change = second.table - first.table
     n = len(change)
     low, high, error = interval_of_mean(change[:, 0])
     exact = 1 - ((1 - CONFIDENCE_LEVEL) / 2) ** (1 / n)  # upper end for no loss in n subjects

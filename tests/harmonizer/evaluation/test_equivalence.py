@@ -160,6 +160,8 @@ def test_a_biological_effect_is_kept_halved_or_not_established():
               for name, after in (("kept", y + 0.01 * rng.normal(size=n)), ("half", half))}
     assert losses["kept"].high < 0.1 and losses["kept"].method.startswith("1 - after / before")
     assert losses["half"].low > 0.1
+    missing = effect_losses({"before": {"GM": y}}, {"GM": np.full(n, math.nan)}, design, ["age"])
+    assert missing[0].effect == 1.0 and "0 subjects have the feature" in missing[0].method
     noise = {"before": {"GM": rng.normal(size=n)}}
     assert effect_losses(noise, {"GM": y}, design, ["age"]) == ()
     base = {**noise, "rescaled": {"GM": y}}

@@ -4,6 +4,8 @@ from __future__ import annotations
 import pytest
 
 from harmonizer.evaluation.questions.anatomy_limits import Tolerance, check_anatomy
+from harmonizer.evaluation.statistics.resampling import Statistics, Test
+from pipelines.stages.evaluation import Variant, answer_lines
 from pipelines.stages.reports import LIMITS_UNKNOWN, anatomy_checks
 
 TOLERANCE = Tolerance({"ssim_structure": 0.97, "edge_displacement": 0.4}, "5 pairs of rescans", 5,
@@ -31,3 +33,13 @@ def test_a_measure_that_is_not_defined_is_flagged():
     check = check_anatomy({"ssim_structure": float("nan"), "edge_displacement": 0.1}, TOLERANCE)
     shown = anatomy_checks(check.as_dict(), {})
     assert [one.flagged for one in shown] == [True, False]
+
+
+def test_the_last_lines_of_a_run_state_the_answers():
+    row = Test("site_f1_excess", 24, 0.2, -0.3, 0.7, margin=0.1, detectable=0.4, backend="x",
+               stage="after", modality="T1w")
+    variant = Variant("x", "harmonized", "x", "A", "", ())
+    assert answer_lines({"T1w": [variant]}, Statistics((row,))) == (
+        "T1w, x: Is the site effect removed? Not detectable with n = 24; Is the subject still "
+        "identifiable? Cannot be told; Are biological effects preserved? Cannot be told; Is "
+        "anatomy unchanged? Cannot be told.",)
