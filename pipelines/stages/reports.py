@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,15 @@ from harmonizer.preprocessing.brain import LIMITS
 from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
 
 from ..outputs.collect import Preprocessed
-from ..outputs.figures import load_figures
+from ..outputs.figures import load_figures, load_slices
 from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, failed_logs, read_log
 from ..outputs.selection import Selection
 from ..settings import Settings
+from .citations import readable
 from .methods_text import methods_text, software_versions
 
-__all__ = ["anatomy_checks", "write_subject_reports"]
+__all__ = ["anatomy_checks", "study_name", "write_subject_reports"]
 
 PROVENANCE_LABELS = {
     "HarmonizationMethod": "method", "HarmonizationMethodVersion": "version of the method",
@@ -45,7 +48,7 @@ def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Pat
     subjects = {item.scan.subject for item in found} | {r.subject for r in selection.records}
     failed = [log for log in failed_logs(settings.output_dir, subjects)
               if selection.concerns(log.scan_id)]
-    methods, software = methods_text(settings, found), software_versions()
+    methods, software = readable(methods_text(settings, found)), software_versions()
     pages = []
     for subject in sorted(subjects):
         scans = [scan_report(settings, item) for item in found if item.scan.subject == subject]
@@ -56,8 +59,13 @@ def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Pat
             pages.append(render_subject_report(
                 settings.output_dir / f"sub-{subject}.html",
                 SubjectReport(subject, tuple(scans), methods, software,
-                              group_report="group.html")))
+                              group_report="group.html", study=study_name(settings))))
     return tuple(pages)
+
+
+def study_name(settings: Settings) -> str:
+    """Return the name under which a browser stores ratings: it identifies OUTPUT_DIR."""
+    return hashlib.sha256(os.fsencode(settings.output_dir)).hexdigest()[:12]
 
 
 def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
@@ -79,7 +87,7 @@ def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
     figures = load_figures(item.paths, "preprocess") + load_figures(item.paths, stage)
     return ScanReport(
         item.scan.scan_id, _facts(item, log.facts.get("Input", {})), figures, tuple(checks),
-        tuple(warnings), provenance, log.seconds, error)
+        tuple(warnings), provenance, log.seconds, error, slices=load_slices(item.paths, stage))
 
 
 def _failed_report(log: ScanLog) -> ScanReport:

@@ -194,7 +194,7 @@ class TissueMatching(StatisticsBackend):
 
     name = "tissue_matching"
     version = "4"
-    reference = "local tissue matching, this project (docs/benchmarks.md)"
+    reference = "local tissue matching, brain-harmonizer"
     summary = ("Local means and standard deviations of cerebrospinal fluid, gray and white matter "
                "were mapped to those of the target by smooth maps, applied to the scan's own "
                "voxels.")
