@@ -416,8 +416,18 @@ def _check_device(settings: Settings) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(settings.device.partition(":")[2] or 0)
     if index >= count:
+        built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
         raise UnavailableError(
-            f"--device {settings.device}: torch {torch.__version__} sees {count} CUDA devices. "
-            "Check the driver, the container's GPU flag (docker --gpus all, apptainer --nv) and "
+            f"--device {settings.device}: torch {torch.__version__}, built for {built_for}, sees "
+            f"{count} CUDA devices. Check the driver (docs/how-to/containers.md, GPUs and "
+            "drivers), the container's GPU flag (docker --gpus all, apptainer --nv) and "
             "CUDA_VISIBLE_DEVICES, or give --device cpu."
+        )
+    from harmonizer.deep.processor import gpu_problem
+
+    problem = gpu_problem(index)
+    if problem:
+        raise UnavailableError(
+            f"--device {settings.device}: {problem}. Use a PyTorch or an image for another CUDA "
+            "(docs/how-to/containers.md, GPUs and drivers), or give --device cpu."
         )

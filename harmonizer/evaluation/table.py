@@ -124,7 +124,7 @@ MEASURES = {
         "1", "higher", "0 or 1"),
     "tissue_ratio": Measure(
         "Volume of a tissue over that of all three, from a segmentation of this image",
-        "1", "none", "0 to 1", "this package's network, docs/segmentation.md"),
+        "1", "none", "0 to 1", "this package's network, docs/concepts/segmentation.md"),
     "psnr": Measure(
         "Peak signal-to-noise ratio 10 log10(R^2 / MSE) inside the mask; of a traveling pair, "
         "the image at `site` against the subject's image at `reference`",

@@ -263,9 +263,18 @@ def _diagnostics(report: GroupReport, modality: str) -> tuple[Figure, ...]:
 
 
 def _of_method(metrics: Metrics, backend: str) -> Metrics:
-    """Return the rows of one method; all rows if none names it."""
+    """Return the rows of one method; all rows if none names it.
+
+    Values of the scans before harmonization may belong to no method (noise and blur are measured
+    once for all methods); they are added where the method has none.
+    """
     own = metrics.select(backend=backend)
-    return own if len(own) else metrics
+    if not len(own):
+        return metrics
+    known = {(row.measure, row.reference) for row in own.select(stage="before")}
+    shared = (row for row in metrics.select(backend="", stage="before")
+              if (row.measure, row.reference) not in known)
+    return own + Metrics(tuple(shared))
 
 
 def _figures(metrics: Metrics, quantiles: QuantileTable, target: str) -> tuple[Figure, ...]:

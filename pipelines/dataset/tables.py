@@ -231,9 +231,9 @@ class Tables:
         changed = {old: new for old, new in kept_as.items() if old != new}
         if not changed:
             return []
-        finding = (f"columns {', '.join(changed)} are kept as {', '.join(changed.values())}, "
-                   "because cohort.tsv has columns of these names")
-        return [Finding(self.participants_path, finding, "Use the new names in --covariates and "
+        pairs = ", ".join(f"{old!r} as {new!r}" for old, new in changed.items())
+        finding = f"keeps {pairs}, because cohort.tsv has a column of that name"
+        return [Finding(self.participants_path, finding, "Use the new name in --covariates and "
                         "--fit-participants.")]
 
     def _by_label(self, path: Path, rows: list[Row], key: str, prefix: str) -> dict[str, Row]:

@@ -252,7 +252,8 @@ def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[ScanJob
 def _duration(hours: float) -> str:
     if hours >= 1:
         return f"about {hours:.1f} hours"
-    return f"about {max(1, math.ceil(hours * 60))} minutes"
+    minutes = max(1, math.ceil(hours * 60))
+    return f"about {minutes} {'minute' if minutes == 1 else 'minutes'}"
 
 
 def _free_gb(folder: Path) -> float:

@@ -200,7 +200,8 @@ def learn_tolerance(
         Limits with their origin.
     """
     real = rescans(cohort)
-    reason = f"the cohort has {len(real)} real ones"
+    reason = (f"the cohort has {len(real) or 'no'} {'pair' if len(real) == 1 else 'pairs'} of real "
+              f"rescans and {MIN_RESCAN_PAIRS} are needed")
     if len(real) >= MIN_RESCAN_PAIRS:
         chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
         found = tolerance_from_pairs(

@@ -2,7 +2,8 @@
 
 The map is `harmonizer.contrast.tissue_map.TissueMap`. The fit stores, for each site, the local
 means and standard deviations of CSF, GM and WM on a lattice of 4 mm, averaged over the scans of the
-site after division by each scan's gain. docs/tissue-matching.md describes method and results.
+site after division by each scan's gain. docs/concepts/tissue-matching.md describes method and
+results.
 
 **Source maps.** The source of a map is a weighted mean of the site's maps (weight 0), which
 preserve the regional intensities of the subject, and the scan's own maps (weight 1), which do not.

@@ -281,6 +281,24 @@ def test_group_report_tells_sites_confounding_distances_and_failures(group_page)
     assert "sub-0.html" in [attrs["href"] for attrs in group_page.all("a")]
 
 
+def test_noise_before_harmonization_is_shown_for_the_method(tmp_path):
+    """Noise is measured once for all methods, so its rows before harmonization name none."""
+    metrics, quantiles, scans = tables()
+    rows = [replace(row, backend="x", target="A") for row in metrics]
+    for stage, backend, value in (("before", "", 0.02), ("after", "x", 0.01)):
+        rows += [Metric("noise_wm", value, "1", stage, scan.subject, "", scan.scan_id, "T1w",
+                        scan.site, "brain", backend=backend) for scan in scans]
+        rows.append(Metric("site_eta_squared", 40 * value, "1", stage, modality="T1w",
+                           reference="noise_wm", backend=backend))
+    page = render_group_report(tmp_path / "g.html", GroupReport(
+        scans, Metrics(tuple(rows)), quantiles, "x", {"T1w": "A"})).read_text(encoding="utf-8")
+    effects = page.partition("Site effect on each feature")[2].partition("</table>")[0]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", effects.partition("noise_wm")[2])
+    assert cells[:2] == ["0.8", "0.4"]
+    sites = page.partition("Features per site")[2].partition("</table>")[0]
+    assert "0.02 \u00b1 0" in sites and "0.01 \u00b1 0" in sites
+
+
 def test_what_cannot_be_told_comes_before_every_result(tmp_path):
     metrics, quantiles, scans = tables()
     labeled = tuple(replace(scan, covariates={"diagnosis": "HC" if scan.site == "A" else "MS"})
