@@ -25,8 +25,8 @@ __all__ = ["CLASSIFICATION_MARGIN", "DETECTION_POWER", "FEATURES_FRACTION", "IDE
            "variance_fraction"]
 
 CLASSIFICATION_MARGIN = 0.10
-"""Macro F1 above the mean of permuted labels. With two sites it is an accuracy of 55 % or less
-where 50 % is chance: nine of ten correct predictions are then luck."""
+"""Macro F1 above the mean of permuted labels. With two sites it is 60 % of correct predictions
+where 50 % is chance."""
 INTENSITY_MARGIN = 0.25
 """Distance between sites over that between subjects of one site. At a quarter, the site adds
 6 % to the variance of intensities between subjects."""
