@@ -109,8 +109,10 @@ def _site_tests(inputs: EvaluationInput, after: Mapping[str, np.ndarray]) -> lis
     rows = cached(inputs.cache, key, lambda: [vars(test) for test in site_tests(
         before, after, sites, subjects, inputs.target, permutations=inputs.permutations,
         seed=inputs.seed)])
-    return [Test(**{name: None if isinstance(value, float) and math.isnan(value) else value
-                    for name, value in row.items()}) for row in rows]
+    known: list[dict[str, Any]] = [
+        {name: None if isinstance(value, float) and math.isnan(value) else value
+         for name, value in row.items()} for row in rows]
+    return [Test(**row) for row in known]
 
 
 def _intensity_tests(inputs: EvaluationInput) -> Iterator[Test]:

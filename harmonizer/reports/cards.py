@@ -80,7 +80,7 @@ def verdict_card(results: ModalityResults, answer: Verdict) -> Card:
     """Make the card of one verdict."""
     row = answer.basis
     own = row is not None and row.backend == results.methods[0]
-    number, words = _number(row) if own else ("", "")
+    number, words = _number(row) if row is not None and own else ("", "")
     chart, caption = _CHARTS[answer.question](results, answer.basis)
     return Card(answer.question, QUESTIONS[answer.question], answer.answer, answer.words, number,
                 words, answer.sentence, chart, caption)

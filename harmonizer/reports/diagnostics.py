@@ -167,7 +167,8 @@ def _sorted_features(table: Mapping[str, Mapping[str, Test]]) -> list[str]:
     """Return the features by decreasing site effect of rescaled images, else before."""
     first = table.get(RESCALED) or table.get("") or {}
     names = list(dict.fromkeys(name for rows in table.values() for name in rows))
-    return sorted(names, key=lambda name: -(first[name].effect if name in first else 0.0))
+    effects = {name: test.effect or 0.0 for name, test in first.items()}
+    return sorted(names, key=lambda name: -effects.get(name, 0.0))
 
 
 def _variance_figure(results: ModalityResults) -> Figure | None:
@@ -221,8 +222,8 @@ def _components_figure(results: ModalityResults, metrics: Metrics,
         _dress_points(axes, f"{method_words(method)}, by site")
         if rows == 2:
             axes = canvas.add_subplot(2, len(points), len(points) + column + 1)
-            here = [(x, y, known[scan]) for scan, _, x, y in found if scan in known]
-            x, y, age = zip(*here) if here else ((), (), ())
+            aged = [(x, y, known[scan]) for scan, _, x, y in found if scan in known]
+            x, y, age = zip(*aged) if aged else ((), (), ())
             drawn = axes.scatter(x, y, c=age, s=16, cmap="viridis", linewidths=0,
                                  vmin=min(known.values()), vmax=max(known.values()))
             _dress_points(axes, f"{method_words(method)}, by age")
