@@ -83,7 +83,8 @@ def explore_data(lines: Sequence[ScanLine], metrics: Metrics, backend: str) -> d
     units = {row.measure: row.unit for row in metrics}
     keys = sorted(values, key=lambda key: (FIRST_MEASURES.index(key[0]) if key[0] in FIRST_MEASURES
                                            and key[1] == "brain" else len(FIRST_MEASURES)))
-    columns = [{"name": "age", "unit": "years", "stages": {"": [scan.age for scan in scans]}}]
+    columns: list[dict[str, Any]] = [
+        {"name": "age", "unit": "years", "stages": {"": [scan.age for scan in scans]}}]
     for measure, tissue in keys:
         stages = {stage: [_rounded(found.get(scan)) for scan in order]
                   for stage, found in values[measure, tissue].items()}

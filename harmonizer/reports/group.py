@@ -14,10 +14,12 @@ from ..evaluation.statistics.confounding import ConfoundingCheck, check_confound
 from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
 from . import charts
+from .diagnostics import diagnostic_figures
 from .evidence import Evidence, evidence_of
 from .explore import explore_data, scan_lines
 from .figures import Figure
 from .html import render
+from .results import ModalityResults
 from .summary import (
     SITE_FEATURES,
     DistanceRow,
@@ -225,7 +227,8 @@ def _view(report: GroupReport, modality: str) -> ModalityView:
     target = report.targets.get(modality, "none")
     return ModalityView(
         modality, target, headline(metrics, report.backend, target), anatomy_sentence(metrics),
-        _figures(metrics.select(tissue="brain"), quantiles, target),
+        _figures(metrics.select(tissue="brain"), quantiles, target)
+        + _diagnostics(report, modality),
         distance_rows(metrics), feature_rows(metrics), site_rows(metrics),
         outliers(metrics), _evidence(report, modality), _wall(report, quantiles, target))
 
@@ -243,6 +246,16 @@ def _evidence(report: GroupReport, modality: str) -> Evidence:
         return Evidence()
     others = [name for name in report.verdicts if name != report.backend]
     return evidence_of(report.statistics, modality, [report.backend, *others], report.verdicts)
+
+
+def _diagnostics(report: GroupReport, modality: str) -> tuple[Figure, ...]:
+    """Draw the site effect on features, or nothing if no test was made."""
+    if report.statistics is None:
+        return ()
+    results = ModalityResults(report.statistics.select(modality=modality), (report.backend,), {},
+                              modality)
+    return diagnostic_figures(results, report.metrics.select(modality=modality),
+                              {scan.scan_id: scan.age for scan in report.scans})
 
 
 def _of_method(metrics: Metrics, backend: str) -> Metrics:

@@ -24,6 +24,7 @@ from harmonizer.evaluation.run import EvaluationResult
 from harmonizer.evaluation.run import evaluate as evaluate_methods
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
+from harmonizer.evaluation.verdicts import QUESTIONS, compute_verdicts
 from harmonizer.files import read_json, write_json
 from harmonizer.methods.model_folder import is_model, model_hash
 from harmonizer.progress import phases
@@ -51,7 +52,7 @@ from .methods_text import methods_text, software_versions
 from .reports import study_name, write_subject_reports
 from .site_effect_maps import site_effect_figures
 
-__all__ = ["evaluate", "rewrite_group_report", "variants_of"]
+__all__ = ["Variant", "answer_lines", "evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
 MAX_LISTED = 10  # flagged images named in the summary
@@ -135,7 +136,8 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     evaluated = {modality: variants for modality, (variants, _) in results.items()}
     path = render_group_report(out / "group.html", _group_report(
         settings, selection, found, evaluated, result, warnings))
-    return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
+    return (*answer_lines(evaluated, result.statistics),
+            f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
 
@@ -356,6 +358,29 @@ def _write_anatomy_change_maps(variants: Sequence[Variant], result: EvaluationRe
                     "Sources": [item.paths.uri(item.paths.image(desc, template=True))
                                 for desc in ("preproc", variant.desc)],
                     **space(True, item.paths.resolution)})
+
+
+def answer_lines(evaluated: Mapping[str, Sequence[Variant]], statistics: Statistics
+                  ) -> tuple[str, ...]:
+    """Return the answers of the run's own method, one line per modality.
+
+    Parameters
+    ----------
+    evaluated : mapping of str to sequence of Variant
+        Modality to variants, the run's own first.
+    statistics : Statistics
+        Tests of all modalities.
+
+    Returns
+    -------
+    tuple of str
+        One line per modality.
+    """
+    return tuple(
+        f"{modality}, {variants[0].name}: " + "; ".join(
+            f"{QUESTIONS[found.question]} {found.words}"
+            for found in compute_verdicts(statistics, variants[0].name, modality)) + "."
+        for modality, variants in evaluated.items())
 
 
 def _guard_line(flagged: Sequence[str], total: int) -> str:

@@ -1,7 +1,7 @@
 """Plan of a run for ``--dry-run``: scans, steps, reused results, time, memory and disk.
 
-The time of preprocessing is the median of the logs in OUTPUT_DIR, if it has any; other times are
-CPU seconds of one core from docs/benchmarks.md.
+The time of preprocessing is the median of the logs in OUTPUT_DIR, if there are any. Other times are
+CPU seconds of one core, measured by the benchmarks.
 """
 
 from __future__ import annotations

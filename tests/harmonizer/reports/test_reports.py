@@ -12,6 +12,7 @@ import pytest
 
 from harmonizer.evaluation.metrics.distribution import QuantileRow, QuantileTable
 from harmonizer.evaluation.table import Metric, Metrics
+from harmonizer.reports.charts import on_one_axis
 from harmonizer.reports.figures import Figure, ScanImages, density, scan_figures
 from harmonizer.reports.group import (
     Failure,
@@ -285,8 +286,8 @@ def test_the_policy_knows_the_script_by_its_hash_and_no_other(tmp_path):
 def test_group_report_tells_sites_confounding_distances_and_failures(group_page):
     text = group_page.text
     for words in ("9 scans of 9 subjects from 3 sites", "1 failure", "1 not finished.",
-                  "Age differs between sites", "fell from 1.000 R to 0.020 R",
-                  "would reach 0.050 R", "Distance between sites by tissue",
+                  "Age differs between sites", "histograms is 0.020 R",
+                  "deviation alone reaches 0.050 R", "Distance between sites by tissue",
                   "Look at the image.", "Outliers", "All well."):
         assert words in text, words
     assert len(group_page.all("img")) == 5  # all sites, two frames site by site, maps, scans
@@ -377,6 +378,24 @@ def test_headline_does_not_praise_what_rescaling_does_alone():
                           for stage, value in (("before", 1.0), ("rescaled", 0.1), ("after", 0.2))))
     assert "no better than linear rescaling" in headline(worse, "x", "A")
     assert "no better" not in headline(metrics, "x", "A")
+
+
+def test_headline_states_no_number_in_units_of_uncalibrated_images():
+    metrics, _, _ = tables()
+    raw = Metrics(tuple(replace(row, value=64.31) if (row.measure, row.stage) == (
+        "wasserstein_between_sites", "before") else row for row in metrics))
+    assert headline(raw, "x", "A") == headline(metrics, "x", "A")
+    assert "64" not in headline(raw, "x", "A")
+
+
+def test_sites_in_different_units_share_an_axis_only_after_scaling():
+    target = np.linspace(0, 100, 200)
+    alike = {"A": target, "B": 1.5 * target}
+    title, same = on_one_axis("before", alike, target)
+    assert title == "before" and same["B"][-1] == 150
+    title, scaled = on_one_axis("before", {**alike, "C": 64 * target}, target)
+    assert title == "before, each site in its own unit"
+    assert [mean[-1] for mean in scaled.values()] == pytest.approx([100, 100, 100])
 
 
 def test_headline_warns_of_faded_images():

@@ -9,7 +9,7 @@ scans of traveling subjects; here the training pairs are simulated, and the targ
 The weight of the residual is zero
 
 * for scans of the target site,
-* if the cards of scan and target differ no more than those of two scans of one scanner,
+* if the cards of scan and target differ only as much as those of two scans of one scanner,
 * for modalities on which the weights were not validated.
 
 References
