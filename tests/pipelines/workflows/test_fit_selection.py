@@ -147,7 +147,7 @@ def test_a_covariate_that_the_fit_cannot_model_is_said_before_work(tmp_path, cap
     one = settings(tmp_path, backend="tissue_matching")
     for name, found in zip(("age", "sex"), messages(caplog, one, given), strict=True):
         assert found.startswith(f"T1w, covariate {name}: not model")
-        assert "unknown for 2 of 6 scans" in found
+        assert "missing for 2 of 6 scans" in found
     assert messages(caplog, settings(tmp_path), given) == []  # a method without covariates
     assert messages(caplog, replace(one, stages=("evaluate",)), given) == []
 
