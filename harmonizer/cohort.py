@@ -23,7 +23,8 @@ from .errors import InputError, did_you_mean
 from .files import write_text
 from .volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, read_volume, same_grid
 
-__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "MISSING_TEXTS", "Cohort", "Scan", "years_between"]
+__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "MISSING_TEXTS", "Cohort", "Scan", "years_between",
+           "years_of"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
@@ -303,12 +304,15 @@ def years_between(one: Scan, two: Scan) -> float | None:
 
     From the column ``acq_time`` of both, else from both ages.
     """
-    years = _years([one, two])
+    years = years_of([one, two])
     return None if years is None else abs(years[1] - years[0])
 
 
-def _years(scans: Iterable[Scan]) -> list[float] | None:
-    """Return times of the scans of one subject in years on one scale; None if one is not known."""
+def years_of(scans: Iterable[Scan]) -> list[float] | None:
+    """Return the times of one subject's scans in years on one scale, or None if one is unknown.
+
+    From the column ``acq_time`` of all scans, else from the ages.
+    """
     scans = list(scans)
     for known in (_acquired, lambda scan: scan.age):
         years = [known(scan) for scan in scans]
@@ -332,7 +336,7 @@ def _count_sites(scans: Iterable[Scan]) -> int:
 
 def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
     """Return the scans within `MAX_TRAVELING_YEARS` that cover most sites; all without dates."""
-    years = _years(scans)
+    years = years_of(scans)
     if years is None:
         return scans
     visits = [[scan for scan, time in zip(scans, years)

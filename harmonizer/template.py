@@ -21,10 +21,9 @@ import numpy as np
 from .errors import UsageError
 from .volume import Volume
 
-__all__ = ["TEMPLATE", "TEMPLATE_CITATION", "load_template", "tissue_priors", "template_affine"]
+__all__ = ["TEMPLATE", "load_template", "tissue_priors", "template_affine"]
 
 TEMPLATE = "MNI152NLin2009aSym"  # the BIDS space label
-TEMPLATE_CITATION = "doi:10.1016/S1053-8119(09)70884-5"
 RESOLUTIONS_MM = (1, 2, 3, 4, 5, 6, 8)
 ORIGIN_MM = (-98.0, -134.0, -72.0)  # world position of the first voxel, at every resolution
 TEMPLATE_SHAPES = {1: (197, 233, 189), 2: (99, 117, 95)}

@@ -24,7 +24,7 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 PYTHON = ("harmonizer/**/*.py", "pipelines/**/*.py", "benchmarks/*.py", "tests/**/*.py",
           "tools/*.py", "run.py")
 MARKDOWN = ("README.md", "docs/**/*.md", "harmonizer/**/*.md")
-# This file names what is retired. docs/research and CHANGES.md are records of their time.
+# This file names what is retired. docs/research holds records of their time.
 EXEMPT = ("tests/test_language.py", "docs/research/", "docs/glossary.md")
 
 RETIRED_NAMES = {

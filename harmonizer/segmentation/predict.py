@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -71,10 +71,13 @@ class NetworkSegmenter:
     ----------
     threads, quick
         See `segment`.
+    ignores_linear_maps : bool
+        True: a gain above zero and an offset do not change the result, up to rounding.
     """
 
     threads: int = 1
     quick: bool = False
+    ignores_linear_maps: ClassVar[bool] = True
 
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         """Compute the probabilities of CSF, GM and WM on the volume's grid; see `segment`."""

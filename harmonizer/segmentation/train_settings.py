@@ -155,7 +155,7 @@ PRESETS = {
 }
 
 # Plans: presets in order, each with its own seed. Durations are for two CPU cores with bfloat16
-# instructions (0.57 s a step). docs/segmentation.md lists the accuracy after each hour.
+# instructions (0.57 s a step). docs/concepts/segmentation.md lists the accuracy after each hour.
 PLANS = {
     f"cpu-{hours}h": ("first", "further", "longer", "longer", *["later"] * 9)[: hours + 1]
     for hours in range(1, 13)

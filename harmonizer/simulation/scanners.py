@@ -6,7 +6,7 @@ texture, and by a tone curve that may be non-monotone. Resolution is an anisotro
 a voxel, with slices up to 4 mm. Noise is Rician, white or correlated, uniform or not. A residual
 bias field and a gain complete the scanner.
 
-`PRIOR` states every range. docs/simulation.md compares the prior with real scans.
+`PRIOR` states every range. docs/extend/simulation.md compares the prior with real scans.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ LOGGER = logging.getLogger("pipelines")
 SCANS_PER_PROCESS = 8  # in one workflow; workers are restarted after each
 PROBE_BYTES = 1 << 20
 GPU_NODES = 1  # at once: all nodes of a run use one device (`device_of`)
-WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "evaluation", "sampling", "training")
+WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "evaluation", "sampling", "tmp",
+                "training")
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 

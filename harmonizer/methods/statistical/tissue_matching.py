@@ -2,7 +2,8 @@
 
 The map is `harmonizer.contrast.tissue_map.TissueMap`. The fit stores, for each site, the local
 means and standard deviations of CSF, GM and WM on a lattice of 4 mm. They are averaged over the
-scans of the site after division by each scan's gain.
+scans of the site after division by each scan's gain. docs/concepts/tissue-matching.md describes
+method and results.
 
 **Source maps.** The source of a map is a weighted mean of the site's maps and the scan's own maps.
 The site's maps (weight 0) preserve the regional intensities of the subject; the scan's own maps
@@ -193,7 +194,7 @@ class TissueMatching(StatisticsBackend):
 
     name = "tissue_matching"
     version = "4"
-    reference = "local tissue matching, this project (docs/benchmarks.md)"
+    reference = "local tissue matching, brain-harmonizer"
     summary = ("Local means and standard deviations of cerebrospinal fluid, gray and white matter "
                "were mapped to those of the target by smooth maps, applied to the scan's own "
                "voxels.")
