@@ -6,6 +6,7 @@
 
 VENV := .venv
 DEMO := demo
+GALLERY := gallery
 ARGS :=
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -18,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --retries 1 install --quiet --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint docs constraints clean
+.PHONY: help install demo gallery test lint docs constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -29,8 +30,15 @@ demo: $(INSTALLED) $(DEMO)/.written ## harmonize a synthetic traveling-subject d
 	$(BIN)/python run.py $(DEMO)/bids $(DEMO)/out participant group --sloppy -w $(DEMO)/work
 	@echo
 	@echo "Group report:      $(CURDIR)/$(DEMO)/out/group.html"
+	@if test -f docs/gallery/group.html; \
+		then echo "Reports of a study at 1 mm: $(CURDIR)/docs/gallery/group.html"; \
+		else echo "The demo is coarse. For the reports of a study at 1 mm: make gallery (hours)"; fi
 	@echo "A harmonized scan: $(CURDIR)/$$(find $(DEMO)/out -name '*_desc-harmonized_T1w.nii.gz' \
 		! -name '*_space-*' | sort | tail -n 1)"
+
+gallery: $(INSTALLED) ## make the reports of a phantom study at 1 mm (hours; docs/gallery)
+	$(BIN)/python tools/gallery.py docs/gallery --folder $(GALLERY) \
+		--picture docs/images/wall-of-brains.png
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -63,8 +63,8 @@ HINTS = {
     "--run-uuid": "each run has a name of its own in OUTPUT_DIR/logs. Drop it",
     "--resume": _RERUN,
     "--continue": _RERUN,
-    "--force": _RERUN + ", or start anew with --clean-workdir and another OUTPUT_DIR",
-    "--overwrite": "nothing is overwritten. Keep several results side by side with --desc, or "
+    "--force": _RERUN + ", or start again with --clean-workdir and another OUTPUT_DIR",
+    "--overwrite": "nothing is overwritten. Keep several results with --desc, or "
                    "give another OUTPUT_DIR",
     "--bids-database-wipe": "delete the folder of --bids-database-dir; it is made again",
     "--track-carbon": _NOTHING_SENT,

@@ -331,7 +331,7 @@ def test_cluster_jobs_call_the_app_as_it_is(job: Path, flags: str, tmp_path: Pat
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_a_job_that_the_time_limit_ends_keeps_its_work(job: Path, tmp_path: Path) -> None:
-    """A training, a sampling and an evaluation go on from there; a preprocessing starts anew."""
+    """A training, a sampling and an evaluation resume; a preprocessing starts again."""
     given = job_environment(tmp_path, apptainer_code=143)
     done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
     assert done.returncode == 143

@@ -218,8 +218,8 @@ def first_affine(volume: Volume, *, seed: int = 0, sloppy: bool = False) -> np.n
 def is_brain_only(volume: Volume) -> bool:
     """Detect whether an image is skull-stripped.
 
-    The background has exactly one value in at least a quarter of the voxels, the filled foreground
-    has the volume of a brain, and there is no signal 5 to 20 mm outside of it.
+    Three conditions must hold: at least a quarter of the voxels have exactly the background value,
+    the filled foreground has the volume of a brain, and there is no signal 5 to 20 mm around it.
 
     Parameters
     ----------

@@ -16,13 +16,13 @@ from typing import Any
 from harmonizer import __version__
 from harmonizer.files import atomic_path, decode_text, read_json, write_json, write_text
 
-__all__ = ["NAME", "code_url", "dataset_link", "generated_by", "write_dataset_files"]
+__all__ = ["PIPELINE_NAME", "code_url", "dataset_link", "generated_by", "write_dataset_files"]
 
-NAME = "harmonizer"
+PIPELINE_NAME = "harmonizer"
 DISTRIBUTION = "brain-harmonizer"
 BIDS_VERSION = "1.10.0"
 
-IGNORED = (
+IGNORED_PATTERNS = (
     "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
     "group_*", "models", "models/**", "**/.tmp-*",
     "**/*_anatomychange.*", "**/*_std.*",
@@ -69,7 +69,7 @@ def write_dataset_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "dataset_description.json", _description(out, raw, derivatives))
-    write_text(out / ".bidsignore", "\n".join(IGNORED) + "\n")
+    write_text(out / ".bidsignore", "\n".join(IGNORED_PATTERNS) + "\n")
     write_text(out / "README.md", README)
     _write_descriptions(out, descs)
     if raw is not None:
@@ -140,7 +140,7 @@ def code_url() -> str | None:
 
 def generated_by() -> dict[str, Any]:
     """Return this pipeline's GeneratedBy entry; the container is read from the environment."""
-    entry: dict[str, Any] = {"Name": NAME, "Version": __version__}
+    entry: dict[str, Any] = {"Name": PIPELINE_NAME, "Version": __version__}
     url = code_url()
     if url:
         entry["CodeURL"] = url

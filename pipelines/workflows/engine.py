@@ -174,13 +174,13 @@ def require_disk_space(*folders: Path) -> None:
     """
     for folder in folders:
         try:
-            with atomic_path(folder / "room") as probe, open(probe, "wb") as stream:
+            with atomic_path(folder / "disk-space-probe") as probe, open(probe, "wb") as stream:
                 stream.write(bytes(PROBE_BYTES))
         except OSError as error:
             raise OutputError(
     f"{folder}: cannot be written any more ({error.strerror}). Free disk space or repair "
     "the permissions, then run the same command again; finished results are kept." ) from error
-        (folder / "room").unlink(missing_ok=True)
+        (folder / "disk-space-probe").unlink(missing_ok=True)
 
 
 def _remove_intermediate(folder: Path, batch: Sequence[Any], monitor: Monitor) -> None:
