@@ -406,9 +406,9 @@ def component_rows(inputs: EvaluationInput) -> list[Metric]:
             continue
         scores, _ = principal_components(found.matrix()[complete])
         for scan, values in zip(np.array(inputs.before.scans, object)[complete], scores[:, :2]):
-            rows += [Metric("principal_component", float(value), "1", subject=scan.subject,
+            rows += [Metric(f"principal_component_{i + 1}", float(value), "1", subject=scan.subject,
                             session=scan.session or "", scan=scan.scan_id, modality=scan.modality,
-                            site=scan.site, reference=f"PC{i + 1}",
+                            site=scan.site,
                             target=inputs.target if backend else "", **stage_of(backend))
                      for i, value in enumerate(values)]
     return rows

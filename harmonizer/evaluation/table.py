@@ -168,9 +168,9 @@ MEASURES = {
         "tissue, in its pure voxels; of the brain, beyond the tissue with the least; `reference` "
         "is the band, between Gaussians of these standard deviations", "1", "none",
         "0 to infinity"),
-    "principal_component": Measure(
-        "Principal component of the standardized features of the scans of one stage; `reference` "
-        "is its number", "1", "none", "any"),
+    **{f"principal_component_{number}": Measure(
+        f"Principal component {number} of the standardized features of the scans of one stage",
+        "1", "none", "any") for number in (1, 2)},
     "csf_wm_ratio": Measure("mean_csf / mean_wm; a gain does not change it", "1", "none", "any"),
 }
 

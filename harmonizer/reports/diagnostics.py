@@ -26,6 +26,7 @@ __all__ = ["diagnostic_figures", "diagnostic_tables"]
 LOOKS = {"": ("#d55e00", "o"), RESCALED: ("#9a9a9a", "s"), "after": ("#0072b2", "o")}
 FEATURE_PIXELS = 15  # height of a feature's row
 COMPONENTS = ("PC1", "PC2")
+MEASURES = ("principal_component_1", "principal_component_2")
 
 
 def diagnostic_tables(results: ModalityResults) -> tuple[Table, ...]:
@@ -244,16 +245,11 @@ def _components_figure(results: ModalityResults, metrics: Metrics,
 def _points(metrics: Metrics, method: str) -> list[tuple[str, str, float, float]]:
     """Return scan, site and both components of the scans of one kind of images."""
     stage = {"": "before", RESCALED: "rescaled"}.get(method, "after")
-    rows = metrics.select(measure="principal_component", stage=stage,
-                          backend=method if stage == "after" else "")
-    values: dict[str, dict[str, float]] = {}
-    sites = {}
-    for row in rows:
-        if row.value is not None:
-            values.setdefault(row.scan, {})[row.reference] = row.value
-            sites[row.scan] = row.site
-    return [(scan, sites[scan], found[COMPONENTS[0]], found[COMPONENTS[1]])
-            for scan, found in values.items() if len(found) == len(COMPONENTS)]
+    first, second = ({row.scan: (row.site, row.value) for row in metrics.select(
+        measure=name, stage=stage, backend=method if stage == "after" else "")
+        if row.value is not None} for name in MEASURES)
+    return [(scan, site, value, second[scan][1]) for scan, (site, value) in first.items()
+            if scan in second]
 
 
 def _distances_figure(results: ModalityResults) -> Figure | None:

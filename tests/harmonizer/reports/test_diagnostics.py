@@ -31,9 +31,9 @@ def study() -> tuple[ModalityResults, Metrics, dict[str, float]]:
         rows += [replace(test, modality="T1w", **stage_of(name))
                  for test in site_feature_tests(features, design)]
         for scan, values in enumerate(principal_components(table)[0]):
-            metrics += [Metric("principal_component", float(values[i]), scan=str(scan),
-                               modality="T1w", site=sites[scan], reference=f"PC{i + 1}",
-                               **stage_of(name)) for i in range(2)]
+            metrics += [Metric(f"principal_component_{i + 1}", float(values[i]), scan=str(scan),
+                               modality="T1w", site=sites[scan], **stage_of(name))
+                        for i in range(2)]
     return (ModalityResults(Statistics(tuple(rows)), ("x",), {}, "T1w"), Metrics(tuple(metrics)),
             {str(i): float(age) for i, age in enumerate(ages)})
 
