@@ -13,14 +13,11 @@ from ..evaluation.table import RESCALED
 from ..evaluation.verdicts import MIN_SHOWN_R2
 from .html import number_words
 
-__all__ = ["COMBAT", "COMBAT_WORDS", "EFFECT_NAMES", "EFFECT_SYMBOLS", "RESCALED",
-           "ModalityResults", "effect_row",
-           "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
+__all__ = ["COMBAT", "COMBAT_WORDS", "EFFECT_SYMBOLS", "RESCALED", "ModalityResults",
+           "effect_row", "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
 
 COMBAT_WORDS = {COMBAT: "ComBat (features)", COMBAT_GAM: "ComBat-GAM (features)",
                 COMBAT_LONGITUDINAL: "longitudinal ComBat (features)"}
-EFFECT_NAMES = {"cohens_d": "Cohen's d", "standardized_beta": "standardized slope",
-                "partial_eta_squared": "fraction of variance"}
 EFFECT_SYMBOLS = {"cohens_d": "d", "standardized_beta": "β", "partial_eta_squared": "η²"}
 
 

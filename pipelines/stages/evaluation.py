@@ -308,7 +308,12 @@ def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...
     lines = []
     for modality, variant in own.items():
         facts = _model_cohort(settings, variant, modality)
-        lines += [f"{modality}, covariate {row['Summary']}." for row in facts.get("Covariates", ())]
+        rows = facts.get("Covariates", ())
+        named = {row["Name"] for row in rows}
+        lines += [f"{modality}, covariate {row['Summary']}." for row in rows]
+        lines += [f"{modality}, covariate {name}: evaluated, but not preserved, because "
+                  "--backend-option covariates of the fit does not name it."
+                  for name in settings.covariates if rows and name not in named]
         lines += [f"{modality}: the fit used no scan of {site}."
                   for site in facts.get("SitesLeftOut", ())]
         lines += [f"{modality}: {scan} was left out of the fit: {why}."

@@ -17,6 +17,7 @@ from pipelines.outputs.collect import find_preprocessed
 from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.outputs.selection import Selection
 from pipelines.settings import Settings
+from pipelines.stages import evaluation
 from pipelines.stages.design_warnings import design_warnings, warn_before_work
 from pipelines.stages.fit import check_fit, fit, select_scans_to_fit
 from pipelines.stages.fit_selection import select_fit_scans
@@ -186,6 +187,19 @@ def test_a_covariate_that_the_fit_cannot_model_is_said_before_work(tmp_path, cap
         assert "missing for 2 of 6 scans" in found
     assert messages(caplog, settings(tmp_path), given) == []  # a method without covariates
     assert messages(caplog, replace(one, stages=("evaluate",)), given) == []
+
+
+def test_the_report_of_an_evaluation_alone_says_what_the_fit_did_not_keep(tmp_path, monkeypatch):
+    """The evaluate job of a cluster knows the model only, not the options of the fit."""
+    facts = {"Covariates": [{"Name": "age", "Summary": "age: modeled (number)"}]}
+    monkeypatch.setattr(evaluation, "_model_cohort", lambda *_: facts)
+    one = settings(tmp_path, covariates=("age", "group"), stages=("evaluate",))
+    own = {"T1w": evaluation.Variant("x", "harmonized", "x", "A", "hash", ())}
+    kept, lost = evaluation._fit_lines(one, own)
+    assert kept == "T1w, covariate age: modeled (number)."
+    assert lost.startswith("T1w, covariate group: evaluated, but not preserved")
+    facts.clear()  # a method that models no covariate
+    assert evaluation._fit_lines(one, own) == ()
 
 
 def test_scans_years_apart_are_said(out):
