@@ -219,7 +219,7 @@ def _one_fine(out: Path, work: Path, tissues: str) -> int:
         work / "fine" / f"{scan.scan_id}.nii.gz",
         model.harmonize(scan.read(), model.target(target), source=scan.site))) for scan in before))
     started = time.process_time()
-    measure_cohort(before, after, target, priors=priors)
+    measure_cohort(before, after, target, priors=priors, compare=False)
     for scan, result in zip(before, after):
         measure_scan(ScanJob(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0), segment,
                              limits=SMALL_LIMITS))

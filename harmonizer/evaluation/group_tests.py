@@ -342,10 +342,8 @@ def anatomy_tests(inputs: EvaluationInput) -> AnatomyResult:
 
 
 def _anatomy_rows(scan: Scan, check: AnatomyCheck, backend: str, target: str) -> Iterator[Metric]:
-    """Yield the anatomy measures that `measure_cohort` does not write already."""
-    values = {name: value for name, value in check.values.items()
-              if name not in ("ssim_structure", "gradient_agreement")}
-    for name, value in {**values, "anatomy_held": float(check.ok)}.items():
+    """Yield the anatomy measures of a scan and its verdict."""
+    for name, value in {**check.values, "anatomy_held": float(check.ok)}.items():
         yield Metric(name, value, MEASURES[name].unit, "change", scan.subject, scan.session or "",
                      scan.scan_id, scan.modality, scan.site, backend=backend, target=target,
                      reference="; ".join(check.reasons) if name == "anatomy_held" else "")

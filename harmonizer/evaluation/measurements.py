@@ -112,7 +112,8 @@ def _paired_metrics(inputs: EvaluationInput, pool: PoolMap,
                                    mapper=pool(label), cache=inputs.cache)}
     return {name: measure_cohort(inputs.before, cohort, inputs.target, backend=name,
                                  priors=priors, target_quantiles=target_quantiles,
-                                 mapper=pool(f"{label} {name}"), cache=inputs.cache)
+                                 mapper=pool(f"{label} {name}"), cache=inputs.cache,
+                                 compare=False)
             for name, cohort in inputs.variants.items()}
 
 

@@ -60,6 +60,7 @@ def measure_cohort(
     target_quantiles: Mapping[str, np.ndarray] | None = None,
     mapper: Callable[..., Iterable] = map,
     cache: Path | None = None,
+    compare: bool = True,
 ) -> PairedMetrics:
     """Measure every scan before and after harmonization, and the sites against each other.
 
@@ -83,6 +84,9 @@ def measure_cohort(
         ``map``, or a parallel replacement.
     cache : Path, optional
         Folder for the numbers of each scan.
+    compare : bool
+        Whether to compare each harmonized image with its source (structure and edges); the anatomy
+        guard measures the same.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def measure_cohort(
     for modality in dict.fromkeys(scan.modality for scan in before):
         parts.append(_measure_modality(
             before.of_modality(modality), after.of_modality(modality), target, labels,
-            (target_quantiles or {}).get(modality), mapper, cache))
+            (target_quantiles or {}).get(modality), mapper, cache, compare))
     metrics = Metrics(tuple(replace(row, backend=backend, target=target)
                             for part in parts for row in part.metrics))
     quantiles = QuantileTable(tuple(row for part in parts for row in part.quantiles.rows))
@@ -198,13 +202,15 @@ def _measure_modality(
     target_quantiles: np.ndarray | None,
     mapper: Callable[..., Iterable] = map,
     cache: Path | None = None,
+    compare: bool = True,
 ) -> PairedMetrics:
     """Measure one modality in two passes over the images, one volume or pair in memory."""
     harmonized = {scan.scan_id: scan for scan in after}
     pairs = [(scan, harmonized[scan.scan_id]) for scan in before if scan.scan_id in harmonized]
     rows: list[Metric] = []
     table: list[QuantileRow] = []
-    measure = partial(_measure_images, labels=labels, key=array_key(labels), cache=cache)
+    measure = partial(_measure_images, labels=labels, key=array_key(labels), cache=cache,
+                      compare=compare)
     for found in mapper(measure, [(scan,) for scan in before] + pairs):
         rows += found[0]
         table += found[1]
@@ -252,17 +258,18 @@ def _row(scan: Scan, measure: str, value: float, stage: str, reference: str = ""
 
 
 def _measure_images(images: tuple[Scan, ...], labels: np.ndarray | None, key: int | None,
-                 cache: Path | None) -> tuple[list[Metric], list[QuantileRow]]:
+                    cache: Path | None, compare: bool
+                    ) -> tuple[list[Metric], list[QuantileRow]]:
     """Measure a scan alone or with its harmonized image, or read the numbers from the cache."""
     def compute() -> list[list[dict]]:
         rows, table = (_scan_alone(images[0], labels) if len(images) == 1
-                       else _scan_pair((images[0], images[1]), labels))
+                       else _scan_pair((images[0], images[1]), labels, compare))
         return [[vars(row) for row in rows],
                 [{**vars(row), "quantiles": row.quantiles.tolist()} for row in table]]
 
     about = [(s.scan_id, s.subject, s.session, s.site, s.modality) for s in images]
     paths = [path for scan in images for path in (scan.image, scan.mask)]
-    rows, table = cached(cache, file_key(paths, "left behind", key, about), compute)
+    rows, table = cached(cache, file_key(paths, "left behind", key, about, compare), compute)
     return ([Metric(**row) for row in rows],
             [QuantileRow(**{**row, "quantiles": np.array(row["quantiles"])}) for row in table])
 
@@ -272,12 +279,12 @@ def _scan_alone(scan: Scan, labels: np.ndarray | None) -> tuple[list[Metric], li
     return _scan_rows(scan, scan.read(), "before", labels)
 
 
-def _scan_pair(pair: tuple[Scan, Scan], labels: np.ndarray | None
+def _scan_pair(pair: tuple[Scan, Scan], labels: np.ndarray | None, compare: bool
                ) -> tuple[list[Metric], list[QuantileRow]]:
-    """Measure a harmonized image, alone and against its source."""
-    source, result = pair[0].read(), pair[1].read()
+    """Measure a harmonized image, alone and, if `compare`, against its source."""
+    result = pair[1].read()
     rows, table = _scan_rows(pair[0], result, "after", labels)
-    return rows + _change_rows(pair[0], source, result), table
+    return rows + (_change_rows(pair[0], pair[0].read(), result) if compare else []), table
 
 
 def _scan_rows(scan: Scan, volume: Volume, stage: str, labels: np.ndarray | None

@@ -32,6 +32,7 @@ from ..table import MEASURES, RESCALED, Metric
 __all__ = ["Progress", "ScanJob", "ScanMeasurements", "measure_scan", "process_pool",
            "texture_rows"]
 
+TEXTURE_SLICE_MM = 2.0  # between slices of texture
 Progress = Callable[[str, int, int], None]
 """Called with a label, the jobs done and the jobs in total."""
 
@@ -173,10 +174,16 @@ def _measure(job: ScanJob) -> tuple[dict[str, dict[str, dict[str, float]]], dict
 
 def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: Volume,
          found: Summary | None, job: ScanJob) -> None:
-    numbers["texture"][backend] = {**texture_features(volume, job.labels, job.gray_range),
+    numbers["texture"][backend] = {**_texture(volume, job),
                                    **_noise_and_blur(volume, job)}
     if found is not None:
         numbers["ratios"][backend] = found.ratios
+
+
+def _texture(volume: Volume, job: ScanJob) -> dict[str, float]:
+    """Return texture features, of slices about 2 mm apart."""
+    step = max(round(TEXTURE_SLICE_MM / float(volume.spacing[2])), 1)
+    return texture_features(volume, job.labels, job.gray_range, step)
 
 
 def _add_rescaled(numbers: dict[str, dict[str, dict[str, float]]], source: Volume,
@@ -185,7 +192,7 @@ def _add_rescaled(numbers: dict[str, dict[str, dict[str, float]]], source: Volum
     gain, offset = job.linear
     rescaled = source.with_data(gain * source.data + offset)
     numbers["texture"][RESCALED] = {**numbers["texture"][""],
-                                    **texture_features(rescaled, job.labels, job.gray_range)}
+                                    **_texture(rescaled, job)}
     if before is not None:
         same = getattr(job.segment, "ignores_linear_maps", False)
         found = before if same else summary_of(rescaled, job.segment)

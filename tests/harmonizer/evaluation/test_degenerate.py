@@ -35,6 +35,8 @@ def evaluate_change(cohort: Cohort, folder, change=None, **more) -> EvaluationRe
         if row.known and row.low is not None and not math.isnan(row.low):
             assert math.isfinite(row.low) and row.low <= row.high and row.n >= 3 or (
                 row.name in ("site_chance", "icc31", "icc21")), row
+    structure = result.metrics.select(measure="ssim_structure", backend="x")
+    assert sorted(row.scan for row in structure) == [scan.scan_id for scan in cohort]
     evidence = evidence_of(result.statistics, "T1w", ["x"], result.anatomy_checks)
     assert all(card.sentence.endswith(".") for card in evidence.cards)
     assert all(t.rows or t.reason for tables in evidence.tables.values() for t in tables)

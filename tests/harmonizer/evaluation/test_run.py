@@ -233,10 +233,10 @@ def test_another_covariate_opens_no_image(nested, result, monkeypatch):
     before, variants, folder = nested
     opened = []
     monkeypatch.setattr("harmonizer.cohort.read_volume", opened.append)
-    started = time.monotonic()
+    started = time.process_time()
     again = evaluate(before, variants, "A", covariates=["dx"], segment=cohorts.segment,
                     permutations=2, cache=folder / "cache")
-    assert not opened and time.monotonic() - started < 60
+    assert not opened and time.process_time() - started < 60
     for name in ("site_f1_retrained", "age_r2", "anatomy_flagged"):
         first, second = (one(r.statistics, name, "good") for r in (result, again))
         assert (first.effect, first.low, first.high) == (second.effect, second.low, second.high)
