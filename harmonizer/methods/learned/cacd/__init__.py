@@ -5,11 +5,15 @@ contrast views (GIN, bias field, gamma) separate them. A diffusion model, condit
 generates the slice. To harmonize, a slice is inverted to noise under its own vectors and decoded
 under the target's mean z_c and its own z_a.
 
+Contrast vectors of two subjects are compared within a scanner, as in the authors' code: one view of
+two scanners' images has two contrasts.
+
 The preset ``paper`` has the paper's values: 2D U-Net of 20.3 M parameters without attention, 256-d
 heads, style as a scale only, T = 1000 linear, eps, 9 subjects x 9 views, temperature 0.07, both
-weights 0.5, Adam 1e-4, clip 1, EMA 0.999, plain mean of the target's z_c, DDIM with 20 steps.
+weights 0.5, Adam 1e-4, clip 1, EMA 0.999, plain mean of the target's z_c, DDIM with 250 steps, and
+GIN of the authors' code. docs/research/2026-12-paper-presets.md lists what still differs.
 
-Differences from the paper, each with a reason:
+Differences of the other presets from the paper, each with a reason:
 
 * Intensities are scaled per volume, z_c is one vector for a volume, and z_a is smoothed across
   slices, because numbers per slice make slices flicker.
@@ -18,7 +22,10 @@ Differences from the paper, each with a reason:
 * Inversion is without clipping, on a quadratic grid, with fixed-point corrections. Clipping makes
   the inversion inexact.
 * With `strength` < 1 only a part of the timesteps is inverted, so that detail is the source's.
-* With `residual` what the round trip loses is not lost, and equal contrasts change nothing.
+* With `residual` the error of inversion and sampling is not part of the change, and equal contrasts
+  change nothing. Nothing that is learned is subtracted: an exact round trip returns the image.
+* Anatomy vectors are compared within a scanner too (`anatomy_across_sites`), so that they need not
+  tell scanners apart.
 * The image is first harmonized by the baseline (`harmonizer.methods.learned.base`).
 * GIN has the settings of its own paper; ``gin=release`` are those of the CACD authors' code.
 * The change is smoothed across slices (`change_smoothing`).

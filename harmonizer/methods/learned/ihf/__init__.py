@@ -4,10 +4,11 @@ Slabs of three slices pass the flow of `harmonizer.deep.networks.hierarchy_flow`
 normalization gives its features the statistics that the target's feature statistics z_s call for;
 the flow is then run backwards.
 
-The preset ``paper`` has three slices as channels, Adam 1e-4, batch 32, unpaired images of different
-sites, and L = L_ac + 2 L_art with k = 0.9. In the paper VGG-19 gives z_s and features.
+The preset ``paper`` has three slices as channels, Adam 1e-4, batch 32, unpaired slabs of different
+sites with statistics of their own, VGG-19 features, the printed fusion, and L = L_ac + 2 L_art with
+k = 0.9. docs/research/2026-12-paper-presets.md lists what still differs.
 
-Differences from the paper, each with a reason:
+Differences of the other presets from the paper, each with a reason:
 
 * `fusion` ``exact``: as printed, the reverse pass is not the inverse of the forward pass.
 * Features are a pyramid of fixed random filters, because VGG's weights cannot be downloaded where
@@ -18,12 +19,14 @@ Differences from the paper, each with a reason:
   has a few subjects with `slices` slices each, spread over the brain and at the same heights in
   source and target; a volume is harmonized in two passes. Statistics per slice make slices flicker.
 * `anchored`: the normalization depends on the difference of target and source, so that an image is
-  unchanged, exactly, where its own statistics are the target's.
+  unchanged, exactly, where its own statistics are the target's. The change is decode(target) -
+  image, and no difference of two decoded images.
 * The three predictions of a slice (as lower, middle and upper one of a slab) are averaged.
 * Besides real pairs (`cross_site_fraction`) there are simulated ones: a subject under one contrast
-  view is to become the same subject under the view of another subject. There the truth is known
-  (`truth_weight`), which unpaired losses only hint at. Pairs of one site (`same_site_fraction`) are
-  to stay as they were scanned (`identity_weight`), also where the baseline changed them.
+  view is to become the same subject under the view of another subject of its site. There the truth
+  is known (`truth_weight`), which unpaired losses only hint at. Pairs of one site
+  (`same_site_fraction`) are to stay as they were scanned (`identity_weight`), also where the
+  baseline changed them.
 * Anatomy is compared after equalization, so that L_ac and L_art do not compete for contrast.
 * The image is first harmonized by the baseline (`harmonizer.methods.learned.base`); slabs in
   training likewise (`harmonizer.methods.learned.patch_baseline`).
