@@ -35,8 +35,9 @@ demo: $(INSTALLED) $(DEMO)/.written ## harmonize a synthetic traveling-subject d
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(INSTALLED) ## check the style
+lint: $(INSTALLED) ## check style and types
 	$(BIN)/python -m ruff check
+	$(BIN)/python -m mypy
 
 constraints: ## write constraints.txt anew with current releases (see docs/constraints.md)
 	tools/constraints.sh

@@ -1,4 +1,4 @@
-"""What a benchmark's command line does with what it is given: folders, rows, mistakes."""
+"""Helpers for the command lines of the benchmarks: folders, rows and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harmonizer.errors import HarmonizerError
 
 
 def existing_folder(text: str) -> Path:
-    """A folder named on a command line; one that is not there is a mistake of the command's."""
+    """Return the path of an existing folder; argparse reports any other."""
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: no such folder")
@@ -20,7 +20,7 @@ def existing_folder(text: str) -> Path:
 
 
 def report_errors(main: Callable[[], int]) -> int:
-    """The exit code of a benchmark; what the app explains is output, without a traceback."""
+    """Run a benchmark and return its exit code; errors of the app are printed in one line."""
     try:
         return main()
     except HarmonizerError as error:
@@ -29,12 +29,12 @@ def report_errors(main: Callable[[], int]) -> int:
 
 
 def printed(rows: Iterable[dict[str, Any]], expected: str = "rows") -> list[dict[str, Any]]:
-    """The rows, each of them printed as soon as it is there.
+    """Print rows one by one and return them.
 
     Raises
     ------
     SystemExit
-        With a sentence that names what was `expected`, if there is none.
+        If there is no row; the message names what was `expected`.
     """
     done = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Which scanner do CACD's two codes tell, of phantom scanners of the training and of others?
+"""CACD: does a code tell the scanner, for phantom scanners of the training and for others.
 
 Small networks are trained on subjects of two phantom scanners at 4 mm. Scans of other subjects on
 these and on three other scanners are then encoded, and the scanner of each is the one whose mean

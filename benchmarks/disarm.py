@@ -1,21 +1,22 @@
-"""DISARM as its paper judges it, on phantom subjects who travel: to a scanner, and scanner-free.
+"""Evaluate DISARM as in its paper, on phantom traveling subjects: to a site, and scanner-free.
 
     python benchmarks/disarm.py MODEL CASES --fit FOLDER [--subjects 3] [--target aspen]
         [--markdown docs/benchmarks.md]
 
 MODEL was trained by `benchmarks/trained.py WORK --backend disarm` (WORK/training/model) on the
-subjects of FOLDER (WORK/fit), and CASES are its held-out subjects (WORK/held): each was scanned at
-the four scanners of the fit and at a fifth that no fit saw; all five scans are brought to
-`--target`,
-and to no scanner. *differences*: root mean square difference between two scans of one subject, at
-median
-1, over their range, mean over pairs of scanners, the known four and those with the fifth.
-*structure*: SSIM's structure term between a scan and its result. *Anderson-Darling*: of the
-scanners' mean gray levels, p of 999 permutations; it takes gray levels for independent draws, as in
-the paper. *Codes named*: share of scans whose scanner is found from the anatomy code by the network
-that was trained against it. *Scanner found*: the same by a judge that no training saw, discriminant
-analysis of quantiles in the brain, learned on the subjects of the fit: from the scan, from what
-DISARM starts from (scanner-free), and from codes of both; in use the generator is given the latter.
+subjects of FOLDER (WORK/fit). CASES are its validation subjects (WORK/held). Each of them was
+scanned at the four scanners of the fit and at a fifth that is not in the fit. All five scans are
+harmonized to `--target`, and to the scanner-free target. Columns:
+
+* *differences*: root mean square difference between two scans of one subject, each at median 1,
+  over their range; mean over pairs of known scanners, and over pairs with the fifth;
+* *structure*: structure term of SSIM between a scan and its result;
+* *Anderson-Darling*: p of 999 permutations for the mean gray levels of the scanners, which are
+  treated as independent, as in the paper;
+* *codes named*: fraction of scans whose scanner is found from the anatomy code by the
+  discriminator of the training;
+* *scanner found*: the same by discriminant analysis of quantiles, fitted on the subjects of the
+  fit: from the scan, from the baseline (scanner-free), and from the codes of both.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from command_line import report_errors  # noqa: E402
 from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import cases_of, parser_for_a_model, spread_of  # noqa: E402
+from trained import cases_of, intensity_range, parser_for_a_model  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.metrics.distribution import LEVELS  # noqa: E402
@@ -79,7 +80,7 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def scans_of(folder: Path, subjects: int, target: str) -> Scans:
-    """Subject -> scanner -> scan."""
+    """Return subject -> scanner -> scan."""
     scans: Scans = {}
     for case in cases_of(folder, subjects, [target]):
         scans.setdefault(case.subject, {})[case.source] = case.scan
@@ -87,7 +88,7 @@ def scans_of(folder: Path, subjects: int, target: str) -> Scans:
 
 
 def methods(model: Disarm, aim: Target) -> dict[str, Method]:
-    """The scan at median 1, what DISARM starts from, and DISARM; a scan and its site go in."""
+    """Return the methods: scaling to median 1, the baseline, and DISARM."""
     return {
         "scaled": lambda scan, site: scan.with_data(scan.data / np.median(scan.in_mask())),
         f"{model.config.baseline} (its baseline)": lambda scan, site: model.baseline_only(
@@ -98,7 +99,7 @@ def methods(model: Disarm, aim: Target) -> dict[str, Method]:
 
 
 def table(name: str, rows: dict[str, Method], scans: Scans) -> str:
-    """Markdown: each method's numbers, over all subjects."""
+    """Return the numbers of each method over all subjects as Markdown."""
     lines = [f"| {name} | differences, known scanners, % | with the unseen, % | structure | "
              "Anderson-Darling, p |", "|---|---|---|---|---|"]
     for method, change in rows.items():
@@ -107,9 +108,9 @@ def table(name: str, rows: dict[str, Method], scans: Scans) -> str:
         differences: dict[bool, list[float]] = {False: [], True: []}
         for mine in after.values():
             for one, two in itertools.combinations(mine, 2):
-                differences[UNSEEN.name in (one, two)].append(apart_of(mine[one], mine[two]))
+                differences[UNSEEN.name in (one, two)].append(difference_of(mine[one], mine[two]))
         kept = [ssim_structure(after[who][site].data, scan.data, scan.mask,
-                               spread_of(after[who][site]), spread_of(scan))
+                               intensity_range(after[who][site]), intensity_range(scan))
                 for who, mine in scans.items() for site, scan in mine.items()]
         lines.append(f"| {method} | {100 * np.mean(differences[False]):.2f} | "
                      f"{100 * np.mean(differences[True]):.2f} | {np.mean(kept):.4f} | "
@@ -117,8 +118,8 @@ def table(name: str, rows: dict[str, Method], scans: Scans) -> str:
     return "\n".join(lines)
 
 
-def apart_of(one: Volume, two: Volume) -> float:
-    """Root mean square difference of two scans at median 1, over their mean range."""
+def difference_of(one: Volume, two: Volume) -> float:
+    """Return the root mean square difference of two scans at median 1, over their mean range."""
     mask = one.mask & two.mask
     a, b = (v.data[mask] / np.median(v.data[mask]) for v in (one, two))
     low, high = np.mean([np.quantile(v, [0.005, 0.995]) for v in (a, b)], axis=0)
@@ -126,14 +127,14 @@ def apart_of(one: Volume, two: Volume) -> float:
 
 
 def same_levels(after: Scans) -> float:
-    """P of the Anderson-Darling test over all scanners."""
+    """Return p of the Anderson-Darling test over all scanners."""
     flat = [(site, scan) for mine in after.values() for site, scan in mine.items()]
     levels = np.array([np.quantile(scan.in_mask(), LEVELS) for _, scan in flat])
     return float(anderson_darling(levels, [site for site, _ in flat]).p)
 
 
 def named(model: Disarm, scans: Scans) -> float:
-    """Share of scans whose scanner the discriminator of codes finds."""
+    """Return the fraction of scans whose scanner the discriminator of codes finds."""
     import torch
 
     right = []
@@ -149,7 +150,7 @@ def named(model: Disarm, scans: Scans) -> float:
 
 
 def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
-    """(1, channels, i/2, j/2, k/2) anatomy code and (i, j, k) mask of each patch with brain."""
+    """Yield anatomy code (1, channels, i/2, j/2, k/2) and mask (i, j, k) of patches with brain."""
     import torch
 
     from harmonizer.deep.patches import PatchGrid, fit_patch
@@ -164,7 +165,7 @@ def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dict[str, float]:
-    """Share of held-out scans whose scanner is found: from scans, baselines, codes of both."""
+    """Return the fraction of scans whose scanner is found: from scans, baselines, codes of both."""
     known = [(scan.site, scan.read(), scan.read_tissues()) for scan in cohort]
     held = [(site, mine[site], {}) for mine in scans.values() for site in model.model_.sites]
     sites, rows = zip(
@@ -180,7 +181,7 @@ def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dic
 
 def _levels_of_all(model: Disarm, volume: Volume, free: Target, context: ScanContext
                    ) -> dict[str, np.ndarray]:
-    """What a judge sees of one scan; the generator is given codes of its baseline."""
+    """Return the features of one scan: of its intensities, its baseline and the codes of both."""
     first = model.baseline_only(volume, free, context)
     return {"scan": levels_of(volume), "baseline": levels_of(first),
             "codes of the scan": levels_of_codes(model, volume),
@@ -188,13 +189,13 @@ def _levels_of_all(model: Disarm, volume: Volume, free: Target, context: ScanCon
 
 
 def levels_of(volume: Volume) -> np.ndarray:
-    """(21,) quantiles of a scan at median 1."""
+    """Return 21 quantiles of a scan at median 1."""
     values = volume.in_mask()
     return levels(values / np.median(values))
 
 
 def levels_of_codes(model: Disarm, volume: Volume) -> np.ndarray:
-    """(21 * channels,) quantiles of each channel of the anatomy code in the brain."""
+    """Return 21 quantiles of each channel of the anatomy code in the brain, (21 * channels,)."""
     values = [code[0].cpu().numpy()[:, m[::2, ::2, ::2] > 0] for code, m in codes_of(model, volume)]
     return levels(np.concatenate(values, axis=1))
 

@@ -1,13 +1,13 @@
-"""A new target without training: a scanner that no fit saw, enrolled from a few scans.
+"""Score a target that is enrolled without training: a scanner that is not in the fit.
 
     python benchmarks/enrolled.py CASES --models MODEL ... [--references 1 5] [--subjects 2]
         [--whole] [--markdown docs/benchmarks.md]
 
-Each MODEL was trained by `benchmarks/trained.py` (WORK/training/model) and CASES is its WORK/held.
-Scans of other subjects at the scanner elm are the references that a model enrolls; the held-out
-subjects's scans at the four known scanners are brought there. Truth is the very same scan as elm
-would show it, noise and all; PSNR in dB / SSIM in the brain, mean. `--whole` also uses all of the
-networks' change. *enroll*: processor seconds.
+Each MODEL was trained by `benchmarks/trained.py` (WORK/training/model), and CASES is its WORK/held.
+A model enrolls the scanner elm from scans of other subjects. The scans of the validation subjects
+at the four known scanners are harmonized to it. The truth is the same scan as acquired by elm,
+including noise. Columns: PSNR in dB / SSIM in the brain, mean over cases; *enroll*: CPU seconds.
+`--whole` also scores a residual weight of 1.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def references_in(folder: Path, count: int) -> Cohort:
-    """Other subjects's scans at the new scanner, made once."""
+    """Simulate scans of other subjects at the new scanner, once."""
     if not (folder / "cohort.tsv").is_file():
         write_aligned(folder, [UNSEEN], subjects=count, design="nested", seed=SEED)
     return Cohort.from_tsv(folder / "cohort.tsv")
@@ -89,34 +89,35 @@ def references_in(folder: Path, count: int) -> Cohort:
 
 def enrolled(given: argparse.Namespace, references: Cohort, count: int
              ) -> Iterator[tuple[str, Any, Target, float]]:
-    """(name, method, target, seconds): histogram matching, each start once, and the models."""
+    """Yield (name, method, target, seconds) of histogram matching, baselines and models."""
     scans = references.scans[:count]
-    null = HistogramMatching().fit(references)
-    yield "histogram_matching", null, *timed(null, scans)
-    starts = set()
+    histogram = HistogramMatching().fit(references)
+    yield "histogram_matching", histogram, *timed(histogram, scans)
+    baselines = set()
     for folder in given.models:
         name = read(folder)[0]["Backend"]
         model: Any = registry.get(name).load(folder)
         target, spent = timed(model, scans)
-        if (start := model.config.baseline) not in starts:
-            starts.add(start)
-            yield f"{start}, as the baseline of {name}", shared(model, 0.0), target, spent
+        if (baseline := model.config.baseline) not in baselines:
+            baselines.add(baseline)
+            label = f"{baseline}, as the baseline of {name}"
+            yield label, with_residual_weight(model, 0.0), target, spent
         yield f"{name}, {model.residual_weight_:.0%} of its change", model, target, spent
         if given.whole and model.residual_weight_ < 1:
-            yield f"{name}, all of its change", shared(model, 1.0), target, spent
+            yield f"{name}, all of its change", with_residual_weight(model, 1.0), target, spent
 
 
 def timed(method: Any, scans: Sequence[Scan]) -> tuple[Target, float]:
-    """The new target, and the processor seconds it took."""
+    """Enroll a target and return it with the CPU seconds."""
     started = time.process_time()
     target = method.enroll(scans, UNSEEN.name)
     return target, time.process_time() - started
 
 
-def shared(model: Any, share: float) -> Any:
-    """The same model with another share of its change."""
+def with_residual_weight(model: Any, weight: float) -> Any:
+    """Return the same model with another residual weight."""
     other = copy.copy(model)
-    other.residual_weight_ = share
+    other.residual_weight_ = weight
     return other
 
 

@@ -1,16 +1,17 @@
-"""Cost of the evaluation: time and memory, how they grow, and what a thousand scans would take.
+"""Measure time and memory of the evaluation, and extrapolate to a thousand scans.
 
     python benchmarks/evaluation.py WORK [--scans 25 50 100] [--many 250 500 1000] [--fine OUT]
         [--markdown FILE]
 
-Two parts are measured differences, because they grow differently. *Images*: phantom scans at 2 mm
-on four
-scanners, before and after histogram matching, each run in a process of its own, first with nothing
-kept, then again with another covariate. *Numbers*: what is left once images are closed (tests,
-intervals, permutations), on many tiny scans. With --fine, an output folder of this app, also what a
-scan at 1 mm costs: two scans of it, opened and measured as the evaluation does. WORK keeps phantom
-and results, so that a command that was stopped goes on; delete WORK/measured to measure again.
-Seconds are processor seconds of one process: on a busy machine the clock says nothing.
+Two parts grow differently and are measured separately.
+
+* *Images*: phantom scans at 2 mm on four scanners, before and after histogram matching. Each run is
+  a separate process, first without a cache, then with one more covariate.
+* *Numbers*: tests, intervals and permutations after the images are closed, on many tiny scans.
+
+`--fine OUT`, an output folder of this app, adds the cost of two scans at 1 mm. Results are stored
+in WORK, and an interrupted command resumes; delete WORK/measured to measure again. Seconds are CPU
+seconds of one process, because the clock time depends on the load of the computer.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def cohort_of(work: Path, count: int, most: int) -> Path:
-    """A folder with ``count`` of ``most`` scans of a phantom study, and their harmonized images."""
+    """Make a folder with `count` of `most` scans of a phantom study and their harmonized images."""
     study = work / f"phantom-{FINE}mm-{most}"
     if not (study / "cohort.tsv").is_file():
         write_aligned(study, SCANNERS, subjects=most // 4 - TRAVELING_SUBJECTS, design="mixed",
@@ -95,7 +96,7 @@ def cohort_of(work: Path, count: int, most: int) -> Path:
 
 
 def in_order(cohort: Cohort) -> tuple[Scan, ...]:
-    """Scans so that any first part has all sites alike and its share of traveling subjects."""
+    """Order scans so that each first part has all sites and traveling subjects in proportion."""
     settled = [s for s in cohort if s.session is None]
     rank = {s.scan_id: [o.site for o in settled[:i]].count(s.site) for i, s in enumerate(settled)}
     settled.sort(key=lambda s: (rank[s.scan_id], s.site))
@@ -110,7 +111,7 @@ def in_order(cohort: Cohort) -> tuple[Scan, ...]:
 
 
 def tiny_cohort(work: Path, count: int) -> Path:
-    """As many scans at 8 mm, each a phantom subject with folds and age of his or her own."""
+    """Return `count` scans at 8 mm, each a phantom subject with its own folds and age."""
     few = work / f"phantom-{TINY}mm"
     if not (few / "cohort.tsv").is_file():
         write_aligned(few, SCANNERS, subjects=4, design="nested", resolution_mm=TINY)
@@ -130,7 +131,7 @@ def tiny_cohort(work: Path, count: int) -> Path:
 
 
 def _harmonized(chosen: Cohort, folder: Path) -> Path:
-    """``before.tsv`` and ``after.tsv``: the scans, and what histogram matching makes of them."""
+    """Write `before.tsv` and `after.tsv`: the scans, and their images after histogram matching."""
     from harmonizer.methods import registry
 
     if not (folder / "after.tsv").is_file():
@@ -146,9 +147,9 @@ def _harmonized(chosen: Cohort, folder: Path) -> Path:
 
 
 def nearest_mean(volume: Volume) -> np.ndarray:
-    """Labels by the nearest of three mean intensities, taken where the template is sure of them.
+    """Label voxels by the nearest of three mean intensities, where the template is certain.
 
-    A segmentation that costs nothing: measures the evaluation, not a segmentation.
+    This segmentation costs nothing, so that only the evaluation is measured.
     """
     resolution = int(round(float(volume.spacing[0])))
     sure = label_tissues(tissue_priors(resolution))
@@ -158,8 +159,7 @@ def nearest_mean(volume: Volume) -> np.ndarray:
 
 
 def measured(folder: Path, work: Path, tissues: str, what: str = "--one") -> dict[str, float]:
-    """Numbers of a run with nothing kept and of one with another covariate; or of a scan at 1 mm.
-    """
+    """Return the numbers of a run without cache and one with it, or of a scan at 1 mm."""
     path = work / "measured" / f"{folder.resolve().name}{what}-{tissues}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -174,7 +174,7 @@ def measured(folder: Path, work: Path, tissues: str, what: str = "--one") -> dic
 
 
 def _one(folder: Path, tissues: str) -> int:
-    """Both runs of one cohort, in this process; a line of JSON."""
+    """Run both evaluations of one cohort in this process, and print a line of JSON."""
     import shutil
 
     from harmonizer.evaluation.run import evaluate
@@ -196,7 +196,7 @@ def _one(folder: Path, tissues: str) -> int:
 
 
 def _one_fine(out: Path, work: Path, tissues: str) -> int:
-    """What a scan and its harmonized image cost at 1 mm, and one simulated rescan."""
+    """Measure a scan and its harmonized image at 1 mm, and one simulated rescan."""
     from harmonizer.evaluation.metrics.scan_features import ScanJob, measure_scan
     from harmonizer.evaluation.paired_metrics import measure_cohort
     from harmonizer.evaluation.questions.anatomy import compare_anatomy
@@ -229,7 +229,7 @@ def _segmenter(name: str) -> Segment | None:
 
 def report(images: list[dict[str, float]], numbers: list[dict[str, float]], tissues: str,
            fine: list[dict[str, float]]) -> str:
-    """The section's text."""
+    """Return the text of the section."""
     asked = f"--tissues {tissues}{' --fine OUT' if fine else ''}"
     lines = [f"`python benchmarks/evaluation.py WORK {asked}`: one process, processor seconds. "
              "Before "
@@ -254,7 +254,7 @@ def _at_one_mm(one: dict[str, float]) -> str:
 
 
 def _outlook(images: list[dict[str, float]], numbers: list[dict[str, float]]) -> str:
-    """A thousand scans on 16 cores: images by the slope per scan, numbers as measured."""
+    """Extrapolate to a thousand scans on 16 cores: images by the slope, numbers as measured."""
     opened = [r["first"] - r["again"] for r in images]
     scans = [r["scans"] for r in images]
     slope, start = np.polyfit(scans, opened, 1)
@@ -277,7 +277,7 @@ def _exponent(sizes: list[float], seconds: list[float]) -> float:
 
 
 def _slope(rows: list[dict[str, float]]) -> float:
-    """Peak memory per scan, MB."""
+    """Return the peak memory per scan, MB."""
     if len(rows) < 2:
         return 0.0
     return max(float(np.polyfit([r["scans"] for r in rows], [r["peak_mb"] for r in rows], 1)[0]), 0)

@@ -1,20 +1,20 @@
-"""What a run leaves when it is killed, when the disk fills up, when its folders cannot be written.
+"""Test what a run leaves behind when it is killed, the disk is full or a folder is not writable.
 
     python benchmarks/faults.py FOLDER [kill] [sigterm] [disk] [jobs] [--kills 20] [--nprocs 1]
 
-Each fault hits the same phantom study (two scans, 4 mm, `--sloppy`); afterwards the same command is
-given again, and its results are compared bit for bit with those of an undisturbed run. Images,
-sidecars, tables, transforms and models are compared; logs and HTML hold times and are not.
+Each fault is applied to the same phantom study (two scans, 4 mm, `--sloppy`). The same command is
+then run again, and its results are compared bit for bit with those of an undisturbed run. Images,
+sidecars, tables, transforms and models are compared. Logs and HTML contain times and are not.
 
-kill      SIGKILL to the whole run at random moments (seeded), again and again until one ends by
-          itself, then compare and start anew, until there were so many kills. After each, every
-          file with a final name must be whole
+kill      SIGKILL to all processes at random moments (seeded) until a run ends by itself; this is
+          repeated up to the number of kills. After each kill, every file with a final name must be
+          complete
 sigterm   SIGTERM at three random moments: exit code 143 within seconds, then the same command
 disk      OUT on a disk that is too small (a tmpfs; needs root): exit code 74 and a message, then
-          the disk grows; and OUT made unwritable in mid-run (chattr +i; needs root). The input is
-          mounted read-only meanwhile
-jobs      ten jobs at once on one output folder, each its own participant; their results must be
-          those of one job for all
+          the disk grows; and OUT that becomes immutable during a run (chattr +i; needs root). The
+          input is mounted read-only in both cases
+jobs      ten jobs in parallel on one output folder, each for its own participant; their results
+          must be those of one job for all
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FINISHED = ("is reused", "are reused", "and reused", "already")
 
 @dataclass(frozen=True)
 class Bench:
-    """The study, the flags, and what an undisturbed run makes of them."""
+    """Phantom study, flags, and the results of an undisturbed run."""
 
     folder: Path
     raw: Path
@@ -53,22 +53,22 @@ class Bench:
     seconds: float  # of CPU
 
     def command(self, out: Path, *flags: str) -> list[str]:
-        """The command line of a run into `out`, with a work folder beside it."""
+        """Return the command line of a run into `out`, with a work folder beside it."""
         return [sys.executable, str(ROOT / "run.py"), str(self.raw), str(out), "participant",
                 "group", "-w", str(out.with_name("work")), *self.flags, *flags]
 
     def out(self, name: str) -> Path:
-        """An empty place for an output, as deep as all others: results link to the dataset."""
+        """Return an empty output folder; all have the same depth, as results link to input."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return self.folder / name / "out"
 
-    def start(self, out: Path, *flags: str) -> subprocess.Popen[str]:
+    def launch(self, out: Path, *flags: str) -> subprocess.Popen[str]:
         """Start a run in a process group of its own."""
         return subprocess.Popen(self.command(out, *flags), start_new_session=True, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
 
     def same(self, out: Path) -> bool:
-        """Whether the results are those of the undisturbed run; says which are not."""
+        """Return whether the results are those of the undisturbed run; print files that differ."""
         found = results_of(out)
         wrong = sorted({*found, *self.results} - {
             name for name in found if found[name] == self.results.get(name)})
@@ -78,7 +78,7 @@ class Bench:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the chosen faults; returns how many of them did harm."""
+    """Run the chosen faults; return how many of them left wrong results."""
     arguments = parser().parse_args(argv)
     if unknown := set(arguments.faults) - set(FAULTS):
         raise SystemExit(f"{', '.join(sorted(unknown))}: not among {', '.join(FAULTS)}.")
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("folder", help="for the study and all outputs; some hundred MB")
     command.add_argument("faults", nargs="*", metavar="FAULT", help=f"{', '.join(FAULTS)} (all)")
@@ -124,8 +124,8 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> Bench:
 
 
 def finish(bench: Bench, out: Path, *flags: str) -> str:
-    """Run to the end, which must be a good one; returns what was output."""
-    process = bench.start(out, *flags)
+    """Run to the end, which must succeed; return the output."""
+    process = bench.launch(out, *flags)
     output, _ = process.communicate(timeout=LIMIT_S)
     if process.returncode != 0:
         raise SystemExit(f"exit code {process.returncode}:\n{output}")
@@ -133,7 +133,7 @@ def finish(bench: Bench, out: Path, *flags: str) -> str:
 
 
 def results_of(out: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of what must be the same for the same input and seed."""
+    """Return path -> SHA-256 of the files that depend only on input and seed."""
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
@@ -143,7 +143,7 @@ def results_of(out: Path) -> dict[str, str]:
 
 
 def half_written(out: Path) -> Iterator[str]:
-    """Files with a final name that cannot be read to their end."""
+    """Return files with a final name that cannot be read to the end."""
     import nibabel as nib
     import numpy as np
 
@@ -160,11 +160,11 @@ def half_written(out: Path) -> Iterator[str]:
 
 
 def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
-    """SIGKILL at random moments; each run goes on where the killed one stopped."""
+    """Kill runs at random moments; each run continues where the killed one stopped."""
     rng = random.Random(arguments.seed)
     out, kills, endings, reused, sound = bench.out("killed"), 0, 0, 0, True
     while kills < arguments.kills or out.exists():
-        process = bench.start(out)
+        process = bench.launch(out)
         allowed = rng.uniform(0.05, 0.95) * bench.seconds
         if kills < arguments.kills and lives_for(process, allowed):
             os.killpg(process.pid, signal.SIGKILL)
@@ -189,9 +189,9 @@ def kill(bench: Bench, arguments: argparse.Namespace) -> bool:
 
 
 def lives_for(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Wait until a run has used so many CPU seconds; False if it ended before.
+    """Wait until a run has used some CPU seconds; return False if it ended before.
 
-    CPU seconds, because a busy machine would stretch the moments between two runs.
+    CPU seconds do not depend on the load of the computer.
     """
     import psutil
 
@@ -207,11 +207,11 @@ def lives_for(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 def sigterm(bench: Bench, arguments: argparse.Namespace) -> bool:
-    """SIGTERM to the main process alone, as docker sends it; with worker processes."""
+    """Send SIGTERM to the main process alone, as docker does, with worker processes."""
     rng, sound = random.Random(arguments.seed), True
     out = bench.out("terminated")
     for _ in range(3):
-        process = bench.start(out, "--nprocs", "2")
+        process = bench.launch(out, "--nprocs", "2")
         wait_for_log(out, process)
         lives_for(process, rng.uniform(0.05, 0.5) * bench.seconds)
         start = time.perf_counter()
@@ -228,13 +228,13 @@ def sigterm(bench: Bench, arguments: argparse.Namespace) -> bool:
 
 
 def wait_for_log(out: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until the app has begun: before that, Python itself answers."""
+    """Wait until the app writes its log; before that, Python handles the signal."""
     while not list((out / "logs").glob("run_*")) and process.poll() is None:
         time.sleep(0.1)
 
 
 def disk(bench: Bench, arguments: argparse.Namespace) -> bool:
-    """A disk that is too small and then grows, and an output that loses its permissions."""
+    """Fill a disk that grows later, and make an output folder immutable."""
     if os.geteuid() != 0:
         print("  left out: mounting needs root")
         return True
@@ -243,13 +243,13 @@ def disk(bench: Bench, arguments: argparse.Namespace) -> bool:
 
 
 def full_disk(bench: Bench) -> bool:
-    """OUT and its work folder on a tmpfs of a third of what they need."""
+    """Run with OUT and work folder on a tmpfs with a third of the necessary size."""
     mount = bench.folder / "small"
     mount.mkdir(exist_ok=True)
     needed = sum(p.stat().st_size for p in (bench.folder / "calm/out").rglob("*") if p.is_file())
     with tmpfs(mount, max(needed // 3, 1 << 20)):
         out = mount / "out"
-        process = bench.start(out)
+        process = bench.launch(out)
         output, _ = process.communicate(timeout=LIMIT_S)
         good = process.returncode == 74 and "No space left" in output and "Traceback" not in output
         print("" if good else output, end="")
@@ -262,9 +262,9 @@ def full_disk(bench: Bench) -> bool:
 
 
 def unwritable(bench: Bench) -> bool:
-    """The output folder becomes immutable after the first image was written."""
+    """Make the output folder immutable after the first image was written."""
     out = bench.out("immutable")
-    process = bench.start(out)
+    process = bench.launch(out)
     while not list(out.rglob("*_desc-preproc_T1w.nii.gz")) and process.poll() is None:
         time.sleep(0.05)
     system("chattr", "-R", "+i", str(out))
@@ -287,7 +287,7 @@ def system(*words: str) -> None:
 
 @contextlib.contextmanager
 def tmpfs(mount: Path, size: int) -> Iterator[None]:
-    """A disk in memory of so many bytes."""
+    """Mount a disk in memory with some number of bytes."""
     system("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount))
     try:
         yield
@@ -297,7 +297,7 @@ def tmpfs(mount: Path, size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mounted_read_only(folder: Path) -> Iterator[None]:
-    """The folder as if on a read-only file system."""
+    """Mount a folder read-only."""
     system("mount", "--bind", str(folder), str(folder))
     try:
         system("mount", "-o", "remount,bind,ro", str(folder))
@@ -307,7 +307,7 @@ def mounted_read_only(folder: Path) -> Iterator[None]:
 
 
 def jobs(bench: Bench, arguments: argparse.Namespace) -> bool:
-    """So many jobs at once, each with its own participant, work folder and process."""
+    """Run several jobs at once, each with its own participant, work folder and process."""
     from harmonizer.phantom.dataset import write_dataset
 
     raw = bench.folder / "many"

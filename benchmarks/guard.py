@@ -1,16 +1,17 @@
-"""How often the anatomy guard errs: false flags on perfect harmonization, hits on spoilt anatomy.
+"""Measure the errors of the anatomy guard: flags of perfect images, detection of changed anatomy.
 
     python benchmarks/guard.py WORK [--subjects 6] [--same-grid BIDS]
         [--markdown docs/benchmarks.md]
 
-Phantom subjects at 2 mm, so many for each of four scanners, nobody scanned twice but for the second
-row of limits. What a perfect harmonization to the first scanner would give is known: the very same
-scan, noise and all, as that scanner would show it. It must not be flagged; the same with a lesion
-painted in or erased, everybody made the mean, or shifted by a voxel, must be. WORK keeps images and
-numbers, so that the command goes on where it was stopped.
+The data are phantom subjects at 2 mm, `--subjects` for each of four scanners, without rescans
+except for the second set of limits. The result of a perfect harmonization to the first scanner is
+known: the same scan as acquired by that scanner, including noise. It must not be flagged. The same
+image must be flagged if a lesion is added or erased, if it is replaced by the mean image, or if it
+is shifted by a voxel. Images and numbers are stored in WORK, and an interrupted command resumes.
 
-BIDS: simulated traveling subjects, brain only, all scans of a subject on one voxel grid. There the
-scan of the first session is the truth for the others; its numbers are listed (at 2 mm).
+`--same-grid BIDS` names simulated traveling subjects, brain only, with all scans of a subject on
+one grid. The scan of the first session is the truth of the others; its measures are listed (at
+2 mm).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def made(work: Path, subjects: int) -> Iterator[Scan]:
-    """The scans; beside ``before``, a ``rescan`` and the ``truth`` of each, made where absent."""
+    """Return the scans; simulate their ``rescan`` and ``truth`` if missing."""
     for who in plan_participants(subjects, SCANNERS, 0, "nested"):
         scanner, name = who.scanners[0], f"sub-{who.label}_T1w"
         if not (work / "mask" / f"{name}.nii.gz").is_file():
@@ -95,7 +96,7 @@ def _make(work: Path, who: Participant, name: str) -> None:
 
 
 def changes(mean: np.ndarray) -> dict[str, Change]:
-    """What becomes of (scan, source, truth): the source and the image that is judged."""
+    """Return functions of (scan, source, truth) that give the source and the image to check."""
     def painted(radius: float) -> Change:
         return lambda scan, source, truth: (source, with_lesion(truth, radius))
 
@@ -117,7 +118,7 @@ def changes(mean: np.ndarray) -> dict[str, Change]:
 
 
 def with_lesion(volume: Volume, radius_mm: float) -> Volume:
-    """The image with a ball as dark as fluid (T1w)."""
+    """Add a ball with the intensity of fluid (T1w)."""
     center = np.linalg.inv(volume.affine) @ [*LESION_MM, 1]
     away = (np.indices(volume.shape) - center[:3].reshape(3, 1, 1, 1)) * RESOLUTION
     ball = np.sum(away**2, axis=0) <= radius_mm**2
@@ -126,7 +127,7 @@ def with_lesion(volume: Volume, radius_mm: float) -> Volume:
 
 
 def nearest_mean(volume: Volume) -> np.ndarray:
-    """Labels by the nearest of three mean intensities: a segmentation that costs nothing."""
+    """Label voxels by the nearest of three mean intensities, a segmentation at no cost."""
     sure = label_tissues(tissue_priors(RESOLUTION))
     means = np.array([volume.data[(sure == code) & volume.mask].mean() for code in (1, 2, 3)])
     nearest = np.abs(volume.data[..., None] - means).argmin(axis=-1) + 1
@@ -134,15 +135,17 @@ def nearest_mean(volume: Volume) -> np.ndarray:
 
 
 def report(work: Path, cohort: Cohort) -> str:
-    """The section's text."""
+    """Return the text of the section."""
     limits = {
-        "simulated": learn_tolerance(cohort, nearest_mean, mapper=partial(_keeping, work)),
-        "real": tolerance_from_pairs([_kept(work, scan, "rescan", lambda scan=scan: compare_anatomy(
-            scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
+        "simulated": learn_tolerance(cohort, nearest_mean, mapper=partial(_cached_map, work)),
+        "real": tolerance_from_pairs([
+            _stored(work, scan, "rescan", lambda scan=scan: compare_anatomy(
+                scan.read(), read_volume(_beside(scan, "rescan"), scan.mask), nearest_mean))
             for scan in cohort], f"{len(cohort)} real rescans"),
     }
-    rows = {name: [_kept(work, scan, name, lambda scan=scan, change=change: _judged(scan, change))
-                   for scan in cohort] for name, change in changes(_mean(cohort)).items()}
+    rows = {name: [
+        _stored(work, scan, name, lambda scan=scan, change=change: _measured(scan, change))
+        for scan in cohort] for name, change in changes(_mean(cohort)).items()}
     head = " | ".join(f"flagged, limits from {len(cohort) if k == 'real' else t.pairs} {k} rescans"
                       for k, t in limits.items())
     lines = ["`python benchmarks/guard.py WORK`", "",
@@ -150,7 +153,7 @@ def report(work: Path, cohort: Cohort) -> str:
              f"brought to {TARGET.name}; tissues by the nearest mean.", "",
              f"| images | {head} | broken measures, simulated |", "|---|---|---|---|"]
     for name, values in rows.items():
-        cells = [_share(values, tolerance) for tolerance in limits.values()]
+        cells = [_flagged(values, tolerance) for tolerance in limits.values()]
         lines.append(f"| {name} | {' | '.join(cells)} | {_broken(values, limits['simulated'])} |")
     lines += ["", "| measure | " + " | ".join(f"limit, {k}" for k in limits)
               + " | perfect, worst | perfect, median |", "|---|---|---|---|---|"]
@@ -163,7 +166,7 @@ def report(work: Path, cohort: Cohort) -> str:
 
 
 def true_pairs(bids: Path) -> Iterator[str]:
-    """A table of what the guard measures between a scan and its truth."""
+    """Return a table of the measures between scans and their truth."""
     names = [name for name in GUARDED if name not in ("dice", "ravd")]
     yield "| to the subject's own scan at the first session | " + " | ".join(
         GUARDED[name][0] for name in names) + " |"
@@ -191,24 +194,24 @@ def _beside(scan: Scan, folder: str) -> Path:
     return scan.image.parents[1] / folder / scan.image.name
 
 
-def _kept(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
+def _stored(work: Path, scan: Scan, name: str, compute: Callable[[], dict[str, float]]
           ) -> dict[str, float]:
     return cached(work / "cache", file_key([scan.image, _beside(scan, "truth")], name), compute)
 
 
-def _keeping(work: Path, compute: Callable[[tuple[Scan, int]], dict[str, float]],
+def _cached_map(work: Path, compute: Callable[[tuple[Scan, int]], dict[str, float]],
              jobs: Sequence[tuple[Scan, int]]) -> list[dict[str, float]]:
-    """``map`` over simulated rescans that keeps each."""
-    return [_kept(work, job[0], f"simulated {job[1]}", lambda job=job: compute(job))
+    """Map a function over simulated rescans and store each result."""
+    return [_stored(work, job[0], f"simulated {job[1]}", lambda job=job: compute(job))
             for job in jobs]
 
 
-def _judged(scan: Scan, change: Change) -> dict[str, float]:
+def _measured(scan: Scan, change: Change) -> dict[str, float]:
     source, result = change(scan, scan.read(), read_volume(_beside(scan, "truth"), scan.mask))
     return compare_anatomy(source, result, nearest_mean)
 
 
-def _share(values: list[dict[str, float]], tolerance: Tolerance) -> str:
+def _flagged(values: list[dict[str, float]], tolerance: Tolerance) -> str:
     flagged = sum(not check_anatomy(v, tolerance).ok for v in values)
     return f"{flagged} of {len(values)}"
 

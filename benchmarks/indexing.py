@@ -1,11 +1,12 @@
-"""How long a large dataset takes before the first image is touched.
+"""Measure the time until the first image of a large dataset is read.
 
     python benchmarks/indexing.py FOLDER [--participants 2000] [--sessions 1]
 
-makes a BIDS tree of tiny images below FOLDER (one T1w for each session, a sidecar, two tables) and
-prints CPU and wall seconds of what every run does first: index it with pybids, read all headers,
-sidecars and tables, find the sites. Then the same with a database: made once, opened by one of many
-jobs. Each in a process of its own, imports included, as a user waits for it.
+Makes a BIDS dataset of tiny images in FOLDER (one T1w image per session, a sidecar, two tables).
+Prints CPU and wall seconds of the first steps of every run: index the dataset with pybids, read all
+headers, sidecars and tables, find the sites. The same is measured with a database, when it is
+created and when one of many jobs opens it. Each measurement is a separate process and includes
+imports.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ VENDORS = ("Siemens", "Philips", "GE")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the tree, measure each way in; returns 1 if one of them lost a scan."""
+    """Make the dataset and measure; return 1 if a scan was not found."""
     arguments = parser().parse_args(argv)
     if arguments.one:
         return one(Path(arguments.folder), arguments.one, arguments.label)
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("folder", help="an empty folder; the tree is made in it")
     command.add_argument("--participants", type=int, default=2000)
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_tree(root: Path, participants: int, sessions: int) -> None:
-    """A dataset of 4 x 4 x 4 images, each a little different from the others."""
+    """Make a dataset of different 4 x 4 x 4 images."""
     import nibabel as nib
     import numpy as np
 
@@ -76,7 +77,7 @@ def make_tree(root: Path, participants: int, sessions: int) -> None:
 
 
 def measure(folder: Path, way: str, label: str | None = None) -> int:
-    """Print one line of the table; returns the number of scans that were found."""
+    """Print one line of the table; return the number of scans that were found."""
     words = [sys.executable, __file__, str(folder), "--one", way]
     words += ["--label", label] if label else []
     before, start = os.times(), time.perf_counter()
@@ -92,7 +93,7 @@ def measure(folder: Path, way: str, label: str | None = None) -> int:
 
 
 def one(folder: Path, way: str, label: str | None) -> int:
-    """What a run does first, with or without a database; prints how many scans it found."""
+    """Run the first steps with or without a database; print how many scans were found."""
     from pipelines.dataset.index import collect
     from pipelines.settings import Settings
 

@@ -1,18 +1,23 @@
-"""The leaderboard: every registered backend before the same referee.
+"""Leaderboard: evaluate all registered backends in the same way.
 
     python benchmarks/leaderboard.py WORK [--phantom [FOLDER]] [--traveling OUT] [--sites OUT]
         [--backends A B] [--set METHOD.NAME=VALUE ...] [--minutes M] [--resolution MM]
         [--coarsen MM] [--folds 4] [--tissues] [--markdown docs/benchmarks.md]
 
-WORK keeps harmonized images and numbers, so that a new backend costs only itself. The data:
-*phantom*, simulated subjects on four scanners (made in WORK, or a folder with cohort.tsv as
-`write_aligned` leaves it); *traveling*, an output folder of this app whose subjects were scanned at
-several sites; *sites*, one whose subjects were not, for the questions scanner, biology and anatomy
-alone. Output folders need the preprocess stage only.
+Harmonized images and numbers are stored in WORK, so adding a backend does not repeat the others.
+Three kinds of data can be used:
 
-Nobody is harmonized by a model that saw him or her: subjects are dealt into folds, and each fold is
-harmonized by a fit on the others. A method with networks trains M minutes for each fold (default:
-as long as it trains by itself), and WORK keeps its models.
+* `--phantom`: simulated subjects on four scanners, made in WORK, or a folder with cohort.tsv as
+  written by `write_aligned`;
+* `--traveling`: an output folder of this app whose subjects were scanned at several sites;
+* `--sites`: an output folder without traveling subjects, for the questions scanner, biology and
+  anatomy.
+
+Output folders need the preprocess stage only.
+
+Cross-validation: subjects are divided into folds, and each fold is harmonized by models fitted on
+the other folds. Methods with networks train for M minutes per fold (default: their own number of
+steps). Their models are stored in WORK.
 """
 
 from __future__ import annotations
@@ -73,7 +78,7 @@ MARKS = {"yes": "yes", "partly": "partly", "no": "no", "unknown": "?"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Judge, print, and put the section into the markdown file where one is named."""
+    """Evaluate, print, and put the section into the markdown file where one is named."""
     given = _parser().parse_args(argv)
     cohorts = dict(_cohorts(given))
     if not cohorts:
@@ -98,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backends", nargs="+", default=list(registry.names()))
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.NAME=VALUE",
                         help="options of methods, such as cacd.preset=small")
-    parser.add_argument("--minutes", type=float, help="of training for each fold")
+    parser.add_argument("--minutes", type=float, help="training time for each fold")
     parser.add_argument("--modality", default="T1w")
     parser.add_argument("--resolution", type=int, default=1, help="of the output folders, mm")
     parser.add_argument("--coarsen", type=int, metavar="MM",
@@ -114,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(given: argparse.Namespace) -> str:
-    """What was asked, without the folders of this machine."""
+    """Return the command line without the folders of this computer."""
     words = ["python benchmarks/leaderboard.py WORK"]
     words += [f"--{name}" + ("" if name == "phantom" else " OUT")
               for name in ("phantom", "traveling", "sites") if getattr(given, name)]
@@ -128,8 +133,7 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def keep_segmentations(folder: Path) -> None:
-    """Let methods that segment do it once for each image, however many folds and calls there are.
-    """
+    """Cache segmentations, so that each image is segmented once for all folds and calls."""
     for name, make in SEGMENTERS.items():
         SEGMENTERS[name] = partial(_keeping, make, folder)
 
@@ -154,9 +158,9 @@ def _cohorts(given: argparse.Namespace) -> Iterator[tuple[str, Cohort]]:
 
 
 def coarsened(cohort: Cohort, resolution_mm: int, folder: Path) -> Cohort:
-    """The cohort on the template's grid of another resolution, in a folder; files there are kept.
+    """Return the cohort on the template grid of another resolution; existing files are reused.
 
-    Tissue maps stay behind: methods segment the coarse images.
+    Tissue maps are not resampled: methods segment the coarse images.
     """
     grid, done = load_template(resolution_mm), []
     for scan in cohort:
@@ -174,7 +178,7 @@ def _label(title: str) -> str:
 
 
 def board(title: str, cohort: Cohort, given: argparse.Namespace) -> str:
-    """One data set's table."""
+    """Return the table of one data set."""
     target = given.target if given.target in cohort.sites else cohort.largest_site
     work = given.work / _label(title)
     variants, seconds, failed = {}, {}, []
@@ -205,10 +209,10 @@ def _known(cohort: Cohort) -> tuple[str, ...]:
 
 def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argparse.Namespace
                ) -> Cohort:
-    """Every scan by a model that did not see its subject; images that are there are kept."""
+    """Harmonize every scan by a model fitted on other subjects; existing images are reused."""
     done = []
     for number, held in enumerate(dealt(cohort, given.folds)):
-        rest = cohort.where(lambda scan: scan.subject not in held)
+        rest = cohort.where(lambda scan, held=held: scan.subject not in held)
         model = None
         for scan in cohort.of_subjects(held):
             path = folder / f"{scan.scan_id}.nii.gz"
@@ -224,7 +228,7 @@ def harmonized(name: str, cohort: Cohort, target: str, folder: Path, given: argp
 
 
 def fitted(name: str, cohort: Cohort, folder: Path, given: argparse.Namespace) -> Backend:
-    """The method fitted on the cohort; a training in the folder goes on where it stopped."""
+    """Fit a method on a cohort; a training in the folder is resumed."""
     kind = registry.get(name)
     own = [word.removeprefix(f"{name}.") for word in given.set if word.startswith(f"{name}.")]
     backend: Any = kind(kind.config_from(dict(map(named_value, own))))
@@ -237,7 +241,7 @@ def fitted(name: str, cohort: Cohort, folder: Path, given: argparse.Namespace) -
 
 
 def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
-    """Subjects in ``folds`` parts, dealt site by site so that every part has all sites."""
+    """Divide subjects into `folds` parts, site by site, so that every part has all sites."""
     home = {who: min(s.site for s in cohort if s.subject == who) for who in cohort.subjects}
     order = sorted(home, key=lambda who: (home[who], who))
     count = max(2, min(folds, len(order)))
@@ -245,7 +249,7 @@ def dealt(cohort: Cohort, folds: int) -> list[list[str]]:
 
 
 def table(ruling: EvaluationResult, methods: Sequence[str]) -> list[str]:
-    """Markdown: what was there before, what a linear map does, every method, ComBat."""
+    """Return a table of unharmonized and rescaled images, every method, and ComBat as Markdown."""
     rows = [("unharmonized", "", "before"), (RESCALED, "", "rescaled"),
             *((name, name, "") for name in methods), ("ComBat on features", COMBAT, "")]
     cells = {name: [_cell(ruling.statistics, *column[1:], backend, stage)

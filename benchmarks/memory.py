@@ -1,9 +1,9 @@
-"""What one participant's memory comes to, step by step, against what the app announces for it.
+"""Measure the memory of one participant in each step, and compare it with the app's estimates.
 
     python benchmarks/memory.py BIDS_DIR FOLDER LABEL [FLAG ...]
 
-Runs `participant --stages preprocess` for one participant in one process, looks at the resident
-memory of all its processes four times a second, and prints the peak of every step.
+Runs `participant --stages preprocess` for one participant in one process. The resident memory of
+all processes is sampled four times a second, and the peak of every step is printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Moments = list[tuple[float, str]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print; 1 if a step takes more than it announces."""
+    """Measure and print; return 1 if a step uses more memory than estimated."""
     given = sys.argv[1:] if argv is None else argv
     if len(given) < 3:
         print(__doc__)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(command: list[str]) -> tuple[Moments, list[tuple[float, float]], int]:
-    """(when each step began, (time, GB) of every look, exit code) of a run."""
+    """Return start times of the steps, samples of (time, GB), and the exit code of a run."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     begun: Moments = []
     reader = threading.Thread(target=listen, args=(process.stdout, begun))
@@ -52,14 +52,14 @@ def measure(command: list[str]) -> tuple[Moments, list[tuple[float, float]], int
 
 
 def listen(stream, begun: Moments) -> None:
-    """Note when each step begins."""
+    """Record when each step begins."""
     for line in stream:
         if found := STEP.search(line):
             begun.append((time.monotonic(), found[1]))
 
 
 def memory_of(pid: int) -> float:
-    """Resident GB of a process and all that it started."""
+    """Return the resident GB of a process and its children."""
     import psutil
 
     total = 0
@@ -72,14 +72,14 @@ def memory_of(pid: int) -> float:
 
 
 def peaks(begun: Moments, looks: list[tuple[float, float]]) -> dict[str, float]:
-    """Step -> largest GB between its beginning and that of the next one."""
+    """Return step -> largest GB between its beginning and that of the next step."""
     ends = [when for when, _ in begun[1:]] + [float("inf")]
     return {step: max((gb for when, gb in looks if start <= when < end), default=0.0)
             for (start, step), end in zip(begun, ends)}
 
 
 def table(found: dict[str, float]) -> int:
-    """Print steps, peaks and announcements; 1 if one of these is too small."""
+    """Print steps, peaks and estimates; return 1 if an estimate is too low."""
     from pipelines.workflows.preprocessing import MEM_GB
 
     print("| step | peak, GB | announced |\n|---|---|---|")

@@ -1,15 +1,20 @@
-"""Patch diffusion: where sampling begins, on phantom subjects whose truth is known.
+"""Compare ways to start the sampling of patch diffusion, on phantom subjects with known truth.
 
     python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER [--subjects 2] [--target aspen]
-        [--modes inversion noise ...] [--share 1.0] [--markdown docs/benchmarks.md]
+        [--modes inversion noise ...] [--residual-weight 1.0] [--markdown docs/benchmarks.md]
 
 MODEL was trained by `benchmarks/trained.py WORK --backend patch_diffusion --fit FOLDER`
-(WORK/training/model) and CASES are its held-out subjects (WORK/held): at the other scanners and
-at a fifth that no fit saw; truth is the very same scan as the target scanner would show it, noise
-and all. PSNR and SSIM are taken in the brain, R is the truth's 0.5 to 99.5 % range. *scaled* is the
-scan brought to the truth's median, *inversion* the default; *inversion, whole* adds decode(target)
-- image; *noise* is the paper's start, from the borders alone, on the null's scale. Each uses the
-share of the networks' change that the model found best for its default, or `--share`.
+(WORK/training/model). CASES are its validation subjects (WORK/held), at the other scanners and at a
+fifth that is not in the fit. The truth is the same scan as acquired by the target scanner,
+including noise. PSNR and SSIM are computed in the brain; R is the 0.5 to 99.5 % range of the truth.
+Rows:
+
+* *scaled*: the scan with the median of the truth;
+* *inversion*: the default;
+* *inversion, whole*: decode(target) - image is added;
+* *noise*: sampling from noise with the anatomical prior alone, as in the paper.
+
+Each uses the residual weight of the model, or that of `--residual-weight`.
 """
 
 from __future__ import annotations
@@ -29,10 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import report_errors  # noqa: E402
-from enrolled import shared  # noqa: E402
+from enrolled import with_residual_weight  # noqa: E402
 from scanner_found import judge, levels  # noqa: E402
 from sections import put_section  # noqa: E402
-from trained import TruthCase, cases_of, parser_for_a_model, scaled, spread_of  # noqa: E402
+from trained import TruthCase, cases_of, intensity_range, parser_for_a_model, scaled  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.evaluation.metrics.image import psnr, rmse, ssim, ssim_structure  # noqa: E402
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
              if case.source != case.target]
     leaks = leaks_of(Cohort.from_tsv(given.fit / "cohort.tsv"))
     rows: dict[str, list[tuple[float, ...]]] = {}
-    for name, method in _methods(model, given.modes, given.share):
+    for name, method in _methods(model, given.modes, given.residual_weight):
         rows[name] = [_scored(method, case) for case in cases]
         print(name, np.mean(rows[name], axis=0).round(4), flush=True)
         if given.markdown:
@@ -71,29 +76,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _text(given: argparse.Namespace, model: PatchDiffusion,
           rows: dict[str, list[tuple[float, ...]]], leaks: dict[str, float]) -> str:
     count = len(next(iter(rows.values())))
-    fractions = ", ".join(f"{name} {share:.2f}" for name, share in leaks.items())
+    fractions = ", ".join(f"{name} {fraction:.2f}" for name, fraction in leaks.items())
     facts = [f"{count} cases, {given.subjects} held-out subjects.", *model.training_facts(),
-             "Share of scans whose site 21 quantiles in the brain give away (discriminant "
-             f"analysis, leave one subject out): {fractions}."]
+             "Fraction of scans whose site is predicted from 21 quantiles in the brain "
+             f"(discriminant analysis, leave one subject out): {fractions}."]
     return "\n\n".join([f"`{_command(given)}`", _table(rows), " ".join(facts)])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = parser_for_a_model(__doc__, subjects=2)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["inversion", "noise"])
-    parser.add_argument("--share", type=float, help="of the change, 0 to 1")
+    parser.add_argument("--residual-weight", type=float, help="0 to 1; default: that of the model")
     return parser
 
 
 def _command(given: argparse.Namespace) -> str:
     modes = " ".join(f"'{mode}'" if " " in mode else mode for mode in given.modes)
-    share = f" --share {given.share:g}" if given.share is not None else ""
+    chosen = given.residual_weight
+    weight = "" if chosen is None else f" --residual-weight {chosen:g}"
     return (f"python benchmarks/patch_diffusion.py MODEL CASES --fit FOLDER --subjects "
-            f"{given.subjects} --target {given.target} --modes {modes}{share}")
+            f"{given.subjects} --target {given.target} --modes {modes}{weight}")
 
 
 def leaks_of(cohort: Cohort) -> dict[str, float]:
-    """How often a site is guessed from the scaled image, the prior, and the perturbed prior."""
+    """Return how often the site is predicted from the image, the prior, and the perturbed prior."""
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
 
     found: dict[str, list[np.ndarray]] = {"image": [], "prior": [], "perturbed prior": []}
@@ -110,19 +116,19 @@ def leaks_of(cohort: Cohort) -> dict[str, float]:
             for name, values in found.items()}
 
 
-def _methods(model: PatchDiffusion, modes: Sequence[str], share: float | None
+def _methods(model: PatchDiffusion, modes: Sequence[str], weight: float | None
              ) -> Iterator[tuple[str, PatchDiffusion | None]]:
-    """Names and methods, those that need no network first: a share of 0 is the start alone."""
+    """Return names and methods; a residual weight of 0 is the baseline alone."""
     yield "scaled", None
     yield f"{model.config.baseline} (its baseline)", _with(model, 0.0)
-    used = model.residual_weight_ if share is None else share
+    used = model.residual_weight_ if weight is None else weight
     yield from ((f"{mode}, {used:.0%} of its change", _with(model, used, **MODES[mode]))
                 for mode in modes)
 
 
-def _with(model: PatchDiffusion, share: float, **values: Any) -> PatchDiffusion:
-    """The same model, sampled otherwise."""
-    other: PatchDiffusion = shared(model, share)
+def _with(model: PatchDiffusion, weight: float, **values: Any) -> PatchDiffusion:
+    """Return the same model with other sampling options."""
+    other: PatchDiffusion = with_residual_weight(model, weight)
     other.config = replace(model.config, **values)
     other.model_ = copy(model.model_)
     other.model_.config = other.config
@@ -130,13 +136,13 @@ def _with(model: PatchDiffusion, share: float, **values: Any) -> PatchDiffusion:
 
 
 def _scored(method: PatchDiffusion | None, case: TruthCase) -> tuple[float, ...]:
-    """(PSNR dB, SSIM, RMSE in R, structure to the source, CPU seconds) of one case."""
+    """Return PSNR (dB), SSIM, RMSE (in R), structure and CPU seconds of one case."""
     started = time.process_time()
     result = _result(method, case)
     spent = time.process_time() - started
-    one = (result.data, case.truth.data, case.truth.mask, spread_of(case.truth))
-    kept = ssim_structure(result.data, case.scan.data, case.scan.mask, spread_of(result),
-                          spread_of(case.scan))
+    one = (result.data, case.truth.data, case.truth.mask, intensity_range(case.truth))
+    kept = ssim_structure(result.data, case.scan.data, case.scan.mask, intensity_range(result),
+                          intensity_range(case.scan))
     return psnr(*one), ssim(*one), rmse(*one), kept, spent
 
 

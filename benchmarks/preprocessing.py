@@ -1,16 +1,18 @@
-"""Time, memory and quality of preprocessing, one fresh process per image.
+"""Measure time, memory and quality of preprocessing, with one process per image.
 
     python benchmarks/preprocessing.py BIDS_FOLDER_OR_IMAGES... [--labels FOLDER] [--mosaics FOLDER]
 
-prints one line per image: CPU and wall seconds and peak memory of everything (reading, conform,
-rough N4, brain extraction, N4, affine, resampling), the mask's volume and the quality check's
-verdict. With `--labels` (a folder that holds `<stem>*_dseg.nii.gz`), the part of the labels that
-the mask contains and the mask's volume over theirs; `--drop-label` leaves out a class, such as
-sulcal CSF. With `--truth` (what `harmonizer.phantom` writes beside its dataset), Dice of the mask
-with the brain, and with the brain and the fluid around it (CSF within 4 mm of the brain; masks for
-skull stripping hold it, Hoopes 2022). With `--mosaics`, a PNG per image: the mask on the image
-above, the template's outline on the registered image below. `--tilt` turns and shifts each head
-first (the header, not the data).
+Prints one line per image: CPU and wall seconds and peak memory of all steps (reading, conform,
+rough N4, brain extraction, N4, affine, resampling), volume of the mask, and the result of the
+quality check. Options:
+
+* `--labels`, a folder with `<stem>*_dseg.nii.gz`: fraction of the labels inside the mask, and
+  volume of the mask over that of the labels; `--drop-label` ignores a class, such as sulcal CSF;
+* `--truth`, as written by `harmonizer.phantom`: Dice of the mask with the brain, and with the brain
+  and the fluid around it (CSF within 4 mm, which skull-stripping masks contain, Hoopes 2022);
+* `--mosaics`: a PNG per image with the mask on the image, and the outline of the template on the
+  registered image;
+* `--tilt`: rotate and shift each head first, in the header only.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the table; returns the number of images that failed, at most 1."""
+    """Run the table; return 1 if an image failed."""
     arguments = parser().parse_args(argv)
     if arguments.one:
         print(json.dumps(measure(Path(arguments.inputs[0]), arguments)))
@@ -58,7 +60,7 @@ COLUMNS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("inputs", nargs="+", help="BIDS folders or images")
     command.add_argument("--suffix", nargs="+", default=list(SUFFIXES), choices=SUFFIXES)
@@ -77,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def find_images(inputs: list[str], suffixes: list[str]) -> list[Path]:
-    """Images named, and those in `anat` folders of the folders named (not in derivatives)."""
+    """Find the named images, and those in `anat` folders of the named folders."""
     found: list[Path] = []
     for item in map(Path, inputs):
         if item.is_file():
@@ -90,7 +92,7 @@ def find_images(inputs: list[str], suffixes: list[str]) -> list[Path]:
 
 
 def run_one(image: Path, arguments: argparse.Namespace) -> dict:
-    """The row of one image, measured in a process of its own."""
+    """Measure one image in a separate process."""
     command = [sys.executable, __file__, str(image), "--one", "--seed", str(arguments.seed)]
     for name in ("labels", "truth", "mosaics", "save"):
         value = getattr(arguments, name)
@@ -107,7 +109,7 @@ def run_one(image: Path, arguments: argparse.Namespace) -> dict:
 
 
 def measure(path: Path, arguments: argparse.Namespace) -> dict:
-    """Preprocess one image and measure; pictures and scores come after the clock has stopped."""
+    """Preprocess one image and measure; figures and scores are made after the measurement."""
     from peak_memory import peak_gb
 
     began = time.perf_counter()
@@ -140,7 +142,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict:
 
 
 def preprocess(path: Path, arguments: argparse.Namespace) -> dict:
-    """Every step of the pipeline, as the workflow runs them."""
+    """Run all steps of the pipeline as in the workflow."""
     from harmonizer.preprocessing.bias import correct_bias
     from harmonizer.preprocessing.brain import extract_brain
     from harmonizer.preprocessing.conform import conform
@@ -166,7 +168,7 @@ def preprocess(path: Path, arguments: argparse.Namespace) -> dict:
 
 
 def tilted(volume, tilt: list[float]):
-    """The affine after turning the head about its grid's center (degrees) and shifting it (mm)."""
+    """Return the affine after rotating (degrees) and shifting (mm) the head about its center."""
     import numpy as np
     from scipy.spatial.transform import Rotation
 
@@ -178,12 +180,12 @@ def tilted(volume, tilt: list[float]):
 
 
 def stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
+    """Return a file name without .nii or .nii.gz."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def label_scores(path: Path, result: dict, arguments: argparse.Namespace) -> dict:
-    """Containment of the labels in the mask, and mask volume over label volume."""
+    """Return the fraction of labels inside the mask, and mask volume over label volume."""
     import numpy as np
 
     from harmonizer.preprocessing.conform import conform
@@ -202,7 +204,7 @@ def label_scores(path: Path, result: dict, arguments: argparse.Namespace) -> dic
 
 
 def truth_scores(path: Path, volume, truth: Path) -> dict:
-    """Dice of a phantom scan's mask with its truth, without and with the fluid around the brain."""
+    """Return Dice of the mask with the true brain, without and with the fluid around it."""
     from phantom_truth import true_brains
 
     from harmonizer.segmentation.segmentations import dice
@@ -215,7 +217,7 @@ def truth_scores(path: Path, volume, truth: Path) -> dict:
 
 
 def draw_mosaic(path: Path, result: dict) -> None:
-    """Above: image and mask; below: registered image and the template's outline and tissue edge."""
+    """Draw the mask on the image, and the template on the registered image."""
     import numpy as np
 
     from harmonizer.preprocessing.transforms import isotropic_grid, resample
@@ -232,7 +234,7 @@ def draw_mosaic(path: Path, result: dict) -> None:
 
 
 def _strips(data, masks, where, count: int = 7) -> list:
-    """Slices along each axis through the box of `where`: (slice, [(mask slice, color)])."""
+    """Return slices along each axis through the box of `where`: (slice, [(mask slice, color)])."""
     import numpy as np
 
     box = np.argwhere(where)

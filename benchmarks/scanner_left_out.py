@@ -1,13 +1,12 @@
-"""Methods without training on a scanner that their fit never saw, each scanner in turn.
+"""Score training-free methods on each scanner in turn that is left out of their fit.
 
     python benchmarks/scanner_left_out.py WORK [--fit FOLDER] [--subjects 8] [--held 3]
         [--targets aspen dogwood] [--markdown docs/benchmarks.md]
 
-Subjects, scans and truth are those of `benchmarks/trained.py`, WORK and FOLDER too. The methods
-are fitted on `--subjects` of each of the other scanners, and harmonize the held-out subjects' scans
-of the one that was left out, whose site is not named, to the targets. Tissue matching is scored
-twice:
-with all of the regional pattern taken for the scanner's, and as it is.
+Subjects, scans, truth, WORK and FOLDER are those of `benchmarks/trained.py`. The methods are fitted
+on `--subjects` of each of the other scanners. They harmonize the scans of the validation subjects
+at the scanner that was left out to the targets, without its site label. Tissue matching is scored
+twice: without shrinkage of the regional pattern, and with it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from trained import TruthCase, cases_of, cohort_of, row_of  # noqa: E402
 
 from harmonizer.cohort import Cohort  # noqa: E402
 from harmonizer.methods.statistical.histogram_matching import HistogramMatching  # noqa: E402
-from harmonizer.methods.statistical.regional import Regional  # noqa: E402
+from harmonizer.methods.statistical.regional_pattern import PatternVariances  # noqa: E402
 from harmonizer.methods.statistical.tissue_matching import TissueMatching  # noqa: E402
 
 METHODS = ("histogram_matching", "tissue_matching, whole pattern", "tissue_matching")
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     for site in dict.fromkeys(case.source for case in cases):
         mine = [case for case in cases if case.source == site and case.target != site]
-        found.append(scores(subjects.where(lambda scan: scan.site != site), mine))
+        found.append(scores(subjects.where(lambda scan, site=site: scan.site != site), mine))
         lines.append(line(site, found[-1]))
     whole = np.concatenate(found)
     text = "\n".join([*lines, line("all", whole), "", "With part of the pattern let go tissue "
@@ -65,19 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def scores(cohort: Cohort, cases: Sequence[TruthCase]) -> np.ndarray:
-    """(cases, methods, 2) PSNR and SSIM."""
+    """Return PSNR and SSIM, shape (cases, methods, 2)."""
     histogram, tissue = HistogramMatching().fit(cohort), TissueMatching().fit(cohort)
-    learned, found = tissue.regional_, []
+    learned, found = tissue.pattern_variances_, []
     for case in cases:
         rows = [row_of("", case, histogram.harmonize(case.scan, histogram.target(case.target)))]
-        for tissue.regional_ in (Regional(), learned):
+        for tissue.pattern_variances_ in (PatternVariances(), learned):
             rows.append(row_of("", case, tissue.harmonize(case.scan, tissue.target(case.target))))
         found.append([(row["psnr"], row["ssim"]) for row in rows])
     return np.array(found)
 
 
 def line(name: str, found: np.ndarray) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in found.mean(axis=0)]
     return f"| {name} | {len(found)} | " + " | ".join(cells) + " |"
 

@@ -1,4 +1,4 @@
-"""Results on disk: a section for each benchmark in one markdown file, and every number as TSV."""
+"""Results of the benchmarks in files: a section in a Markdown file, and numbers as TSV."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def put_section(path: Path, title: str, text: str) -> None:
 
 
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Every number as TSV; the columns are those of the first row."""
+    """Write rows as TSV; the columns are those of the first row."""
     with open(path, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()

@@ -1,12 +1,12 @@
-"""The segmenter against known tissues: Dice at each contrast, and of the mirrored image's answer.
+"""Score the segmenter against known tissues: Dice for each contrast, and for mirrored images.
 
     python benchmarks/segmentation.py BIDS --truth TRUTH [--suffix T1w T2w] [--flip] [--tsv FILE]
 
-BIDS and TRUTH are a phantom as `python -m harmonizer.phantom` writes it. Each image is segmented
-inside the true brain, once as it is and once inverted (1.3 times the brain's 99.5th percentile
-minus the image): order and ratios of the tissues as no scanner has them. Dice of CSF, gray and
-white matter, the likeliest tissue of each voxel. With --flip also the Dice between the answer and
-the mirrored answer of the mirrored image.
+BIDS and TRUTH are a phantom dataset of `python -m harmonizer.phantom`. Each image is segmented
+inside the true brain, once as it is and once inverted (1.3 times the 99.5th percentile of the brain
+minus the image), a contrast that no scanner has. The result is Dice of the most probable tissue,
+for CSF, gray and white matter. `--flip` also computes Dice between the result and that of the
+mirrored image, mirrored back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """One row for each image and contrast."""
+    """Return one row for each image and contrast."""
     for suffix in given.suffix:
         for path in sorted(given.bids.rglob(f"*_{suffix}.nii.gz")):
             truth = (given.truth / path.parent.relative_to(given.bids)
@@ -78,21 +78,20 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def inverted(volume: Volume) -> Volume:
-    """Bright where it was dark, inside the mask."""
+    """Invert the contrast inside the mask."""
     top = 1.3 * np.percentile(volume.in_mask(), 99.5)
     return volume.with_data(np.where(volume.mask, np.maximum(top - volume.data, 0), 0))
 
 
 def likeliest(volume: Volume) -> np.ndarray:
-    """(I, J, K) code of the likeliest tissue, 0 off the mask."""
+    """Return the label of the most probable tissue (I, J, K), 0 outside the mask."""
     return as_labels(segment(volume).tissues)
 
 
 def flipped(volume: Volume, found: np.ndarray) -> float:
-    """Least Dice of a tissue between the answer and that of the mirrored image, mirrored back.
+    """Return the lowest Dice of a tissue between an image and its mirrored image.
 
-    The image is mirrored from left to right, whichever axis that is, its place in the world stays:
-    a left brain on the right side.
+    The image is mirrored from left to right, whichever axis that is, and keeps its affine.
     """
     axis = int(np.argmin(io_orientation(volume.affine)[:, 0]))
     mirror = Volume(np.flip(volume.data, axis).copy(), volume.affine,

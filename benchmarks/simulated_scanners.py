@@ -1,4 +1,4 @@
-"""Compare the simulator's prior over scanners with real scans: do the simulated ones cover them?
+"""Compare the range of simulated scanners with real scans.
 
     python benchmarks/simulated_scanners.py OUT PAIRS [--modality T1w] [--resolution 1]
                                             [--markdown FILE] [--figure FILE]
@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from command_line import existing_folder, explained  # noqa: E402
+from command_line import existing_folder, report_errors  # noqa: E402
 from sections import put_section  # noqa: E402
 
 from harmonizer.contrast.local_statistics import stack_probabilities  # noqa: E402
@@ -34,7 +34,7 @@ from harmonizer.methods.statistical import tissue_matching  # noqa: E402
 from harmonizer.volume import Volume  # noqa: E402
 from pipelines.outputs.collect import find_preprocessed  # noqa: E402
 
-SHOWN = ("noise_wm_R", "noise_wm_A", "noise_wm_S", "noise_gm_R", "difference_1_R",
+CARD_NUMBERS_IN_TABLE = ("noise_wm_R", "noise_wm_A", "noise_wm_S", "noise_gm_R", "difference_1_R",
          "difference_1_A", "difference_1_S", "difference_2_R", "mean_gm", "mean_csf", "std_gm",
          "std_wm")
 
@@ -65,12 +65,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def real_cards(out: Path, modality: str, resolution: int) -> np.ndarray:
-    """(scans, numbers) of preprocessed scans; a level is exponentiated where it is a logarithm."""
+    """Return the cards of preprocessed scans, shape (scans, numbers)."""
     cards = []
     for item in find_preprocessed(out.resolve(), resolution, (modality,)):
         volume, known = item.scan.read(), item.scan.read_tissues()
-        shares = stack_probabilities(known, volume) if known else segmented(volume)
-        cards.append(scan_card(volume, shares))
+        probabilities = stack_probabilities(known, volume) if known else segmented(volume)
+        cards.append(scan_card(volume, probabilities))
     if not cards:
         raise InputError(f"{out}: no preprocessed {modality} at {resolution} mm. Run the "
                          "preprocess stage first.")
@@ -78,12 +78,12 @@ def real_cards(out: Path, modality: str, resolution: int) -> np.ndarray:
 
 
 def segmented(volume: Volume) -> np.ndarray:
-    """(3, I, J, K) probabilities of a scan that preprocessing did not segment."""
+    """Return probabilities (3, I, J, K) of a scan that preprocessing did not segment."""
     return tissue_matching.segment_with(tissue_matching.DEFAULT_SEGMENTER, volume)
 
 
 def simulated_cards(folder: Path, resolution: int) -> np.ndarray:
-    """(scans, numbers) of the scans in a store of pairs, each scan once."""
+    """Return the cards of all scans in a store of pairs, shape (scans, numbers)."""
     store = PairStore(folder)
     n, at = len(CARD_NAMES), CONDITIONS.index("template_mm")
     cards = {tuple(pair.condition[n:2 * n]) for pair in (*store.training, *store.validation)
@@ -93,19 +93,19 @@ def simulated_cards(folder: Path, resolution: int) -> np.ndarray:
     return np.array(sorted(cards))
 
 
-def shown(cards: np.ndarray, name: str) -> np.ndarray:
-    """(scans,) one number of every card, in units of the brightest tissue's mean."""
+def values_of(cards: np.ndarray, name: str) -> np.ndarray:
+    """Return one number of every card, in units of the mean of the brightest tissue."""
     values = cards[:, CARD_NAMES.index(name)]
     return np.exp(values) if name.startswith(("noise", "difference", "std")) else values
 
 
 def table(real: np.ndarray, simulated: np.ndarray) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     lines = [f"{len(real)} real scans, {len(simulated)} simulated ones; relative to the brightest "
              "tissue.", "", "| number | real: 5, 50, 95 % | simulated: 5, 50, 95 % "
              "| real scans within the simulated range |", "|---|---|---|---|"]
-    for name in SHOWN:
-        ours, theirs = shown(real, name), shown(simulated, name)
+    for name in CARD_NUMBERS_IN_TABLE:
+        ours, theirs = values_of(real, name), values_of(simulated, name)
         inside = int(((ours >= theirs.min()) & (ours <= theirs.max())).sum())
         cells = [", ".join(f"{v:.3f}" for v in np.percentile(values, [5, 50, 95]))
                  for values in (ours, theirs)]
@@ -114,16 +114,16 @@ def table(real: np.ndarray, simulated: np.ndarray) -> str:
 
 
 def draw(real: np.ndarray, simulated: np.ndarray, path: Path) -> None:
-    """Histograms of simulated scans with the real ones as ticks."""
+    """Draw histograms of simulated scans, with the real scans as ticks."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(3, 4, figsize=(12, 7))
-    for axis, name in zip(axes.ravel(), SHOWN):
-        axis.hist(shown(simulated, name), 15, color="0.75", density=True)
-        axis.plot(shown(real, name), np.zeros(len(real)), "|", color="C3", markersize=18)
+    for axis, name in zip(axes.ravel(), CARD_NUMBERS_IN_TABLE):
+        axis.hist(values_of(simulated, name), 15, color="0.75", density=True)
+        axis.plot(values_of(real, name), np.zeros(len(real)), "|", color="C3", markersize=18)
         axis.set_title(name, fontsize=9)
         axis.set_yticks([])
     figure.tight_layout()
@@ -131,4 +131,4 @@ def draw(real: np.ndarray, simulated: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(explained(main))
+    raise SystemExit(report_errors(main))

@@ -1,16 +1,20 @@
-"""Time and memory of the methods with networks: one whole volume, one process each.
+"""Measure time and memory of methods with networks, for one volume in one process.
 
     python benchmarks/speed.py WORK [--backends cacd ...] [--presets small] [--devices cpu]
         [--set name=value ...] [--resolution 1] [--threads 1] [--minutes 20]
         [--markdown docs/benchmarks.md]
 
-For each method, preset and device (and each NAME=VALUE, if some are given: `sampling_steps=2
-sampling_steps=8` makes two rows) one process trains a single step on two phantom scans and saves
-the model, and another loads it and brings one scan to the other's scanner, without baseline: the
-networks alone, since a trained one does the same work as an untrained one. *load*: reading the
-model, torch's import included. *volume*: wall seconds and processor seconds of one `harmonize`.
-*peak*: resident memory of that process, on a GPU also what torch held there. *step*: wall seconds
-of the training step. A row that takes longer than M minutes says so.
+There is a row for each method, preset, device and option (`sampling_steps=2 sampling_steps=8` gives
+two rows). One process trains a single step on two phantom scans and saves the model. Another loads
+it and harmonizes one scan to the other's scanner, without a baseline. Untrained networks take as
+long as trained ones. Columns:
+
+* *load*: reading the model, including the import of torch;
+* *volume*: wall and CPU seconds of one `harmonize`;
+* *peak*: resident memory of that process, and on a GPU the memory of torch;
+* *step*: wall seconds of the training step.
+
+A row that takes longer than M minutes is marked.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ COLUMNS = ("method", "preset", "device", "set", "weights, M", "load, s", "volume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure row by row and print; or, with ``--phase``, do one half of a row."""
+    """Measure and print row by row; with `--phase`, do one half of a row."""
     given = _parser().parse_args(argv)
     if given.phase:
         print(json.dumps({"fit": fit_once, "apply": apply_once}[given.phase](given)))
@@ -78,7 +82,7 @@ def _command(given: argparse.Namespace) -> str:
 
 def row_of(given: argparse.Namespace, backend: str, preset: str, device: str, setting: str
            ) -> dict[str, Any]:
-    """One row: both halves, each in a process of its own."""
+    """Measure one row: two processes."""
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     row |= {"method": backend, "preset": preset, "device": device, "set": setting}
     command = [sys.executable, __file__, str(given.work), "--backends", backend, "--presets",
@@ -97,7 +101,7 @@ def row_of(given: argparse.Namespace, backend: str, preset: str, device: str, se
 
 
 def cohort_in(work: Path, resolution: int) -> Any:
-    """Two phantom scans at two scanners, made once."""
+    """Make two phantom scans at two scanners, once."""
     from harmonizer.cohort import Cohort
     from harmonizer.phantom import SCANNERS
     from harmonizer.phantom.aligned import write_aligned
@@ -109,14 +113,14 @@ def cohort_in(work: Path, resolution: int) -> Any:
 
 
 def _folder(given: argparse.Namespace) -> Path:
-    """Of one row's model."""
+    """Return the model folder of one row."""
     setting = given.set[0].replace("=", "-") if given.set else "plain"
     name = f"{given.backends[0]}_{given.presets[0]}_{given.resolution}mm_{setting}"
     return Path(given.work / name)
 
 
 def fit_once(given: argparse.Namespace) -> dict[str, Any]:
-    """Train one step and save; the seconds of that step."""
+    """Train one step and save; return the seconds of the step."""
     from harmonizer.deep.training.settings import Resources
     from harmonizer.methods import registry
     from pipelines.settings import named_value
@@ -134,7 +138,7 @@ def fit_once(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def apply_once(given: argparse.Namespace) -> dict[str, Any]:
-    """Load and harmonize one scan; seconds and memory."""
+    """Load a model and harmonize one scan; return seconds and memory."""
     started = time.monotonic()
     import torch
 

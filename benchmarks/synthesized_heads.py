@@ -1,12 +1,13 @@
-"""The brain's mask in whole heads whose truth is known voxel for voxel at 1 mm.
+"""Score the brain mask in synthesized whole heads at 1 mm, whose truth is known.
 
     python benchmarks/synthesized_heads.py LABEL_MAPS [--count 6] [--seed 777] [--weights FILE]
                                            [--template]
 
-Heads are synthesized from the two label maps that training holds out: *familiar* as T1w, T2w, FLAIR
-or PDw images of 1 mm; *any* with any contrast, a third in thick slices, a fifth defaced. Nothing is
-cut off. The truth is all tissue of the brain and the fluid within 4 mm. One line for each head;
-with ``--template`` also the template's way, half a minute a head.
+Heads are synthesized from the two label maps that the training does not use: *familiar* as T1w,
+T2w, FLAIR or PDw images of 1 mm; *any* with any contrast, a third with thick slices, a fifth
+defaced. The field of view is complete. The truth is all brain tissue and the fluid within 4 mm of
+it. Prints one line per head; `--template` adds brain extraction by the template (half a minute per
+head).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ KINDS = {"familiar": replace(HEAD, familiar=1.0, defaced=0.0, thick=0.0, turned=
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each head, then the mean and the least of each kind."""
+    """Print a line for each head, then mean and minimum of each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("label_maps", type=existing_folder)
     parser.add_argument("--count", type=int, default=6, help="heads of each kind")
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each head: Dice of each way, and liters of the masks."""
+    """Return one row for each head: Dice of each mask, and volumes in liters."""
     maps = load_label_maps(given.label_maps)[-PRESETS["brain"].n_validation_maps:]
     network = None if given.weights is None else read_weights(given.weights)
     for kind, settings in KINDS.items():

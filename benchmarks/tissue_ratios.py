@@ -1,13 +1,13 @@
-"""Do tissue ratios follow the scanner after a learned method? Phantom subjects, every scanner.
+"""Measure how much tissue ratios depend on the scanner after a learned method, on phantoms.
 
     python benchmarks/tissue_ratios.py MODEL CASES --fit FOLDER [--subjects 3] [--target aspen]
                                        [--markdown docs/benchmarks.md]
 
 MODEL was trained by `benchmarks/trained.py WORK --fit FOLDER` (WORK/training/model) and CASES is
 its WORK/held: subjects that no fit saw, each at the four known scanners and a fifth. All scans are
-brought to the target and segmented anew, as the referee does. *marginal*: share of
-the variance of a tissue's ratio that the scanner explains, less is better; *conditional*: scanner
-and subject together, more is better (mixed model; evaluation of Hache et al. 2026, Table 2).
+harmonized to the target and segmented again, as in the evaluation. *marginal*: fraction of the
+variance of a tissue ratio that the scanner explains, lower is better; *conditional*: the fraction
+of scanner and subject together, higher is better (mixed model as in Hache et al. 2026, Table 2).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import report_errors  # noqa: E402
-from enrolled import shared  # noqa: E402
+from enrolled import with_residual_weight  # noqa: E402
 from sections import put_section  # noqa: E402
 from trained import TruthCase, cases_of, parser_for_a_model  # noqa: E402
 
@@ -64,13 +64,13 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def _methods(given: argparse.Namespace) -> list[tuple[str, Any]]:
-    """Doing nothing, histogram matching, the model's start, the model."""
+    """Return no method, histogram matching, the baseline of the model, and the model."""
     name = read(given.model)[0]["Backend"]
     model: Any = registry.get(name).load(given.model)
     subjects = Cohort.from_tsv(given.fit / "cohort.tsv")
-    null = registry.get("histogram_matching")().fit(subjects)
-    return [("unharmonized", None), ("histogram_matching", null),
-            (f"{model.config.baseline} (its baseline)", shared(model, 0.0)),
+    histogram = registry.get("histogram_matching")().fit(subjects)
+    return [("unharmonized", None), ("histogram_matching", histogram),
+            (f"{model.config.baseline} (its baseline)", with_residual_weight(model, 0.0)),
             (f"{name}, {model.residual_weight_:.0%} of its change", model)]
 
 

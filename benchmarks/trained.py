@@ -1,20 +1,22 @@
-"""A method with networks against voxelwise truth: trained on phantom subjects, scored on others.
+"""Score a method with networks against voxelwise truth: trained and tested on different phantoms.
 
     python benchmarks/trained.py WORK --backend ihf [--minutes 12] [--set name=value ...]
         [--fit FOLDER] [--subjects 6] [--held 3] [--targets aspen dogwood]
         [--markdown docs/benchmarks.md]
 
-Subjects of `harmonizer.phantom` are simulated as after preprocessing, 2 mm, each scanned at one
-of four scanners; the method and those that need no training are fitted on them. Other subjects are
-scanned at each of the four and at a fifth scanner that no fit saw; truth is the very same scan as
-the target scanner would show it, noise and all. PSNR and SSIM are taken in the brain, R is the
-truth's 0.5 to 99.5 % range. *scaled* is the scan brought to the truth's median. *same site*: a scan
-already at the target, RMSE of what the method does to it, of R; its site is named to the method,
-and then not. *structure*: structure term of SSIM against the source, mean over known and unseen
-scanners.
+Subjects of `harmonizer.phantom` are simulated as after preprocessing, at 2 mm, each scanned at one
+of four scanners. The method and training-free methods are fitted on them. Validation subjects are
+scanned at each of the four scanners and at a fifth that is not in the fit. The truth is the same
+scan as acquired by the target scanner, including noise. PSNR and SSIM are computed in the brain; R
+is the 0.5 to 99.5 % range of the truth. Rows and columns:
 
-WORK keeps subjects, scans and training, which resumes where it stopped; FOLDER is a phantom that
-is there already (`write_aligned`), of which those who do not travel are taken.
+* *scaled*: the scan with the median of the truth;
+* *same site*: for scans of the target site, RMSE in R between scan and result, with and without the
+  site label;
+* *structure*: structure term of SSIM against the source, mean over known and unknown scanners.
+
+Subjects, scans and the training are stored in WORK, and the training resumes. FOLDER is an existing
+phantom (`write_aligned`), of which subjects without travels are used.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ COMPARED = NULLS[-2:]
 
 @dataclass(frozen=True)
 class TruthCase:
-    """A scan, where it is to look as if it came from, and what it should look like."""
+    """A scan, its target, and the true result."""
 
     subject: str
     source: str
@@ -65,14 +67,14 @@ class TruthCase:
 
     @property
     def group(self) -> str:
-        """Which column it belongs to."""
+        """Column of the table to which the case belongs."""
         if self.source == self.target:
             return "same"
         return "unseen" if self.source == UNSEEN.name else "known"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make, train, score, print, and put the section into the markdown file where one is named."""
+    """Simulate, train, score, print, and put the section into the Markdown file if one is named."""
     given = _parser().parse_args(argv)
     subjects = cohort_of(given.fit or given.work / "fit", given.subjects)
     nulls = {name: registry.get(name)().fit(subjects) for name in NULLS}
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser_for_a_model(doc: str, subjects: int = 3) -> argparse.ArgumentParser:
-    """Of the benchmarks that judge a model trained here on the subjects held out here."""
+    """Return a parser for benchmarks of a model that was trained here."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("cases", type=Path)
@@ -126,7 +128,7 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def cohort_of(folder: Path, subjects: int) -> Cohort:
-    """The subjects to fit on, so many of each scanner, made once."""
+    """Simulate the subjects of the fit once."""
     if not (folder / "cohort.tsv").is_file():
         write_aligned(folder, SCANNERS, subjects=subjects, design="nested", seed=FIT_SEED)
     known = Cohort.from_tsv(folder / "cohort.tsv")
@@ -136,7 +138,7 @@ def cohort_of(folder: Path, subjects: int) -> Cohort:
 
 
 def trained(given: argparse.Namespace, subjects: Cohort) -> tuple[Backend, float]:
-    """The backend after its training, and CPU seconds of this call."""
+    """Train the backend; return it with the CPU seconds of this call."""
     from harmonizer.deep.training.settings import Resources
 
     kind = registry.get(given.backend)
@@ -151,7 +153,7 @@ def trained(given: argparse.Namespace, subjects: Cohort) -> tuple[Backend, float
 
 
 def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[TruthCase]:
-    """Every scanner's scan of each held-out subject to each target, made once."""
+    """Simulate the scans of each validation subject and their truth for each target, once."""
     for who in plan_participants(held, SCANNERS, HELD_SEED):
         shown: dict[str, np.ndarray] = {}
         subject = None
@@ -169,7 +171,7 @@ def cases_of(folder: Path, held: int, targets: Sequence[str]) -> Iterator[TruthC
 
 def _make(paths: list[Path], subject: Any, source: Any, target: Any,
           shown: dict[str, np.ndarray]) -> None:
-    """Scan, truth and mask; a scan at its target is its own truth. `shown` keeps renderings."""
+    """Return scan, truth and mask; a scan of the target site is its own truth."""
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for scanner in (source, target):
         if scanner.name not in shown:
@@ -184,7 +186,7 @@ def _make(paths: list[Path], subject: Any, source: Any, target: Any,
 
 def scores(cases: Sequence[TruthCase], backends: dict[str, Backend]
            ) -> tuple[list[dict[str, Any]], float]:
-    """One row of numbers for each case and method, and the last method's seconds a volume."""
+    """Return numbers of each case and method, and seconds per volume of the last method."""
     rows, spent = [], dict.fromkeys(backends, 0.0)
     for case in cases:
         rows.append(row_of("scaled", case, scaled(case)))
@@ -201,32 +203,32 @@ def scores(cases: Sequence[TruthCase], backends: dict[str, Backend]
 
 
 def scaled(case: TruthCase) -> Volume:
-    """The scan brought to the truth's median."""
+    """Scale a scan to the median of the truth."""
     gain = np.median(case.truth.in_mask()) / max(np.median(case.scan.in_mask()), 1e-9)
     return case.scan.with_data(case.scan.data * np.float32(gain))
 
 
 def row_of(method: str, case: TruthCase, result: Volume, group: str | None = None
            ) -> dict[str, Any]:
-    """Numbers of one result."""
+    """Return the numbers of one result."""
     truth, mask = case.truth, case.truth.mask
     same = np.array_equal(result.data, truth.data)
-    one = (result.data, truth.data, mask, spread_of(truth))
+    one = (result.data, truth.data, mask, intensity_range(truth))
     return {"method": method, "group": group or case.group, "subject": case.subject,
             "source": case.source, "target": case.target, "rmse": rmse(*one),
             "psnr": None if same else psnr(*one), "ssim": ssim(*one),
             "structure": ssim_structure(result.data, case.scan.data, mask,
-                                        spread_of(result), spread_of(case.scan))}
+                                        intensity_range(result), intensity_range(case.scan))}
 
 
-def spread_of(image: Volume) -> float:
-    """R of an image: its 0.5 to 99.5 % range in the brain."""
+def intensity_range(image: Volume) -> float:
+    """Return R of an image: its 0.5 to 99.5 % range in the brain."""
     low, high = np.quantile(image.in_mask(), [0.005, 0.995])
     return float(high - low)
 
 
 def table(rows: list[dict[str, Any]], method: str) -> list[str]:
-    """Markdown: means over cases, and how often the method is above those without training."""
+    """Return means over cases, and comparisons with training-free methods, as Markdown."""
     lines = ["| method | known scanner, PSNR dB / SSIM | unseen scanner, PSNR dB / SSIM "
              "| same site named, RMSE | not named | structure |", "|---|---|---|---|---|---|"]
     for name in ("scaled", *NULLS, method):
@@ -249,7 +251,7 @@ def _mean(rows: list[dict[str, Any]], method: str, groups: Sequence[str], name: 
 
 
 def _against(rows: list[dict[str, Any]], method: str, null: str, group: str) -> str:
-    """The difference from another method, with the standard deviation over subjects's means."""
+    """Return the difference from another method, with the standard deviation over subjects."""
     def of(name: str) -> dict[tuple[str, ...], float]:
         return {(r["subject"], r["source"], r["target"]): r["psnr"] for r in rows
                 if (r["method"], r["group"]) == (name, group)}

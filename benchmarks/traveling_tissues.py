@@ -2,12 +2,12 @@
 
     python benchmarks/traveling_tissues.py BIDS --truth TRUTH [--weights FILE] [--threads 1]
 
-BIDS holds each subject's T1w images from several scanners on one grid, or is what the app made of
-them (then its preprocessed images are segmented). TRUTH holds a `sub-X_seg-tissue_dseg.nii.gz`
-(1 CSF, 2 GM, 3 WM) and a `sub-X_desc-brain_mask.nii.gz`, the mask that is used, for each subject.
-A line for each scan: Dice of the likeliest tissues, the mean of the three, the same by the network
-alone, and volumes in ml (sums of fractions). Then means by scanner, and how far the volumes of one
-subject lie differences across scanners (coefficient of variation, n - 1).
+BIDS holds T1w images of each subject from several scanners on one grid, or derivatives of them, of
+which the preprocessed images are segmented. TRUTH holds `sub-X_seg-tissue_dseg.nii.gz` (1 CSF, 2
+GM, 3 WM) and `sub-X_desc-brain_mask.nii.gz`, the mask that is used, for each subject. Prints for
+each scan Dice of the most probable tissues, their mean, the same for the network alone, and volumes
+in ml. Then it prints means by scanner, and the coefficient of variation (n - 1) of the volumes of a
+subject across scanners.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each scan of a subject with known tissues."""
+    """Return one row for each scan of a subject with known tissues."""
     network = None if given.weights is None else read_weights(given.weights)
     for path in scans(given.bids):
         entities = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
@@ -79,26 +79,26 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def scans(folder: Path) -> list[Path]:
-    """T1w images of a dataset; of derivatives, the preprocessed ones on the scans' own grids."""
+    """Return T1w images of a dataset, or preprocessed ones on native grids of derivatives."""
     images = sorted(folder.glob("sub-*/**/anat/*_T1w.nii.gz"))
     made = [path for path in images if "_desc-preproc_" in path.name and "_space-" not in path.name]
     return made or images
 
 
 def agreement(fractions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Dice of each tissue, the likeliest against the true."""
+    """Return Dice of the most probable tissues with the truth."""
     likeliest = as_labels(fractions)
     return {tissue: dice(likeliest == code, labels == code)
             for code, tissue in enumerate(TISSUES, start=1)}
 
 
 def volume(fractions: np.ndarray, affine: np.ndarray) -> float:
-    """In ml."""
+    """Return the volume of a tissue in ml."""
     return float(fractions.sum(dtype=np.float64) * abs(np.linalg.det(affine[:3, :3])) / 1000)
 
 
 def differences(values: Sequence[float]) -> float:
-    """Coefficient of variation in per cent."""
+    """Return the coefficient of variation in percent."""
     return float(100 * np.std(values, ddof=1) / np.mean(values))
 
 

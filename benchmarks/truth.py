@@ -1,23 +1,23 @@
-"""PSNR and SSIM of every training-free backend against voxelwise truth, on subjects it never saw.
+"""Score training-free backends against voxelwise truth, on subjects that are not in the fit.
 
     python benchmarks/truth.py OUT [--truth TRUTH.tsv] [--backends A B] [--fit others|disjoint]
                                [--labels FOLDER] [--cache FOLDER]
 
-A backend may carry options, `tissue_matching:segmenter=atropos`; with the true labels of the truth
-table, or of a FOLDER of `sub-X*_dseg.nii.gz` (1 CSF, 2 GM, 3 WM), also `segmenter=labels`, and the
-contrast of gray and white matter is scored: log(WM median / GM median), after minus truth.
+A backend may have options: `tissue_matching:segmenter=atropos`. With true labels, from the truth
+table or from a FOLDER of `sub-X*_dseg.nii.gz` (1 CSF, 2 GM, 3 WM), `segmenter=labels` is possible,
+and the contrast of gray and white matter is scored: log(WM median / GM median), after minus truth.
 
-OUT is an output folder in which the preprocess stage has run. Truth is either a table (columns
-scan, target_site, image, mask; the phantom writes one) or, for traveling subjects whose scans lie
-on one voxel grid, the same subject's preprocessed scan at the target site.
+OUT is an output folder of which the preprocess stage has run. The truth is a table (columns scan,
+target_site, image, mask; the phantom writes one). For traveling subjects whose scans lie on one
+grid, it is the subject's own preprocessed scan at the target site.
 
-For each subject the backends are fitted on the scans of all *other* subjects (`others`), or, harder
-and more honest, on half of them at the source and on the other half at the target site
-(`disjoint`). Every ordered pair of sites is scored on the subject's own grid inside the true mask.
-R, the range of PSNR and SSIM, is the 0.5 to 99.5 % range of the target site's scans (evaluation A).
-`none` is the preprocessed image as it is, `scaled` the same brought to the target's median. The
-phantom's truth has no bias field, so that its overall level is not that of the target's scans after
-N4: there, look at the PSNR at the best gain too.
+For each subject the backends are fitted on all *other* subjects (`others`), or on one half of them
+at the source and on the other half at the target site (`disjoint`), which is harder and more
+realistic. Every ordered pair of sites is scored on the subject's own grid inside the true mask. R,
+the range of PSNR and SSIM, is the 0.5 to 99.5 % range of the target site's scans. `none` is the
+preprocessed image, `scaled` the same with the target's median. The truth of the phantom has no bias
+field, so its overall level differs from that of the target's scans after N4; compare the PSNR at
+the best gain there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from pipelines.outputs.collect import Preprocessed, cohort_of, find_preprocessed
 
 @dataclass(frozen=True)
 class TruthCase:
-    """One scan, one target site, and what the scan should look like there."""
+    """One scan, one target site, and the true result."""
 
     item: Preprocessed
     target: str
@@ -63,14 +63,14 @@ class TruthCase:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; with --tsv also write every single number."""
+    """Print the table; with `--tsv` also write all numbers."""
     args = parse(argv)
     found = find_preprocessed(args.out.resolve(), args.resolution, (args.modality,))
     if not found:
         print(f"{args.out}: no preprocessed {args.modality} at {args.resolution} mm. Run the "
               "preprocess stage first (sloppy runs: --resolution 2).", file=sys.stderr)
         return 65
-    cases = from_table(found, args.truth) if args.truth else same_person(found)
+    cases = from_table(found, args.truth) if args.truth else same_subject(found)
     if args.labels:
         cases = [replace(case, labels=labels_of(case, args.labels)) for case in cases]
     prepare_segmenters(cases, args.cache)
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--truth", type=Path, help="table of truth images")
@@ -103,7 +103,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[TruthCase]:
-    """Cases of a truth table, other sites only."""
+    """Return the cases of a truth table, other sites only."""
     by_id = {item.scan.scan_id: item for item in found}
     cases = []
     with open(table, encoding="utf-8", newline="") as stream:
@@ -116,8 +116,8 @@ def from_table(found: tuple[Preprocessed, ...], table: Path) -> list[TruthCase]:
     return cases
 
 
-def same_person(found: tuple[Preprocessed, ...]) -> list[TruthCase]:
-    """Cases of traveling subjects: the truth is the subject's own scan at the target, same grid."""
+def same_subject(found: tuple[Preprocessed, ...]) -> list[TruthCase]:
+    """Return cases of traveling subjects whose scans lie on one grid."""
     cases = []
     for item in found:
         for other in found:
@@ -128,12 +128,12 @@ def same_person(found: tuple[Preprocessed, ...]) -> list[TruthCase]:
 
 
 def labels_of(case: TruthCase, folder: Path) -> Path:
-    """The subject's true labels, on the grid of the subject's scans."""
+    """Return the true labels of a subject, on the grid of the scans."""
     return next(folder.glob(f"sub-{case.item.scan.subject}*_dseg.nii.gz"))
 
 
 def prepare_segmenters(cases: list[TruthCase], cache: Path | None) -> None:
-    """Offer the true labels as a segmenter, and keep what the others find in a folder."""
+    """Add the true labels as a segmenter, and cache the results of the others."""
     for name, make in list(SEGMENTERS.items()):
         if cache is not None:
             SEGMENTERS[name] = lambda make=make: CachedSegmenter(make(), cache)
@@ -143,18 +143,18 @@ def prepare_segmenters(cases: list[TruthCase], cache: Path | None) -> None:
             known[case.item.scan_id] = case
     if known:
         answers = {key_of(case.item.scan.read()): case for case in known.values()}
-        SEGMENTERS["labels"] = lambda: partial(true_memberships, answers)
+        SEGMENTERS["labels"] = lambda: partial(true_probabilities, answers)
 
 
 def key_of(volume: Volume) -> tuple[float, ...]:
-    """What tells one image from all others."""
+    """Return a checksum that identifies an image."""
     values = volume.in_mask().astype(np.float64)
     return (len(values), float(values.sum()), float((values ** 2).sum()))
 
 
-def true_memberships(answers: dict[tuple[float, ...], TruthCase], volume: Volume
+def true_probabilities(answers: dict[tuple[float, ...], TruthCase], volume: Volume
                      ) -> dict[str, np.ndarray]:
-    """True labels as shares on the template grid."""
+    """Return the true labels as probabilities on the template grid."""
     case = answers[key_of(volume)]
     labels = read_volume(case.labels)
     matrix = read_itk_affine(case.item.paths.to_template)
@@ -164,7 +164,7 @@ def true_memberships(answers: dict[tuple[float, ...], TruthCase], volume: Volume
 
 def score_subject(cases: list[TruthCase], others: Cohort, backends: list[str], how: str
                   ) -> list[dict]:
-    """All numbers of one subject, with models that never saw that subject."""
+    """Return all numbers of one subject, with models fitted on other subjects."""
     rows = []
     fitted: dict[tuple[str, str, str], Backend] = {}
     for case in cases:
@@ -181,7 +181,7 @@ def score_subject(cases: list[TruthCase], others: Cohort, backends: list[str], h
 
 
 def backend_named(text: str) -> Backend:
-    """`name` or `name:option=value,option=value`, not fitted yet."""
+    """Create the backend `name` or `name:option=value,option=value`, not fitted yet."""
     name, _, options = text.partition(":")
     kind = registry.get(name)
     pairs = dict(option.split("=") for option in options.split(",") if option)
@@ -190,7 +190,7 @@ def backend_named(text: str) -> Backend:
 
 
 def disjoint(cohort: Cohort, source: str, target: str) -> Cohort:
-    """Half of the subjects at the source site, the other half at the target site."""
+    """Divide subjects: half at the source site, the other half at the target site."""
     subjects = list(cohort.subjects)
     here, there = set(subjects[::2]), set(subjects[1::2])
     return cohort.where(lambda s: (s.site == source and s.subject in here)
@@ -198,7 +198,7 @@ def disjoint(cohort: Cohort, source: str, target: str) -> Cohort:
 
 
 def score(case: TruthCase, models: dict[str, Backend], target_scans: Cohort) -> list[dict]:
-    """PSNR and SSIM of one case for every method."""
+    """Return PSNR and SSIM of one case for every method."""
     truth = read_volume(case.truth, case.mask)
     native = read_volume(case.item.paths.image("preproc"), case.item.paths.mask())
     values = np.concatenate([scan.read().in_mask()[::7] for scan in target_scans])
@@ -208,19 +208,19 @@ def score(case: TruthCase, models: dict[str, Backend], target_scans: Cohort) -> 
              "method": name,
              "psnr": psnr(truth.data, result, truth.mask, float(high - low)),
              "ssim": ssim(truth.data, result, truth.mask, float(high - low)),
-             "levelled": levelled(truth, result, float(high - low)),
+             "leveled": leveled(truth, result, float(high - low)),
              "contrast": contrast_error(case, result, truth)}
             for name, result in candidates.items()]
 
 
-def levelled(truth: Volume, result: np.ndarray, width: float) -> float:
-    """PSNR after the one factor that suits best: truth without bias has its own overall level."""
+def leveled(truth: Volume, result: np.ndarray, width: float) -> float:
+    """Return PSNR after the gain that maximizes it."""
     y, t = (image[truth.mask].astype(np.float64) for image in (result, truth.data))
     return psnr(truth.data, result * np.float32((y @ t) / (y @ y)), truth.mask, width)
 
 
 def contrast_error(case: TruthCase, result: np.ndarray, truth: Volume) -> float:
-    """log(WM median / GM median) of the result minus that of the truth; NaN without labels."""
+    """Return log(WM median / GM median) minus that of the truth; NaN without labels."""
     if case.labels is None:
         return float("nan")
     labels = np.where(truth.mask, read_volume(case.labels).data, 0)
@@ -232,7 +232,7 @@ def contrast_error(case: TruthCase, result: np.ndarray, truth: Volume) -> float:
 def candidates_of(
     case: TruthCase, models: dict[str, Backend], native: Volume, middle: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(method, image on the subject's own grid)."""
+    """Yield method and image on the subject's own grid."""
     yield "none", native.data
     yield "scaled", native.data * np.float32(middle / np.median(native.in_mask()))
     template = case.item.scan.read()
@@ -245,7 +245,7 @@ def candidates_of(
 
 
 def report(rows: list[dict]) -> None:
-    """Mean by method, and by pair of sites."""
+    """Print means by method and by pair of sites."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     pairs = sorted({(row["source"], row["target"]) for row in rows})
     print(f"n = {len(rows) // len(methods)} cases; PSNR dB / SSIM, mean (minimum)"
@@ -261,7 +261,7 @@ def report(rows: list[dict]) -> None:
             cells.append(f"{np.mean(p):.1f} ({min(p):.1f}) / {np.mean(s):.3f} ({min(s):.3f})")
         name = "**all**" if pair is None else f"{pair[0]} > {pair[1]}"
         print(f"| {name} | " + " | ".join(cells) + " |")
-    level = [np.mean([r["levelled"] for r in rows if r["method"] == m]) for m in methods]
+    level = [np.mean([r["leveled"] for r in rows if r["method"] == m]) for m in methods]
     print("| PSNR at the best gain | " + " | ".join(f"{value:.1f}" for value in level) + " |")
     contrast = [np.mean([abs(r["contrast"]) for r in rows if r["method"] == m]) for m in methods]
     print("| contrast | " + " | ".join(f"{value:.3f}" for value in contrast) + " |")

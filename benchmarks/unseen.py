@@ -1,15 +1,18 @@
-"""A trained model on scanners that it never saw: traveling subjects, truth voxel by voxel.
+"""Score a model on scanners that are not in its fit: traveling subjects with voxelwise truth.
 
     python benchmarks/unseen.py OUT --model MODEL ... [--target SITE] [--every 1] [--tsv ROWS.tsv]
                                 [--markdown docs/benchmarks.md --title CACD]
 
-OUT holds preprocessed scans of traveling subjects, whose scans lie on one voxel grid each; each
-MODEL, trained or not, was fitted on other subjects at other scanners. For each subject and each
-scanner but SITE, the other subjects's scans at SITE are the references: enrolled by the models, and
-the fit data of methods that fit nothing but a target. Truth is the subject's own scan at SITE. On
-the subject's own grid, in the brain: PSNR and SSIM (R = 0.5 to 99.5 % of the references), anatomy =
-the structure term of SSIM against the source, flicker = through-plane gradient of
-log(after / before) over that of log(before) on the template grid, and the seconds of the change.
+OUT holds preprocessed scans of traveling subjects, with all scans of a subject on one grid. Each
+MODEL was fitted on other subjects and scanners. For each subject and scanner except SITE, the other
+subjects' scans at SITE are the references: models enroll them, and methods without a model are
+fitted on them. The truth is the subject's own scan at SITE. Columns, in the brain and on the
+subject's own grid:
+
+* PSNR and SSIM, with R = 0.5 to 99.5 % of the references;
+* anatomy: structure term of SSIM against the source;
+* flicker: through-plane gradient of log(after / before) over that of log(before), template grid;
+* seconds of the change.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, nargs="+", required=True)
@@ -85,7 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def aimed(trained: dict[str, Any], references: Cohort, site: str) -> dict[str, tuple[Any, Target]]:
-    """Method -> (itself, its target)."""
+    """Return method -> (method, its target)."""
     nulls = {name: registry.get(name)().fit(references) for name in NULLS}
     return {**{name: (null, null.target(site)) for name, null in nulls.items()},
             **{name: (model, model.enroll(references, site)) for name, model in trained.items()}}
@@ -93,7 +96,7 @@ def aimed(trained: dict[str, Any], references: Cohort, site: str) -> dict[str, t
 
 def score(item: Preprocessed, found: tuple[Preprocessed, ...], site: str, references: Cohort,
           methods: dict[str, tuple[Any, Target]]) -> list[dict[str, Any]]:
-    """All numbers of one scan."""
+    """Return all numbers of one scan."""
     mine = [i for i in found if (i.scan.subject, i.scan.site) == (item.scan.subject, site)]
     truth = read_volume(mine[0].paths.image("preproc"), item.paths.mask())
     native = read_volume(item.paths.image("preproc"), item.paths.mask())
@@ -123,7 +126,7 @@ def score(item: Preprocessed, found: tuple[Preprocessed, ...], site: str, refere
 
 
 def changes(item: Preprocessed, template: Volume, methods: dict[str, tuple[Any, Target]]) -> Any:
-    """(method, its change or None, seconds of the change)."""
+    """Yield (method, its change or None, seconds of the change)."""
     yield "none", None, 0.0
     yield "scaled", None, 0.0
     tissues, own = probabilities_of_scan(item.paths)
@@ -135,7 +138,7 @@ def changes(item: Preprocessed, template: Volume, methods: dict[str, tuple[Any, 
 
 
 def flicker(before: Volume, after: np.ndarray) -> float:
-    """Mean through-plane gradient of log(after / before), over that of log(before)."""
+    """Return the mean through-plane gradient of log(after / before) over that of log(before)."""
     assert before.mask is not None
     dim = 0.1 * np.median(before.in_mask())
     inside = before.mask & (before.data > dim) & (after > 0)
@@ -147,7 +150,7 @@ def flicker(before: Volume, after: np.ndarray) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A markdown table, means over scans, with the gain over histogram matching."""
+    """Return means over scans, with the gain over histogram matching, as Markdown."""
     null = {row["scan"]: row["psnr"] for row in rows if row["method"] == "histogram_matching"}
     lines = ["| method | PSNR, dB | against histogram matching | SSIM | anatomy | flicker | s |",
              "|---|---|---|---|---|---|---|"]

@@ -1,13 +1,19 @@
-"""The network's brain mask against the template's, and against labels or truth where there are any.
+"""Compare the network's brain mask with the template's, and with labels or truth.
 
     python benchmarks/whole_heads.py BIDS OUT [--labels FOLDER] [--truth FOLDER] [--weights FILE]
 
-OUT are the app's derivatives of BIDS: their native brain masks are the template's way. One line for
-each image that has one: Dice of the two, and of the network's with the template's shifted by 15 mm
-along the axis where that changes least (a mask that is wrong); liters of both; with labels, the
-part of them that each mask contains, and Dice of each with the labels closed by 6 mm and filled;
-with a phantom's truth, Dice of both ways with the true brain, without and with the fluid around it.
-What the network sees is the image as it came. A brain-only image is not asked about.
+OUT holds the app's derivatives of BIDS, whose native brain masks come from the template. Prints for
+each image with such a mask:
+
+* Dice of both masks, and of the network's mask with the template's shifted by 15 mm along the axis
+  where this changes least (an example of a wrong mask);
+* the volumes in liters;
+* with labels: the fraction of the labels inside each mask, and Dice of each with the labels, closed
+  by 6 mm and filled;
+* with the truth of a phantom: Dice of both with the true brain, without and with the fluid around
+  it.
+
+The network gets the original image. Brain-extracted images are skipped.
 """
 
 from __future__ import annotations
@@ -67,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """One row for each whole head that has a mask of the template's way."""
+    """Return one row for each whole head that has a mask from the template."""
     network = None if given.weights is None else read_weights(given.weights)
     for path in sorted(given.bids.glob("sub-*/**/anat/*.nii.gz")):
         stem, suffix = path.name.removesuffix(".nii.gz").rsplit("_", 1)
@@ -91,7 +97,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def compared(volume: Volume, found: np.ndarray, template: np.ndarray) -> dict[str, float]:
-    """The two ways, and the network's with a mask that lies elsewhere."""
+    """Return Dice of both masks, and of the network's with a shifted mask."""
     liters = np.prod(volume.spacing) / 1e6
     moved = []
     for axis, spacing in enumerate(volume.spacing):
@@ -104,7 +110,7 @@ def compared(volume: Volume, found: np.ndarray, template: np.ndarray) -> dict[st
 
 def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndarray
                    ) -> dict[str, object]:
-    """Part of the labeled tissue that each mask contains; Dice of each with the labeled brain."""
+    """Return the fraction of labels in each mask, and Dice of each with the labels."""
     masks = {"network": found, "template": template}
     labels = sorted(folder.glob(f"**/{stem}*_dseg.nii.gz"))
     if not labels:
@@ -118,7 +124,7 @@ def against_labels(folder: Path, stem: str, found: np.ndarray, template: np.ndar
 
 
 def closed(tissue: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """What lies in or between the tissue: closed by a ball of 6 mm, holes filled."""
+    """Close labels with a ball of 6 mm and fill holes."""
     reach = [round(CLOSED_MM / size) for size in spacing]
     at = np.stack(np.meshgrid(*[np.arange(-n, n + 1) * size for n, size in zip(reach, spacing)],
                               indexing="ij"))
@@ -130,7 +136,7 @@ def closed(tissue: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 
 def against_truth(folder: Path, stem: str, suffix: str, found: np.ndarray, template: np.ndarray
                   ) -> dict[str, float]:
-    """Dice of each mask with a phantom's true brain, without and with the fluid around it."""
+    """Return Dice of each mask with a phantom's true brain, without and with fluid."""
     truths = zip(("true", "with_fluid"), true_brains(folder, stem, suffix))
     return {f"{way}_{name}": round(dice(mask, truth), 3) for name, truth in truths
             for way, mask in (("network", found), ("template", template))}

@@ -8,9 +8,11 @@ For notebooks::
     result = model.transform(image, target="siteA")
 
 `images` are paths or nibabel images in any space; `result` is a nibabel image on the subject's own
-grid. docs/python.md shows more. This package knows neither nipype nor BIDS. The package `pipelines`
-reads BIDS datasets, runs workflows and writes derivatives; it imports this package, never the other
-way round. docs/architecture.md shows the packages and their dependencies.
+grid. docs/python.md has more examples.
+
+This package does not depend on nipype or BIDS. The package `pipelines` imports it, reads BIDS
+datasets, runs workflows and writes derivatives. docs/architecture.md shows the packages and their
+dependencies.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is used: `import harmonizer` itself stays quick."""
+    """Import a public name when it is used: `import harmonizer` itself remains fast."""
     if name not in _EXPORTS:
         raise AttributeError(f"module 'harmonizer' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

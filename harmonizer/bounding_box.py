@@ -21,8 +21,8 @@ class BoundingBox:
         Number of voxels along each axis.
     """
 
-    start: tuple[int, int, int]
-    shape: tuple[int, int, int]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
 
     @classmethod
     def around(cls, mask: np.ndarray, multiple: tuple[int, int, int] = (1, 1, 1)
@@ -44,7 +44,7 @@ class BoundingBox:
             side = -(-(high - low) // multiple[axis]) * multiple[axis]
             start.append(low - (side - (high - low)) // 2)
             shape.append(side)
-        return cls(tuple(start), tuple(shape))  # type: ignore[arg-type]
+        return cls(tuple(start), tuple(shape))
 
     def crop(self, array: np.ndarray, fill: float = 0.0) -> np.ndarray:
         """Copy the box out of an (I, J, K) array; `fill` where the box leaves the grid."""

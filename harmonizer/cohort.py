@@ -306,7 +306,7 @@ def years_between(one: Scan, two: Scan) -> float | None:
 
 
 def _years(scans: Iterable[Scan]) -> list[float] | None:
-    """Times of the scans of one subject in years on one scale, or None if one is not known."""
+    """Return times of the scans of one subject in years on one scale; None if one is not known."""
     scans = list(scans)
     for known in (_acquired, lambda scan: scan.age):
         years = [known(scan) for scan in scans]
@@ -316,7 +316,7 @@ def _years(scans: Iterable[Scan]) -> list[float] | None:
 
 
 def _acquired(scan: Scan) -> float | None:
-    """Date of a scan in years, from ``acq_time``."""
+    """Return the date of a scan in years, from ``acq_time``."""
     try:
         date = datetime.fromisoformat(str(scan.covariates[ACQUISITION_TIME]).removesuffix("Z"))
     except (KeyError, ValueError):
@@ -329,7 +329,7 @@ def _count_sites(scans: Iterable[Scan]) -> int:
 
 
 def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
-    """Scans within `MAX_TRAVELING_YEARS` that cover most sites; all where years are not known."""
+    """Return the scans within `MAX_TRAVELING_YEARS` that cover most sites; all without dates."""
     years = _years(scans)
     if years is None:
         return scans
@@ -339,7 +339,7 @@ def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
 
 
 def _shape(image: Any) -> tuple[int, ...]:
-    """Shape of an image in three dimensions; trailing ones do not count."""
+    """Return the shape of an image in three dimensions; trailing ones do not count."""
     return tuple(image.shape[:3]) if set(image.shape[3:]) <= {1} else tuple(image.shape)
 
 

@@ -95,7 +95,7 @@ class ComBat:
     def __repr__(self) -> str:
         return f"ComBat(reference={self.reference!r}, shrink={self.shrink!r})"
 
-    def fit(self, X: Any, sites: Sequence[str], covariates: Any = None) -> ComBat:
+    def fit(self, X: Any, sites: Sequence[str] | np.ndarray, covariates: Any = None) -> ComBat:
         """Estimate the effect of each site.
 
         To learn the site effects from controls only, pass the rows of the controls here and all
@@ -151,7 +151,7 @@ class ComBat:
                 self.shift_[index], self.scale_[index] = self._effect(z[batch[:, index] > 0])
         return self
 
-    def transform(self, X: Any, sites: Sequence[str], covariates: Any = None) -> Any:
+    def transform(self, X: Any, sites: Sequence[str] | np.ndarray, covariates: Any = None) -> Any:
         """Remove the site effects from scans, which need not have been in the fit.
 
         Parameters
@@ -182,7 +182,8 @@ class ComBat:
         done = np.where(self.std_ > 0, z * self.std_ + expected, values)
         return type(X)(done, index=X.index, columns=X.columns) if hasattr(X, "columns") else done
 
-    def fit_transform(self, X: Any, sites: Sequence[str], covariates: Any = None) -> Any:
+    def fit_transform(self, X: Any, sites: Sequence[str] | np.ndarray, covariates: Any = None
+                      ) -> Any:
         """Fit to the scans and return them harmonized; parameters as in `fit`."""
         return self.fit(X, sites, covariates).transform(X, sites, covariates)
 
@@ -291,7 +292,7 @@ class ComBat:
 
 @dataclass(frozen=True)
 class _Coding:
-    """How covariates become columns: name -> its categories, or None for numbers."""
+    """Coding of covariates as columns: name -> categories, or None for a number."""
 
     levels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
 
@@ -340,7 +341,7 @@ class _Coding:
 
 
 def _features(X: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(n, F) float64 values and the names of their columns."""
+    """Return (n, F) float64 values and the names of their columns."""
     names = tuple(str(name) for name in X.columns) if hasattr(X, "columns") else None
     try:
         values = np.asarray(X, dtype=np.float64)
@@ -358,12 +359,12 @@ def _features(X: Any) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _numbered(count: int) -> tuple[str, ...]:
-    """Names of features that came without names."""
+    """Make names for features without names."""
     return tuple(f"feature {number}" for number in range(1, count + 1))
 
 
 def _columns(covariates: Any, rows: int) -> dict[str, np.ndarray]:
-    """Name -> (n,) float64, or text where a value is no number. Missing values are refused."""
+    """Return name -> (n,) float64, or text if a value is not a number; refuse missing values."""
     if covariates is None:
         return {}
     if hasattr(covariates, "columns"):
@@ -389,16 +390,16 @@ def _columns(covariates: Any, rows: int) -> dict[str, np.ndarray]:
 
 
 def _numbers_or_text(column: np.ndarray) -> np.ndarray:
-    """The column as float64 if every value is a number, else as text."""
+    """Return the column as float64 if every value is a number, else as text."""
     try:
         return column.astype(np.float64)
     except (TypeError, ValueError):
         return np.array([str(value).strip() for value in column])
 
 
-def _batch(sites: Sequence[str], rows: int, reference: str | None
+def _batch(sites: Sequence[str] | np.ndarray, rows: int, reference: str | None
            ) -> tuple[list[str], np.ndarray]:
-    """Sorted site labels and the (n, S) one-hot table of sites."""
+    """Return the sorted site labels and the (n, S) one-hot table of sites."""
     given = [str(site) for site in sites]
     if len(given) != rows:
         raise InputError(f"expected one site per row, got {len(given)} sites for {rows} rows. "
@@ -417,7 +418,7 @@ def _batch(sites: Sequence[str], rows: int, reference: str | None
 
 
 def _array(content: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A finite array of this shape from JSON; ValueError if it is none."""
+    """Return a finite array of this shape from JSON; ValueError if it is none."""
     array = np.asarray(content[name], dtype=np.float64).reshape(shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} is not finite")
@@ -425,7 +426,7 @@ def _array(content: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.
 
 
 def _site_effect(z: np.ndarray, shrink: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and scale (F,) of one site from its standardized features (n, F)."""
+    """Estimate shift and scale (F,) of one site from its standardized features (n, F)."""
     shift, variance = z.mean(axis=0), z.var(axis=0, ddof=1)
     variance = np.where(variance > 0, variance, 1.0)
     if shrink and z.shape[1] > 1 and variance.var(ddof=1) > 0 and shift.var(ddof=1) > 0:
@@ -435,7 +436,7 @@ def _site_effect(z: np.ndarray, shrink: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _shrunk(z: np.ndarray, shift: np.ndarray, variance: np.ndarray
             ) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means of shift and variance, [1]_ equations 2.4 to 3.1, by iteration.
+    """Compute posterior means of shift and variance by iteration ([1]_, equations 2.4 to 3.1).
 
     The priors are a normal distribution for the shift and an inverse gamma(a, b) for the variance,
     their parameters estimated by moments over the features.

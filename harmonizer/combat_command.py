@@ -54,7 +54,7 @@ def parser(prog: str = "harmonizer combat") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code. Errors are explained without a traceback."""
+    """Run the command and return its exit code; errors are printed without a traceback."""
     given = parser().parse_args(argv)
     try:
         print(run(given))
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> str:
-    """Harmonize the table, write the result, and return one line that says what was done.
+    """Harmonize the table, write the result, and return a summary in one line.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def _column(table: pd.DataFrame, name: str, path: Path) -> Any:
 
 def _feature_names(table: pd.DataFrame, given: argparse.Namespace, model: ComBat | None
                    ) -> list[str]:
-    """Columns to harmonize: those named, those of the model, or all other numeric ones."""
+    """Return the columns to harmonize: as requested, of the model, or all other numeric ones."""
     if given.features or model is not None:
         names = list(given.features) or list(model.features_ if model else ())
         for name in names:
@@ -150,14 +150,14 @@ def _feature_names(table: pd.DataFrame, given: argparse.Namespace, model: ComBat
 
 
 def _numeric(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The feature columns as numbers; what is no number becomes NaN, which ComBat refuses."""
+    """Return the feature columns as numbers; text becomes NaN, which ComBat refuses."""
     import pandas as pd
 
     return table[names].apply(pd.to_numeric, errors="coerce")
 
 
 def _fit_rows(table: pd.DataFrame, given: argparse.Namespace) -> Any:
-    """Mask (n,) of the rows that the fit uses."""
+    """Return the mask (n,) of the rows that the fit uses."""
     import numpy as np
 
     if given.fit_rows is None:

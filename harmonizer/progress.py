@@ -25,7 +25,7 @@ class LineProgress:
     """
 
     def __init__(self, total: int, label: str) -> None:
-        self.total, self.label, self.n = total, label, 0
+        self.total, self.label, self.n = total, label, 0.0
         self.closed = False
         self._start = time.monotonic()
         self._printed = self._start
@@ -45,7 +45,7 @@ class LineProgress:
             self.write(self._line(now - self._start))
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Ignore what a bar shows beside its numbers; a log has lines of its own for it."""
+        """Ignore the text beside the bar; log files have separate lines for it."""
 
     def write(self, text: str, file: Any = None) -> None:
         """Print a line."""
@@ -69,7 +69,7 @@ class LineProgress:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds below two minutes, else hours and minutes."""
+    """Format seconds below two minutes, else hours and minutes."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -87,7 +87,7 @@ def progress_bar(total: int, label: str) -> Any:
 
 
 def reporter(label: str) -> tuple[Any, Callable[[int, int], None]]:
-    """(bar, callback) for functions that report (done, total)."""
+    """Return a bar and a callback for functions that report (done, total)."""
     bar = progress_bar(0, label)
 
     def report(done: int, total: int) -> None:
@@ -99,7 +99,7 @@ def reporter(label: str) -> tuple[Any, Callable[[int, int], None]]:
 
 @contextmanager
 def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback for functions that report (phase, done, total); each phase has a bar."""
+    """Yield a callback for functions that report (phase, done, total), with a bar per phase."""
     bars: dict[str, Any] = {}
 
     def report(phase: str, done: int, total: int) -> None:

@@ -96,7 +96,7 @@ def tissue_priors(resolution_mm: int = 1) -> Mapping[str, np.ndarray]:
     from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
     resolution = _check_resolution(resolution_mm)
-    mask = load_template(resolution).mask
+    mask = load_template(resolution).require_mask()
     gm, wm = (
         np.clip(np.asarray(load(resolution=resolution).dataobj, dtype=np.float32), 0, 1) * mask
         for load in (load_mni152_gm_template, load_mni152_wm_template)

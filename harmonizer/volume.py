@@ -71,7 +71,7 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along each axis."""
-        return self.data.shape  # type: ignore[return-value]
+        return self.data.shape
 
     @property
     def spacing(self) -> np.ndarray:
@@ -86,9 +86,19 @@ class Volume:
         InputError
             If the volume has no mask.
         """
+        return self.data[self.require_mask()]
+
+    def require_mask(self) -> np.ndarray:
+        """Return the (I, J, K) bool mask.
+
+        Raises
+        ------
+        InputError
+            If the volume has no mask.
+        """
         if self.mask is None:
             raise InputError("this step needs a brain mask and the volume has none. Give a mask.")
-        return self.data[self.mask]
+        return self.mask
 
     def with_data(self, data: np.ndarray) -> Volume:
         """Return a volume with other intensities (I, J, K) on the same grid, with the same mask."""

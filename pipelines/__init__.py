@@ -1,4 +1,5 @@
-"""The plumbing of the BIDS App: command line, settings, datasets, workflows. Never the science.
+"""BIDS App: command line, settings, datasets, workflows and outputs.
 
-`pipelines` imports `harmonizer`, never the other way; `pipelines.app.main` is the door.
+The methods are in the package `harmonizer`, which does not import this one. The entry point is
+`pipelines.app.main`.
 """

@@ -312,7 +312,8 @@ def single_scan_warnings(settings: Settings, modality: str, counts: Mapping[str,
     single = [site for site, count in sorted(counts.items()) if count == 1]
     if single and len(counts) > 1:
         sites = ', '.join(single[:MAX_LISTED_PARTICIPANTS])
-        yield (f"Only one {modality} scan at {sites}: the effects "
+        each = "" if len(single) == 1 else "each of "
+        yield (f"Only one {modality} scan at {each}{sites}: the effects "
                "of scanner and subject cannot be separated there.")
 
 

@@ -201,7 +201,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, "evaluation", "group --stages evaluate --covariates age sex group")
     add("--covariates", metavar="NAME", **_many(),
-        help="age, sex and columns of participants.tsv whose effects must be preserved "
+        help="age, sex and columns of participants.tsv whose effects the evaluation tests for "
+             "preservation; a fit preserves those of --backend-option covariates=age,sex,NAME "
              "(default: age sex)")
     add("--reference-site", metavar="LABEL",
         help="site that the others are tested against (default: the target, else the largest)")

@@ -18,6 +18,13 @@ SCHEDULER_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_I
                        "JOB_ID", "LSB_JOBID")
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that gives up silently on a full disk; the screen still shows the record."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
+
+
 def start_logging(verbose: int, path: Path) -> None:
     """Log to the screen (stderr) and to a file.
 
@@ -33,8 +40,7 @@ def start_logging(verbose: int, path: Path) -> None:
         Log file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    screen, file = logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")
-    file.handleError = lambda record: None  # on a full disk the screen still shows it
+    screen, file = logging.StreamHandler(sys.stderr), _LogFile(path, encoding="utf-8")
     screen.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     screen.setLevel(logging.INFO if verbose == 0 else logging.DEBUG)

@@ -1,8 +1,9 @@
-"""The dependencies of docs/architecture.md, read from the imports, and the rules of the code.
+"""Tests of the dependencies in docs/architecture.md, and of the rules of the code.
 
-Nothing is imported or run: each file is parsed. Every rule is a function from a parsed file to the
-places where it is broken, so that it can be shown a small broken file and seen to object.
+Nothing is imported or run: each file is parsed. Every rule is a function from a parsed file to its
+violations, so the rules themselves are tested on small files that violate them.
 """
+
 from __future__ import annotations
 
 import ast
@@ -17,10 +18,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST_FUNCTION = 60  # lines of the body, docstring left out
+MAX_FUNCTION_LINES = 60  # of the body, without docstring
 
-# Folder or module: what no file of it may import, wherever in the file the import stands.
-ARROWS = {
+# Package or module -> what none of its files may import, at any place in the file.
+FORBIDDEN_IMPORTS = {
     "harmonizer": ("pipelines", "nipype", "bids"),
     "harmonizer/errors.py": ("harmonizer", "numpy", "torch", "ants"),
     "harmonizer/files.py": ("harmonizer.volume", "harmonizer.cohort", "torch", "ants"),
@@ -68,7 +69,7 @@ ARROWS = {
 # quick and every package can be opened alone. pipelines/interfaces is what Nipype's nodes import.
 HEAVY = ("ants", "bids", "lightning", "matplotlib", "nilearn", "nipype", "pandas", "skimage",
          "sklearn", "statsmodels", "torch")
-MAY_BE_HEAVY = {
+HEAVY_IMPORTS_OF = {
     "pipelines/interfaces": ("nipype",),
     "pipelines/workflows": ("nipype",),
     "harmonizer/deep": ("torch",),
@@ -83,7 +84,7 @@ FORBIDDEN_CALLS = ("eval", "exec", "compile", "__import__", "os.system", "os.pop
 
 @dataclass(frozen=True)
 class Source:
-    """One Python file: where it is in the project, and its text."""
+    """One Python file of the project."""
 
     path: str  # relative to the project, with slashes
     text: str
@@ -97,8 +98,8 @@ class Source:
         """The package that relative imports of this file start from."""
         return self.path.split("/")[:-1]
 
-    def is_in(self, room: str) -> bool:
-        return self.path == room or self.path.startswith(room + "/")
+    def is_in(self, folder: str) -> bool:
+        return self.path == folder or self.path.startswith(folder + "/")
 
 
 def _is_checked_by_typing_only(node: ast.AST) -> bool:
@@ -106,7 +107,7 @@ def _is_checked_by_typing_only(node: ast.AST) -> bool:
 
 
 def walk(node: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
-    """All nodes below one, leaving out `if TYPE_CHECKING:` and, on request, function bodies."""
+    """Yield all nodes below one, except `if TYPE_CHECKING:` and, on request, function bodies."""
     for child in ast.iter_child_nodes(node):
         if _is_checked_by_typing_only(child):
             continue
@@ -118,7 +119,7 @@ def walk(node: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
 
 
 def imports(source: Source, *, at_import_time: bool = False) -> Iterator[tuple[int, str]]:
-    """Line and absolute dotted name of everything that a file imports.
+    """Yield line and absolute dotted name of everything that a file imports.
 
     `from . import target` in harmonizer/methods/base.py is `harmonizer.methods.target`; `from
     ..volume import Volume` is both `harmonizer.volume` and `harmonizer.volume.Volume`, since the
@@ -138,23 +139,24 @@ def _is_or_is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-def against_the_arrows(source: Source) -> list[str]:
-    """Imports that point up, left, or out of the package. A room may always import itself."""
+def forbidden_imports(source: Source) -> list[str]:
+    """Find imports against the layers; a package may always import itself."""
     found = set()
-    for room, banned in ARROWS.items():
-        own = room.removesuffix(".py").replace("/", ".")
-        if not source.is_in(room):
+    for package, forbidden in FORBIDDEN_IMPORTS.items():
+        own = package.removesuffix(".py").replace("/", ".")
+        if not source.is_in(package):
             continue
         for line, name in imports(source):
-            if any(_is_or_is_in(name, module) for module in banned):
-                if not _is_or_is_in(name, own):
-                    found.add(f"{source.path}:{line} imports {name}")
+            if (any(_is_or_is_in(name, module) for module in forbidden)
+                    and not _is_or_is_in(name, own)):
+                found.add(f"{source.path}:{line} imports {name}")
     return sorted(found)
 
 
 def heavy_at_import(source: Source) -> list[str]:
-    """Imports of slow packages outside functions."""
-    allowed = {m for room, modules in MAY_BE_HEAVY.items() if source.is_in(room) for m in modules}
+    """Find imports of slow packages outside functions."""
+    allowed = {module for package, modules in HEAVY_IMPORTS_OF.items() if source.is_in(package)
+               for module in modules}
     return sorted({
         f"{source.path}:{line} imports {name} when it is imported"
         for line, name in imports(source, at_import_time=True)
@@ -163,7 +165,7 @@ def heavy_at_import(source: Source) -> list[str]:
 
 
 def unsafe(source: Source) -> list[str]:
-    """What runs data as code, or a shell, or the network."""
+    """Find code that executes data, or uses a shell or the network."""
     found = [f"{source.path}:{line} imports {name}" for line, name in imports(source)
              if any(_is_or_is_in(name, module) for module in FORBIDDEN_MODULES)]
     for node in ast.walk(source.tree):
@@ -180,7 +182,7 @@ def unsafe(source: Source) -> list[str]:
 
 
 def acts_on_import(source: Source) -> list[str]:
-    """Module-level calls whose result nobody takes: their only purpose is a side effect."""
+    """Find module-level calls whose result is not used, which are side effects of an import."""
     return [f"{source.path}:{node.lineno} calls {ast.unparse(node.value.func)} on import"
             for node in source.tree.body
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
@@ -188,11 +190,11 @@ def acts_on_import(source: Source) -> list[str]:
 
 def _public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
     for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            if not node.name.startswith("_"):
-                yield prefix + node.name, node
-                if isinstance(node, ast.ClassDef):
-                    yield from _public(node.body, f"{prefix}{node.name}.")
+        if (isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node.body, f"{prefix}{node.name}.")
 
 
 def _bases(tree: ast.Module) -> dict[str, list[str]]:
@@ -200,8 +202,8 @@ def _bases(tree: ast.Module) -> dict[str, list[str]]:
             for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
 
-def _tells_each_field(node: ast.AST) -> bool:
-    """Whether this is a Nipype specification, with a `desc` in the place of a docstring."""
+def _describes_each_field(node: ast.AST) -> bool:
+    """Return whether this is a Nipype specification with a `desc` for every field."""
     is_spec = isinstance(node, ast.ClassDef) and node.name.endswith(("InputSpec", "OutputSpec"))
     return is_spec and all(
         any(keyword.arg == "desc" for keyword in field.value.keywords)
@@ -211,16 +213,16 @@ def _tells_each_field(node: ast.AST) -> bool:
 
 
 def undocumented(source: Source) -> list[str]:
-    """Modules, and public classes and functions, without a docstring.
+    """Find modules, public classes and functions without a docstring.
 
-    A method of a class with bases may answer to the docstring of the method that it overrides, and
-    a Nipype specification to the descriptions of its fields.
+    A method of a derived class may inherit its docstring, and a Nipype specification may have
+    descriptions of its fields instead.
     """
     found = [] if ast.get_docstring(source.tree) else [f"{source.path} has no docstring"]
     bases = _bases(source.tree)
     for name, node in _public(source.tree.body):
         owner = name.split(".")[-2] if "." in name else None
-        if (owner and bases.get(owner)) or _tells_each_field(node):
+        if (owner and bases.get(owner)) or _describes_each_field(node):
             continue
         if ast.get_docstring(node) is None:
             found.append(f"{source.path}:{node.lineno} {name} has no docstring")
@@ -228,7 +230,7 @@ def undocumented(source: Source) -> list[str]:
 
 
 def untyped(source: Source) -> list[str]:
-    """Public functions with a parameter or a result that has no type hint."""
+    """Find public functions with a parameter or result without type hint."""
     found = []
     for name, node in _public(source.tree.body):
         if isinstance(node, ast.ClassDef):
@@ -243,30 +245,30 @@ def untyped(source: Source) -> list[str]:
 
 
 def too_long(source: Source) -> list[str]:
-    """Functions that do not fit on a screen."""
+    """Find functions that do not fit on a screen."""
     found = []
     for node in ast.walk(source.tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
             lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
-            if lines > LONGEST_FUNCTION:
+            if lines > MAX_FUNCTION_LINES:
                 found.append(f"{source.path}:{node.lineno} {node.name} has {lines} lines")
     return found
 
 
 RULES: tuple[Callable[[Source], list[str]], ...] = (
-    against_the_arrows, heavy_at_import, unsafe, acts_on_import, undocumented, untyped, too_long,
+    forbidden_imports, heavy_at_import, unsafe, acts_on_import, undocumented, untyped, too_long,
 )
 
 
 def app_sources() -> list[Source]:
-    rooms = [f for top in ("harmonizer", "pipelines") for f in (ROOT / top).rglob("*.py")]
-    files = [ROOT / "run.py", *rooms]
+    modules = [f for top in ("harmonizer", "pipelines") for f in (ROOT / top).rglob("*.py")]
+    files = [ROOT / "run.py", *modules]
     return [Source(str(f.relative_to(ROOT)), f.read_text(encoding="utf-8")) for f in sorted(files)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_house_keeps_the_rule(rule: Callable[[Source], list[str]]) -> None:
+def test_the_code_follows_the_rule(rule: Callable[[Source], list[str]]) -> None:
     sources = app_sources()
     assert len(sources) > 20, "the code was not found"
     broken = [line for source in sources for line in rule(source)]
@@ -274,7 +276,7 @@ def test_the_house_keeps_the_rule(rule: Callable[[Source], list[str]]) -> None:
 
 
 BROKEN = {
-    "against_the_arrows": [
+    "forbidden_imports": [
         ("harmonizer/evaluation/metrics/image.py", "from ...methods import registry"),
         ("harmonizer/evaluation/metrics/image.py", "from ... import methods"),
         ("harmonizer/volume.py", "def f():\n    import pipelines.settings"),
@@ -328,14 +330,14 @@ SOUND = [
     ("rule", "path", "text"),
     [(rule, *case) for rule in RULES for case in BROKEN[rule.__name__]],
 )
-def test_each_rule_objects_to_what_it_forbids(
+def test_each_rule_finds_its_violations(
     rule: Callable[[Source], list[str]], path: str, text: str
 ) -> None:
     assert rule(Source(path, text)), f"{rule.__name__} did not see {text!r} in {path}"
 
 
 @pytest.mark.parametrize(("path", "text"), SOUND)
-def test_no_rule_but_documentation_objects_to_sound_code(path: str, text: str) -> None:
+def test_no_rule_but_documentation_reports_sound_code(path: str, text: str) -> None:
     rules = [rule for rule in RULES if rule not in (undocumented, untyped)]
     assert [line for rule in rules for line in rule(Source(path, text))] == []
 
@@ -347,7 +349,7 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 
 def cycles(sources: list[Source]) -> list[str]:
-    """Chains of imports, also inside functions, that lead back to their first module.
+    """Find chains of imports, also inside functions, that lead back to their first module.
 
     An import of a module's own package (`from . import name`) does not count.
     """
@@ -382,7 +384,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_the_front_door_answers_at_once_and_imports_nothing_heavy(flag: str) -> None:
+def test_the_command_line_answers_at_once_and_imports_nothing_heavy(flag: str) -> None:
     code = (
         "import sys\n"
         f"sys.argv = ['run.py', {flag!r}]\n"
@@ -399,6 +401,6 @@ def test_the_front_door_answers_at_once_and_imports_nothing_heavy(flag: str) -> 
     loaded = set(answer.stderr.partition("MODULES")[2].split())
     assert "pipelines" in loaded
     assert not loaded & {*HEAVY, "scipy", "nibabel"}, f"{flag} imports too much"
-    # CPU seconds, since wall time on a busy machine is another program's doing.
+    # CPU seconds, because wall time depends on the load of the machine.
     seconds = sum(after[2:4]) - sum(before[2:4])
     assert seconds < 0.5, f"{flag} took {seconds:.2f} CPU seconds"

@@ -5,9 +5,6 @@ may not be used in Python code at all, a name in `RETIRED_DEFINITIONS` may not b
 class, function or module-level constant, and a pattern in `RETIRED_PHRASES` may not occur in
 docstrings, comments, strings (thus help texts and messages) or Markdown. `BRITISH_SPELLINGS` are
 searched in names too.
-
-Areas that were not converted yet are listed in `NOT_CONVERTED`. The list may only become shorter: a
-test fails while an entry is listed that no longer needs to be.
 """
 
 from __future__ import annotations
@@ -138,15 +135,6 @@ BRITISH_SPELLINGS = {
     r"\btumours?\b": "tumor",
     r"\b(?:model|label|cancel)l(?:ed|ing)\b": "one l",
 }
-NOT_CONVERTED = {
-    "benchmarks": "follows the modules that it measures",
-    "harmonizer/methods/statistical": "after the changes of its covariates",
-    "harmonizer/segmentation/structures.py": "class names are stored in the weights files",
-    "harmonizer/segmentation/weights/segmenter.md": "class names are stored in the weights files",
-    "tests/benchmarks": "with benchmarks",
-    "tests/harmonizer/methods/statistical": "with harmonizer/methods/statistical",
-    "tests/test_readme.py": "",
-}
 
 
 def retired_names(path: str, text: str) -> list[str]:
@@ -209,20 +197,9 @@ def all_violations() -> dict[str, list[str]]:
     return {path: lines for path, lines in found.items() if lines}
 
 
-def is_below(path: str, area: str) -> bool:
-    return path == area or path.startswith(area + "/")
-
-
 def test_retired_words_do_not_come_back() -> None:
-    new = [line for path, lines in all_violations().items() for line in lines
-           if not any(is_below(path, area) for area in NOT_CONVERTED)]
-    assert not new, "see docs/glossary.md\n" + "\n".join(new)
-
-
-@pytest.mark.parametrize("area", NOT_CONVERTED)
-def test_list_of_areas_to_convert_only_shrinks(area: str) -> None:
-    assert any(is_below(path, area) for path in all_violations()), (
-        f"{area} holds no retired word any more: remove it from NOT_CONVERTED")
+    found = [line for lines in all_violations().values() for line in lines]
+    assert not found, "see docs/glossary.md\n" + "\n".join(found)
 
 
 @pytest.mark.parametrize(("path", "text"), [

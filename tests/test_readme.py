@@ -33,12 +33,13 @@ MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentatio
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
 CONTAINER = re.compile(r"(?:harmonizer:[\w.-]+|harmonizer\.sif|\$IMAGE)")
 EXPORT = Path("/data/out/derivatives/raw-harmonized")  # of the page on other tools
-OTHER_TOOLS = {  # flags that their documentation lists: fMRIPrep 25, sMRIPrep 0.19, FreeSurfer 7
+OTHER_TOOLS = {  # flags that their parsers and documentation list: fMRIPrep 25.2, sMRIPrep 0.19
     "fmriprep": {"--participant-label", "--anat-only", "--fs-license-file", "--fs-subjects-dir",
                  "-d", "-w"},
     "smriprep": {"--participant-label", "--fs-license-file", "-w"},
     "recon-all": {"-i", "-s", "-sd", "-all", "-FLAIR", "-FLAIRpial"},
     "gunzip": {"-c"},
+    "mkdir": {"-p"},
     "cat_standalone.sh": {"-s", "-m", "-b"},
 }
 VARIABLES = {"BIDS": "/data", "OUT": "/out", "IMAGE": "$IMAGE", "TMPDIR": "/tmp", "label": "01"}
@@ -189,21 +190,22 @@ def test_the_check_sees_a_wrong_command_line_of_the_app(
 
 def test_usage_has_every_flag_and_no_other() -> None:
     text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"`(--?[a-z][a-z-]*)", text)) - {"-vv"}
+    documented = set(re.findall(r"`(--?[a-z][a-z-]*)", text)) - {"-vv"}
     actions = build_parser()._actions
     flags = {flag for action in actions for flag in action.option_strings}
-    assert told <= flags, f"usage.md tells of {sorted(told - flags)}"
-    untold = [action.option_strings for action in actions
-              if action.option_strings and not told & set(action.option_strings)]
-    assert not untold, "usage.md lacks these flags"
+    assert documented <= flags, f"usage.md has unknown flags {sorted(documented - flags)}"
+    missing = [action.option_strings for action in actions
+               if action.option_strings and not documented & set(action.option_strings)]
+    assert not missing, "usage.md lacks these flags"
 
 
 def test_usage_has_every_exit_code() -> None:
     text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", text.partition("\n## ")[0], re.M)}
+    rows = re.findall(r"^\| (\d+) \|", text.partition("\n## ")[0], re.M)
+    documented = {int(code) for code in rows}
     kinds = [kind for kind in vars(errors).values()
              if isinstance(kind, type) and issubclass(kind, errors.HarmonizerError)]
-    assert told == {0, 1, 130, 143} | {kind.exit_code for kind in kinds}
+    assert documented == {0, 1, 130, 143} | {kind.exit_code for kind in kinds}
 
 
 def test_usage_has_every_stage_in_order() -> None:
@@ -217,8 +219,9 @@ def test_usage_has_every_stage_in_order() -> None:
 def test_every_backend_is_in_the_readme() -> None:
     from harmonizer.methods.registry import BUILT_IN
 
-    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    assert set(told) == set(BUILT_IN)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert set(documented) == set(BUILT_IN)
 
 
 def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
@@ -226,9 +229,9 @@ def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
 
     text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8")
                    for page in ("usage.md", "learned-options.md"))
-    told = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
-    told -= {row for row in told if row[0] in STAGES}
-    assert told == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
+    documented = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
+    documented -= {row for row in documented if row[0] in STAGES}
+    assert documented == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
                     for field in dataclasses.fields(registry.get(name).Config)}
 
 

@@ -64,7 +64,7 @@ class Pair:
     """A scan in the target's contrast, its noise-free truth, and the target's texture."""
 
     image: Volume
-    shares: np.ndarray
+    probabilities: np.ndarray
     truth: np.ndarray
     target: ScanTexture
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def random_scanner(number: int, rng: np.random.Generator) -> Scanner:
-    """A scanner with gray matter between fluid and white matter on T1w."""
+    """Draw a scanner with gray matter between fluid and white matter on T1w."""
     while True:
         tesla = float(rng.choice([1.5, 3.0]))
         if rng.random() < 0.6:
@@ -168,11 +168,11 @@ def fitted_model(work: Path, people: Sequence[Any], bodies: dict[str, Any],
 
 def _keep(path: Path, volume: Volume, **arrays: np.ndarray) -> None:
     """Arrays and the scan's tissue probabilities, cropped to its mask."""
-    shares = stack_probabilities(CoarseSegmenter()(volume), volume)
+    probabilities = stack_probabilities(CoarseSegmenter()(volume), volume)
     box = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(volume.mask))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        np.savez(temporary, m=volume.mask[box], sh=shares[(slice(None), *box)],
+        np.savez(temporary, m=volume.mask[box], sh=probabilities[(slice(None), *box)],
                  **{name: array[box] if array.ndim == 3 else array
                     for name, array in arrays.items()})
 
@@ -219,14 +219,23 @@ def _ridge(moments: np.ndarray, products: np.ndarray) -> np.ndarray:
 
 
 def _regression(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Error before and after the noise step, (n, 3) structure times the log ratio of blur, and
-    whether the target is less blurred."""
+    """Return the terms of the regression for one pair.
+
+    Returns
+    -------
+    before, after : ndarray, shape (n,)
+        Error before and after the noise step.
+    structure : ndarray, shape (n, 3)
+        Structure of each band times the log ratio of the blur.
+    less_blurred : int
+        Whether the target is less blurred.
+    """
     image, mask = pair.image, pair.image.mask
     assert mask is not None
-    source = measure_texture(image, pair.shares)
+    source = measure_texture(image, pair.probabilities)
     gains = TextureGains.between(source, pair.target, np.zeros((2, 3)))
     change = blur_change(source, pair.target)
-    parts = list(texture_parts(image.data * mask, mask, image.spacing, pair.shares, gains))
+    parts = list(texture_parts(image.data * mask, mask, image.spacing, pair.probabilities, gains))
     error = (pair.truth - image.data)[mask].astype(np.float64)
     left = error - sum(part.less_noise for part in parts)[mask]
     design = np.stack([change * part.structure[mask] for part in parts], axis=1)

@@ -1,5 +1,7 @@
 """Print docs/learned-options.md: every setting of the learned methods, from their own classes.
 
+Usage::
+
     python tools/learned_options.py > docs/learned-options.md
 """
 

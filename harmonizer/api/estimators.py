@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nibabel as nib
 
@@ -19,11 +19,13 @@ from ..preprocessing.pipeline import PreprocessedImage
 from ..template import template_affine
 from .images import Image, as_registered, cohort_of, preprocess, table_columns, with_tissues
 
+if TYPE_CHECKING:
+    from typing import Self
+
 __all__ = ["Harmonizer", "HarmonizedImage", "SiteCard", "list_backends", "load", "TissueMatching",
            "HistogramMatching", "MomentMatching", "SpectrumSwap", "Cacd", "Disarm", "Ihf",
            "PatchDiffusion"]
 
-Self = TypeVar("Self", bound="Harmonizer")
 COMMON_PARAMETERS = ("registered", "resolution_mm", "seed", "sloppy")
 
 
@@ -87,7 +89,7 @@ class Harmonizer:
         """Return all parameters by name (as in scikit-learn)."""
         return {**{name: getattr(self, name) for name in COMMON_PARAMETERS}, **vars(self._config)}
 
-    def set_params(self: Self, **params: Any) -> Self:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters by name and return the estimator.
 
         Raises
@@ -105,7 +107,7 @@ class Harmonizer:
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    def fit(self: Self, images: Sequence[Image], *, sites: Sequence[str],
+    def fit(self, images: Sequence[Image], *, sites: Sequence[str],
             subjects: Sequence[str] | None = None, covariates: Any = None,
             masks: Sequence[Image] | None = None, modality: str = "T1w") -> Self:
         """Learn what the scanners of the images look like.
@@ -188,6 +190,7 @@ class Harmonizer:
             backend, resolved, done.template, done.native, done.to_template, source=site,
             seed=self.seed, covariates=covariates, tissues=done.tissues, detail=detail,
             brain_only=done.brain_only)
+        assert result.native is not None
         plain = done.to_nifti(result.native.data)
         image = HarmonizedImage(plain.dataobj, plain.affine, header=plain.header)
         image.report = {"HarmonizationMethod": backend.name, "Target": resolved.label,
@@ -233,52 +236,28 @@ class Harmonizer:
         return with_tissues(done, self.sloppy)
 
 
-class TissueMatching(Harmonizer):
-    """Local matching of each tissue's mean and standard deviation; the default method."""
-
-    backend_name = "tissue_matching"
-
-
-class HistogramMatching(Harmonizer):
-    """Matching of the histogram inside the brain."""
-
-    backend_name = "histogram_matching"
+def _estimator(name: str, backend_name: str, summary: str) -> type[Harmonizer]:
+    """Make the estimator of a method."""
+    return type(name, (Harmonizer,), {
+        "backend_name": backend_name, "__module__": __name__,
+        "__doc__": f"{summary}\n\nParameters and verbs are those of `Harmonizer`."})
 
 
-class MomentMatching(Harmonizer):
-    """Matching of mean and standard deviation inside the brain."""
-
-    backend_name = "moment_matching"
-
-
-class SpectrumSwap(Harmonizer):
-    """Swapping of the low spatial frequencies' amplitudes (SSIMH)."""
-
-    backend_name = "spectrum_swap"
-
-
-class Cacd(Harmonizer):
-    """Contrastive anatomy-contrast disentanglement (Scholz 2025)."""
-
-    backend_name = "cacd"
-
-
-class Disarm(Harmonizer):
-    """Disentangled scanner-free image-to-image translation (Caldera 2024)."""
-
-    backend_name = "disarm"
-
-
-class Ihf(Harmonizer):
-    """Invertible hierarchy flow (Zhu 2026)."""
-
-    backend_name = "ihf"
-
-
-class PatchDiffusion(Harmonizer):
-    """Patch-level anatomy- and style-guided 3D diffusion (Hache 2026)."""
-
-    backend_name = "patch_diffusion"
+TissueMatching = _estimator("TissueMatching", "tissue_matching", (
+    "Match each tissue's local mean and standard deviation; the default method."))
+HistogramMatching = _estimator("HistogramMatching", "histogram_matching", (
+    "Match the histogram inside the brain."))
+MomentMatching = _estimator("MomentMatching", "moment_matching", (
+    "Match mean and standard deviation inside the brain."))
+SpectrumSwap = _estimator("SpectrumSwap", "spectrum_swap", (
+    "Swap the amplitudes of low spatial frequencies (SSIMH)."))
+Cacd = _estimator("Cacd", "cacd", (
+    "Disentangle anatomy and contrast by contrastive learning (Scholz 2025)."))
+Disarm = _estimator("Disarm", "disarm", (
+    "Translate images without scanner effects by disentangled codes (Caldera 2024)."))
+Ihf = _estimator("Ihf", "ihf", "Replace artifact statistics in an invertible flow (Zhu 2026).")
+PatchDiffusion = _estimator("PatchDiffusion", "patch_diffusion", (
+    "Sample patches by diffusion guided by anatomy and style (Hache 2026)."))
 
 
 class SiteCard:

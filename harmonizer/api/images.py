@@ -81,7 +81,7 @@ def segment(image: Image, mask: Image | None = None, *, seed: int = 0, threads: 
     done = preprocess(image, mask, seed=seed)
     found = segment_volume(done.native, threads=threads)
     images = {name: done.to_nifti(np.asarray(found.tissues[name], np.float32)) for name in TISSUES}
-    return {**images, "mask": done.to_nifti(done.native.mask)}
+    return {**images, "mask": done.to_nifti(done.native.require_mask())}
 
 
 def tissues_on_template(image: PreprocessedImage, sloppy: bool) -> dict[str, np.ndarray]:
@@ -127,7 +127,8 @@ def write_scan(folder: Path, number: int, image: PreprocessedImage, site: str, s
     return Scan(
         name, subject, None, modality, site, "given", write_volume(folder / f"{name}.nii",
                                                                    image.template),
-        write_mask(folder / f"{name}_mask.nii", image.template.mask, image.template.affine),
+        write_mask(folder / f"{name}_mask.nii", image.template.require_mask(),
+                   image.template.affine),
         None if age is None else float(age), None if sex is None else str(sex),
         {key: str(value) for key, value in known.items()}, tissues)
 

@@ -1,10 +1,10 @@
 """Contrast transfer: the part of a method's change that is a smooth map of tissue contrast.
 
 `fit_contrast_transfer` compares a scan x with the image h that a method made of it on the same
-grid, and fits a `TissueMap` to the change. For each tissue c, the source mean is the local mean of
-x, the target mean is the local mean of h at that intensity, and the ratio is the slope of the
-local regression of h on x. The map is then applied to the scan's own voxels on the scan's own
-grid, so detail that the method added cannot enter the result.
+grid, and fits a `TissueMap` to the change by local regressions of h on x. For each tissue, the
+source mean is the local mean of x, and the target mean is the predicted h at that intensity. The
+ratio is the slope of the regression. The map is then applied to the scan's own voxels on the scan's
+own grid, so detail that the method added cannot enter the result.
 
 `compute_residual` returns the rest, h minus the transferred image. A large residual means that the
 method changed anatomy.
@@ -94,7 +94,7 @@ def compute_residual(direct: Volume, guided: Volume) -> tuple[np.ndarray, dict[s
         Root mean square (``RMS``) and 99th percentile of the absolute residual
         (``Percentile99``), as fractions of the 0.5 to 99.5 % intensity range of ``direct``.
     """
-    difference = np.where(direct.mask, direct.data - guided.data, np.float32(0))
+    difference = np.where(direct.require_mask(), direct.data - guided.data, np.float32(0))
     values = difference[direct.mask]
     low, high = np.percentile(direct.in_mask(), [0.5, 99.5])
     unit = max(float(high - low), 1e-30)

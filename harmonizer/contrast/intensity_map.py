@@ -59,8 +59,8 @@ class IntensityMap(ABC):
 class PointwiseMap(IntensityMap):
     """Piecewise linear, strictly increasing function of the intensity alone.
 
-    Between zero and a positive first knot, and above the last knot, the function follows the line
-    through the origin; below zero it keeps the slope of the first segment. Positive intensities
+    Between zero and a positive first knot, and above the last knot, the function is the line
+    through the origin. Below zero it has the slope of the first segment. Positive intensities
     therefore stay positive, and a lesion brighter than all knots keeps its contrast.
 
     Attributes

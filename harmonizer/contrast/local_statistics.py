@@ -4,10 +4,10 @@ The local mean S_c of tissue c at place v is a normalized convolution [1]_ with 
 
     S_c(v) = sum_u G(v - u) w_c(u) x(u) / sum_u G(v - u) w_c(u).
 
-The weight w_c of a voxel is its squared tissue probability, because a partial-volume voxel
-represents neither tissue, times Tukey's bisquare weight, which is zero beyond
-`OUTLIER_CUTOFF_STD` local standard deviations and so excludes lesions and vessels. Where a tissue
-is rare, a wider Gaussian and the mean over the brain take over.
+The weight w_c of a voxel is its squared tissue probability times Tukey's bisquare weight. The
+square reduces the influence of partial-volume voxels. The bisquare weight is zero beyond
+`OUTLIER_CUTOFF_STD` local standard deviations and excludes lesions and vessels. Where a tissue is
+rare, a wider Gaussian and the mean over the brain dominate.
 
 References
 ----------
@@ -30,7 +30,7 @@ from ..volume import Volume
 __all__ = ["Lattice", "LocalStatistics", "measure", "relative_gain", "pool", "world_points",
            "stack_probabilities"]
 
-MAX_SAMPLED_VOXELS = 400_000  # of a brain: more do not change the maps
+MAX_SAMPLED_VOXELS = 400_000  # of a brain; more do not improve the maps
 REWEIGHTING_ITERATIONS = 3
 OUTLIER_CUTOFF_STD = 2.5  # local standard deviations beyond which a voxel has no weight
 WIDE_SIGMA_FACTOR = 3.0  # width of the second Gaussian over that of the first
@@ -192,7 +192,7 @@ def world_points(volume: Volume, matrix: np.ndarray | None = None,
         World coordinates, mm.
     """
     affine = volume.affine if matrix is None else np.asarray(matrix, np.float64) @ volume.affine
-    voxels = np.argwhere(volume.mask if mask is None else mask)
+    voxels = np.argwhere(volume.require_mask() if mask is None else mask)
     return (voxels @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
 
 
@@ -246,7 +246,7 @@ def measure(volume: Volume, probabilities: np.ndarray, lattice: Lattice, sigma_m
     -------
     LocalStatistics
     """
-    step = _sampling_step(np.count_nonzero(volume.mask))
+    step = _sampling_step(int(np.count_nonzero(volume.require_mask())))
     points, values = world_points(volume)[::step], volume.in_mask()[::step]
     scale = max(float(np.median(np.abs(values))), 1e-30)
     maps = [_measure_tissue(values, one[volume.mask][::step], points, lattice, sigma_mm, scale)

@@ -1,20 +1,25 @@
-"""Measure the texture of a scan: noise, sharpness and band energies, free of the scan's gain.
+"""Texture of a scan: noise, sharpness and band energies, independent of the scan's gain.
 
-All intensities are divided by the 1 to 99 % range of the brain, so that a gain changes no number.
-Lengths are in millimeters, whatever the voxel size.
+All intensities are divided by the 1 to 99 % range of the brain, so a gain changes no number.
+Lengths are in mm.
 
-* **Noise** of a tissue: 1.4826 times the median absolute deviation of a high-pass in voxels that
-  hold nothing else. The high-pass is the second difference along all three axes, which smooth
-  anatomy passes least (after Immerkaer 1996, doi:10.1006/cviu.1996.0060), of norm one, so that the
-  number is the standard deviation of white noise. Interpolation takes away most of what it sees:
-  compare scans on grids of one kind only.
-* **Sharpness** along an axis: full width at half maximum of the blur of edges. A step under a
-  Gaussian blur of standard deviation b has, after a Gaussian derivative of scale s along the axis,
-  the energy A / sqrt(b^2 + s^2). Two scales give b^2; a blur below a voxel is given as the voxel.
-  Edges that run askew to the axis and folds that are no single steps enlarge it, alike for all
-  scanners.
-* **Bands** are differences of Gaussians of 0, 0.6, 1.2 and 2.4 mm, normalized convolutions inside
-  the mask (Knutsson and Westin 1993, doi:10.1109/CVPR.1993.341081).
+* **Noise** of a tissue is 1.4826 times the median absolute deviation of a high-pass filter in
+  voxels that hold no other tissue. The filter is the second difference along all three axes, which
+  suppresses smooth anatomy (after [1]_). Its norm is one, so the number is the standard deviation
+  of white noise. Interpolation removes most of this noise; compare only scans on the same kind of
+  grid.
+* **Sharpness** along an axis is the full width at half maximum of the blur of edges. For a step
+  under a Gaussian blur of standard deviation b, the energy of a Gaussian derivative of scale s is
+  A / sqrt(b^2 + s^2). Two scales give b^2. A blur below a voxel is reported as the voxel. Oblique
+  edges and folds increase the value, equally for all scanners.
+* **Bands** are differences of Gaussians of 0, 0.6, 1.2 and 2.4 mm, computed as normalized
+  convolutions inside the mask [2]_.
+
+References
+----------
+.. [1] Immerkaer, J. (1996). Fast noise variance estimation. doi:10.1006/cviu.1996.0060
+.. [2] Knutsson, H. and Westin, C.-F. (1993). Normalized and differential convolution. CVPR.
+   doi:10.1109/CVPR.1993.341081
 """
 
 from __future__ import annotations
@@ -38,32 +43,38 @@ TEXTURE_VERSION = 1.0
 PREFIX = "texture_"  # of the names in a site card
 MAD_TO_STD = 1.4826
 SECOND_DIFFERENCE = np.array([1.0, -2.0, 1.0]) / np.sqrt(6.0)  # of norm one
-MIN_PURE_PROBABILITY = 0.9  # a voxel that speaks for one tissue
+MIN_PURE_PROBABILITY = 0.9  # of a voxel that represents one tissue
 MIN_PURE_VOXELS = 60  # with fewer, a tissue's noise is not measured
-MIN_RESPONSE = 0.02  # variance of white noise in a band below which the grid does not resolve it
+MIN_RESPONSE = 0.02  # variance of white noise in a band that the grid resolves
 EDGE_SIGMA_MM = 1.0  # the finer scale of the derivatives; the coarser is twice that
-EDGE_SIGMA_VOXELS = 0.8  # but no finer than so many voxels
+EDGE_SIGMA_VOXELS = 0.8  # lower bound of that scale, voxels
 FWHM_PER_SIGMA = 2.3548
 FACING_POWER = 4  # of the squared cosine between gradient and axis
 MAX_FWHM_MM = 20.0
-LARGE = 1e6  # no number of a card is larger
-EPSILON = 1e-3  # least denominator of a normalized convolution
-FEW_TAPS_SIGMA = 0.7  # voxels; below it three taps have the exact variance
+MAX_CARD_NUMBER = 1e6
+MIN_MASK_WEIGHT = 1e-3  # smallest denominator of a normalized convolution
+FEW_TAPS_SIGMA = 0.7  # voxels; three taps have the exact variance of a narrower Gaussian
 
 
 @dataclass(frozen=True, eq=False)
 class ScanTexture:
-    """Texture numbers of one scan, or their mean over the scans of a site. 0: not measured.
+    """Texture numbers of one scan, or their mean over the scans of a site; 0 if not measured.
 
     Attributes
     ----------
-    noise : (3,) standard deviation of noise by tissue (CSF, GM, WM), fractions of the range
-    fwhm_mm : (3,) blur of edges along the world's x, y and z, mm
-    bands : (3 bands, 3 tissues) standard deviation of each band in pure tissue, fractions of the
-        range; finest band first
-    edges : (3 bands,) standard deviation of each band over the brain beyond that in pure tissue
-    quantiles : (11,) intensities at `TEXTURE_QUANTILES`, fractions of the range
-    mean, std : (3,) of the tissues, weighted by probability squared, fractions of the range
+    noise : ndarray, shape (3,)
+        Standard deviation of noise in CSF, GM and WM, fractions of the range.
+    fwhm_mm : ndarray, shape (3,)
+        Blur of edges along the world's x, y and z, mm.
+    bands : ndarray, shape (3, 3)
+        Standard deviation of each band (first axis, finest first) in each pure tissue, fractions of
+        the range.
+    edges : ndarray, shape (3,)
+        Standard deviation of each band over the brain beyond that in pure tissue.
+    quantiles : ndarray, shape (11,)
+        Intensities at `TEXTURE_QUANTILES`, fractions of the range.
+    mean, std : ndarray, shape (3,)
+        Mean and standard deviation of the tissues, weighted by squared probability.
     """
 
     noise: np.ndarray
@@ -75,13 +86,13 @@ class ScanTexture:
     std: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of a site card, by name."""
+        """Return the arrays of a site card by name."""
         return {PREFIX + "version": np.array([TEXTURE_VERSION])} | {
             PREFIX + f.name: np.asarray(getattr(self, f.name), np.float64) for f in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ScanTexture | None:
-        """The numbers in a site card; None where it holds none.
+        """Read the numbers of a site card; None if it holds none.
 
         Raises
         ------
@@ -97,7 +108,7 @@ class ScanTexture:
         return cls(*(_checked(arrays, f.name) for f in fields(cls)))
 
     def numbers(self) -> dict[str, float]:
-        """What was measured, by names such as ``noise_gm``, ``blur_x`` and ``band1_wm``."""
+        """Return the numbers by name, such as ``noise_gm``, ``blur_x`` and ``band1_wm``."""
         named = {f"noise_{name.lower()}": value for name, value in zip(TISSUES, self.noise)}
         named |= {f"blur_{axis}": value for axis, value in zip(AXES, self.fwhm_mm)}
         named |= {f"band{band}_{name.lower()}": value for band, row in enumerate(self.bands, 1)
@@ -113,10 +124,10 @@ _SHAPES = {"noise": (3,), "fwhm_mm": (3,), "bands": (len(BAND_SIGMAS_MM), 3),
 
 def _checked(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     array = np.asarray(arrays[PREFIX + name], np.float64)
-    low = -LARGE if name in ("quantiles", "mean") else 0.0
-    if array.shape != _SHAPES[name] or not ((array >= low) & (array <= LARGE)).all():
+    low = -MAX_CARD_NUMBER if name in ("quantiles", "mean") else 0.0
+    if array.shape != _SHAPES[name] or not ((array >= low) & (array <= MAX_CARD_NUMBER)).all():
         raise ValueError(f"expected {_SHAPES[name]} numbers as {PREFIX}{name}, {low:g} to "
-                         f"{LARGE:g}")
+                         f"{MAX_CARD_NUMBER:g}")
     return array
 
 
@@ -155,7 +166,7 @@ def measure_texture(volume: Volume, probabilities: np.ndarray) -> ScanTexture:
 
 
 def pool_textures(each: Sequence[ScanTexture]) -> ScanTexture:
-    """Mean texture of the scans of a site: geometric for positive numbers, zeros left out."""
+    """Average the texture of scans: geometric mean of positive numbers, without zeros."""
     def pooled(name: str) -> np.ndarray:
         rows = np.stack([getattr(one, name) for one in each])
         if name in ("quantiles", "mean"):
@@ -169,7 +180,7 @@ def pool_textures(each: Sequence[ScanTexture]) -> ScanTexture:
 
 def split_bands(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray
                 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Split an image into bands and what is smoother than all of them.
+    """Split an image into bands and a smooth rest.
 
     Parameters
     ----------
@@ -192,16 +203,16 @@ def split_bands(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray
 
 
 def _levels(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray) -> Iterator[np.ndarray]:
-    """The image under the Gaussian of each band, a normalized convolution, also near the mask."""
+    """Yield the image smoothed by the Gaussian of each band, normalized inside the mask."""
     top, weight, last = image, mask.astype(np.float32), 0.0
     for sigma in BAND_SIGMAS_MM:
         step = np.sqrt(sigma ** 2 - last ** 2) / spacing
         top, weight, last = smooth(top, step), smooth(weight, step), sigma
-        yield top / np.maximum(weight, EPSILON)
+        yield top / np.maximum(weight, MIN_MASK_WEIGHT)
 
 
 def smooth(array: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Gaussian of (3,) standard deviations in voxels; three taps where it is narrow."""
+    """Smooth by a Gaussian of (3,) standard deviations in voxels; three taps if it is narrow."""
     for axis, width in enumerate(sigma):
         if width < FEW_TAPS_SIGMA:
             side = width ** 2 / 2
@@ -212,7 +223,7 @@ def smooth(array: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 
 
 def band_responses(spacing: np.ndarray) -> np.ndarray:
-    """(3 bands,) variance of each band in white noise of variance one.
+    """Return the variance of each band for white noise of variance one, shape (3,).
 
     Parameters
     ----------
@@ -235,14 +246,14 @@ def _second_differences(image: np.ndarray) -> np.ndarray:
 
 
 def robust_std(values: np.ndarray) -> float:
-    """Standard deviation of a normal distribution with this median absolute deviation."""
+    """Estimate a standard deviation from the median absolute deviation."""
     if not values.size:
         return 0.0
     return float(MAD_TO_STD * np.median(np.abs(values - np.median(values))))
 
 
 def noise_of(image: np.ndarray, pure: Sequence[np.ndarray]) -> np.ndarray:
-    """(3,) standard deviation of white noise by tissue, in the image's unit.
+    """Return the standard deviation of white noise by tissue, (3,), in the unit of the image.
 
     Parameters
     ----------
@@ -254,7 +265,7 @@ def noise_of(image: np.ndarray, pure: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def pure_voxels(core: np.ndarray, probabilities: np.ndarray) -> list[np.ndarray]:
-    """Voxels of each tissue alone, away from the mask's edge; none where they are too few."""
+    """Select voxels of one tissue alone, away from the mask's border; empty if too few."""
     pure = [core & (one > MIN_PURE_PROBABILITY) for one in probabilities]
     return [one if np.count_nonzero(one) >= MIN_PURE_VOXELS else np.zeros_like(one)
             for one in pure]
@@ -262,7 +273,7 @@ def pure_voxels(core: np.ndarray, probabilities: np.ndarray) -> list[np.ndarray]
 
 def _band_stds(levels: Sequence[np.ndarray], spacing: np.ndarray, core: np.ndarray,
                pure: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(bands, tissues) robust standard deviations, and (bands,) of the structure beyond them."""
+    """Return robust standard deviations (bands, tissues), and (bands,) of the structure beyond."""
     bands = [above - below for above, below in zip(levels, levels[1:])]
     seen = band_responses(spacing) > MIN_RESPONSE
     stds = np.array([[robust_std(band[one]) * ok for one in pure]
@@ -273,7 +284,7 @@ def _band_stds(levels: Sequence[np.ndarray], spacing: np.ndarray, core: np.ndarr
 
 
 def _tissue_moments(values: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(3,) means and standard deviations, weighted by probability squared."""
+    """Return means and standard deviations (3,), weighted by squared probability."""
     weight = probabilities.astype(np.float64) ** 2 + 1e-9
     mean = (weight * values).sum(axis=1) / weight.sum(axis=1)
     square = (weight * (values - mean[:, None]) ** 2).sum(axis=1) / weight.sum(axis=1)
@@ -282,7 +293,7 @@ def _tissue_moments(values: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
 
 def _blur_widths(image: np.ndarray, volume: Volume, core: np.ndarray, pure: Sequence[np.ndarray]
                  ) -> np.ndarray:
-    """(3,) full width at half maximum along the world's axes, mm; 0 where it is not measured."""
+    """Return the full width at half maximum along the world's axes, (3,), mm; 0 if not measured."""
     flat = np.logical_or(pure[1], pure[2])
     facing = _facing(image, volume.spacing, core)
     variances = np.zeros(3)
@@ -299,16 +310,16 @@ def _blur_widths(image: np.ndarray, volume: Volume, core: np.ndarray, pure: Sequ
 
 
 def _blur_of_ratio(ratio: float, scales: np.ndarray) -> float:
-    """Standard deviation b (mm) of a blurred step whose energies at two scales have this ratio."""
+    """Solve for the standard deviation b (mm) of a blur from the energies at two scales."""
     blur = np.linspace(0.0, MAX_FWHM_MM / FWHM_PER_SIGMA, 400)[:, None]
     width, weight = blur ** 2 + scales ** 2, blur ** 2 + (2 * EDGE_SIGMA_MM) ** 2
     energy = 1 / (width * np.sqrt(1 / width + 1 / weight))
-    ratios = energy[:, 0] / energy[:, 1]  # falls with the blur
+    ratios = energy[:, 0] / energy[:, 1]  # decreases with the blur
     return float(np.interp(-ratio, -ratios, blur[:, 0]))
 
 
 def _facing(image: np.ndarray, spacing: np.ndarray, core: np.ndarray) -> np.ndarray:
-    """(3, n) weight of each core voxel along each axis: large at strong edges across it."""
+    """Return the weight (3, n) of core voxels for each axis: large at edges across the axis."""
     coarse = smooth(image, 2 * EDGE_SIGMA_MM / spacing)
     squares = np.stack([(np.gradient(coarse, size, axis=axis)[core]) ** 2
                         for axis, size in enumerate(spacing)])
@@ -318,7 +329,7 @@ def _facing(image: np.ndarray, spacing: np.ndarray, core: np.ndarray) -> np.ndar
 
 def _edge_energy(image: np.ndarray, axis: int, sigma: float, core: np.ndarray,
                  weight: np.ndarray, flat: np.ndarray) -> float:
-    """Mean square derivative along an axis at edges across it, less that of noise."""
+    """Return the mean squared derivative along an axis at edges across it, minus that of noise."""
     slope = ndimage.gaussian_filter1d(image, sigma, axis, order=1, mode="constant", truncate=3.0)
     total = float(weight.sum(dtype=np.float64))
     if not total > 0:

@@ -1,29 +1,34 @@
-"""Match the texture of an image to a target: less noise, and some of the difference in blur.
+"""Match the texture of an image to a target: reduce noise, and correct part of the blur.
 
 The image is split into bands (`harmonizer.contrast.texture`). In each band b and voxel v
 
     out_b = h_b max(1 - phi_b n_b, sqrt(1 - phi_b)) (1 + s_b (1 - n_b)),
-    n_b = N_b^2 / (N_b^2 + S_b)
+    n_b = N_b^2 / (N_b^2 + S_b).
 
-with h_b the band, N_b its standard deviation in pure white matter, S_b its local energy beyond
-that, 1 - phi_b the ratio of N_b^2 at the target to that of the scan (at most one), and s_b a
-relative gain.
+Here h_b is the band, N_b its standard deviation in pure white matter, and S_b its local energy
+beyond N_b^2. 1 - phi_b is the ratio of N_b^2 in the target to that in the scan (at most one), and
+s_b is a relative gain.
 
-* White matter is nearly flat: what its fine bands hold is noise, however interpolation has colored
-  it. Where there is no more than that, S_b = 0, and the band gets the target's energy and no less.
-  Where it stands out, at an edge or a vessel, it stays (local Wiener filter: Lee 1980,
-  doi:10.1109/TPAMI.1980.4766994). Noise is never added or amplified.
-* s_b = a_b log(blur of the target / blur of the scan) applies to what stands out of the noise only.
-  The a_b, of one kind where the target is more blurred and of another where it is less, are fitted
-  by ridge regression on simulated pairs of scanners (`tools/fit_texture_gains.py`) and shipped with
-  the package.
-* phi_b and s_b are zero where the numbers of scan and target agree to within what scans of one
-  scanner differ by.
+* **Noise.** White matter is nearly flat, so its fine bands contain noise, even if interpolation
+  changed its spectrum. Where a band has only the energy of noise, S_b = 0 and the band is reduced
+  to the energy of the target. Where it has more, at an edge or a vessel, it is preserved (local
+  Wiener filter [1]_). Noise is never added or amplified.
+* **Blur.** s_b = a_b log(blur of the target / blur of the scan) applies only to what exceeds the
+  noise. The coefficients a_b differ for more and for less blurred targets. They are fitted by ridge
+  regression on simulated pairs of scanners (`tools/fit_texture_gains.py`) and are part of the
+  package.
+* phi_b and s_b are zero if the numbers of scan and target differ only as much as those of scans of
+  one scanner.
 
-The gains come from numbers measured on the template grid, where scan and target went through the
-same interpolation. They belong to spatial frequencies in mm and hold on any grid of the same image;
-N_b and S_b are measured on the grid that the step runs on. Nothing is resampled but the tissue
-probabilities.
+phi_b and s_b come from numbers measured on the template grid, where scan and target were
+interpolated in the same way. They belong to spatial frequencies in mm and are valid on any grid of
+the same image. N_b and S_b are measured on the grid to which the step is applied. Only tissue
+probabilities are resampled.
+
+References
+----------
+.. [1] Lee, J.-S. (1980). Digital image enhancement and noise filtering by use of local statistics.
+   doi:10.1109/TPAMI.1980.4766994
 """
 
 from __future__ import annotations
@@ -49,20 +54,20 @@ __all__ = ["TextureGains", "TexturedMap", "blur_change", "blur_coefficients", "m
 
 COEFFICIENTS = Path(__file__).parent / "data" / "texture_gains.json"
 COEFFICIENTS_FORMAT = "harmonizer texture gains 1"
-NOISE_TOLERANCE = 0.05  # log ratio by which the bands of scans of one scanner differ
-BLUR_TOLERANCE = 0.06  # the same of their blur
+NOISE_TOLERANCE = 0.05  # log ratio of bands between scans of one scanner
+BLUR_TOLERANCE = 0.06  # log ratio of blur between scans of one scanner
 STRUCTURE_GAIN = (-0.5, 0.3)  # limits of s_b
-LOCAL_SIGMA_VOXELS = 1.0  # of the window in which a band's energy is taken
-NOISE_ENERGY = 2.0  # times its variance, the local energy of noise alone is rarely larger
-PEAK_ENERGY = 0.2  # a voxel's own energy counts at least this much: a thin line is no noise
-LOWEST = 0.1  # of an intensity is left at least
+LOCAL_SIGMA_VOXELS = 1.0  # of the Gaussian window of a local energy
+NOISE_ENERGY = 2.0  # local energy over variance that noise alone rarely exceeds
+PEAK_ENERGY = 0.2  # smallest weight of the energy of the voxel itself, to preserve thin lines
+MIN_INTENSITY_FRACTION = 0.1  # of an intensity that remains at least
 GRAY, WHITE = TISSUES.index("GM"), TISSUES.index("WM")
 MARGIN = 2  # voxels about the mask
 
 
 @cache
 def blur_coefficients() -> np.ndarray:
-    """(2, 3 bands) the a_b that are shipped with the package: target more blurred, and less."""
+    """Load the coefficients a_b, shape (2, 3): for more and for less blurred targets."""
     content = read_json(COEFFICIENTS)
     if content["Format"] != COEFFICIENTS_FORMAT:
         raise ValueError(f"{COEFFICIENTS}: is no {COEFFICIENTS_FORMAT}")
@@ -71,12 +76,14 @@ def blur_coefficients() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TextureGains:
-    """What a scan's texture needs to become a target's.
+    """Gains that match the texture of a scan to that of a target.
 
     Attributes
     ----------
-    noise : (3 bands,) noise of the target over that of the scan, 0 to 1
-    structure : (3 bands,) s_b
+    noise : ndarray, shape (3,)
+        Noise of the target over that of the scan in each band, 0 to 1.
+    structure : ndarray, shape (3,)
+        s_b of each band.
     """
 
     noise: np.ndarray
@@ -85,7 +92,7 @@ class TextureGains:
     @classmethod
     def between(cls, source: ScanTexture, target: ScanTexture, blur: np.ndarray | None = None
                 ) -> TextureGains:
-        """From the numbers of a scan, in the target's contrast, and of a target.
+        """Compute the gains from the texture of a scan, in the target's contrast, and a target.
 
         Parameters
         ----------
@@ -102,18 +109,18 @@ class TextureGains:
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether nothing changes."""
         return bool((self.noise == 1).all() and (self.structure == 0).all())
 
     def describe(self) -> dict[str, Any]:
-        """What a sidecar says; JSON types only."""
+        """Summarize the gains for a sidecar, in JSON types only."""
         return {"BandSigmasMM": list(BAND_SIGMAS_MM),
                 "NoiseRatio": [float(f"{v:.4g}") for v in self.noise],
                 "StructureGain": [float(f"{1 + v:.4g}") for v in self.structure]}
 
 
 def _log_ratio(source: float, target: float, tolerance: float) -> float:
-    """log(target / source), drawn towards zero by the tolerance; 0 where one was not measured."""
+    """Return log(target / source), shrunk by the tolerance; 0 if one was not measured."""
     if not min(source, target) > 0:
         return 0.0
     ratio = np.log(target / source)
@@ -121,20 +128,23 @@ def _log_ratio(source: float, target: float, tolerance: float) -> float:
 
 
 def blur_change(source: ScanTexture, target: ScanTexture) -> float:
-    """Log ratio of the blur of a target over that of a scan; 0 where they agree."""
-    blur = [float(np.sqrt(np.mean(np.square(one.fwhm_mm)))) for one in (source, target)]
-    return _log_ratio(*blur, BLUR_TOLERANCE)
+    """Return the log ratio of the blur of a target over that of a scan; 0 if they agree."""
+    before, after = (float(np.sqrt(np.mean(np.square(one.fwhm_mm)))) for one in (source, target))
+    return _log_ratio(before, after, BLUR_TOLERANCE)
 
 
 @dataclass(frozen=True, eq=False)
 class TexturedMap(IntensityMap):
-    """A change of contrast, and then a change of texture on the very grid it is applied on.
+    """Change of contrast, followed by a change of texture on the grid to which it is applied.
 
     Attributes
     ----------
-    contrast : the change of contrast
-    gains : the change of texture
-    probabilities : of the tissues, in the world of the map
+    contrast : IntensityMap
+        Change of contrast.
+    gains : TextureGains
+        Change of texture.
+    probabilities : TissueProbabilities
+        Tissue probabilities, in the world of the map.
     """
 
     contrast: IntensityMap
@@ -148,7 +158,7 @@ class TexturedMap(IntensityMap):
         return match_texture(after, probabilities, self.gains)[mask]
 
     def describe(self) -> dict[str, Any]:
-        """That of the change of contrast, and the gains."""
+        """Summarize the map for a sidecar: change of contrast, and gains."""
         return {**self.contrast.describe(), "Texture": self.gains.describe()}
 
 
@@ -177,14 +187,15 @@ def match_texture(volume: Volume, probabilities: np.ndarray, gains: TextureGains
     for parts, gain in zip(texture_parts(image, mask, volume.spacing, inside, gains),
                            gains.structure):
         changed += parts.less_noise + np.float32(gain) * parts.structure
-    kept = np.where(image > 0, np.maximum(changed, np.float32(LOWEST) * image), image)
+    lowest = np.float32(MIN_INTENSITY_FRACTION) * image
+    result = np.where(image > 0, np.maximum(changed, lowest), image)
     data = volume.data.copy()
-    data[box] = np.where(mask, kept, data[box])
+    data[box] = np.where(mask, result, data[box])
     return data
 
 
 class TextureParts(NamedTuple):
-    """Of one band, (I, J, K): what the noise step adds, and what then stands out of the noise."""
+    """Parts of one band, (I, J, K): the change by the noise step, and the band beyond the noise."""
 
     less_noise: np.ndarray
     structure: np.ndarray

@@ -1,7 +1,7 @@
 """Local tissue map: an intensity curve at each place of the brain, from a source to a target.
 
-Let m_c be the probability of tissue c in a voxel, S_c and T_c the local means of the tissue in
-source and target, and r_c the ratio of its local standard deviations, target over source. With
+Let m_c be the probability of tissue c in a voxel. S_c and T_c are the local means of the tissue in
+source and target, and r_c is the ratio of its local standard deviations, target over source. With
 
     X = sum_c m_c S_c,   Y = sum_c m_c T_c,   r = sum_c m_c r_c,
 
@@ -70,7 +70,7 @@ class TissueProbabilities:
         -------
         TissueProbabilities
         """
-        low, high = _bounds(volume.mask, 3)
+        low, high = _bounds(volume.require_mask(), 3)
         cut = tuple(slice(a, b) for a, b in zip(low, high))
         inside = np.asarray(probabilities[(slice(None), *cut)], np.float32)
         sigma = FILL_SIGMA_MM / volume.spacing
@@ -120,7 +120,7 @@ def _bounds(mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
     return low, np.array([min(e[1] + 1 + margin, n) for e, n in zip(ends, mask.shape)])
 
 
-def clip_std_ratio(ratio: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def clip_std_ratio(ratio: np.ndarray | float, gain: np.ndarray | float) -> np.ndarray:
     """Limit ratios of standard deviations to a factor of `MAX_STD_RATIO` about a gain.
 
     Parameters

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -67,10 +68,10 @@ class PatchGrid:
 
     shape: tuple[int, ...]
     patch: tuple[int, ...]
-    stride: tuple[int, ...] | None = None
+    stride: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.stride is None:
+        if not self.stride:
             object.__setattr__(self, "stride", tuple(max(1, p // 2) for p in self.patch))
         for n, p, s in zip(self.shape, self.patch, self.stride, strict=True):
             if not 1 <= s <= p <= n:
@@ -103,7 +104,7 @@ class PatchGrid:
             total[self.slices(corner)] += self.window
         return total
 
-    def slices(self, corner: tuple[int, ...]) -> tuple[slice, ...]:
+    def slices(self, corner: tuple[int, ...]) -> tuple[Any, ...]:
         """Return the slices of one patch."""
         return patch_slices(corner, self.patch)
 

@@ -141,7 +141,7 @@ def write_anatomy_change_maps(
                 continue
             source, harmonized = sources[scan.scan_id].read(), scan.read()
             if np.ptp(harmonized.data[source.mask]) > 0:
-                change = anatomy_change_map(source.data, harmonized.data, source.mask,
+                change = anatomy_change_map(source.data, harmonized.data, source.require_mask(),
                                             tuple(source.spacing))
                 written.append(write_volume(
                     folder / method / f"{scan.scan_id}_anatomychange.nii.gz",

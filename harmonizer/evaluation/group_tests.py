@@ -271,7 +271,9 @@ def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
     if not inputs.variants:
         return Tolerance(), {}, [], []
     tolerance = _tolerance(inputs, pool)
-    checks, rows, tests = {}, [], []
+    checks: dict[str, dict[str, AnatomyCheck]] = {}
+    rows: list[Metric] = []
+    tests: list[Test] = []
     for backend in inputs.variants:
         found = {scan.scan_id: check_anatomy(
             inputs.measurements[scan.scan_id].anatomy[backend], tolerance)

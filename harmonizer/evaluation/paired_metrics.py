@@ -283,7 +283,8 @@ def _scan_pair(pair: tuple[Scan, Scan], labels: np.ndarray | None
 def _scan_rows(scan: Scan, volume: Volume, stage: str, labels: np.ndarray | None
                ) -> tuple[list[Metric], list[QuantileRow]]:
     """Return the features of a scan and its quantile functions."""
-    values = tissue_values(volume, None if labels is None else _within(labels, volume.mask))
+    inside = None if labels is None else _within(labels, volume.require_mask())
+    values = tissue_values(volume, inside)
     rows = [_row(scan, name, number, stage) for name, number in scan_features(values).items()]
     return rows, [QuantileRow(scan.scan_id, scan.subject, scan.site, scan.modality, stage, tissue,
                               dist.quantile_function(inside)) for tissue, inside in values.items()]
@@ -295,11 +296,11 @@ def _change_rows(scan: Scan, source: Volume, result: Volume) -> list[Metric]:
         raise InputError(f"{scan.scan_id}: expected the harmonized image on the grid of the "
                          f"preprocessed one {source.shape}, got {result.shape}. "
                          "Run the harmonize stage again.")
-    ranges = [dist.intensity_range(dist.quantile_function(v.data[source.mask]))
-              for v in (source, result)]
-    structure = (near.ssim_structure(source.data, result.data, source.mask, *ranges)
+    mask = source.require_mask()
+    ranges = [dist.intensity_range(dist.quantile_function(v.data[mask])) for v in (source, result)]
+    structure = (near.ssim_structure(source.data, result.data, mask, *ranges)
                  if min(ranges) > 0 else float("nan"))
-    edges = near.gradient_agreement(source.data, result.data, source.mask, tuple(source.spacing))
+    edges = near.gradient_agreement(source.data, result.data, mask, tuple(source.spacing))
     return [_row(scan, "ssim_structure", structure, "change"),
             _row(scan, "gradient_agreement", edges, "change")]
 
@@ -314,12 +315,12 @@ def _between_rows(quantiles: QuantileTable, target_curve: np.ndarray, scale: flo
     rows: list[Metric] = []
     for tissue in dict.fromkeys(quantiles.column("tissue")):
         raw, result = before.select(tissue=tissue), after.select(tissue=tissue)
-        target_curve = target_curve if tissue == "brain" else _site_mean(raw, target)
+        curve = target_curve if tissue == "brain" else _site_mean(raw, target)
         stages = {"before": raw, "rescaled": _mapped(raw, maps), "after": result}
         for stage, part in stages.items():
             if len(part):
                 rows += [replace(row, stage=stage, tissue=tissue)
-                         for row in _distance_rows(part, scale, target_curve, target)]
+                         for row in _distance_rows(part, scale, curve, target)]
     return rows
 
 

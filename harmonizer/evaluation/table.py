@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import InputError
 from ..files import write_json, write_text
+
+if TYPE_CHECKING:
+    from typing import Self
 
 MISSING = "n/a"
 STAGES = {
@@ -188,36 +192,54 @@ class Metric:
     target: str = ""
 
 
+Row = TypeVar("Row")
+
+
 @dataclass(frozen=True)
-class Metrics:
-    """Table of metrics; ``metrics.tsv``.
+class Table(Generic[Row]):
+    """Rows with the same columns.
 
     Attributes
     ----------
-    rows : tuple of Metric
+    rows : tuple
         The rows.
     """
 
-    rows: tuple[Metric, ...] = ()
+    rows: tuple[Row, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Metric]:
+    def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def __add__(self, other: Metrics) -> Metrics:
-        return Metrics(self.rows + other.rows)
-
-    def select(self, **wanted: str) -> Metrics:
+    def select(self, **wanted: str) -> Self:
         """Select the rows whose columns equal all given values, as in ``select(stage="after")``."""
-        return Metrics(tuple(row for row in self.rows
-                             if all(getattr(row, name) == value for name, value in wanted.items())))
+        return replace(self, rows=tuple(
+            row for row in self.rows
+            if all(getattr(row, name) == value for name, value in wanted.items())))
 
     def distinct(self, column: str) -> tuple[str, ...]:
         """Return the values of a column in order of first appearance, without the empty one."""
         return tuple(dict.fromkeys(getattr(row, column) for row in self.rows
                                    if getattr(row, column)))
+
+    def write(self, path: Path, columns: Iterable[str], dictionary: Mapping[str, object]) -> Path:
+        """Write a TSV file, and beside it its data dictionary with the extension ``.json``."""
+        columns = list(columns)
+        lines = ["\t".join(columns)]
+        lines += ["\t".join(_cell(getattr(row, name)) for name in columns) for row in self.rows]
+        write_text(Path(path), "\n".join(lines) + "\n")
+        write_json(Path(path).with_suffix(".json"), dictionary)
+        return Path(path)
+
+
+@dataclass(frozen=True)
+class Metrics(Table[Metric]):
+    """Table of metrics; ``metrics.tsv``."""
+
+    def __add__(self, other: Metrics) -> Metrics:
+        return Metrics(self.rows + other.rows)
 
     def values(self) -> list[float]:
         """Return the numbers of all rows in order; a missing one is NaN."""
@@ -225,12 +247,8 @@ class Metrics:
 
     def to_tsv(self, path: Path) -> Path:
         """Write the table, and beside it its data dictionary with the extension ``.json``."""
-        lines = ["\t".join(COLUMN_DESCRIPTIONS)]
-        lines += ["\t".join(_cell(getattr(row, name)) for name in COLUMN_DESCRIPTIONS)
-                  for row in self.rows]
-        write_text(Path(path), "\n".join(lines) + "\n")
-        write_json(Path(path).with_suffix(".json"), data_dictionary(self.distinct("measure")))
-        return Path(path)
+        return self.write(path, COLUMN_DESCRIPTIONS, data_dictionary(
+            COLUMN_DESCRIPTIONS, "measure", MEASURES, self.distinct("measure")))
 
     @classmethod
     def from_tsv(cls, path: Path) -> Metrics:
@@ -288,12 +306,19 @@ def read_tsv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     return rows
 
 
-def data_dictionary(measures: Iterable[str]) -> dict[str, object]:
-    """Return the data dictionary of ``metrics.tsv``.
+def data_dictionary(columns: Mapping[str, str], key: str, measures: Mapping[str, Measure],
+                    names: Iterable[str]) -> dict[str, dict[str, object]]:
+    """Return the data dictionary of a table.
 
     Parameters
     ----------
-    measures : iterable of str
+    columns : mapping of str to str
+        Descriptions of the columns; one is "stage".
+    key : str
+        The column that names the measure.
+    measures : mapping of str to Measure
+        Descriptions of measures.
+    names : iterable of str
         Measures in the table.
 
     Returns
@@ -301,16 +326,12 @@ def data_dictionary(measures: Iterable[str]) -> dict[str, object]:
     dict
         For JSON: columns, stages and measures.
     """
-    dictionary: dict[str, object] = {
-        name: {"Description": text} for name, text in COLUMN_DESCRIPTIONS.items()}
-    dictionary["stage"] = {"Description": COLUMN_DESCRIPTIONS["stage"], "Levels": dict(STAGES)}
-    dictionary["measure"] = {"Description": COLUMN_DESCRIPTIONS["measure"],
-                             "Levels": {name: _level(name) for name in measures}}
+    dictionary: dict[str, dict[str, object]] = {
+        name: {"Description": text} for name, text in columns.items()}
+    dictionary["stage"]["Levels"] = dict(STAGES)
+    dictionary[key]["Levels"] = {
+        name: measures[name].in_words() if name in measures else name for name in names}
     return dictionary
-
-
-def _level(name: str) -> str:
-    return MEASURES[name].in_words() if name in MEASURES else name
 
 
 def _cell(value: str | float | None) -> str:
@@ -355,7 +376,7 @@ def parse_number(cell: str | None, path: Path) -> float | None:
     if cell in (None, "", MISSING):
         return None
     try:
-        return float(cell)  # type: ignore[arg-type]
+        return float(cell)
     except ValueError:
         raise InputError(f"{path}: expected a number or n/a, got '{cell}'. "
                          "Run the evaluate stage again.") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .statistics.resampling import NO_SUBJECT_INFORMATION, Statistics, Test
+from .statistics.resampling import NO_SUBJECT_INFORMATION, KnownTest, Statistics, Test, is_known
 
 __all__ = ["MIN_SHOWN_R2", "QUESTIONS", "Verdict", "compute_verdicts"]
 
@@ -77,9 +77,9 @@ def _row(table: Statistics, name: str, backend: str, **more: str) -> Test | None
     return rows[0] if rows else None
 
 
-def _known(table: Statistics, name: str, backend: str, **more: str) -> Test | None:
+def _known(table: Statistics, name: str, backend: str, **more: str) -> KnownTest | None:
     row = _row(table, name, backend, **more)
-    return row if row is not None and row.known else None
+    return row if is_known(row) else None
 
 
 def _unknown(question: str, row: Test | None) -> Verdict:
@@ -87,7 +87,7 @@ def _unknown(question: str, row: Test | None) -> Verdict:
     return Verdict(question, "unknown", f"It cannot be told: {why}.", row)
 
 
-def _with_interval(row: Test) -> str:
+def _with_interval(row: KnownTest) -> str:
     unit = "" if row.unit == "1" else f" {row.unit}"
     if row.low is None or row.high is None or row.low != row.low:
         return f"{row.effect:.3g}{unit}"
@@ -167,7 +167,7 @@ def _identification(table: Statistics, backend: str) -> Verdict | None:
                    "two sites, so identification across sites cannot be measured.", after)
 
 
-def _percent(row: Test) -> str:
+def _percent(row: KnownTest) -> str:
     return f"{100 * row.effect:.0f} %"
 
 
@@ -178,7 +178,7 @@ def _pair_similarity(table: Statistics, backend: str) -> Verdict | None:
     """
     changes = {row.reference: row for row in table.select(name="traveling_wilcoxon",
                                                           backend=backend)
-               if row.known and row.reference.split(" | ")[0] in ("psnr", "ssim")}
+               if is_known(row) and row.reference.split(" | ")[0] in ("psnr", "ssim")}
     if not changes:
         return None
     below = {other: [row for name, row in changes.items()
@@ -247,15 +247,15 @@ def _covariate_effects(table: Statistics, backend: str) -> Verdict:
     """
     names = ("standardized_beta", "cohens_d")
     before = {row.reference: row for name in names for row in table.select(name=name, backend="")
-              if row.known and row.low is not None and row.low * row.high > 0}
+              if is_known(row) and row.excludes_zero}
     rows = [row for name in (*names, "effect_size")
             for row in table.select(name=name, backend=backend)]
     after = {name: row for name in before for row in rows
              if row.reference in (name, name.split(":")[0])}
     if not after:
         return _unknown("biology", _row(table, "age_r2", backend) or _row(table, "age_r2", ""))
-    preserved = [name for name, row in after.items() if row.known
-                 and row.effect * before[name].effect > 0 and row.low * row.high > 0]
+    preserved = [name for name, row in after.items() if is_known(row)
+                 and row.effect * before[name].effect > 0 and row.excludes_zero]
     answer = "yes" if len(preserved) == len(after) else "partly" if preserved else "no"
     return Verdict("biology", answer, f"{len(preserved)} of {len(after)} effects of age, sex or "
                    "named covariates that were significant before are preserved.",

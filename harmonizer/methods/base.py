@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
@@ -33,16 +33,18 @@ from . import model_folder
 from .config import check_types, is_texts, split_texts
 from .target import Target
 
+if TYPE_CHECKING:
+    from typing import Self
+
 __all__ = ["Capabilities", "ScanContext", "HarmonizationResult", "Backend", "StatisticsBackend",
            "check_volume", "read_scan", "MAX_INTENSITY", "SCANNER_FREE"]
 
-SCANNER_FREE = "scanner-free"
+SCANNER_FREE: Final = "scanner-free"
 MAX_INTENSITY = 1e30  # beyond it, float32 arithmetic would overflow
 MAX_SITE_CARD_SCANS = 20
 SITE_TEXTURE = "texture:"  # prefix of the texture numbers of sites in a model
 
 Progress = Callable[[int, int], None]
-Self = TypeVar("Self", bound="Backend")
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,21 @@ class Backend(ABC):
         """Covariates whose effects the fit preserves; empty if the method has none."""
         return ()
 
+    def unmodeled_covariates(self, scans: tuple[Scan, ...]) -> tuple[str, ...]:
+        """Describe the requested covariates that a fit on these scans cannot model.
+
+        Parameters
+        ----------
+        scans : tuple of Scan
+            Scans of the fit; images are not read.
+
+        Returns
+        -------
+        tuple of str
+            One phrase for each covariate, with the reason.
+        """
+        return ()
+
     @property
     def left_out_site_matching(self) -> str | None:
         """How scans of sites that the fit left out are matched: ``contrast`` or ``regional``.
@@ -205,7 +222,7 @@ class Backend(ABC):
 
     # Public interface -----------------------------------------------------------------------
 
-    def fit(self: Self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:
+    def fit(self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Learn what the scanners of a cohort look like.
 
         Parameters
@@ -397,6 +414,16 @@ class Backend(ABC):
         """Return facts about a target for the sidecars of images harmonized to it."""
         return {}
 
+    def statistics_of(self, style: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+        """Return the lattice and the local tissue statistics of a target's style.
+
+        Raises
+        ------
+        UsageError
+            If the method does not measure them (`Capabilities.tissue_statistics`).
+        """
+        raise UsageError(f"{self.name} measures no tissue statistics; use tissue_matching.")
+
     def training_history(self) -> list[dict[str, Any]]:
         """Return the rows of history.tsv; empty for methods without training."""
         return []
@@ -413,7 +440,7 @@ class Backend(ABC):
         return model_folder.write(Path(folder), self, {**self._state(), **textures})
 
     @classmethod
-    def load(cls: type[Self], folder: str | os.PathLike[str]) -> Self:
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read a model folder.
 
         Raises
@@ -473,7 +500,7 @@ class Backend(ABC):
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"{cls.name}: {error}") from error
 
-    def on(self: Self, device: str) -> Self:
+    def on(self, device: str) -> Self:
         """Move the networks, if there are any, to ``cpu``, ``cuda`` or ``cuda:N``."""
         return self
 

@@ -175,7 +175,7 @@ def _are_further_facts(cohort: dict[str, Any]) -> bool:
 def _is_grid(grid: Any) -> bool:
     if not isinstance(grid, dict) or not isinstance(grid.get("Shape"), list):
         return False
-    rows = grid.get("Affine")
+    rows: Any = grid.get("Affine")
     square = (isinstance(rows, list) and len(rows) == 4
               and all(isinstance(row, list) and len(row) == 4 for row in rows))
     return (square and all(type(n) is int for n in grid["Shape"])

@@ -60,7 +60,7 @@ def change_with_uncertainty(
     values = volume.in_mask()
     low = max(float(np.quantile(values, 0.01)), 1e-3 * float(np.abs(values).max()))
     gain = _gain(volume, result.volume)
-    field = np.where(volume.mask, result.volume.data - np.float32(gain) * volume.data,
+    field = np.where(volume.require_mask(), result.volume.data - np.float32(gain) * volume.data,
                      np.float32(0))
     change = FieldMap(gain, field, volume.affine, low, f"of {backend.name}")
     return change, result.uncertainty
@@ -84,7 +84,7 @@ def apply_with_head(change: IntensityMap, volume: Volume, to_map: np.ndarray | N
     """
     after = change.apply(volume, to_map)
     gain = np.float32(_gain(volume, after))
-    return after.with_data(np.where(after.mask, after.data, gain * volume.data))
+    return after.with_data(np.where(after.require_mask(), after.data, gain * volume.data))
 
 
 def _gain(before: Volume, after: Volume) -> float:

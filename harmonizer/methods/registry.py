@@ -38,8 +38,7 @@ LOGGER = logging.getLogger("harmonizer")
 
 @lru_cache(maxsize=1)
 def _plugins() -> dict[str, EntryPoint]:
-    """Return the entry points by name; one that would replace a built-in is reported and skipped.
-    """
+    """Return the entry points by name; those with the name of a built-in are skipped."""
     plugins: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name in BUILT_IN:

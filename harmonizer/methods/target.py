@@ -114,7 +114,7 @@ class Target:
                 raise ValueError(f"larger than {MAX_CARD_BYTES >> 20} MiB")
             with safe_open(os.fspath(path), framework="numpy") as card:
                 facts = json.loads((card.metadata() or {}).get("card", "{}"))
-                style = {name: card.get_tensor(name) for name in card.keys()}
+                style = {name: card.get_tensor(name) for name in card.keys()}  # noqa: SIM118
             if facts.get("format") != CARD_FORMAT:
                 raise ValueError(f"format is {facts.get('format')!r:.80}, not {CARD_FORMAT!r}")
             target = cls(facts["kind"], facts["label"], int(facts["n_scans"]), facts["backend"],
@@ -128,7 +128,7 @@ class Target:
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """ValueError that names an array which holds anything but finite real numbers."""
+    """Raise ValueError if an array holds anything but finite real numbers; it names the array."""
     for name, array in arrays.items():
         if array.dtype.kind not in "iufb":
             raise ValueError(f"array {name!r:.80} is {array.dtype}, not real numbers")

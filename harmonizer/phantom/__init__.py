@@ -19,11 +19,10 @@ from .scanner import (
     image_of,
     render,
     scanner_named,
-    shown_by,
 )
 
 __all__ = [
     "DESIGNS", "LABELS", "MODALITIES", "SCANNERS", "TISSUES", "UNSEEN", "Subject", "Scanner",
     "Sequence", "Study", "acquire", "grid_of", "image_of", "make_deformation", "make_subject",
-    "render", "scanner_named", "shown_by", "truth_folder", "write_dataset",
+    "render", "scanner_named", "truth_folder", "write_dataset",
 ]

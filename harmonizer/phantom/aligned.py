@@ -65,7 +65,7 @@ def aligned_image(subject: Subject, scanner: Scanner, modality: str = "T1w", res
     scanner = as_scanner or scanner
     if rendered is None:
         rendered = render(subject, scanner, modality)
-    voxel = subject.spacing**3 / np.prod(scanner.voxel_mm)  # larger voxels have less noise
+    voxel = subject.spacing**3 / float(np.prod(scanner.voxel_mm))  # larger voxels have less noise
     sigma = scanner.noise * scanner.gain / np.sqrt(max(voxel, 1.0))
     noisy = _rician(rendered, sigma, _rng(subject, scanner, modality, rescan, "noise"))
     field = _bias_field(scanner, grid.shape, _rng(subject, scanner, modality, rescan, "bias"))
@@ -154,6 +154,7 @@ def _write_scans(root: Path, who: Participant, modality: str, runs: int, resolut
                                    rendered=rendered)
             name = f"{who.stem(scanner, run + 1 if runs > 1 else None)}_{modality}"
             image = write_volume(root / "images" / f"{name}.nii.gz", volume)
-            mask = write_mask(root / "masks" / f"{name}_mask.nii.gz", volume.mask, volume.affine)
+            mask = write_mask(root / "masks" / f"{name}_mask.nii.gz", volume.require_mask(),
+                              volume.affine)
             yield Scan(name, who.label, scanner.name if who.is_traveling else None, modality,
                        scanner.name, "phantom", image, mask, who.age, who.sex)

@@ -296,7 +296,8 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float
 
 
 def _shape(spacing: float) -> tuple[int, int, int]:
-    return tuple(np.round((HEAD_BOX_MM[:, 1] - HEAD_BOX_MM[:, 0]) / spacing).astype(int))  # type: ignore
+    i, j, k = np.round((HEAD_BOX_MM[:, 1] - HEAD_BOX_MM[:, 0]) / spacing).astype(int)
+    return i, j, k
 
 
 def _grid(spacing: float) -> tuple[np.ndarray, np.ndarray]:

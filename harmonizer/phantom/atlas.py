@@ -157,4 +157,5 @@ def axes_of(field: Map) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return broadcastable coordinates (mm) of a map's voxels along x, y and z."""
     shape = field.data.shape
     axes = [start + field.spacing * np.arange(n) for start, n in zip(field.origin, shape)]
-    return tuple(np.ix_(*axes))  # type: ignore[return-value]
+    x, y, z = np.ix_(*axes)
+    return x, y, z

@@ -31,7 +31,7 @@ from .physics import FIELDS, TISSUES, Sequence, signals
 
 __all__ = [
     "MODALITIES", "SCANNERS", "UNSEEN", "Scanner", "Grid", "Scan", "scanner_named", "grid_of",
-    "shown_by", "render", "acquire", "image_of",
+    "render", "acquire", "image_of",
 ]
 
 MODALITIES = ("T1w", "T2w", "FLAIR", "PDw")
@@ -290,7 +290,7 @@ def image_of(
     """Simulate the image that a scanner stores of a subject, and the same image without noise.
 
     Both volumes have the true brain mask. The noise-free image includes the scanner's bias field;
-    for an image without it, see `shown_by`.
+    for an image without it, see `render`.
 
     Parameters
     ----------
@@ -314,9 +314,8 @@ def image_of(
         If the scanner has no such modality.
     """
     scan = acquire(subject, scanner, modality, rescan)
-    return tuple(  # type: ignore[return-value]
-        Volume(data, scan.grid.affine, scan.mask) for data in (scan.noisy, scan.clean)
-    )
+    return (Volume(scan.noisy, scan.grid.affine, scan.mask),
+            Volume(scan.clean, scan.grid.affine, scan.mask))
 
 
 def acquire(
@@ -349,20 +348,6 @@ def acquire(
     noisy = _rician(clean, scanner.noise * scanner.gain, noise)
     mask, labels = _truth(subject, grid)
     return Scan(noisy, clean, bias, mask, labels, grid)
-
-
-def shown_by(subject: Subject, scanner: Scanner, modality: str, grid: Grid) -> np.ndarray:
-    """Simulate a subject's image by a scanner without noise and bias field, on any grid.
-
-    The scanner determines contrast, resolution (PSF and voxel averaging) and gain. The
-    grid may be that of another scanner's scan of the same subject.
-
-    Returns
-    -------
-    (I, J, K) float32 ndarray
-        The image.
-    """
-    return grid.sample(render(subject, scanner, modality), subject.affine)
 
 
 def render(subject: Subject, scanner: Scanner, modality: str = "T1w") -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..volume import Volume
 
-__all__ = ["LPS", "set_itk_threads", "seed_ants", "ants_module", "to_ants", "from_ants"]
+__all__ = ["LPS", "set_itk_threads", "seed_ants", "ants_module", "to_ants"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse: RAS <-> LPS
 THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
@@ -88,11 +88,3 @@ def to_ants(volume: Volume, data: np.ndarray | None = None) -> Any:
         spacing=[float(v) for v in spacing],
         direction=affine[:3, :3] / spacing,
     )
-
-
-def from_ants(image: Any) -> Volume:
-    """Convert a 3D ANTs image to a `Volume` with an affine in RAS mm."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
-    affine[:3, 3] = image.origin
-    return Volume(image.numpy().astype(np.float32), LPS @ affine)

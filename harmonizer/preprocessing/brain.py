@@ -303,10 +303,11 @@ def check_quality(
     volume_l = float(np.count_nonzero(mask) * np.prod(volume.spacing)) / 1e6
     resampled = resample(volume.with_mask(None), template, matrix, antialias=True)
     there = resample_mask(mask, volume.affine, template, matrix)
-    overlap = 2 * (there & template.mask).sum() / max(there.sum() + template.mask.sum(), 1)
-    limits = np.percentile(resampled.data[template.mask], (0.5, 99.5))
+    brain = template.require_mask()
+    overlap = 2 * (there & brain).sum() / max(there.sum() + brain.sum(), 1)
+    limits = np.percentile(resampled.data[brain], (0.5, 99.5))
     information = mutual_information(
-        template.data[template.mask], np.clip(resampled.data[template.mask], *limits)
+        template.data[brain], np.clip(resampled.data[brain], *limits)
     )
     edge, cut_fraction = _edge_fraction(volume, mask)
     scales = affine_scales(matrix)
@@ -360,7 +361,7 @@ def _extract_from_head(volume: Volume, seed: int, sloppy: bool
     template, near, pose, moving = _prepare(volume, sloppy)
     rigid = refine_linear("Rigid", moving, template, near, pose, seed=seed, sloppy=sloppy)
     affine = refine_linear(
-        "Affine", moving, template, template.mask, rigid, seed=seed, sloppy=sloppy
+        "Affine", moving, template, template.require_mask(), rigid, seed=seed, sloppy=sloppy
     )
     return affine, _candidate_masks(volume, moving, template, near, affine, seed, sloppy)
 
@@ -375,7 +376,7 @@ def _candidate_masks(
     sloppy: bool,
 ) -> dict[str, np.ndarray]:
     """Refined masks on the volume's grid, from the affine and from affine and SyN."""
-    brain = Volume(template.mask.astype(np.float32), template.affine)
+    brain = Volume(template.require_mask().astype(np.float32), template.affine)
     grid = _refinement_grid(volume, resample(brain, moving, np.linalg.inv(affine)))
     data = resample(volume.with_mask(None), grid, antialias=True).data
     linear = resample(brain, grid, np.linalg.inv(affine)).data > 0.5
@@ -517,10 +518,11 @@ def _edge_fraction(volume: Volume, mask: np.ndarray) -> tuple[float, float]:
     differ.
     """
     small = resample(volume.with_mask(mask), isotropic_grid(volume, 2.0), antialias=True)
-    if not small.mask.any():
+    inside = small.require_mask()
+    if not inside.any():
         return 0.0, 0.0
-    border = small.mask & ~ndimage.binary_erosion(small.mask, border_value=1)
-    depth = ndimage.gaussian_filter(_signed_depth(small.mask, small.spacing), 1.0)
+    border = inside & ~ndimage.binary_erosion(inside, border_value=1)
+    depth = ndimage.gaussian_filter(_signed_depth(inside, small.spacing), 1.0)
     points = np.argwhere(border)
     normal = np.stack([g[border] for g in np.gradient(depth)], axis=1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)

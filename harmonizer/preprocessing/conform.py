@@ -1,4 +1,4 @@
-"""Read an image, determine its affine and reorient it to RAS+; the inverse is exact.
+"""Conform an image: determine its affine and reorient it to RAS+; the inverse is exact.
 
 All later steps get a 3D float32 volume with RAS+ axes. Reorientation only flips and permutes axes
 and changes no voxel value.
@@ -54,7 +54,7 @@ __all__ = [
 SHEAR_TOLERANCE = 1e-3  # cosine between two axes
 DISAGREEMENT_MM = 0.1  # between the sform and the qform, at the worst corner
 MIN_VOXELS = 8  # along every axis; fewer is a slice or a slab, not a head
-MAX_VOXELS = 1 << 29  # a head at 0.3 mm; a header may claim anything, and a gzip file cannot tell
+MAX_VOXELS = 1 << 29  # a head at 0.3 mm; protects the memory from a wrong header
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +156,11 @@ def to_original_grid(array: np.ndarray, conformed: Conformed) -> np.ndarray:
 
 
 def original_image(array: np.ndarray, conformed: Conformed) -> nib.Nifti1Image:
-    """A NIfTI image in `array`'s dtype on the stored grid, whose affine is the source's own.
+    """Create a NIfTI image on the stored grid, with the affine of the source.
 
-    `array` lies on the RAS+ grid (bool becomes uint8). sform, qform, their codes and the units are
-    copied from the source, so that nibabel reads back the source's affine bit for bit; where the
-    affine was repaired, it is written to both, code 1.
+    `array` lies on the RAS+ grid; bool becomes uint8, other types are kept. sform, qform, their
+    codes and the units are copied, so nibabel reads the affine of the source bit for bit. An affine
+    that was repaired is written to both, with code 1.
     """
     data = to_original_grid(array, conformed)
     if data.dtype == np.bool_:
@@ -183,7 +183,7 @@ def write_on_original_grid(
 
 
 def _clean_header(source: Any, data: np.ndarray) -> nib.Nifti1Header:
-    """The source's geometry and nothing else of it: no slope, no display range, no extensions."""
+    """Copy only the geometry of a header: no slope, no display range, no extensions."""
     header = nib.Nifti1Header()
     header.set_data_dtype(data.dtype)
     header.set_data_shape(data.shape)
@@ -196,7 +196,7 @@ def _clean_header(source: Any, data: np.ndarray) -> nib.Nifti1Header:
 
 
 def _name_of(source: Any) -> Path:
-    """The file of an image, for messages; "image" if it is in memory only."""
+    """Return the file of an image for messages; "image" if it is in memory only."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         return Path(source.get_filename() or "image")
     return Path(source)
@@ -220,7 +220,7 @@ def _open(source: str | os.PathLike[str] | nib.spatialimages.SpatialImage) -> An
 
 
 def _spatial_shape(image: Any, path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """The (I, J, K) of one 3D image; anything else is refused."""
+    """Return the shape (I, J, K) of one 3D image; refuse anything else."""
     shape = tuple(int(n) for n in image.shape)
     if len(shape) > 3 and all(n == 1 for n in shape[3:]):
         shape = shape[:3]
@@ -249,7 +249,7 @@ def _spatial_shape(image: Any, path: str | os.PathLike[str]) -> tuple[int, int, 
 
 
 def _read(image: Any, shape: tuple[int, ...], path: str | os.PathLike[str]) -> np.ndarray:
-    """(I, J, K) finite, non-constant float32 intensities."""
+    """Read finite, non-constant float32 intensities (I, J, K)."""
     try:
         data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(shape)
     except Exception as error:  # short file, broken gzip: nibabel and zlib raise many kinds
@@ -275,9 +275,9 @@ def _read(image: Any, shape: tuple[int, ...], path: str | os.PathLike[str]) -> n
 def _settle_affine(
     image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str]
 ) -> tuple[np.ndarray, bool]:
-    """The affine to use by the truth table, and whether it is not nibabel's; notes go to `repairs`.
+    """Return the affine by the table above, and whether it is not nibabel's; note repairs.
 
-    An affine of our own is rounded to float32 first: that is what a header can hold.
+    Another affine is rounded to float32, the precision of a header.
     """
     scale = _unit_scale(image, repairs)
     affine, repaired = _settled(image, shape, path, repairs, scale)
@@ -285,7 +285,7 @@ def _settle_affine(
 
 
 def _unit_scale(image: Any, repairs: list[str]) -> float:
-    """mm in the affine's unit; what the header states otherwise goes to `repairs`."""
+    """Return the length of the affine's unit in mm; note a unit other than mm in `repairs`."""
     scale, unit = mm_per_unit(image), unit_name(image)
     if scale != 1.0:
         repairs.append(f"the affine is in {unit} (xyzt_units) and was brought to mm")
@@ -295,7 +295,7 @@ def _unit_scale(image: Any, repairs: list[str]) -> float:
 
 
 def _in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
-    """A copy with the world axes scaled."""
+    """Scale the world axes of an affine."""
     return np.diag([scale, scale, scale, 1.0]) @ np.asarray(affine, np.float64)
 
 
@@ -303,13 +303,13 @@ def _settled(
     image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str],
     scale: float,
 ) -> tuple[np.ndarray, bool]:
-    """`_settle_affine` with affines brought to mm by `scale`."""
+    """Choose the affine with all affines scaled to mm."""
     header = image.header
     sform = _in_mm(header.get_sform(), scale) if header["sform_code"] > 0 else None
     qform = _qform(header, scale)
-    if sform is None and qform is None:
-        return _without_codes(image, shape, path, repairs, scale), False
     if sform is None:
+        if qform is None:
+            return _without_codes(image, shape, path, repairs, scale), False
         return qform, False
     fault = _fault(sform)
     if fault is None:
@@ -330,7 +330,7 @@ def _settled(
 
 
 def _qform(header: Any, scale: float) -> np.ndarray | None:
-    """The qform in mm if it has a code and is sound, else None."""
+    """Return the qform in mm if it has a code and is sound, else None."""
     if header["qform_code"] <= 0:
         return None
     try:
@@ -344,7 +344,7 @@ def _without_codes(
     image: Any, shape: tuple[int, ...], path: str | os.PathLike[str], repairs: list[str],
     scale: float,
 ) -> np.ndarray:
-    """nibabel's fallback: voxel sizes, x stored right to left, the grid's center at (0, 0, 0)."""
+    """Return nibabel's fallback: voxel sizes, x stored right to left, center at (0, 0, 0)."""
     affine = _in_mm(image.header.get_base_affine(), scale)
     if _fault(affine) is not None:
         raise InputError(
@@ -359,7 +359,7 @@ def _without_codes(
 
 
 def _fault(affine: np.ndarray) -> str | None:
-    """'singular', 'sheared', or None for a sound affine."""
+    """Return 'singular', 'sheared', or None for a sound affine."""
     if not np.isfinite(affine).all():
         return "singular"
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -373,7 +373,7 @@ def _fault(affine: np.ndarray) -> str | None:
 
 
 def _without_shear(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The nearest grid with right angles (polar decomposition), voxel sizes and center kept."""
+    """Return the nearest grid with right angles (polar decomposition), same center and voxels."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     straight = affine.copy()
@@ -384,12 +384,12 @@ def _without_shear(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far the worst voxel corner of the grid moves between two affines, mm."""
+    """Return the largest movement of a voxel corner between two affines, mm."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
     moved = (first - second)[:3, :3] @ corners + (first - second)[:3, 3:]
     return float(np.linalg.norm(moved, axis=0).max())
 
 
 def _as_stored(affine: np.ndarray) -> np.ndarray:
-    """The affine as float32 header fields will return it."""
+    """Round an affine to float32, as in header fields."""
     return affine.astype(np.float32).astype(np.float64)

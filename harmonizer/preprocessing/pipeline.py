@@ -18,7 +18,7 @@ from .conform import Conformed, conform, original_image
 from .registration import register_to_template
 from .transforms import resample, resample_mask
 
-__all__ = ["PreprocessedImage", "preprocess_image"]
+__all__ = ["PreprocessedImage", "conform_mask", "preprocess_image", "to_template"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +95,61 @@ def preprocess_image(
         found = extract_brain(rough, skull_strip=skull_strip, seed=seed, sloppy=sloppy)
         brain, initial, brain_only = found.mask, found.matrix, found.brain_only
     else:
-        given = conform(mask).volume
-        if not given.same_grid(volume):
-            raise InputError(f"the mask lies on another grid (shape {given.shape}) than its image "
-                             f"({volume.shape}). Give a mask in the image's own space.")
-        brain, brain_only = given.data > 0.5, is_brain_only(volume)
+        brain, brain_only = conform_mask(mask, volume), is_brain_only(volume)
     corrected, _ = correct_bias(volume.with_mask(brain), sloppy=sloppy)
     registration = register_to_template(corrected, initial, seed=seed, sloppy=sloppy)
+    moved = to_template(corrected, registration.matrix, resolution_mm)
+    quality = check_quality(corrected.with_mask(None), brain, registration.matrix)
+    return PreprocessedImage(corrected, moved, registration.matrix, conformed, quality, brain_only)
+
+
+def conform_mask(mask: str | os.PathLike[str] | Any, image: Volume) -> np.ndarray:
+    """Read a brain mask that was given with an image, and reorient it to RAS+.
+
+    Parameters
+    ----------
+    mask : path or nibabel image
+        Voxels above 0.5 are brain.
+    image : Volume
+        The conformed image.
+
+    Returns
+    -------
+    ndarray, shape (I, J, K), bool
+
+    Raises
+    ------
+    InputError
+        If the mask lies on another grid than the image.
+    """
+    given = conform(mask).volume
+    if not given.same_grid(image):
+        name = mask if isinstance(mask, (str, os.PathLike)) else "the mask"
+        raise InputError(f"{name}: lies on another grid (shape {given.shape}) than its image "
+                         f"({image.shape}). Give a mask in the image's own space.")
+    return given.data > 0.5
+
+
+def to_template(volume: Volume, matrix: np.ndarray, resolution_mm: int) -> Volume:
+    """Resample an image and its mask onto the template grid.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image with its brain mask.
+    matrix : ndarray, shape (4, 4)
+        World of the image -> template world, mm.
+    resolution_mm : {1, 2}
+        Voxel size of the template grid.
+
+    Raises
+    ------
+    InputError
+        If no part of the mask lies on the template grid.
+    """
     grid = load_template(resolution_mm)
-    moved = resample(corrected.with_mask(None), grid, registration.matrix)
-    inside = resample_mask(brain, volume.affine, grid, registration.matrix)
-    if not inside.any():
+    mask = resample_mask(volume.require_mask(), volume.affine, grid, matrix)
+    if not mask.any():
         raise InputError("no part of the brain mask lies inside the template's grid after "
                          "registration. Look at the image's orientation and position.")
-    quality = check_quality(corrected.with_mask(None), brain, registration.matrix)
-    return PreprocessedImage(corrected, moved.with_mask(inside), registration.matrix, conformed,
-                             quality, brain_only)
+    return resample(volume.with_mask(None), grid, matrix).with_mask(mask)

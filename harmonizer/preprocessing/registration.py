@@ -107,8 +107,8 @@ def register_to_template(
     near = template_neighborhood(template, 6.0)
     matrix = refine_linear("Affine", moving, template, near, matrix, seed=seed, sloppy=sloppy)
     resampled = resample(moving, template, matrix)
-    both = resampled.mask & template.mask
-    overlap = 2 * both.sum() / (resampled.mask.sum() + template.mask.sum())
+    both = resampled.require_mask() & template.require_mask()
+    overlap = 2 * both.sum() / (resampled.require_mask().sum() + template.require_mask().sum())
     return Registration(
         matrix,
         mutual_information(template.data[template.mask], resampled.data[template.mask]),
@@ -233,12 +233,12 @@ def refine_linear(
     """
     ants = ants_module()
     seed_ants(seed)
-    levels = dict(aff_iterations=(30, 10), aff_shrink_factors=(2, 1), aff_smoothing_sigmas=(1, 0))
-    if not sloppy:
-        levels = dict(
-            aff_iterations=(500, 200, 50), aff_shrink_factors=(2, 2, 1),
-            aff_smoothing_sigmas=(2, 1, 0),
-        )
+    levels: dict[str, tuple[int, ...]] = {
+        "aff_iterations": (30, 10), "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0),
+    } if sloppy else {
+        "aff_iterations": (500, 200, 50), "aff_shrink_factors": (2, 2, 1),
+        "aff_smoothing_sigmas": (2, 1, 0),
+    }
     with tempfile.TemporaryDirectory(prefix="harmonizer-") as folder:
         start = write_itk_affine(Path(folder) / "start.txt", initial)
         result = ants.registration(
@@ -357,7 +357,7 @@ def template_neighborhood(template: Volume, margin_mm: float) -> np.ndarray:
     -------
     (I, J, K) bool ndarray
     """
-    distance = ndimage.distance_transform_edt(~template.mask, sampling=template.spacing)
+    distance = ndimage.distance_transform_edt(~template.require_mask(), sampling=template.spacing)
     return distance <= margin_mm
 
 

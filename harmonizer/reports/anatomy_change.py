@@ -41,7 +41,8 @@ def anatomy_change_figure(name: str, before: Volume, after: Volume, reasons: str
     InputError
         If the harmonized image is constant.
     """
-    change = 100 * anatomy_change_map(before.data, after.data, before.mask, tuple(before.spacing))
+    change = 100 * anatomy_change_map(before.data, after.data, before.require_mask(),
+                                      tuple(before.spacing))
     peak = np.unravel_index(np.abs(change).argmax(), change.shape)
     place = before.affine[:3, :3] @ peak + before.affine[:3, 3]
     limit = max(MIN_COLOR_LIMIT_PERCENT, float(np.abs(change).max()))
@@ -69,7 +70,7 @@ def _window(volume: Volume) -> tuple[float, float]:
 
 def _through(change: np.ndarray, volume: Volume) -> Mosaic:
     """Plan three slices in each plane; the middle one passes through the largest change."""
-    mosaic = plan_mosaic(volume.mask, volume.affine, columns=SLICES_PER_PLANE)
+    mosaic = plan_mosaic(volume.require_mask(), volume.affine, columns=SLICES_PER_PLANE)
     upright = np.abs(_to_ras(change, volume.affine))
     peak = np.unravel_index(upright.argmax(), upright.shape)
     count: dict[str, int] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.questions.anatomy import GUARDED
-from ..evaluation.statistics.resampling import Test
+from ..evaluation.statistics.resampling import Test, is_known
 from ..evaluation.verdicts import QUESTIONS, Verdict
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
@@ -74,11 +74,12 @@ class Card:
 def verdict_card(results: ModalityResults, answer: Verdict) -> Card:
     """Make the card of one verdict."""
     row = answer.basis
-    own = row is not None and row.backend == results.methods[0]
-    if own and row.name == "traveling_wilcoxon":
-        # Linear rescaling is the baseline.
-        row = results.known(row.name, row.backend, reference="psnr | rescaled") or row
-    number, words = _number(row) if own else ("", "")
+    number, words = "", ""
+    if row is not None and row.backend == results.methods[0]:
+        if row.name == "traveling_wilcoxon":
+            # Linear rescaling is the baseline.
+            row = results.known(row.name, row.backend, reference="psnr | rescaled") or row
+        number, words = _number(row)
     chart, caption = _CHARTS[answer.question](results, answer.basis)
     return Card(answer.question, QUESTIONS[answer.question], answer.answer,
                 VERDICT_WORDS[answer.answer], number, words, answer.sentence, chart, caption)
@@ -86,7 +87,7 @@ def verdict_card(results: ModalityResults, answer: Verdict) -> Card:
 
 def _number(row: Test) -> tuple[str, str]:
     """Return the large number of a card and its description."""
-    if not row.known:
+    if not is_known(row):
         return "", ""
     if row.name in PERCENT_TESTS:
         return f"{100 * row.effect:.0f} %", NUMBER_CAPTIONS[row.name]
@@ -110,7 +111,7 @@ def _marks(results: ModalityResults, name: str, combat: bool = True, **more: str
         row = results.row(name, method, **more)
         look = ("before" if not method else
                 "after" if method == results.methods[0] else "other")
-        if row is not None and row.known:
+        if is_known(row):
             marks.append(Mark(method_words(method), row.effect, row.low, row.high, look,
                               value_words(row)))
     return marks
@@ -121,7 +122,9 @@ def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
     levels = basis is not None and basis.name == "distribution_distance"
     if results.known("site_f1_retrained", own) and not levels:
         chance = results.known("site_chance", own)
-        band = None if chance is None else Band(chance.low, chance.high, "chance")
+        band = None
+        if chance is not None and chance.low is not None and chance.high is not None:
+            band = Band(chance.low, chance.high, "chance")
         return (interval_chart(_marks(results, "site_f1_retrained"),
                                "Macro F1 of the predicted site", band=band, ends=(0.0, 1.0)),
                 "Macro F1 of the site predicted by a classifier that was trained on other "
@@ -135,7 +138,7 @@ def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
 
 def _subject_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     marks = [Mark(words, row.effect, row.low, row.high, look)
-             for words, look, row in pair_rows(results, "psnr") if row is not None and row.known]
+             for words, look, row in pair_rows(results, "psnr") if is_known(row)]
     if marks:
         return (interval_chart(marks, "PSNR between images of one subject from two scanners",
                                ends=_axis_without_first(marks)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -125,10 +125,10 @@ def scan_figures(
 
 def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
     """Draw the brain mask's outline on the image from which it was estimated."""
-    mosaic = plan_mosaic(volume.mask, volume.affine, convention=convention, margin_mm=14)
+    mosaic = plan_mosaic(volume.require_mask(), volume.affine, convention=convention, margin_mm=14)
     picture = draw_mosaic(mosaic, volume.data, _window(volume.in_mask()),
-                          [Contour(volume.mask, MASK_COLOR)])
-    liters = volume.mask.sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
+                          [Contour(volume.require_mask(), MASK_COLOR)])
+    liters = volume.require_mask().sum() * abs(np.linalg.det(volume.affine[:3, :3])) / 1e6
     return Figure(
         "Brain mask",
         f"Red: outline of the brain mask ({liters:.2f} liters) on the image before bias "
@@ -140,7 +140,7 @@ def mask_figure(volume: Volume, convention: str = "neurological") -> Figure:
 def bias_figures(volume: Volume, field: np.ndarray, convention: str = "neurological"
                  ) -> list[Figure]:
     """Draw the bias field over the image, and the image before and after correction."""
-    mask = volume.mask
+    mask = volume.require_mask()
     middle = np.median(field[mask])
     percent = np.where(mask, 100 * (field / middle - 1), np.nan)
     limit = max(5.0, float(np.nanpercentile(np.abs(percent), 99)))
@@ -198,7 +198,7 @@ def tissue_figure(
     registered: Volume, tissues: np.ndarray, convention: str = "neurological"
 ) -> Figure:
     """Draw the borders of gray and white matter; labels as in `ScanImages.tissues`."""
-    mosaic = plan_mosaic(registered.mask, registered.affine, convention=convention)
+    mosaic = plan_mosaic(registered.require_mask(), registered.affine, convention=convention)
     window = _window(registered.in_mask())
     contours = [Contour(tissues >= TISSUES["GM"], GM_COLOR, 0.6),
                 Contour(tissues == TISSUES["WM"], WM_COLOR, 0.6)]
@@ -221,7 +221,7 @@ def harmonization_figure(before: Volume, after: Volume, convention: str = "neuro
 
     A large difference of scale is removed for display; the caption states the factor.
     """
-    mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
+    mosaic = plan_mosaic(before.require_mask(), before.affine, convention=convention)
     window = _window(after.data[before.mask])
     shown, words = _for_display(before, after)
     return Figure(
@@ -236,11 +236,12 @@ def harmonization_figure(before: Volume, after: Volume, convention: str = "neuro
 def difference_figure(before: Volume, after: Volume, convention: str = "neurological") -> Figure:
     """Draw after minus before inside the mask, in percent of the harmonized image's range."""
     shown, words = _for_display(before, after)
-    low, high = np.percentile(after.data[before.mask], [0.5, 99.5])
+    mask = before.require_mask()
+    low, high = np.percentile(after.data[mask], [0.5, 99.5])
     scale = max(float(high - low), 1e-12)
-    percent = np.where(before.mask, 100 * (after.data - shown) / scale, np.nan)
+    percent = np.where(mask, 100 * (after.data - shown) / scale, np.nan)
     limit = max(1.0, float(np.nanpercentile(np.abs(percent), 99)))
-    mosaic = plan_mosaic(before.mask, before.affine, convention=convention)
+    mosaic = plan_mosaic(mask, before.affine, convention=convention)
     mean = float(np.nanmean(np.abs(percent)))
     return Figure(
         "What changed",
@@ -248,7 +249,7 @@ def difference_figure(before: Volume, after: Volume, convention: str = "neurolog
         f"Red: brighter now, blue: darker now; {mean:.1f} % on average. A change of contrast "
         "follows the tissues; an isolated lesion or gyrus in this map was invented by the method.",
         "Slices with the signed difference of harmonized and original image in red and blue",
-        (draw_mosaic(mosaic, None, overlay=percent, contours=[Contour(before.mask, "#777777", 0.5)],
+        (draw_mosaic(mosaic, None, overlay=percent, contours=[Contour(mask, "#777777", 0.5)],
                      color_scale=ColorScale("RdBu_r", -limit, limit,
                                             "after - before, % of range")),))
 
@@ -320,7 +321,7 @@ def _centers(edges: np.ndarray) -> np.ndarray:
     return (edges[1:] + edges[:-1]) / 2
 
 
-def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) -> None:
+def _band(axes: Any, quantiles: np.ndarray | None, edges: np.ndarray, target: str) -> None:
     if quantiles is None or len(quantiles) == 0:
         return
     curves = np.stack([density(q, edges) for q in np.atleast_2d(quantiles)])
@@ -330,12 +331,13 @@ def _band(axes, quantiles: np.ndarray | None, edges: np.ndarray, target: str) ->
     axes.plot(_centers(edges), np.median(curves, axis=0), color="#b87400", linewidth=1)
 
 
-def _line(axes, values: np.ndarray, edges: np.ndarray, color: str, label: str, style: str) -> None:
+def _line(axes: Any, values: np.ndarray, edges: np.ndarray, color: str, label: str, style: str
+          ) -> None:
     axes.plot(_centers(edges), density(quantile_function(values), edges), color=color,
               linestyle=style, linewidth=1.4, label=label)
 
 
-def _dress(axes, name: str, first: bool) -> None:
+def _dress(axes: Any, name: str, first: bool) -> None:
     axes.set_title({"brain": "whole brain"}.get(name, name), fontsize=9)
     axes.set_yticks([])
     axes.set_ylim(bottom=0)

@@ -1,8 +1,8 @@
 """Rendering of a self-contained HTML file.
 
-The file needs no network and no other file. Subject labels, site names and error messages are not
-trusted: Jinja2 escapes them, images are inlined as data, and a content security policy forbids
-loading anything and running any script except the bundled one, which is identified by its hash.
+The file needs no network and no other file; images are inlined as data. Subject labels, site names
+and error messages are not trusted, and Jinja2 escapes them. A content security policy forbids
+loading anything, and running any script except the bundled one, which is identified by its hash.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def render(template: str, path: Path, context: Mapping[str, Any], *, script: str
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(markdown=markdown, image=image_uri, number=number_words,
                                href=relative_link, anchor=anchor)
+    assert environment.loader is not None
     code = script and environment.loader.get_source(environment, script)[0].strip()
     return write_text(Path(path), environment.get_template(template).render(
         **context, script=code, script_hash=script_hash(code) if code else ""))

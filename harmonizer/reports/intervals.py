@@ -35,8 +35,10 @@ class Mark:
     ----------
     label : str
         Text at the left.
-    value, low, high : float, optional
-        Number and its interval.
+    value : float
+        Number; NaN if it is unknown.
+    low, high : float, optional
+        Its interval.
     look : str
         CSS class: "before", "other", "after" or "bad".
     words : str
@@ -44,7 +46,7 @@ class Mark:
     """
 
     label: str
-    value: float | None
+    value: float
     low: float | None = None
     high: float | None = None
     look: str = "after"
@@ -187,8 +189,8 @@ def _row(axis: _Axis, mark: Mark, y: float) -> Any:
     parts = _text(LABEL_WIDTH - 10, y + 4, mark.label, "end")
     if not _finite(mark.value):
         return parts + _text(LABEL_WIDTH, y + 4, "n/a", "start", "soft")
-    if len(_finite(mark.low, mark.high)) == 2:
-        parts += _line(f"span {mark.look}", axis(mark.low), y, axis(mark.high), y)
+    if len(ends := _finite(mark.low, mark.high)) == 2:
+        parts += _line(f"span {mark.look}", axis(ends[0]), y, axis(ends[1]), y)
     parts += Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(
         mark.look, axis(mark.value), y)
     return parts + _text(CHART_WIDTH, y + 4, mark.words or number_words(mark.value), "end",

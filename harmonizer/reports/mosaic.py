@@ -1,11 +1,11 @@
-"""Upright slices of a volume, side by side.
+"""Mosaic of upright slices of a volume.
 
 A :class:`Mosaic` is planned once from a mask and an affine. It then cuts any array of that grid on
 the same slices, so that frames and contours match. Voxels are first brought to RAS order (first
-axis to the patient's right, second to the front, third to the top). Axial slices show front up;
+axis to the subject's right, second to the front, third to the top). Axial slices show front up;
 coronal slices top up; sagittal slices top up and front to the right.
 
-The "neurological" convention shows the patient's left at the left, as in nilearn and fMRIPrep;
+The "neurological" convention shows the subject's left at the left, as in nilearn and fMRIPrep;
 "radiological" shows it at the right. Letters on the image mark the directions.
 """
 

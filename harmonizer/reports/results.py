@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..evaluation.questions.anatomy_limits import AnatomyCheck
-from ..evaluation.statistics.resampling import Statistics, Test
+from ..evaluation.statistics.resampling import KnownTest, Statistics, Test, is_known
 from ..evaluation.verdicts import MIN_SHOWN_R2
 from .html import number_words
 
@@ -56,10 +56,10 @@ class ModalityResults:
         rows = self.table.select(name=name, backend=backend, **more).rows
         return rows[0] if rows else None
 
-    def known(self, name: str, backend: str = "", **more: str) -> Test | None:
+    def known(self, name: str, backend: str = "", **more: str) -> KnownTest | None:
         """Return the first matching row if it has a number, else None."""
         row = self.row(name, backend, **more)
-        return row if row is not None and row.known else None
+        return row if is_known(row) else None
 
 
 def method_words(name: str) -> str:
@@ -67,7 +67,7 @@ def method_words(name: str) -> str:
     return {"": "before", COMBAT: "ComBat (features)"}.get(name, name)
 
 
-def value_words(row: Test, digits: int = 3) -> str:
+def value_words(row: KnownTest, digits: int = 3) -> str:
     """Format the number of a test; very low R² of age is shown as a bound only."""
     if row.name == "age_r2" and row.effect < MIN_SHOWN_R2:
         return f"< {MIN_SHOWN_R2:.0f}"
@@ -85,7 +85,7 @@ def pair_rows(results: ModalityResults, measure: str) -> list[tuple[str, str, Te
                    for name in results.methods]
 
 
-def effect_row(results: ModalityResults, method: str, reference: str) -> Test | None:
+def effect_row(results: ModalityResults, method: str, reference: str) -> KnownTest | None:
     """Return the effect of a covariate on a feature (`reference`) if it is known, else None."""
     return next((row for name in EFFECT_SYMBOLS
                  if (row := results.known(name, method, reference=reference))), None)
@@ -94,8 +94,8 @@ def effect_row(results: ModalityResults, method: str, reference: str) -> Test | 
 def strongest_effects(results: ModalityResults) -> list[str]:
     """Sort effects on unharmonized images: those that exclude zero first, then by size."""
     rows = [row for name in EFFECT_SYMBOLS for row in results.table.select(name=name, backend="")
-            if row.known]
-    rows.sort(key=lambda r: (not (r.low is not None and r.low * r.high > 0), -abs(r.effect)))
+            if is_known(row)]
+    rows.sort(key=lambda r: (not r.excludes_zero, -abs(r.effect)))
     return [row.reference for row in rows]
 
 

@@ -45,14 +45,14 @@ def site_effect_figure(site: str, target: str, lattice: Lattice, percent: np.nda
     template, priors = load_template(2), tissue_priors(2)
     drawn, words, ends = [], [], []
     for name, values in zip(TISSUES, percent):
-        where = (priors[name] > MIN_TISSUE_PROBABILITY) & template.mask
+        where = (priors[name] > MIN_TISSUE_PROBABILITY) & template.require_mask()
         inside = _read(values, lattice, template.affine, where)
         drawn.append(np.where(where, inside, np.nan))
         low, middle, high = np.percentile(inside[where], [5, 50, 95])
         words.append(f"{TISSUE_NAMES[name]} {middle:+.0f} % (5th to 95th percentile "
                      f"{low:+.0f} to {high:+.0f})")
         ends.append(max(MIN_COLOR_LIMIT_PERCENT, float(np.ceil(max(abs(low), abs(high))))))
-    mosaic = plan_mosaic(template.mask, template.affine)
+    mosaic = plan_mosaic(template.require_mask(), template.affine)
     low, high = np.percentile(template.in_mask(), [0.5, 99.5])
     window = (low, TEMPLATE_WINDOW_FACTOR * high)
     return Figure(

@@ -181,14 +181,15 @@ def outliers(metrics: Metrics) -> list[Outlier]:
     """Return scans beyond Tukey's fence on the worse side of a measure; none below 8 scans."""
     found = []
     for measure, stage, harmless in OUTLIER_MEASURES:
-        rows = [row for row in metrics.select(measure=measure, stage=stage, tissue="brain")
+        rows = [(row.scan, row.site, row.value)
+                for row in metrics.select(measure=measure, stage=stage, tissue="brain")
                 if row.scan and row.value is not None]
         lower_is_better = MEASURES[measure].better == "lower"
         sign = 1 if lower_is_better else -1
-        fence = _fence([row.value for row in rows], lower_is_better)
+        fence = _fence([value for *_, value in rows], lower_is_better)
         limit = max(sign * fence, sign * harmless)
-        found += [Outlier(row.scan, row.site, measure, row.value, sign * limit) for row in rows
-                  if sign * row.value > limit]
+        found += [Outlier(scan, site, measure, value, sign * limit) for scan, site, value in rows
+                  if sign * value > limit]
     return found
 
 

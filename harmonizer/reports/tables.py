@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..evaluation.questions.anatomy import GUARDED
-from ..evaluation.statistics.resampling import Test
+from ..evaluation.statistics.resampling import Test, is_known
 from ..evaluation.verdicts import Verdict
 from .html import number_words
 from .results import (
@@ -80,7 +80,7 @@ def _cell(row: Test | None, digits: int = 3) -> Cell:
     """Return a cell with number and interval."""
     if row is None:
         return Cell("n/a")
-    if not row.known:
+    if not is_known(row):
         return Cell("n/a", hint=row.note)
     text = value_words(row, digits)
     if row.low is not None and row.high is not None and math.isfinite(row.low) and text[0] != "<":
@@ -90,7 +90,7 @@ def _cell(row: Test | None, digits: int = 3) -> Cell:
 
 def _number_cell(row: Test | None) -> Cell:
     """Return a cell with the number only."""
-    if row is None or not row.known:
+    if not is_known(row):
         return Cell("n/a", hint=row.note if row is not None else "")
     return Cell(value_words(row, 2), row.effect)
 

@@ -79,7 +79,7 @@ class AtroposSegmenter:
         """
         grid = load_template(self.resolution_mm)
         image = _to_template_grid(volume, grid)
-        overlap = dice(image.mask, grid.mask)
+        overlap = dice(image.require_mask(), grid.require_mask())
         if overlap < MIN_MASK_DICE:
             raise InputError(
                 f"expected an image in the space of the template, but the Dice coefficient of its "
@@ -123,7 +123,7 @@ def _to_volume_grid(maps: dict[str, np.ndarray], image: Volume, volume: Volume
                                                order=1, mode="nearest")
                 for name, one in maps.items()}
     total = sum(maps.values())
-    covered = volume.mask & (total > 1e-3)
+    covered = volume.require_mask() & (total > 1e-3)
     return {name: np.divide(one, total, out=np.zeros_like(one), where=covered)
             for name, one in maps.items()}
 
@@ -140,18 +140,18 @@ def _atropos(image: Volume, settings: AtroposSegmenter) -> dict[str, np.ndarray]
     if not high > low:
         raise InputError("expected an image with contrast inside the mask, got a constant one. "
                          "Exclude it.")
-    box = ndimage.find_objects(image.mask.astype(np.uint8))[0]
+    box = ndimage.find_objects(image.require_mask().astype(np.uint8))[0]
     small = _crop(image, box)
     scaled = np.clip((small.data - low) / (high - low), 0, 1) * 100
-    priors = tissue_priors(settings.resolution_mm)
+    mask, priors = small.require_mask(), tissue_priors(settings.resolution_mm)
     with _own_temporary_folder():
         found = ants.atropos(
-            a=to_ants(small, scaled), x=to_ants(small, small.mask),
-            i=[to_ants(small, np.where(small.mask, priors[name][box], 0)) for name in TISSUES],
+            a=to_ants(small, scaled), x=to_ants(small, mask),
+            i=[to_ants(small, np.where(mask, priors[name][box], 0)) for name in TISSUES],
             m=f"[{settings.smoothing:g},1x1x1]", c=f"[{settings.iterations},0]",
             priorweight=settings.prior_weight, r=0)["probabilityimages"]
         maps = np.zeros((len(TISSUES), *image.shape), dtype=np.float32)
-        maps[(slice(None), *box)] = np.stack([one.numpy() for one in found]) * small.mask
+        maps[(slice(None), *box)] = np.stack([one.numpy() for one in found]) * mask
     total = maps.sum(axis=0)
     return {name: np.divide(one, total, out=np.zeros_like(one), where=total > 0)
             for name, one in zip(TISSUES, maps)}
@@ -162,7 +162,7 @@ def _crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     return Volume(np.ascontiguousarray(volume.data[box]), affine,
-                  np.ascontiguousarray(volume.mask[box]))
+                  np.ascontiguousarray(volume.require_mask()[box]))
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def _working_image(volume: Volume, foreground: np.ndarray) -> Volume:
     shape = tuple(np.ceil((high - low + 2 * MARGIN_MM) / SPACING_MM + 1).astype(int))
     grid = Volume(np.zeros(shape, np.float32), affine)
     box = resample(volume.with_mask(np.ones(volume.shape, bool)), grid, antialias=True)
-    return box.with_data(np.where(box.mask, box.data, float(volume.data.min())))
+    return box.with_data(np.where(box.require_mask(), box.data, float(volume.data.min())))
 
 
 def _predict_twice(network: Any, data: np.ndarray) -> np.ndarray:

@@ -63,8 +63,9 @@ class CoarseSegmenter:
                              "Give a mask.")
         grid, priors = load_template(2), tissue_priors(2)
         image = volume if volume.same_grid(grid) else resample(volume, grid, antialias=True)
-        prior = np.stack([priors[name] for name in TISSUES]) + np.float32(1e-3) * image.mask
-        posterior = refine(image.data, image.mask, prior, TEMPLATE_PRIOR)
+        mask = image.require_mask()
+        prior = np.stack([priors[name] for name in TISSUES]) + np.float32(1e-3) * mask
+        posterior = refine(image.data, mask, prior, TEMPLATE_PRIOR)
         if image is volume:
             return dict(zip(TISSUES, posterior))
         maps = [resample(grid.with_mask(None).with_data(one), volume).data for one in posterior]

@@ -69,7 +69,7 @@ def transfer_segmentation(
     FallbackSegmentation
         Voxels of the volume's mask that lie outside the mask of ``source`` become CSF.
     """
-    fixed, moving = (working_copy(v.with_data(np.where(v.mask, np.maximum(v.data, 0), 0)),
+    fixed, moving = (working_copy(v.with_data(np.where(v.require_mask(), np.maximum(v.data, 0), 0)),
                                   REGISTRATION_SPACING_MM) for v in (volume, source))
     assert fixed.mask is not None and volume.mask is not None
     region = template_neighborhood(fixed, REGISTRATION_MARGIN_MM)
@@ -90,7 +90,7 @@ def transfer_segmentation(
 def _nearest_rigid(matrix: np.ndarray, moving: Volume) -> np.ndarray:
     """Rigid matrix with the nearest rotation that maps the brain's center as `matrix` does."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
-    center = np.argwhere(moving.mask).mean(axis=0)
+    center = np.argwhere(moving.require_mask()).mean(axis=0)
     world = moving.affine[:3, :3] @ center + moving.affine[:3, 3]
     rigid = np.eye(4)
     rigid[:3, :3] = left @ right

@@ -10,15 +10,21 @@ learning tissues.
 Whether white matter is bright or dark is a property of the whole image and changes every local
 decision. The mean of the deepest features therefore serves as a contrast code that scales and
 shifts the features of each decoder block.
+
+The network shares blocks with `harmonizer.deep.networks.unet.UNet` and is a class of its own: its
+levels have plain convolutions, max pooling and a fused upsampling instead of residual blocks, so
+its weights have no place in a `UNet`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ..deep.networks.blocks import pixel_unshuffle
+from ..deep.networks.blocks import check_sides, pixel_unshuffle, zero_module
 from ..deep.networks.convolution import Conv3d, conv3d
 
 __all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK"]
@@ -41,7 +47,7 @@ class SegmenterNet(nn.Module):
 
     def __init__(self, classes: int = 9, widths: tuple[int, ...] = DEFAULT_WIDTHS) -> None:
         super().__init__()
-        self.config = {"classes": int(classes), "widths": [int(w) for w in widths]}
+        self.config: dict[str, Any] = {"classes": int(classes), "widths": [int(w) for w in widths]}
         self.classes = classes
         self.encoder = nn.ModuleList(
             nn.Sequential(_ConvBlock(in_channels, width), _ConvBlock(width, width))
@@ -99,8 +105,7 @@ class SegmenterNet(nn.Module):
         ValueError
             If a side of the image is no multiple of `multiple`.
         """
-        if any(n % self.multiple for n in image.shape[2:]):
-            raise ValueError(f"sides {tuple(image.shape[2:])} must be multiples of {self.multiple}")
+        check_sides(image, self.multiple)
         return self.head(self.features(image)).unflatten(1, (self.classes, BLOCK**3))
 
 
@@ -126,9 +131,7 @@ class _DecoderBlock(nn.Module):
         super().__init__()
         self.conv = Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(GROUPS, out_channels)
-        self.modulation = nn.Linear(code, 2 * out_channels)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = zero_module(nn.Linear(code, 2 * out_channels))
         self.second = _ConvBlock(out_channels, out_channels)
 
     def forward(self, skip: torch.Tensor, coarser: torch.Tensor, code: torch.Tensor

@@ -123,8 +123,8 @@ def segment(volume: Volume, *, network: Any = None, threads: int = 1, quick: boo
                          "Exclude it.")
     box = _working_image(volume)
     probabilities, ratio = _predict_with_negative(network or load_network(), box, threads, quick)
-    prior = unmask(_sum_classes(probabilities), box.mask)
-    posterior = refine(box.data, box.mask, prior) if borders else prior
+    prior = unmask(_sum_classes(probabilities), box.require_mask())
+    posterior = refine(box.data, box.require_mask(), prior) if borders else prior
     return _to_volume_grid(volume, box, probabilities, posterior, ratio)
 
 
@@ -158,11 +158,10 @@ def load_network() -> Any:
     -------
     SegmenterNet
     """
-    import torch
-
+    from ..deep.networks.blocks import to_channels_last
     from .weights_file import read_weights
 
-    return read_weights(SEGMENTER_WEIGHTS).to(memory_format=torch.channels_last_3d)
+    return to_channels_last(read_weights(SEGMENTER_WEIGHTS))
 
 
 @lru_cache(maxsize=1)
@@ -179,11 +178,11 @@ def _working_image(volume: Volume) -> Volume:
     """
     affine = np.eye(4)
     affine[:3, :3] = _directions(volume.affine)
-    low, high = world_bounds(volume.mask, affine.T @ volume.affine)
+    low, high = world_bounds(volume.require_mask(), affine.T @ volume.affine)
     shape = np.ceil(high - low + 2 * MARGIN_MM + 1 - 1e-6).astype(int)
     affine[:3, 3] = affine[:3, :3] @ (low + high - shape + 1) / 2  # 1 mm images keep their voxels
     box = resample(volume, Volume(np.zeros(tuple(shape), np.float32), affine), antialias=True)
-    return box.with_data(np.where(box.mask, box.data, float(volume.in_mask().min())))
+    return box.with_data(np.where(box.require_mask(), box.data, float(volume.in_mask().min())))
 
 
 def _directions(affine: np.ndarray) -> np.ndarray:
@@ -229,8 +228,8 @@ def _predict_with_negative(network: Any, box: Volume, threads: int, quick: bool
     """
     values = box.in_mask()
     low, high = values.min(), values.max()
-    negative = np.where(box.mask, high + low - box.data, low)
-    predict, indices = _predict if quick else predict_with_flip, index_voxels(box.mask)
+    negative = np.where(box.require_mask(), high + low - box.data, low)
+    predict, indices = _predict if quick else predict_with_flip, index_voxels(box.require_mask())
     of_image, of_negative = (predict(network, data, indices, threads)
                              for data in (box.data, negative))
     candidates = ((of_image + of_negative) / 2, of_image, of_negative)
@@ -323,12 +322,12 @@ def _to_volume_grid(volume: Volume, box: Volume, probabilities: np.ndarray, post
     """Resample the (3, I, J, K) posterior and the most probable class to the volume's grid."""
     maps = {name: _resample(volume, box, one) for name, one in zip(TISSUE_CLASSES, posterior)}
     total = sum(maps.values())
-    covered = volume.mask & (total > 1e-3)
+    covered = volume.require_mask() & (total > 1e-3)
     tissues = {name: np.divide(one, total, out=np.zeros_like(one), where=covered)
                for name, one in maps.items()}
     inside = _most_probable_class(probabilities, _sum_classes(probabilities),
                                   posterior[:, box.mask])
-    class_map = unmask(inside[None], box.mask)[0]
+    class_map = unmask(inside[None], box.require_mask())[0]
     classes = _resample(volume, box, class_map, order=0).astype(np.uint8)
     sulcal_csf = 1  # where the nearest voxel of the working image lies outside its mask
     return TissueMaps(tissues, np.where(covered, np.maximum(classes, sulcal_csf), 0), ratio)

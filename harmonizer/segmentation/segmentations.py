@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -168,11 +168,13 @@ class CachedSegmenter:
             with np.load(path, allow_pickle=False) as kept:
                 return {name: kept[name].astype(np.float32) / 255 for name in TISSUES}
         found = self.segment(volume)
+        if isinstance(found, Summary):
+            found = found.labels
         if isinstance(found, np.ndarray):
             found = {name: (found == code).astype(np.float32)
                      for code, name in enumerate(TISSUES, start=1)}
-        rounded = {name: np.round(np.clip(found[name], 0, 1) * 255).astype(np.uint8)
-                   for name in TISSUES}
+        rounded: dict[str, Any] = {
+            name: np.round(np.clip(found[name], 0, 1) * 255).astype(np.uint8) for name in TISSUES}
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, **rounded)
         return {name: array.astype(np.float32) / 255 for name, array in rounded.items()}

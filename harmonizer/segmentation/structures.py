@@ -24,7 +24,7 @@ CLASSES = (
     "ventricles",
     "cortex",
     "cerebral white matter",
-    "deep grey matter",
+    "deep gray matter",
     "cerebellar cortex",
     "cerebellar white matter",
     "brain stem",

@@ -1,14 +1,22 @@
-"""Synthetic images of heads: from a label map to an image of any contrast, and its truth.
+"""Synthesis of training images: from a label map to an image of any contrast, and its labels.
 
-The idea of SynthSeg (Billot et al., Medical Image Analysis 86:102789, 2023) and SynthStrip (Hoopes
-et al., NeuroImage 260:119474, 2022): a network that has seen every contrast cannot depend on one.
-Everything is drawn anew for each image: pose, shape and atrophy; the brightness of each structure,
-half of the time from the neighborhood of a familiar contrast (T1w, T2w, FLAIR, PDw), else from
-nowhere; lesions; what is cut away (skull-stripped, defaced, the end of the field of view); blur,
-thick slices, noise, bias field and gamma.
+A network that was trained on every contrast does not depend on one (SynthSeg [1]_, SynthStrip
+[2]_). The following is drawn for each image:
 
-Image number `index` of a seed is the same whatever was drawn before it, so that training can be
-resumed and replayed. Same versions and thread count, same bits.
+* pose, shape and atrophy;
+* the intensity of each structure, about half of the time near a familiar contrast (T1w, T2w,
+  FLAIR, PDw), otherwise uniformly;
+* lesions;
+* missing parts: skull-stripping, defacing, the end of the field of view;
+* blur, thick slices, noise, bias field and gamma.
+
+An image depends only on the seed and its index, so a training can be resumed. Equal versions and
+thread counts give equal bits.
+
+References
+----------
+.. [1] Billot et al. (2023). SynthSeg. doi:10.1016/j.media.2023.102789
+.. [2] Hoopes et al. (2022). SynthStrip. doi:10.1016/j.neuroimage.2022.119474
 """
 
 from __future__ import annotations
@@ -27,27 +35,39 @@ from .label_maps import LabelMap
 __all__ = ["SynthesisSettings", "Draw", "synthesize", "normalize", "CROP"]
 
 CROP = (128, 160, 128)
-BRAIN_BIT = 64  # beside a structure's index: the voxel is in the brain's mask
+BRAIN_BIT = 64  # added to the index of a structure inside the brain mask
 
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """How far images may differ. Lengths in mm, probabilities 0..1, brightness 0..1.
+    """Distribution of the images. Lengths are in mm, probabilities and intensities 0 to 1.
 
     Attributes
     ----------
-    crop : voxels of an image; multiples of 16
-    voxel_mm : their size
-    brain : whether the truth is the brain's mask (0, 1) instead of indices in `CLASSES`
-    rotation_deg, scale, shear, shift_mm : half-widths of the uniform draws of the pose
-    turned : probability that the axes are permuted and mirrored as well
-    warp_mm : (knot spacing, standard deviation) of each random displacement field
-    atrophy : probability that ventricles and sulci are widened
-    familiar : probability that a familiar contrast is the starting point
-    contrasts : weights of T1w, T2w, FLAIR and PDw among the familiar ones
-    stripped, defaced, cut : probabilities of what is missing
-    thick, coarse : probabilities of thick slices, and of larger voxels in all directions
-    lesions : probability of additional white matter lesions
+    crop : tuple of int
+        Voxels of an image; multiples of 16.
+    voxel_mm : float
+        Voxel size.
+    brain : bool
+        Whether the labels are a brain mask (0, 1) instead of indices in `CLASSES`.
+    rotation_deg, scale, shear, shift_mm : float
+        Half-widths of the uniform distributions of the pose.
+    turned : float
+        Probability that the axes are also permuted and mirrored.
+    warp_mm : tuple of (float, float)
+        Knot spacing and standard deviation of each random displacement field.
+    atrophy : float
+        Probability that ventricles and sulci are widened.
+    familiar : float
+        Probability of intensities near a familiar contrast.
+    contrasts : tuple of float
+        Weights of T1w, T2w, FLAIR and PDw among the familiar contrasts.
+    stripped, defaced, cut : float
+        Probabilities of skull-stripping, defacing, and a short field of view.
+    thick, coarse : float
+        Probabilities of thick slices, and of larger voxels in all directions.
+    lesions : float
+        Probability of additional white matter lesions.
     """
 
     crop: tuple[int, int, int] = CROP
@@ -71,12 +91,12 @@ class SynthesisSettings:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of what the truth tells apart."""
+        """Names of the classes of the labels."""
         return st.BRAIN_CLASSES if self.brain else st.CLASSES
 
 
 class Draw:
-    """Random numbers of one image: a function of (seed, index) alone."""
+    """Random numbers of one image; they depend only on (seed, index)."""
 
     def __init__(self, seed: int, index: int) -> None:
         state = np.random.SeedSequence([int(seed), int(index)]).generate_state(2, np.uint64)
@@ -84,19 +104,19 @@ class Draw:
         self.torch = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Return True with this probability."""
         return bool(self.rng.random() < probability)
 
     def between(self, low: float, high: float, size: int | None = None) -> Any:
-        """Uniform: a float, or (size,) float64."""
+        """Draw uniformly: a float, or (size,) float64."""
         return self.rng.uniform(low, high, size)
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """Standard normal float32 tensor."""
+        """Draw a standard normal float32 tensor."""
         return torch.randn(shape, generator=self.torch)
 
     def smooth(self, shape: Sequence[int], spacing: float, channels: int = 1) -> torch.Tensor:
-        """(channels, *shape) normal values at knots every `spacing` voxels, linear in between."""
+        """Draw (channels, *shape) normal values at knots every `spacing` voxels."""
         knots = [max(2, int(np.ceil(n / spacing)) + 1) for n in shape]
         field = self.normal(1, channels, *knots)
         return functional.interpolate(
@@ -107,12 +127,23 @@ class Draw:
 def synthesize(
     maps: Sequence[LabelMap], seed: int, index: int, settings: SynthesisSettings | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One image and its truth.
+    """Synthesize one image and its labels.
+
+    Parameters
+    ----------
+    maps : sequence of LabelMap
+        Label maps, of which one is drawn.
+    seed, index : int
+        Seed, and number of the image.
+    settings : SynthesisSettings, optional
+        Distribution of the images.
 
     Returns
     -------
-    image : `settings.crop` float32, 0..1 as `normalize` leaves it
-    target : the same shape, uint8 indices in `CLASSES`, or 1 in the brain and 0 elsewhere
+    image : Tensor, shape `settings.crop`, float32
+        Intensities 0 to 1, as from `normalize`.
+    target : Tensor, same shape, uint8
+        Indices in `CLASSES`, or a brain mask.
     """
     settings = settings or SynthesisSettings()
     draw = Draw(seed, index)
@@ -129,15 +160,15 @@ def synthesize(
         target[missing] = 0
     image = _through_scanner(image, draw, settings)
     if missing is not None and draw.chance(0.8):
-        image[missing] = 0  # cut after reconstruction; else before it: blurred, with noise
+        image[missing] = 0  # cut after reconstruction; otherwise the edge is blurred
     return normalize(image), target
 
 
 def normalize(image: torch.Tensor) -> torch.Tensor:
-    """Intensities to 0..1: the darkest 0.5 % and brightest 0.5 % of what is not background.
+    """Scale intensities to 0 to 1 between their 0.5 and 99.5 % quantiles, and clip.
 
-    Background are the voxels with exactly the lowest value (masked images) - percentiles over
-    these would depend on how much air lies around the head.
+    Voxels with exactly the lowest value are background (masked images) and do not count. The result
+    then does not depend on the amount of air around the head.
     """
     lowest = image.min()
     seen = image[image > lowest]
@@ -149,13 +180,17 @@ def normalize(image: torch.Tensor) -> torch.Tensor:
     return ((image - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
-# --- where everything lies -----------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 def _deformed(head: LabelMap, draw: Draw, settings: SynthesisSettings
               ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A crop of the map under a random pose and a random smooth warp, and where its brain is there
-    (zeros unless `settings` want it): uint8.
+    """Crop a label map under a random pose and a random smooth warp.
+
+    Returns
+    -------
+    labels, brain : Tensor, uint8
+        Indices of structures, and the brain mask (zeros if `settings` do not request it).
     """
     shape = settings.crop
     points = _pose(draw, settings) @ (_centered_grid(shape) * settings.voxel_mm).reshape(3, -1)
@@ -183,7 +218,7 @@ def _centered_grid(shape: Sequence[int]) -> torch.Tensor:
 
 
 def _pose(draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """(3, 3) from the crop's axes to the map's: mirrored half of the time."""
+    """Draw the (3, 3) matrix from crop axes to map axes; half of them are mirrored."""
     from scipy.spatial.transform import Rotation
 
     angles = draw.between(-settings.rotation_deg, settings.rotation_deg, 3)
@@ -201,13 +236,13 @@ def _pose(draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
 
 
 def _brain_center(indices: np.ndarray) -> np.ndarray:
-    """(3,) voxel: the middle of the box around the cerebral white matter."""
+    """Return the center of the bounding box of cerebral white matter, (3,) voxels."""
     found = np.argwhere(indices[::2, ::2, ::2] == st.WHITE_MATTER) * 2
     return (found.min(0) + found.max(0)) / 2
 
 
 def _grown(region: torch.Tensor, steps: int) -> torch.Tensor:
-    """The region and all voxels that touch it, by a face, edge or corner; `steps` times."""
+    """Dilate a region by voxels that touch it at a face, edge or corner, `steps` times."""
     for _ in range(steps):
         for axis in range(3):
             before, region = region, region.clone()
@@ -218,12 +253,12 @@ def _grown(region: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def _voxels(mm: float, settings: SynthesisSettings) -> int:
-    """A length in voxels, at least one."""
+    """Convert a length to voxels, at least one."""
     return max(1, round(mm / settings.voxel_mm))
 
 
 def _atrophied(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """Ventricles grown into white matter, sulci into cortex, in some places more than in others."""
+    """Grow ventricles into white matter, and sulci into cortex at some places."""
     labels = labels.clone()
     if draw.chance(0.7):
         grown = _grown(labels == st.VENTRICLE, _voxels(int(draw.rng.integers(1, 6)), settings))
@@ -237,14 +272,14 @@ def _atrophied(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) ->
 
 
 def _with_lesions(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """Blobs in the white matter, taught as white matter."""
+    """Add blobs to the white matter, whose class remains white matter."""
     blobs = draw.smooth(labels.shape, float(draw.between(4, 10)) / settings.voxel_mm)[0]
     where = (blobs > float(draw.between(1.2, 2.2))) & (labels == st.WHITE_MATTER)
     return torch.where(where, torch.tensor(st.LESION, dtype=torch.uint8), labels)
 
 
 def _missing(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor | None:
-    """What the image does not show: outside of a brain mask, the face, the end of the view."""
+    """Return the voxels without signal: outside a mask, the face, beyond the field of view."""
     missing = None
     if draw.chance(settings.stripped):
         missing = ~_stripping_mask(labels, draw, settings)
@@ -258,7 +293,7 @@ def _missing(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> t
 
 def _stripping_mask(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings
                     ) -> torch.Tensor:
-    """A brain mask as various tools leave it: with or without the CSF, tight or loose."""
+    """Return a brain mask as various tools make it: with or without CSF, tight or loose."""
     brain = (labels > 0) & (labels < st.FIRST_OUTSIDE)
     kind = draw.between(0, 1)
     if kind < 0.35:
@@ -272,7 +307,7 @@ def _stripping_mask(labels: torch.Tensor, draw: Draw, settings: SynthesisSetting
 
 
 def _face(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """A half-space before and below the brain (axes RAS+)."""
+    """Return a half-space before and below the brain (axes RAS+)."""
     grid = _centered_grid(shape) * settings.voxel_mm
     angle = np.deg2rad(draw.between(20, 70))
     ahead = grid[1] * float(np.cos(angle)) - grid[2] * float(np.sin(angle))
@@ -280,7 +315,7 @@ def _face(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) -> torc
 
 
 def _beyond_view(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """Slabs at one or two ends of an axis."""
+    """Return slabs at one or two ends of an axis."""
     beyond = torch.zeros(tuple(shape), dtype=torch.bool)
     axis = int(draw.rng.choice(3, p=[0.15, 0.25, 0.6]))
     for end in range(2):
@@ -291,12 +326,12 @@ def _beyond_view(shape: Sequence[int], draw: Draw, settings: SynthesisSettings) 
     return beyond
 
 
-# --- how bright everything is --------------------------------------------------------------------
+# --- intensities ----------------------------------------------------------------------------------
 
 
 def _brightness(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """A mean for each structure, texture within it, and soft tissue broken up."""
-    means, spreads = _means(draw, settings)
+    """Draw intensities: a mean for each structure, texture, and inhomogeneous soft tissue."""
+    means, stds = _means(draw, settings)
     index = labels.long()
     image = torch.from_numpy(means).float()[index]
     if draw.chance(0.8):
@@ -308,11 +343,11 @@ def _brightness(labels: torch.Tensor, draw: Draw, settings: SynthesisSettings) -
     if draw.chance(0.5):
         size = max(1.5, float(draw.between(2, 8)) / settings.voxel_mm)
         texture = texture + draw.smooth(labels.shape, size)[0]
-    return (image + texture * torch.from_numpy(spreads).float()[index]).clamp_min_(0)
+    return (image + texture * torch.from_numpy(stds).float()[index]).clamp_min_(0)
 
 
 def _means(draw: Draw, settings: SynthesisSettings) -> tuple[np.ndarray, np.ndarray]:
-    """(structures,) mean and standard deviation of each structure's brightness."""
+    """Draw mean and standard deviation of the intensity of each structure, (structures,) each."""
     count = len(st.STRUCTURES)
     if draw.chance(settings.familiar):
         contrast = int(draw.rng.choice(4, p=settings.contrasts))
@@ -324,17 +359,17 @@ def _means(draw: Draw, settings: SynthesisSettings) -> tuple[np.ndarray, np.ndar
         means = _tied(means, draw, 0.7)
     else:
         means = _tied(draw.between(0, 1, count), draw, 0.7)
-    spreads = draw.between(0, 0.07) * draw.between(0.3, 1.5, count)
-    means[0], spreads[0] = (0, 0) if draw.chance(0.7) else (draw.between(0, 0.1), 0.01)
-    return np.clip(means, 0, 1.5), spreads
+    stds = draw.between(0, 0.07) * draw.between(0.3, 1.5, count)
+    means[0], stds[0] = (0, 0) if draw.chance(0.7) else (draw.between(0, 0.1), 0.01)
+    return np.clip(means, 0, 1.5), stds
 
 
-# structures of one tissue: the first lends its brightness to the others, nearly
+# Structures of one tissue: the others get nearly the intensity of the first.
 TIES = ((1, (4, 12, 17, 20)), (2, (5, 13, 14)), (3, (10, 11, 15)), (7, (8, 16)))
 
 
 def _tied(means: np.ndarray, draw: Draw, probability: float) -> np.ndarray:
-    """White matter is white matter, most of the time; so are cortices and fluids."""
+    """Give structures of the same tissue nearly equal means, with some probability."""
     means = means.copy()
     for first, others in TIES:
         if draw.chance(probability):
@@ -342,11 +377,11 @@ def _tied(means: np.ndarray, draw: Draw, probability: float) -> np.ndarray:
     return means
 
 
-# --- what the scanner makes of it ----------------------------------------------------------------
+# --- scanner --------------------------------------------------------------------------------------
 
 
 def _through_scanner(image: torch.Tensor, draw: Draw, settings: SynthesisSettings) -> torch.Tensor:
-    """Bias field, blur, voxel size, noise, gamma."""
+    """Apply bias field, resolution, noise and gamma."""
     bias = draw.smooth(image.shape, float(draw.between(40, 100)) / settings.voxel_mm)[0]
     image = image * torch.exp(bias * float(draw.between(0, 0.3)))
     image = _resolution(image, draw, settings)
@@ -377,7 +412,7 @@ def _resized(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _blurred(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
-    """Separable Gaussian; sigma in voxels."""
+    """Blur with a separable Gaussian; sigma in voxels."""
     x = image[None, None]
     for axis, sigma in enumerate(sigmas):
         reach = max(1, int(np.ceil(2.5 * sigma)))

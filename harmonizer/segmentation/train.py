@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..deep.networks.blocks import pixel_unshuffle
+from ..deep.networks.blocks import pixel_unshuffle, to_channels_last
 from ..errors import InputError, UsageError
 from ..files import atomic_path, sha256_of, write_json
 from .label_maps import LabelMap
@@ -188,7 +188,7 @@ class _TrainingState:
     """State of a training: network, averaged weights, optimizer and step."""
 
     def __init__(self, network: SegmenterNet, settings: TrainingSettings) -> None:
-        self.network = network.to(memory_format=torch.channels_last_3d)
+        self.network = to_channels_last(network)
         self.settings = settings
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
@@ -258,19 +258,20 @@ def _strip_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, to
 class _SynthesizedImages(torch.utils.data.Dataset):
     """Images of a seed for the steps that remain; image n belongs to step n."""
 
-    def __init__(self, maps, settings: TrainingSettings, first: int) -> None:
+    def __init__(self, maps: Any, settings: TrainingSettings, first: int) -> None:
         self.maps, self.settings, self.first = maps, settings, first
 
     def __len__(self) -> int:
         return max(0, self.settings.steps - self.first)
 
-    def __getitem__(self, n: int):
+    def __getitem__(self, n: int) -> Any:
         step = self.first + n
         how = self.settings.synthesis_at(step)
         return synthesize(self.maps, self.settings.seed, step, how)
 
 
-def _images(maps, settings: TrainingSettings, first: int, workers: int):
+def _images(maps: Any, settings: TrainingSettings, first: int, workers: int
+            ) -> torch.utils.data.DataLoader:
     data = _SynthesizedImages(maps, settings, first)
     return torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
 

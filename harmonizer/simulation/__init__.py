@@ -1,1 +1,1 @@
-"""Simulate what scanners do to an anatomy: contrast, resolution, noise, residual bias, gain."""
+"""Simulation of scans: contrast, resolution, noise, residual bias and gain of random scanners."""

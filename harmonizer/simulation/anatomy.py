@@ -1,10 +1,10 @@
-"""Anatomies for simulation: warped label maps and phantom subjects, in template space.
+"""Anatomies for simulation: deformed label maps and phantom subjects, in template space.
 
-Tissue fractions come from a label map (deformed anew for each anatomy) or from a phantom subject.
-Neither holds the detail of a real brain, and a network that never saw detail learns to erase it. So
-every anatomy gets fine structure that no label map has: two multi-scale texture fields, thin
-sheets, tubes (vessels, perivascular spaces) and blobs, some of them lesions. They belong to the
-anatomy: every scanner shows them in its own contrast, at its own resolution.
+Tissue fractions come from a label map, deformed differently for each anatomy, or from a phantom
+subject. Both lack the detail of a real brain, and a network trained without detail learns to erase
+it. Every anatomy therefore gets fine structure: two multi-scale texture fields, thin sheets, tubes
+(vessels, perivascular spaces) and blobs, some of them lesions. This structure belongs to the
+anatomy: every scanner shows it in its own contrast and resolution.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..files import atomic_path
 from ..segmentation import structures as st
 from ..segmentation.label_maps import LabelMap, label_map_paths, load_label_map
 from ..template import load_template, tissue_priors
+from ..volume import Volume
 from .fields import axis_coordinates, smooth_field
 
 __all__ = ["Anatomy", "label_map_anatomy", "phantom_anatomy", "template_grid"]
@@ -37,12 +38,18 @@ class Anatomy:
 
     Attributes
     ----------
-    name : unique
-    affine : (4, 4) voxel -> template world, mm; diagonal
-    fractions : (4, I, J, K) float32 fractions of CSF, cortical gray, white and deep gray matter
-    texture : (2, I, J, K) float32 about unit variance, see `phantom.physics`
-    brain : (I, J, K) float32 share inside the brain's surface
-    structures : (I, J, K) uint8 indices in `segmentation.structures.STRUCTURES`; 0 where unknown
+    name : str
+        Unique name.
+    affine : ndarray, shape (4, 4)
+        Voxels to template world, mm; diagonal.
+    fractions : ndarray, shape (4, I, J, K), float32
+        Fractions of CSF, cortical gray, white and deep gray matter.
+    texture : ndarray, shape (2, I, J, K), float32
+        Fields of about unit variance; see `phantom.physics`.
+    brain : ndarray, shape (I, J, K), float32
+        Fraction of a voxel inside the surface of the brain.
+    structures : ndarray, shape (I, J, K), uint8
+        Indices in `segmentation.structures.STRUCTURES`; 0 if unknown.
     """
 
     name: str
@@ -59,9 +66,9 @@ class Anatomy:
 
 
 def template_grid(spacing_mm: float) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """(affine, shape) of a grid over the template's brain and a margin."""
+    """Return affine and shape of a grid over the template's brain and a margin."""
     template = load_template(2)
-    inside = np.argwhere(template.mask)
+    inside = np.argwhere(template.require_mask())
     low = template.affine[:3, :3] @ inside.min(axis=0) + template.affine[:3, 3] - MARGIN_MM
     high = template.affine[:3, :3] @ inside.max(axis=0) + template.affine[:3, 3] + MARGIN_MM
     shape = np.ceil((high - low) / spacing_mm).astype(int) + 1
@@ -75,14 +82,16 @@ def template_grid(spacing_mm: float) -> tuple[np.ndarray, tuple[int, int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class AlignedMap:
-    """A label map cut to its brain, with its place in the template's world.
+    """Label map cropped to its brain, with its position in the template's world.
 
     Attributes
     ----------
-    structures : (I, J, K) uint8 indices in `segmentation.structures.STRUCTURES`, 1 mm
-    soft : (5, I, J, K) uint8, 0..255: fractions of the four tissues and of the brain, smoothed for
-        anatomies of a voxel size
-    matrix : (4, 4) template world, mm -> voxels
+    structures : ndarray, shape (I, J, K), uint8
+        Indices in `segmentation.structures.STRUCTURES`, 1 mm.
+    soft : ndarray, shape (5, I, J, K), uint8
+        Fractions of the four tissues and of the brain, 0 to 255, smoothed.
+    matrix : ndarray, shape (4, 4)
+        Template world in mm to voxels.
     """
 
     structures: np.ndarray
@@ -92,9 +101,9 @@ class AlignedMap:
 
 def label_map_anatomy(folder: Path, index: int, seed: int, spacing_mm: float,
                       cache: Path | None = None) -> Anatomy:
-    """Deform label map number `index` of a folder; a function of the arguments alone.
+    """Deform label map number `index` of a folder; depends on the arguments only.
 
-    `cache` is a folder that keeps aligned label maps, which take seconds to make.
+    Aligned label maps take seconds to compute; `cache` is a folder to store them in.
     """
     rng = np.random.default_rng([seed, index, 7001])
     head = _aligned_map(str(folder), index, spacing_mm, None if cache is None else str(cache))
@@ -109,7 +118,7 @@ def label_map_anatomy(folder: Path, index: int, seed: int, spacing_mm: float,
 
 @lru_cache(maxsize=6)
 def _aligned_map(folder: str, index: int, spacing_mm: float, cache: str | None) -> AlignedMap:
-    """From the cache, or made and kept there."""
+    """Return an aligned label map, from the cache if it is there."""
     path = Path(cache or ".") / f"aligned_{index:02d}_{spacing_mm:g}mm.npz"
     if cache is not None and path.exists():
         with np.load(path, allow_pickle=False) as kept:
@@ -123,7 +132,7 @@ def _aligned_map(folder: str, index: int, spacing_mm: float, cache: str | None) 
 
 
 def _make_aligned(head: LabelMap, spacing_mm: float) -> AlignedMap:
-    """Align, cut and soften a label map."""
+    """Align, crop and smooth a label map."""
     sigma = LABEL_SMOOTHING_VOXELS * max(1.0, 0.75 * spacing_mm)
     matrix, inside = _align(head), np.argwhere(head.brain)
     low = np.maximum(inside.min(axis=0) - 8, 0)
@@ -137,7 +146,7 @@ def _make_aligned(head: LabelMap, spacing_mm: float) -> AlignedMap:
 
 
 def tissue_of_structure() -> np.ndarray:
-    """(structures,) 0 CSF, 1 cortical gray, 2 white, 3 deep gray matter; 4 outside the brain."""
+    """Return the tissue of each structure: 0 CSF, 1 cortex, 2 WM, 3 deep GM, 4 outside."""
     table = np.full(len(st.STRUCTURES), 4)
     for index, structure in enumerate(st.STRUCTURES):
         for tissue, classes in enumerate(st.TISSUE_CLASSES.values()):
@@ -147,7 +156,7 @@ def tissue_of_structure() -> np.ndarray:
 
 
 def _align(head: LabelMap) -> np.ndarray:
-    """(4, 4) affine from template world to the map's voxels, by least squares of tissue maps."""
+    """Fit the (4, 4) affine from template world to a map's voxels to the tissue maps."""
     import torch
     from torch.nn import functional
 
@@ -178,14 +187,14 @@ def _align(head: LabelMap) -> np.ndarray:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    matrix = np.eye(4)
-    matrix[:3] = start[:3] + (change * scale).detach().numpy()
-    return matrix
+    found = np.eye(4)
+    found[:3] = start[:3] + (change * scale).detach().numpy()
+    return found
 
 
-def _boxes_matched(brain: np.ndarray, grid) -> np.ndarray:
-    """(4, 4) template world -> voxels of the map that matches the boxes around both brains."""
-    ours, theirs = np.argwhere(brain), np.argwhere(grid.mask)
+def _boxes_matched(brain: np.ndarray, grid: Volume) -> np.ndarray:
+    """Return the (4, 4) matrix that matches the bounding boxes of both brains."""
+    ours, theirs = np.argwhere(brain), np.argwhere(grid.require_mask())
     world = theirs @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     factor = np.ptp(ours, axis=0) / np.ptp(world, axis=0)
     matrix = np.diag([*factor, 1.0])
@@ -195,7 +204,7 @@ def _boxes_matched(brain: np.ndarray, grid) -> np.ndarray:
 
 def _deformed_points(rng: np.random.Generator, affine: np.ndarray, shape: tuple[int, ...]
                      ) -> np.ndarray:
-    """(3, I, J, K) template coordinates at which a deformed anatomy is read."""
+    """Draw the template coordinates (3, I, J, K) at which a deformed anatomy is sampled."""
     from scipy.spatial.transform import Rotation
 
     axes = axis_coordinates(affine, shape)
@@ -213,7 +222,7 @@ def _deformed_points(rng: np.random.Generator, affine: np.ndarray, shape: tuple[
 
 def _sampled(soft: np.ndarray, indices: np.ndarray, voxels: np.ndarray
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(fractions, brain, structures) at (3, I, J, K) voxel coordinates of the map."""
+    """Sample fractions, brain and structures at (3, I, J, K) voxel coordinates of the map."""
     import torch
     from torch.nn import functional
 
@@ -230,7 +239,7 @@ def _sampled(soft: np.ndarray, indices: np.ndarray, voxels: np.ndarray
 
 def _with_atrophy(rng: np.random.Generator, fractions: np.ndarray, axes: list[np.ndarray]
                   ) -> np.ndarray:
-    """Widen or narrow fluid spaces: the log odds of fluid move, more in some places."""
+    """Widen or narrow fluid spaces by changing the log odds of fluid, more at some places."""
     amount = rng.normal(0, 0.5) + 0.15 * smooth_field(rng, axes, 40.0)[0]
     factor = np.exp(amount).astype(np.float32)
     total = fractions.sum(axis=0)
@@ -243,7 +252,7 @@ def _with_atrophy(rng: np.random.Generator, fractions: np.ndarray, axes: list[np
 
 
 def phantom_anatomy(seed: int, age: float, sex: str, spacing_mm: float) -> Anatomy:
-    """A phantom subject in template space, with fine structure."""
+    """Make a phantom subject in template space, with fine structure."""
     from ..phantom.anatomy import make_deformation, make_subject
 
     subject = make_subject(seed, age, sex, spacing_mm)
@@ -279,12 +288,14 @@ def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, fractions
     total = fractions.sum(axis=0)
     fractions *= 1 - tubes
     fractions[0] += tubes * total
+    visibility = rng.uniform(0, 1)  # brains differ in how much fine detail a scan can show
     for _ in range(2):
         sheets = _sheets(rng, axes, spacing)
         blobs = _blobs(rng, axes, spacing)
         for part in texture:
-            part += np.float32(rng.choice((-1, 1)) * rng.uniform(1, 6)) * sheets
-            part += np.float32(rng.choice((-1, 1)) * rng.uniform(1, 6)) * blobs
+            for detail in (sheets, blobs):
+                sign = rng.choice((-1, 1))
+                part += np.float32(visibility * sign * rng.uniform(1, 6)) * detail
     lesions = _lesions(rng, axes)
     texture[0] += np.float32(rng.uniform(3, 9)) * lesions * fractions[2]
     return Anatomy(name, affine, fractions, np.clip(texture, -14, 14), brain.astype(np.float32),
@@ -293,9 +304,9 @@ def _detailed(rng: np.random.Generator, name: str, affine: np.ndarray, fractions
 
 def _own_levels(rng: np.random.Generator, axes: list[np.ndarray], fractions: np.ndarray
                 ) -> np.ndarray:
-    """(2, I, J, K) what a subject's tissues differ in from other subjects', overall and by region.
+    """Draw intensity offsets of a subject's tissues, overall and regional, (2, I, J, K).
 
-    Without it, a network could learn that a subject's own tissue levels are an error.
+    Without them, a network could learn to treat a subject's own tissue intensities as an error.
     """
     offsets = rng.normal(0, (0.6, 0.4), (len(fractions), 2)).astype(np.float32)
     regional = smooth_field(rng, axes, 50.0, 2) * np.float32(0.35)
@@ -303,7 +314,7 @@ def _own_levels(rng: np.random.Generator, axes: list[np.ndarray], fractions: np.
 
 
 def _texture(rng: np.random.Generator, axes: list[np.ndarray], spacing: float) -> np.ndarray:
-    """Multi-scale field of about unit variance."""
+    """Draw a multi-scale field of about unit variance."""
     field = sum(np.float32(a) * smooth_field(rng, axes, knot)[0]
                 for a, knot in ((0.5, 24.0), (0.5, 8.0), (0.5, 3.5)))
     return field + np.float32(rng.uniform(0.2, 0.8)) * _grain(rng, axes, rng.uniform(0.5, 1.2),
@@ -312,7 +323,7 @@ def _texture(rng: np.random.Generator, axes: list[np.ndarray], spacing: float) -
 
 def _grain(rng: np.random.Generator, axes: list[np.ndarray], sigma_mm: float, spacing: float
            ) -> np.ndarray:
-    """Fine noise of unit variance before the grid's own limit."""
+    """Draw fine noise, of unit variance unless it is finer than the grid."""
     noise = rng.standard_normal([len(a) for a in axes], dtype=np.float32)
     sigma = sigma_mm / spacing
     if sigma < 0.3:
@@ -322,18 +333,18 @@ def _grain(rng: np.random.Generator, axes: list[np.ndarray], sigma_mm: float, sp
 
 
 def _level_distance(field: np.ndarray, spacing: float) -> np.ndarray:
-    """Distance (mm, first order) to the zero level of a smooth field."""
+    """Return the distance (mm, first order) to the zero level of a smooth field."""
     slope = np.sqrt(sum(np.gradient(field, spacing, axis=axis) ** 2 for axis in range(3)))
     return np.abs(field) / np.maximum(slope, 1e-4)
 
 
 def _present(rng: np.random.Generator, axes: list[np.ndarray], threshold: float) -> np.ndarray:
-    """(I, J, K) 0..1: the parts of the brain where a kind of structure occurs."""
+    """Draw the parts of the brain where a kind of structure occurs, (I, J, K) 0 to 1."""
     return np.clip(3 * (smooth_field(rng, axes, 26.0)[0] - np.float32(threshold)), 0, 1)
 
 
 def _profile(distance: np.ndarray, width_mm: float, spacing: float) -> np.ndarray:
-    """Share of a voxel that lies within half of `width_mm`; thinner than a voxel: fainter."""
+    """Return the fraction of a voxel within half of `width_mm`; fainter if it is below a voxel."""
     width = max(width_mm, spacing)
     return np.float32(width_mm / width) * np.exp(-(distance / (0.6 * width)) ** 2)
 

@@ -1,9 +1,9 @@
-"""From an anatomy and a scanner to a scan: contrast, point spread, bias field, noise, gain.
+"""Simulation of a scan of an anatomy: contrast, point spread, bias field, noise, gain.
 
-    scan = Rice(bias x blur(tone(|sum over tissues of share x gain x signal|)), sigma) x gain
+    scan = Rice(bias x blur(tone(|sum over tissues of fraction x gain x signal|)), sigma) x gain
 
-sampled on a grid of the scanner's own. The truth "this scan, as if made on scanner T" is T's
-rendering on the same grid, without noise and without bias field.
+sampled on the grid of the scan. The truth for another scanner T is T's rendering on the same grid,
+without noise and without bias field.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ TISSUES_IN_TABLE = 4
 
 @dataclass(frozen=True, eq=False)
 class ScanGrid:
-    """Where the voxels of one scan lie.
+    """Voxel grid of one scan.
 
     Attributes
     ----------
-    affine : (4, 4) voxel -> world as the header states it, mm
-    shape : (3,) voxels
-    pose : (4, 4) world -> template world: what a registration left over
+    affine : ndarray, shape (4, 4)
+        Voxels to world as in the header, mm.
+    shape : tuple of int
+        Voxels along each axis.
+    pose : ndarray, shape (4, 4)
+        World to template world: the error of a registration.
     """
 
     affine: np.ndarray
@@ -41,7 +44,7 @@ class ScanGrid:
 
 def scan_grid(rng: np.random.Generator, anatomy: Anatomy, voxel_mm: np.ndarray,
               tilt_deg: float = 6.0) -> ScanGrid:
-    """Draw a grid over the brain: oblique by a few degrees, registered up to a small error."""
+    """Draw a grid over the brain: oblique by a few degrees, with a small registration error."""
     from scipy.spatial.transform import Rotation
 
     low = np.array([axis.min() for axis in anatomy.coordinates]) + 4
@@ -56,7 +59,7 @@ def scan_grid(rng: np.random.Generator, anatomy: Anatomy, voxel_mm: np.ndarray,
 
 
 def _registration_error(rng: np.random.Generator) -> np.ndarray:
-    """(4, 4) rotation and shift of a few tenths of a degree and of a millimeter."""
+    """Draw a (4, 4) rotation and shift of some tenths of a degree and of a millimeter."""
     from scipy.spatial.transform import Rotation
 
     pose = np.eye(4)
@@ -66,13 +69,13 @@ def _registration_error(rng: np.random.Generator) -> np.ndarray:
 
 
 def render(anatomy: Anatomy, scanner: SimulatedScanner) -> np.ndarray:
-    """(I, J, K) float32 on the anatomy's grid: contrast, resolution and gain of a scanner."""
+    """Render contrast, resolution and gain of a scanner on the grid of an anatomy, (I, J, K)."""
     fields = np.random.default_rng([scanner.seed, 1])
     gains = smooth_field(fields, anatomy.coordinates, scanner.region_knot_mm, TISSUES_IN_TABLE)
     gains = 1 + np.float32(scanner.region_std) * np.clip(gains, -3, 3)
     signal = np.zeros(anatomy.brain.shape, np.float32)
-    for share, gain, (mean, one, two) in zip(anatomy.fractions, gains, scanner.table):
-        signal += share * gain * (mean + one * anatomy.texture[0] + two * anatomy.texture[1])
+    for fraction, gain, (mean, one, two) in zip(anatomy.fractions, gains, scanner.table):
+        signal += fraction * gain * (mean + one * anatomy.texture[0] + two * anatomy.texture[1])
     signal *= ndimage.gaussian_filter(scanner.structure_gains[anatomy.structures], 0.7)
     signal = _toned(np.abs(signal), scanner)
     if scanner.outside:
@@ -85,7 +88,7 @@ def render(anatomy: Anatomy, scanner: SimulatedScanner) -> np.ndarray:
 
 
 def _toned(signal: np.ndarray, scanner: SimulatedScanner) -> np.ndarray:
-    """The tone curve: an exponent, and a sine that may make it non-monotone; zero stays zero."""
+    """Apply the tone curve: an exponent, and a sine that may be non-monotone; zero stays zero."""
     amplitude, cycles, phase = scanner.tone
     curved = np.maximum(signal, np.float32(1e-6)) ** np.float32(scanner.gamma)
     if amplitude:
@@ -95,24 +98,24 @@ def _toned(signal: np.ndarray, scanner: SimulatedScanner) -> np.ndarray:
 
 
 def sample(image: np.ndarray, anatomy: Anatomy, grid: ScanGrid, order: int = 1) -> np.ndarray:
-    """An image on the anatomy's grid, read on a scan's grid; zero outside."""
+    """Interpolate an image of an anatomy on the grid of a scan; zero outside."""
     matrix = np.linalg.inv(anatomy.affine) @ grid.pose @ grid.affine
     return ndimage.affine_transform(image, matrix[:3, :3], matrix[:3, 3], grid.shape, np.float32,
                                     order, "constant", 0.0)
 
 
 def template_scan_grid(rng: np.random.Generator, template: Volume) -> ScanGrid:
-    """The template's own grid, registered up to a small error: a scan after preprocessing."""
+    """Return the grid of the template with a small registration error."""
     return ScanGrid(template.affine, template.shape, _registration_error(rng))
 
 
 def acquire(rng: np.random.Generator, anatomy: Anatomy, scanner: SimulatedScanner, grid: ScanGrid,
             rendered: np.ndarray, noise_factor: float = 1.0) -> Volume:
-    """A scan with its brain mask: sampled, with bias field and noise; zero outside the mask.
+    """Sample a scan with its brain mask, bias field and noise; zero outside the mask.
 
-    `rendered` is `render(anatomy, scanner)`. Noise is drawn from `rng`, so two scans of one anatomy
-    never share it. Its level is the scanner's, whatever the size of the grid's voxels, times
-    `noise_factor`.
+    `rendered` is `render(anatomy, scanner)`. Noise is drawn from `rng`, so it differs between two
+    scans of one anatomy. Its level is that of the scanner times `noise_factor`, and does not depend
+    on the voxel size of the grid.
     """
     clean = sample(rendered, anatomy, grid)
     side = np.sqrt((grid.affine[:3, :3] ** 2).sum(axis=0))
@@ -132,7 +135,7 @@ def acquire(rng: np.random.Generator, anatomy: Anatomy, scanner: SimulatedScanne
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_voxels: float) -> np.ndarray:
-    """Unit-variance Gaussian noise, correlated over `sigma_voxels`."""
+    """Draw Gaussian noise of unit variance, correlated over `sigma_voxels`."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     if not sigma_voxels:
         return noise
@@ -141,7 +144,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_voxels: float
 
 
 def _mask(rng: np.random.Generator, anatomy: Anatomy, grid: ScanGrid) -> np.ndarray:
-    """The brain's mask as brain extraction leaves it: a little tight or loose."""
+    """Draw a brain mask as from brain extraction, a little tight or loose."""
     spacing = abs(float(anatomy.affine[0, 0]))
     soft = ndimage.gaussian_filter(anatomy.brain, 1.2 / spacing)
     return sample(soft, anatomy, grid) > rng.uniform(0.3, 0.65)

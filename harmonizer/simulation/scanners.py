@@ -1,10 +1,10 @@
-"""The prior over scanners: everything that distinguishes two scanners, drawn from one seed.
+"""Distribution of simulated scanners: all properties that differ between two scanners.
 
 Contrast is the signal equation of a T1-weighted sequence with random parameters at 1.5 or 3 T. It
-is perturbed in ways that no equation describes: gains of tissues, of structures and of regions, the
-visibility of myelin- and iron-like texture, and a tone curve that need not be monotone. Resolution
-is an anisotropic point spread and a voxel, up to slices of 4 mm. Noise is Rician, white or
-correlated, uniform or not. A residual bias field and a gain complete the scanner.
+is perturbed by gains of tissues, structures and regions, by the visibility of myelin- and iron-like
+texture, and by a tone curve that may be non-monotone. Resolution is an anisotropic point spread and
+a voxel, with slices up to 4 mm. Noise is Rician, white or correlated, uniform or not. A residual
+bias field and a gain complete the scanner.
 
 `PRIOR` states every range. docs/simulation.md compares the prior with real scans.
 """
@@ -27,30 +27,46 @@ BRAIN_TISSUES = 4  # CSF, cortical gray, white, deep gray matter: first rows of 
 
 @dataclass(frozen=True)
 class ScannerPrior:
-    """Ranges of the scanner prior; pairs are bounds of uniform draws unless stated otherwise.
+    """Ranges of scanner properties; pairs are bounds of uniform distributions unless stated.
 
     Attributes
     ----------
-    mprage : probability of an MPRAGE sequence, else a spoiled gradient echo
-    perturbed : probability that a scanner departs from the signal equation: in the gains below,
-        in the visibility of textures, and in the intensities' curve
-    csf_std, tissue_std, structure_std : standard deviations of log gains
-    region_std : bounds of the standard deviation of the regional gain fields
-    region_knot_mm : bounds of their scale
-    texture_std : standard deviation of the log visibility of textures
-    tone, tone_amplitude, tone_cycles : probability, amplitude and frequency of the tone curve
-    gamma_std : standard deviation of the log exponent of the intensities
-    psf_mm : full width at half maximum of the point spread, log-uniform
-    psf_anisotropy : standard deviation of the log ratio of its widths along the axes
-    voxel_mm : voxel side in the plane
-    slice_mm, thick_slice_mm : slice thickness of ordinary and of thick-slice protocols
-    unequal, thick : probabilities of a slice thickness of its own, and of thick slices
-    noise : standard deviation of the noise in either channel over the signal of white matter,
-        log-uniform
-    correlated : probability of spatially correlated noise
-    uneven : probability of a noise level that varies over the brain
-    bias : bounds of the standard deviation of the log residual bias field
-    log_gain : log of the stored units of the signal of white matter
+    mprage : float
+        Probability of an MPRAGE sequence, else a spoiled gradient echo.
+    perturbed : float
+        Probability that contrast differs from the signal equation, by the gains, texture visibility
+        and tone curve below.
+    csf_std, tissue_std, structure_std : float
+        Standard deviations of log gains.
+    region_std, region_knot_mm : tuple of float
+        Standard deviation and scale (mm) of the regional gain fields.
+    texture_std : float
+        Standard deviation of the log visibility of textures.
+    tone, tone_amplitude, tone_cycles : float, tuple of float
+        Probability, amplitude and frequency of the tone curve.
+    gamma_std : float
+        Standard deviation of the log exponent of the intensities.
+    psf_mm : tuple of float
+        Full width at half maximum of the point spread, log-uniform.
+    psf_anisotropy : float
+        Standard deviation of the log ratio of its widths along the axes.
+    voxel_mm : tuple of float
+        Voxel side in the plane.
+    slice_mm, thick_slice_mm : tuple of float
+        Slice thickness of ordinary and of thick-slice protocols.
+    unequal, thick : float
+        Probabilities of a separately drawn slice thickness, and of thick slices.
+    noise : tuple of float
+        Standard deviation of the noise in either channel over the signal of white matter,
+        log-uniform.
+    correlated : float
+        Probability of spatially correlated noise.
+    uneven : float
+        Probability of a noise level that varies over the brain.
+    bias : tuple of float
+        Standard deviation of the log residual bias field.
+    log_gain : tuple of float
+        Log of the stored intensity of white matter.
     """
 
     mprage: float = 0.6
@@ -72,7 +88,7 @@ class ScannerPrior:
     thick_slice_mm: tuple[float, float] = (2.0, 4.0)
     unequal: float = 0.35
     thick: float = 0.12
-    noise: tuple[float, float] = (0.008, 0.09)
+    noise: tuple[float, float] = (0.004, 0.09)
     correlated: float = 0.2
     uneven: float = 0.4
     bias: tuple[float, float] = (0.0, 0.04)
@@ -82,29 +98,43 @@ class ScannerPrior:
 PRIOR = ScannerPrior()
 UNPERTURBED = {"csf_std": 0.0, "tissue_std": 0.0, "structure_std": 0.0, "region_std": (0.0, 0.0),
                "texture_std": 0.0, "tone": 0.0, "gamma_std": 0.0}
-"""Ranges of a scanner whose contrast is the signal equation's alone."""
+"""Ranges of a scanner whose contrast is that of the signal equation alone."""
 
 
 @dataclass(frozen=True)
 class SimulatedScanner:
-    """One scanner and its protocol, complete.
+    """One scanner and its protocol.
 
     Attributes
     ----------
-    seed : of the regional gain fields and of the bias field's shape
-    tesla, sequence : field strength and pulse sequence
-    table : (4, 3) signal and texture slopes of CSF, cortical gray, white and deep gray matter
-    structure_gains : (structures,) gains by index in `segmentation.structures.STRUCTURES`
-    region_std, region_knot_mm : size and scale of the regional gain fields
-    outside : brightness of what surrounds the brain, relative to white matter
-    tone : amplitude, cycles over the intensity range, phase
-    gamma : exponent of the intensities
-    psf_mm, voxel_mm : (3,) point spread (FWHM) and voxel along right-left, back-front, foot-head
-    noise : standard deviation in either channel, relative to white matter
-    noise_sigma_voxels : of the noise's own smoothing; 0 is white
-    noise_unevenness : standard deviation of the log noise level over the brain
-    bias : standard deviation of the log residual bias field
-    gain : stored units of the signal of white matter
+    seed : int
+        Seed of the regional gain fields and of the shape of the bias field.
+    tesla, sequence : float, Sequence
+        Field strength and pulse sequence.
+    table : ndarray, shape (4, 3)
+        Signal and texture slopes of CSF, cortical gray, white and deep gray matter.
+    structure_gains : ndarray, shape (structures,)
+        Gains by index in `segmentation.structures.STRUCTURES`.
+    region_std, region_knot_mm : float
+        Standard deviation and scale of the regional gain fields.
+    outside : float
+        Intensity around the brain relative to white matter.
+    tone : tuple of float
+        Amplitude, cycles over the intensity range, and phase of the tone curve.
+    gamma : float
+        Exponent of the intensities.
+    psf_mm, voxel_mm : ndarray, shape (3,)
+        Point spread (FWHM) and voxel size along right-left, back-front, foot-head.
+    noise : float
+        Standard deviation in either channel relative to white matter.
+    noise_sigma_voxels : float
+        Smoothing of the noise; 0 is white noise.
+    noise_unevenness : float
+        Standard deviation of the log noise level over the brain.
+    bias : float
+        Standard deviation of the log residual bias field.
+    gain : float
+        Stored intensity of white matter.
     """
 
     seed: int
@@ -127,13 +157,13 @@ class SimulatedScanner:
 
     @property
     def blur_sigma_mm(self) -> np.ndarray:
-        """(3,) standard deviation of point spread and voxel averaging together."""
+        """Standard deviation of point spread and voxel averaging together, (3,)."""
         return np.sqrt((self.psf_mm / FWHM_PER_SIGMA) ** 2 + self.voxel_mm ** 2 / BOX_VARIANCE)
 
 
 def draw_scanner(rng: np.random.Generator, structures: int, prior: ScannerPrior = PRIOR
                  ) -> SimulatedScanner:
-    """Draw a scanner with a T1-weighted protocol: white brighter than gray matter and fluid."""
+    """Draw a scanner with a T1-weighted protocol: white matter brighter than gray matter."""
     if rng.random() >= prior.perturbed:
         prior = replace(prior, **UNPERTURBED)  # type: ignore[arg-type]
     tesla, sequence, table = _draw_contrast(rng, prior)
@@ -155,7 +185,7 @@ def draw_scanner(rng: np.random.Generator, structures: int, prior: ScannerPrior 
 
 
 def _structure_gains(rng: np.random.Generator, count: int, std: float) -> np.ndarray:
-    """(count,) gains; 1 for index 0, which stands for unknown structures."""
+    """Draw gains (count,); 1 for index 0, which stands for unknown structures."""
     gains = np.exp(rng.normal(0, std, count)).astype(np.float32)
     gains[0] = 1
     return gains
@@ -167,7 +197,7 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float
 
 def _draw_contrast(rng: np.random.Generator, prior: ScannerPrior
                    ) -> tuple[float, Sequence, np.ndarray]:
-    """Field strength, sequence, and (4, 3) perturbed signals, white matter's being 1."""
+    """Draw field strength, sequence and (4, 3) perturbed signals relative to white matter."""
     while True:
         tesla = float(rng.choice([1.5, 3.0]))
         if rng.random() < prior.mprage:
@@ -188,7 +218,7 @@ def _draw_contrast(rng: np.random.Generator, prior: ScannerPrior
 
 
 def _draw_voxel(rng: np.random.Generator, prior: ScannerPrior) -> np.ndarray:
-    """(3,) voxel size, mm."""
+    """Draw the voxel size (3,), mm."""
     voxel = np.full(3, rng.uniform(*prior.voxel_mm))
     kind, axis = rng.random(), int(rng.integers(3))
     if kind < prior.thick:

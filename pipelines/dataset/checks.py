@@ -251,15 +251,19 @@ def require_valid(
                 else "counts"].append(issue)
     if by_kind["counts"]:
         raise InputError(
-            f"{root}: {len(by_kind['counts'])} BIDS errors:\n  "
+            f"{root}: {_errors(by_kind['counts'])}:\n  "
             f"{_listed([issue.text for issue in by_kind['counts']])}\n"
             "Repair the dataset, or continue with --skip-bids-validation."
         )
-    warnings = (("elsewhere", "in files that this run does not read", "They do not stop the run."),
-                ("handled", "that do not stop the run", "Other messages state what is done."))
-    return [Finding(root, f"{len(by_kind[kind])} BIDS errors {where}: "
+    warnings = (("elsewhere", "in files that this run does not read", "The run continues."),
+                ("handled", "handled by this app", "Other messages state what is done."))
+    return [Finding(root, f"{_errors(by_kind[kind])} {where}: "
                     + _listed([f"{i.code} ({i.location})" for i in by_kind[kind]], "; "), remedy)
             for kind, where, remedy in warnings if by_kind[kind]]
+
+
+def _errors(issues: Collection[Issue]) -> str:
+    return "1 BIDS error" if len(issues) == 1 else f"{len(issues)} BIDS errors"
 
 
 def _listed(texts: list[str], separator: str = "\n  ") -> str:

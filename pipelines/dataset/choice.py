@@ -129,10 +129,11 @@ def _query(entity: str, images: list[Image]) -> str:
     for modality, path in images:
         if value := entities_of(path.name).get(entity):
             values[modality.lower()].add(value)
-    kind = int if entity == "echo" and all(map(str.isdecimal, set().union(*values.values()))) \
-        else str
-    return json.dumps({modality: {PYBIDS_NAMES[entity]: [None, *sorted(map(kind, labels))]}
-                       for modality, labels in values.items()})
+    numeric = entity == "echo" and all(map(str.isdecimal, set().union(*values.values())))
+    return json.dumps({
+        modality: {PYBIDS_NAMES[entity]: [None, *(sorted(map(int, labels)) if numeric
+                                                  else sorted(labels))]}
+        for modality, labels in values.items()})
 
 
 def _some(paths: list[Path]) -> str:

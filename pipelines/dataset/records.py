@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Finding", "ScanRecord", "entities_of", "split_name"]
+__all__ = ["Finding", "ScanRecord", "covariate_text", "covariate_texts", "entities_of",
+           "split_name"]
 
 Covariate = float | str | None
 
@@ -92,6 +93,20 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.finding}. {self.remedy}"
+
+
+def covariate_texts(covariates: Mapping[str, Covariate]) -> dict[str, str]:
+    """Return covariates as text, without missing values; whole numbers have no decimals.
+
+    >>> covariate_texts({"group": 1.0, "iq": 101.5, "smoker": None})
+    {'group': '1', 'iq': '101.5'}
+    """
+    return {name: covariate_text(value) for name, value in covariates.items() if value is not None}
+
+
+def covariate_text(value: float | str) -> str:
+    """Return one value of a covariate as text; whole numbers have no decimals."""
+    return value if isinstance(value, str) else str(value).removesuffix(".0")
 
 
 def split_name(name: str) -> tuple[str, str, str]:

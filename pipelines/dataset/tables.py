@@ -161,13 +161,11 @@ class Tables:
     @cached_property
     def _session_rows(self) -> dict[tuple[str, str], Row]:
         """Return rows of participants.tsv by participant and session; a missing session is ''."""
-        path, found = self.participants_path, {}
+        path = self.participants_path
+        found: dict[tuple[str, str], Row] = {}
         remedy = "BIDS has a sub-X_sessions.tsv for what differs between sessions."
         self.findings.append(
-    Finding(
-        path,
-        "has a row for each session, and is read session by session",
-         remedy))
+            Finding(path, "has a row for each session, and is read session by session", remedy))
         for label, rows in self._grouped_rows.items():
             sessions = [_session_of(row) for row in rows]
             for session, row in zip(sessions, rows):

@@ -175,7 +175,7 @@ class CheckQuality(ExplainedInterface):
         given = self.inputs.extraction
         how: dict[str, Any] = dict(given) if isdefined(given) else {
             "method": "precomputed", "brain_only": is_brain_only(volume)}
-        check = check_quality(volume.with_mask(None), volume.mask,
+        check = check_quality(volume.with_mask(None), volume.require_mask(),
                               read_itk_affine(self.inputs.transform), how.get("network_dice"))
         known = {key: value for key, value in asdict(check).items() if value is not None}
         self._results["quality"] = {**how, **_plain(known), "low_confidence": check.low_confidence}

@@ -90,13 +90,13 @@ class SavePreprocessed(ExplainedInterface):
         write_on_original_grid(paths.image("preproc"), corrected.data, conformed)
         self._sidecar(paths.image("preproc"), sidecars.preproc(
             source, self._stripped, False, paths.resolution, list(self.inputs.repairs)))
-        write_on_original_grid(paths.mask(), corrected.mask, conformed)
+        write_on_original_grid(paths.mask(), corrected.require_mask(), conformed)
         write_json(sidecar(paths.mask()), sidecars.mask(
             [paths.uri(paths.image("preproc"))], False, paths.resolution, self.inputs.quality))
 
     def _save_template(self, paths: ScanPaths, volume: Volume) -> None:
         image, mask = paths.image("preproc", template=True), paths.mask(template=True)
-        write_mask(mask, volume.mask, volume.affine, code=4)
+        write_mask(mask, volume.require_mask(), volume.affine, code=4)
         write_json(sidecar(mask), sidecars.mask(
             [paths.uri(paths.mask())], True, paths.resolution, self.inputs.quality))
         write_volume(image, volume, code=4)

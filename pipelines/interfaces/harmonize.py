@@ -1,4 +1,4 @@
-"""One scan, one fitted model, one target: the harmonized image on both grids."""
+"""Nipype interface that harmonizes one scan to one target, on both grids."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ class Harmonize(ExplainedInterface):
         run = {**self._provenance(target, template), **done.facts}
         if done.uncertainty is not None:
             self._save_uncertainty(paths, template.with_data(done.uncertainty))
+        assert done.native is not None
         native_file = paths.image(inputs.desc)
         write_on_original_grid(native_file, done.native.data, conformed)
         self._sidecar(paths, native_file, False, run)
@@ -99,7 +100,7 @@ class Harmonize(ExplainedInterface):
         shutil.rmtree(inputs.scratch, ignore_errors=True)
 
     def _save_uncertainty(self, paths: ScanPaths, uncertainty: Volume) -> None:
-        """Write the standard deviation over the samples of which the image is the mean."""
+        """Write the standard deviation over the samples whose mean is the image."""
         path = paths.uncertainty_map(self.inputs.desc)
         write_volume(path, uncertainty, code=4)
         write_json(sidecar(path), {
@@ -115,7 +116,7 @@ class Harmonize(ExplainedInterface):
         write_json(sidecar(image), {**sidecars.acquisition_metadata(source), **content})
 
     def _provenance(self, target: Target, volume: Volume) -> dict[str, Any]:
-        """What was done, in words that a sidecar keeps."""
+        """Return the facts about the harmonization for the sidecar."""
         inputs = self.inputs
         backend = registry.get(inputs.backend)
         return {
@@ -133,11 +134,11 @@ class Harmonize(ExplainedInterface):
             "RandomSeed": inputs.seed,
             "Device": inputs.device,
             "Precision": "float32",
-            "ForegroundVoxels": int(np.count_nonzero(volume.mask)),
+            "ForegroundVoxels": int(np.count_nonzero(volume.require_mask())),
         }
 
     def _log(self, paths: ScanPaths, target: Target, before: Volume, after: Volume) -> None:
-        """Anatomy numbers for the reports; structure and edges do not care for gain."""
+        """Write anatomy measures for the reports; neither of them depends on a gain."""
         assert before.mask is not None
         spacing = tuple(float(s) for s in before.spacing)
         ranges = [float(np.ptp(np.percentile(v.in_mask(), [0.5, 99.5]))) for v in (before, after)]

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from nipype.interfaces.base import File, traits
 
-from harmonizer.errors import InputError
 from harmonizer.preprocessing.conform import conform
-from harmonizer.preprocessing.transforms import read_itk_affine, resample, resample_mask
-from harmonizer.template import load_template
-from harmonizer.volume import read_volume, same_grid, write_mask, write_volume
+from harmonizer.preprocessing.pipeline import conform_mask, to_template
+from harmonizer.preprocessing.transforms import read_itk_affine
+from harmonizer.volume import read_volume, write_mask, write_volume
 
 from .base import ExplainedInterface, InputSpec, OutputSpec
 
@@ -52,14 +51,9 @@ class ConformMask(ExplainedInterface):
     output_spec = _ConformMaskOutputSpec
 
     def _work(self, folder: Path) -> None:
-        mask, image = conform(self.inputs.in_mask).volume, read_volume(self.inputs.reference)
-        if not same_grid(mask.shape, mask.affine, image.shape, image.affine):
-            raise InputError(
-                f"{self.inputs.in_mask}: lies on another grid (shape {mask.shape}) than its image "
-                f"({image.shape}). Give a mask in the image's own space."
-            )
-        path = write_mask(folder / "mask.nii", mask.data > 0.5, image.affine)
-        self._results["out_mask"] = str(path)
+        image = read_volume(self.inputs.reference)
+        mask = conform_mask(self.inputs.in_mask, image)
+        self._results["out_mask"] = str(write_mask(folder / "mask.nii", mask, image.affine))
 
 
 class _ToTemplateInputSpec(InputSpec):
@@ -82,13 +76,7 @@ class ToTemplate(ExplainedInterface):
 
     def _work(self, folder: Path) -> None:
         volume = read_volume(self.inputs.in_file, self.inputs.in_mask)
-        grid = load_template(self.inputs.resolution)
-        matrix = read_itk_affine(self.inputs.transform)
-        resampled = resample(volume.with_mask(None), grid, matrix)
-        mask = resample_mask(volume.mask, volume.affine, grid, matrix)
-        if not mask.any():
-            raise InputError("no part of the brain mask lies inside the template's grid after "
-                             "registration. Look at the image's orientation and position.")
-        self._results["out_file"] = str(write_volume(folder / "template.nii", resampled, code=4))
-        path = write_mask(folder / "mask.nii", mask, grid.affine, code=4)
+        done = to_template(volume, read_itk_affine(self.inputs.transform), self.inputs.resolution)
+        self._results["out_file"] = str(write_volume(folder / "template.nii", done, code=4))
+        path = write_mask(folder / "mask.nii", done.require_mask(), done.affine, code=4)
         self._results["out_mask"] = str(path)

@@ -13,6 +13,7 @@ from harmonizer.errors import InputError
 from harmonizer.files import read_json
 from harmonizer.template import TEMPLATE
 
+from ..dataset.records import covariate_texts
 from .heads import mask_of
 from .names import ScanPaths, node_name, sidecar
 
@@ -119,7 +120,7 @@ def _read(path: Path, paths: ScanPaths, region: str) -> Preprocessed:
             paths.scan_id, paths.subject, paths.session, paths.modality, content["Site"],
             content["SiteSource"], paths.image("preproc", template=True),
             paths.mask(template=True), covariates.pop("age", None), covariates.pop("sex", None),
-            {k: str(v) for k, v in covariates.items()}, paths.probabilities_found(),
+            covariate_texts(covariates), paths.probabilities_found(),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: lacks {error}. Delete it and preprocess this scan again.") \

@@ -96,7 +96,7 @@ def _description(out: Path, raw: Path | None, derivatives: Mapping[str, Path]) -
              **{k: dataset_link(out, v) for k, v in derivatives.items()}}
     if raw is not None:
         links["raw"] = dataset_link(out, raw)
-    content = {
+    content: dict[str, Any] = {
         "Name": "Harmonized MRI" + (f" of: {source['Name']}" if "Name" in source else ""),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
@@ -141,7 +141,8 @@ def _write_descriptions(out: Path, descs: Mapping[str, str]) -> None:
     rows = dict(DESCRIPTIONS)
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
-        rows.update(line.removeprefix("desc-").split("\t", 1) for line in lines if "\t" in line)
+        cells = (line.removeprefix("desc-").partition("\t") for line in lines)
+        rows.update((label, text) for label, tab, text in cells if tab)
     rows.update(descs)
     body = "".join(f"desc-{label}\t{text}\n" for label, text in sorted(rows.items()))
     write_text(path, "desc_id\tdescription\n" + body)

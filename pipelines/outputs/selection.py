@@ -18,13 +18,13 @@ from harmonizer.cohort import Cohort, Scan
 from harmonizer.files import read_json, write_json
 
 from ..dataset.filters import fits_query, load_queries
-from ..dataset.records import ScanRecord, entities_of, split_name
+from ..dataset.records import ScanRecord, covariate_texts, entities_of, split_name
 from ..settings import Settings
 from . import sidecars
 from .collect import Preprocessed, find_preprocessed, preprocessed_paths
 from .names import ScanPaths, resolution_of, sidecar
 
-__all__ = ["Selection", "SiteChange", "update_scan_facts"]
+__all__ = ["Selection", "SiteChange", "scan_of", "update_scan_facts"]
 
 RAW_EXTENSIONS = (".nii.gz", ".nii")
 MAX_LISTED_SCANS = 10
@@ -96,7 +96,7 @@ class Selection:
 
         Images that are still to be preprocessed are listed by their raw file; nothing is read.
         """
-        planned = [_scan_of(record) for record in self.records
+        planned = [scan_of(record) for record in self.records
                    if record.modality == modality and record.scan_id in self.selected_ids]
         if not self.reads_bids_dir or self.settings.include_existing:
             planned += [item.scan for item in self.find((modality,))
@@ -203,12 +203,12 @@ def update_scan_facts(selection: Selection) -> tuple[SiteChange, ...]:
     return tuple(changes)
 
 
-def _scan_of(record: ScanRecord) -> Scan:
+def scan_of(record: ScanRecord) -> Scan:
     """Return a record as a row of the cohort; image and mask are the raw file, not read."""
-    covariates = {k: v for k, v in record.covariates.items() if v is not None}
+    others = {k: v for k, v in record.covariates.items() if k not in ("age", "sex")}
     return Scan(record.scan_id, record.subject, record.session, record.modality, record.site,
-                record.site_source, record.path, record.path, covariates.pop("age", None),
-                covariates.pop("sex", None), {k: str(v) for k, v in covariates.items()})
+                record.site_source, record.path, record.path, record.age, record.sex,
+                covariate_texts(others))
 
 
 def _count(scans: Sequence[ScanPaths]) -> str:

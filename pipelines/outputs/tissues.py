@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from harmonizer.template import tissue_priors
@@ -12,7 +14,7 @@ from .names import ScanPaths
 __all__ = ["probabilities_of_scan"]
 
 
-def probabilities_of_scan(paths: ScanPaths) -> tuple[dict[str, np.ndarray], bool]:
+def probabilities_of_scan(paths: ScanPaths) -> tuple[Mapping[str, np.ndarray], bool]:
     """Read the tissue probabilities of a scan on the template grid.
 
     A sloppy run does not segment; the template's priors replace the scan's own probabilities.

@@ -17,8 +17,8 @@ from harmonizer.errors import UsageError, did_you_mean
 
 __all__ = [
     "option", "parse_option", "flag_of", "as_text", "as_texts", "as_path", "as_paths", "as_number",
-    "as_integer", "as_boolean", "as_participants", "as_labels", "as_targets", "available_cpus",
-    "parse_memory", "stages_of", "target_kind_of",
+    "as_integer", "as_boolean", "as_participants", "as_labels", "as_columns", "as_targets",
+    "available_cpus", "parse_memory", "stages_of", "target_kind_of",
 ]
 
 STAGES = ("preprocess", "fit", "harmonize", "evaluate", "export")  # in the order of execution
@@ -164,6 +164,16 @@ def as_labels(prefix: str) -> Parser:
         return tuple(dict.fromkeys(word.removeprefix(prefix) for word in words))
 
     return parse
+
+
+def as_columns(value: Any) -> tuple[str, ...]:
+    """Accept column names; splits at commas, drops repetitions.
+
+    >>> as_columns(["age,sex", "group"])
+    ('age', 'sex', 'group')
+    """
+    words = (word.strip() for entry in as_texts(value) for word in entry.split(","))
+    return tuple(dict.fromkeys(word for word in words if word))
 
 
 def as_participants(value: Any) -> tuple[str, ...]:

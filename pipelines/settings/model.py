@@ -36,6 +36,7 @@ from .fields import (
     TEXTURE,
     TRAVELING,
     as_boolean,
+    as_columns,
     as_integer,
     as_labels,
     as_number,
@@ -115,8 +116,8 @@ class Settings:
     """Participants to fit on: labels without 'sub-', or column=value; empty means all."""
     fit_low_confidence_masks: bool = option(as_boolean, False)
     """Also fit on scans whose brain mask has low confidence."""
-    covariates: tuple[str, ...] = option(as_texts, ())
-    """Age, sex and columns of participants.tsv whose effects must be preserved; empty: age, sex."""
+    covariates: tuple[str, ...] = option(as_columns, ())
+    """Age, sex and columns of participants.tsv whose effects are evaluated; empty: age, sex."""
     reference_site: str | None = option(as_text, None)
     """Site that the others are tested against; None means the target, else the largest."""
     traveling: str = option(as_text, "auto", choices=TRAVELING)
@@ -248,11 +249,6 @@ class Settings:
 
         values = self.to_dict()
         return tomli_w.dumps({k: v for k, v in values.items() if k not in ONE_TIME_OPTIONS})
-
-    @classmethod
-    def from_toml(cls, path: str | os.PathLike[str]) -> Settings:
-        """Read settings from a complete TOML file, such as OUT/logs/settings_*.toml."""
-        return cls.from_dict(load_toml(path), origin=str(path))
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from harmonizer.cohort import MAX_TRAVELING_YEARS, Cohort, Scan
+from harmonizer.cohort import MAX_TRAVELING_YEARS, Cohort
 from harmonizer.errors import UsageError, did_you_mean
 from harmonizer.evaluation.statistics.confounding import ConfoundingCheck, check_confounding
 from harmonizer.methods import registry
 from harmonizer.methods.base import Backend
 
 from ..dataset.records import ScanRecord
+from ..outputs.selection import scan_of
 from ..settings import Settings
-from .fit_selection import sites_left_out
+from .fit_selection import chosen, sites_left_out
 
 __all__ = ["checked_columns", "modeled_covariates", "confounding_of", "design_warnings",
            "warn_before_work"]
@@ -123,21 +124,22 @@ def warn_before_work(settings: Settings, records: Sequence[ScanRecord]) -> None:
     stages = {"fit", "evaluate"} & set(settings.planned_stages)
     if not records or not stages or settings.participant_label or settings.session_label:
         return
-    cohort = Cohort(tuple(map(_scan, records)))
+    cohort = Cohort(tuple(map(scan_of, records)))
     known = {"age", "sex", *(name for scan in cohort for name in scan.covariates)}
     for name in (*modeled_covariates(settings), *settings.covariates):
         if name not in known:
             raise UsageError(f"covariate {name!r}: no scan has a value of it. "
                              f"{did_you_mean(name, known)}")
-    texts = (text for modality in dict.fromkeys(record.modality for record in records)
-            for text in design_warnings(settings, cohort.of_modality(modality)))
+    texts = [text for modality in dict.fromkeys(record.modality for record in records)
+             for text in (*design_warnings(settings, cohort.of_modality(modality)),
+                          *_unmodelable(settings, cohort.of_modality(modality)))]
     for text in dict.fromkeys(texts):
         LOGGER.warning("%s", text)
 
 
-def _scan(record: ScanRecord) -> Scan:
-    """Return the raw image as a row of the cohort."""
-    return Scan(record.scan_id, record.subject, record.session, record.modality, record.site,
-                record.site_source, record.path, record.path, record.age, record.sex,
-                {name: str(value) for name, value in record.covariates.items()
-                 if name not in ("age", "sex") and value is not None})
+def _unmodelable(settings: Settings, cohort: Cohort) -> Iterable[str]:
+    """Warn of requested covariates that the fit cannot model; the fit repeats the reason."""
+    scans = chosen(cohort, settings.fit_participants, strict=False).scans
+    if "fit" in settings.planned_stages and scans:
+        for phrase in _backend(settings).unmodeled_covariates(scans):
+            yield f"{scans[0].modality}, covariate {phrase}."

@@ -45,7 +45,7 @@ from ..settings import Settings
 from .design_warnings import checked_columns, design_warnings
 from .methods_text import methods_text, software_versions
 from .reports import write_subject_reports
-from .site_effect_maps import explained_figures
+from .site_effect_maps import site_effect_figures
 
 __all__ = ["evaluate", "rewrite_group_report", "variants_of"]
 
@@ -105,30 +105,30 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     if not found:
         raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
     cohort_of(found).to_tsv(out / "cohort.tsv")
-    rulings = {}
+    results = {}
     for modality in settings.modalities:
         scans = [item for item in found if item.scan.modality == modality]
         variants = variants_of(settings, scans)
         if variants:
-            rulings[modality] = (variants, _rule(settings, scans, variants))
-    if not rulings:
+            results[modality] = (variants, _evaluate_modality(settings, scans, variants))
+    if not results:
         return ("Nothing to evaluate yet: no scan is harmonized. Run the participant level again "
                 "now that a model is fitted.",)
     warnings = _design_warnings(settings, found)
     for text in warnings:
         LOGGER.warning("%s", text)
-    ruling = EvaluationResult.join(ruling for _, ruling in rulings.values())
-    ruling.metrics.to_tsv(out / "metrics.tsv")
-    ruling.quantiles.to_tsv(out / "metrics_quantiles.tsv")
-    ruling.statistics.to_tsv(out / "group_statistics.tsv")
-    everything = [v for variants, _ in rulings.values() for v in variants]
-    flagged = _write_verdicts(everything, ruling)
+    result = EvaluationResult.join(result for _, result in results.values())
+    result.metrics.to_tsv(out / "metrics.tsv")
+    result.quantiles.to_tsv(out / "metrics_quantiles.tsv")
+    result.statistics.to_tsv(out / "group_statistics.tsv")
+    everything = [v for variants, _ in results.values() for v in variants]
+    flagged = _write_verdicts(everything, result)
     if settings.anatomy_change_maps != "none":
-        _write_anatomy_change_maps(everything, ruling, settings.anatomy_change_maps == "all")
+        _write_anatomy_change_maps(everything, result, settings.anatomy_change_maps == "all")
     write_subject_reports(settings, selection)
-    evaluated = {modality: variants for modality, (variants, _) in rulings.items()}
+    evaluated = {modality: variants for modality, (variants, _) in results.items()}
     path = render_group_report(out / "group.html", _group_report(
-        settings, selection, found, evaluated, ruling, warnings))
+        settings, selection, found, evaluated, result, warnings))
     return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
@@ -147,7 +147,7 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
     metrics = Metrics.from_tsv(out / "metrics.tsv")
     statistics = Statistics.from_tsv(out / "group_statistics.tsv")
     quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
-    ruling = EvaluationResult(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
+    result = EvaluationResult(metrics, statistics, quantiles, verdicts_of(metrics, statistics), {})
     evaluated = {}
     for modality in settings.modalities:
         variants = variants_of(settings, [i for i in found if i.scan.modality == modality])
@@ -157,7 +157,7 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
         raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
                          "name another with --desc.")
     return render_group_report(out / "group.html", _group_report(
-        settings, selection, found, evaluated, ruling, _design_warnings(settings, found)))
+        settings, selection, found, evaluated, result, _design_warnings(settings, found)))
 
 
 def _design_warnings(settings: Settings, found: Sequence[Preprocessed]) -> tuple[str, ...]:
@@ -217,9 +217,9 @@ def _variant(desc: str, scans: Sequence[Preprocessed]) -> Variant | None:
     return None
 
 
-def _rule(settings: Settings, scans: Sequence[Preprocessed], variants: Sequence[Variant]
-          ) -> EvaluationResult:
-    """The evaluation of one modality."""
+def _evaluate_modality(settings: Settings, scans: Sequence[Preprocessed],
+                       variants: Sequence[Variant]) -> EvaluationResult:
+    """Evaluate one modality."""
     before = cohort_of(scans)
     covariates = settings.covariates or tuple(
         name for name in ("age", "sex") if any(getattr(s, name) is not None for s in before))
@@ -295,11 +295,11 @@ def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...
     return tuple(lines)
 
 
-def _write_verdicts(variants: Sequence[Variant], ruling: EvaluationResult) -> list[str]:
+def _write_verdicts(variants: Sequence[Variant], result: EvaluationResult) -> list[str]:
     """Write the verdict of each image to its sidecars; return the flagged images."""
     flagged = []
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
+        verdicts: Mapping[str, Any] = result.anatomy_checks.get(variant.name, {})
         for item in variant.items:
             verdict = verdicts.get(item.scan_id)
             if verdict is None:
@@ -312,21 +312,21 @@ def _write_verdicts(variants: Sequence[Variant], ruling: EvaluationResult) -> li
     return flagged
 
 
-def _write_anatomy_change_maps(variants: Sequence[Variant], ruling: EvaluationResult,
+def _write_anatomy_change_maps(variants: Sequence[Variant], result: EvaluationResult,
                                every: bool) -> None:
     """Write the anatomy change map of each flagged image, or of every image.
 
     A constant image has no map.
     """
     for variant in variants:
-        verdicts: Mapping[str, Any] = ruling.anatomy_checks.get(variant.name, {})
+        verdicts: Mapping[str, Any] = result.anatomy_checks.get(variant.name, {})
         for item, scan in zip(variant.items, variant.cohort):
             verdict = verdicts.get(item.scan_id)
             if verdict is None or (verdict.ok and not every):
                 continue
             before, after = item.scan.read(), scan.read()
             if np.ptp(after.data[before.mask]) > 0:
-                change_map = anatomy_change_map(before.data, after.data, before.mask,
+                change_map = anatomy_change_map(before.data, after.data, before.require_mask(),
                                                 tuple(before.spacing))
                 destination = item.paths.anatomy_change(variant.desc)
                 write_volume(destination, before.with_data(change_map), code=4)
@@ -349,16 +349,19 @@ def _guard_line(flagged: Sequence[str], total: int) -> str:
 
 def _group_report(
     settings: Settings, selection: Selection, found: Sequence[Preprocessed],
-    evaluated: Mapping[str, Sequence[Variant]], ruling: EvaluationResult,
+    evaluated: Mapping[str, Sequence[Variant]], result: EvaluationResult,
     doubts: Sequence[str] = (),
 ) -> GroupReport:
-    """`evaluated`: variants of each modality, the run's own first; `doubts` about the cohort."""
+    """Collect the group report.
+
+    `evaluated` has the variants of each modality, the run's own first.
+    """
     out = settings.output_dir
     own = {modality: variants[0] for modality, variants in evaluated.items()}
     done = {i.scan_id for variants in evaluated.values() for v in variants for i in v.items}
     warnings = tuple(f"{item.scan_id} was preprocessed but not harmonized." for item in found
                      if item.scan_id not in done and item.scan.modality in evaluated)
-    warnings += _moved_sites(evaluated)
+    warnings += _changed_sites(evaluated)
     if unselected := len(selection.unselected()):  # not by name: a participant may have withdrawn
         warnings += (f"{unselected} other preprocessed scans are in the output folder and not in "
                      "this report. The run's log names them.",)
@@ -370,7 +373,7 @@ def _group_report(
     links = {subject: f"sub-{subject}.html" for subject in cohort_of(found).subjects
              if (out / f"sub-{subject}.html").is_file()}
     return GroupReport(
-        rows, ruling.metrics, ruling.quantiles,
+        rows, result.metrics, result.quantiles,
         backend=next(iter(own.values())).name, targets={m: v.target for m, v in own.items()},
         failures=tuple(FailureRow(log.scan_id, log.stage, log.message) for log in failed_logs(out)
                        if selection.concerns(log.scan_id)),
@@ -378,14 +381,14 @@ def _group_report(
         fit=_fit_lines(settings, own),
         links=links, methods=methods_text(settings, found),
         software=software_versions(), provenance=_provenance(settings, evaluated),
-        statistics=ruling.statistics, verdicts=ruling.anatomy_checks,
+        statistics=result.statistics, verdicts=result.anatomy_checks,
         anatomy_changes=tuple(figure for v in own.values()
-                              for figure in _anatomy_change_figures(v, ruling)),
-        site_effects=_explained(settings, own))
+                              for figure in _anatomy_change_figures(v, result)),
+        site_effects=_site_effect_figures(settings, own))
 
 
-def _moved_sites(evaluated: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
-    """Name images that were harmonized as another site's than their scan is listed under now."""
+def _changed_sites(evaluated: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
+    """Name images that were harmonized with another site label than the scan has now."""
     lines = []
     for variant in (variant for variants in evaluated.values() for variant in variants):
         for item in variant.items:
@@ -398,18 +401,18 @@ def _moved_sites(evaluated: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _explained(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, ...]:
-    """What each scanner did to each tissue, by modality where there are several."""
+def _site_effect_figures(settings: Settings, own: Mapping[str, Variant]) -> tuple[Figure, ...]:
+    """Draw the site effect on each tissue, by modality if there are several."""
     return tuple(
         figure if len(own) == 1 else replace(figure, title=f"{modality}, {figure.title}")
-        for modality, variant in own.items() for figure in explained_figures(
+        for modality, variant in own.items() for figure in site_effect_figures(
             replace(settings, backend=variant.backend, desc=variant.desc), variant.model,
             variant.items[0]))
 
 
-def _anatomy_change_figures(variant: Variant, ruling: EvaluationResult) -> tuple[Figure, ...]:
+def _anatomy_change_figures(variant: Variant, result: EvaluationResult) -> tuple[Figure, ...]:
     """Return anatomy-change figures of the flagged images with the largest changes."""
-    verdicts = ruling.anatomy_checks.get(variant.name, {})
+    verdicts = result.anatomy_checks.get(variant.name, {})
     flagged = [item for item in variant.items
                if item.scan_id in verdicts and not verdicts[item.scan_id].ok]
     flagged.sort(key=lambda item: -verdicts[item.scan_id].values.get("largest_change", 0.0))

@@ -192,5 +192,5 @@ def _export_warnings(settings: Settings, jobs: Sequence[ExportJob], folder: Path
     errors = validate_bids(folder)
     if errors:
         LOGGER.warning("%s: the BIDS validator finds %d errors: %s", folder, len(errors),
-                       "; ".join(errors[:MAX_LISTED]))
+                       "; ".join(issue.text for issue in errors[:MAX_LISTED]))
     return lines

@@ -92,7 +92,7 @@ def _together(settings: Settings, backend_class: type[Backend]) -> list[tuple[st
 def _log_covariates(modality: str, backend: Backend) -> None:
     """Log which covariates were modeled, and why others were not."""
     for row in backend.cohort_.get("Covariates", ()):
-        LOGGER.log(logging.INFO if row["Modeled"] else logging.WARNING, "Covariate of %s: %s.",
+        LOGGER.log(logging.INFO if row["Modeled"] else logging.WARNING, "%s, covariate %s.",
                    modality, row["Summary"])
 
 

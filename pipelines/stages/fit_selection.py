@@ -10,6 +10,7 @@ from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UsageError, did_you_mean
 from harmonizer.files import read_json
 
+from ..dataset.records import covariate_text
 from ..outputs.collect import Preprocessed, cohort_of
 from ..outputs.names import sidecar
 from ..settings import Settings
@@ -18,6 +19,7 @@ __all__ = ["FitSelection", "select_fit_scans", "chosen", "sites_left_out",
            "low_confidence_masks"]
 
 LOGGER = logging.getLogger("pipelines")
+MAX_LISTED_VALUES = 10
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def chosen(cohort: Cohort, wanted: tuple[str, ...], strict: bool = True) -> Coho
                         and all(holds(s) for holds in conditions))
     if strict and wanted and len(cohort) and not len(kept):
         raise UsageError(f"--fit-participants {' '.join(wanted)}: no scan matches. "
-                         "Check the values in participants.tsv.")
+                         f"{_values_of(cohort, wanted)}")
     return kept
 
 
@@ -120,4 +122,26 @@ def _condition(cohort: Cohort, text: str, strict: bool) -> Callable[[Scan], bool
     if strict and len(cohort) and column not in columns:
         raise UsageError(f"--fit-participants {text}: no column {column!r}. "
                          f"{did_you_mean(column, columns)}")
-    return lambda scan: str(scan.covariates.get(column, getattr(scan, column, None))) == value
+    values = (value, _number_text(value))
+    return lambda scan: _value(scan, column) in values
+
+
+def _number_text(text: str) -> str:
+    """Return a number as `covariate_text` writes it, other text unchanged."""
+    try:
+        return covariate_text(float(text))
+    except ValueError:
+        return text
+
+
+def _value(scan: Scan, column: str) -> str:
+    return str(scan.covariates.get(column, getattr(scan, column, None)))
+
+
+def _values_of(cohort: Cohort, wanted: Sequence[str]) -> str:
+    """List the values of the requested columns in the selected scans."""
+    columns = dict.fromkeys(text.split("=", 1)[0] for text in wanted if "=" in text)
+    values = {name: sorted({_value(scan, name) for scan in cohort} - {"None"}) for name in columns}
+    return " ".join(f"Values of {name}: {', '.join(found[:MAX_LISTED_VALUES]) or 'none'}"
+                    f"{', ...' if len(found) > MAX_LISTED_VALUES else ''}."
+                    for name, found in values.items())

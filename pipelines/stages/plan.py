@@ -22,7 +22,7 @@ from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.engine import SCANS_PER_PROCESS, count_steps
 from .fit_selection import chosen
-from .targets import existing_target, model_folder_of, planned_target
+from .targets import existing_target, model_folder_of, planned_target, reason_of_default
 
 if TYPE_CHECKING:
     from ..workflows.preprocessing import ScanJob
@@ -40,7 +40,6 @@ SIMULATED_RESCANS_SECONDS = (700.0, 25.0)  # of an evaluation, once for each mod
 BYTES_PER_VOXEL = 3.5  # of a compressed float32 image
 WORK_BYTES_PER_SCAN = 250e6
 TEMPLATE_VOXELS = {1: 8_530_000, 2: 1_070_000}
-IMAGES_PER_GRID = 2  # preprocessed and harmonized; masks and tissues are small beside them
 EVALUATION_GB = (1.4, 0.4)  # of one process
 SECONDS_PER_HOUR = 3600
 
@@ -121,7 +120,7 @@ def _describe_target(settings: Settings, selection: Selection, modality: str) ->
     elif existing_target(settings, modality):
         why = "target of the images in OUTPUT_DIR"
     else:
-        why = f"default: the site with the most scans, {sites.get(label, 0)}"
+        why = "default" if kind != "site" else f"default: {reason_of_default(sites)}"
     return f"target {kind} {label!r} ({why})"
 
 

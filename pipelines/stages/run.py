@@ -6,7 +6,7 @@ preprocess (scans) -> fit (cohort) -> harmonize (scans) -> evaluate (cohort) [->
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from harmonizer.errors import InputError, UsageError
@@ -31,6 +31,7 @@ __all__ = ["check_request", "run", "RunResult"]
 LOGGER = logging.getLogger("pipelines")
 MAX_LISTED_SITES = 10
 MAX_LISTED_SCANS = 10
+StageResult = tuple[Iterable[ScanFailure], Iterable[str]]  # failures, and lines for the user
 
 
 def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection[str] = ()
@@ -196,7 +197,7 @@ def _harmonizes(settings: Settings) -> bool:
     return "harmonize" in settings.planned_stages
 
 
-def _preprocess(settings: Settings, selection: Selection):
+def _preprocess(settings: Settings, selection: Selection) -> StageResult:
     from ..workflows.preprocessing import preprocess
     from .reports import write_subject_reports
 
@@ -212,13 +213,13 @@ def _preprocess(settings: Settings, selection: Selection):
     return failures, [f"Preprocessed: {done} of {len(records)} scans ({reused} reused)."]
 
 
-def _fit(settings: Settings, selection: Selection):
+def _fit(settings: Settings, selection: Selection) -> StageResult:
     from .fit import fit
 
     return (), fit(settings, selection)
 
 
-def _harmonize(settings: Settings, selection: Selection):
+def _harmonize(settings: Settings, selection: Selection) -> StageResult:
     from ..workflows.harmonization import harmonize
     from .reports import write_subject_reports
 
@@ -227,17 +228,18 @@ def _harmonize(settings: Settings, selection: Selection):
     return failures, [*lines, f"Subject reports: {len(pages)} in {settings.output_dir}"]
 
 
-def _evaluate(settings: Settings, selection: Selection):
+def _evaluate(settings: Settings, selection: Selection) -> StageResult:
     from .evaluation import evaluate
 
     return (), evaluate(settings, selection)
 
 
-def _export(settings: Settings, selection: Selection):
+def _export(settings: Settings, selection: Selection) -> StageResult:
     from .export import export
 
     return export(settings, selection)
 
 
-STAGES = {"preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate,
-          "export": _export}
+STAGES: dict[str, Callable[[Settings, Selection], StageResult]] = {
+    "preprocess": _preprocess, "fit": _fit, "harmonize": _harmonize, "evaluate": _evaluate,
+    "export": _export}

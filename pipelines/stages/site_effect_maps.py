@@ -17,13 +17,13 @@ from ..outputs.names import sidecar
 from ..settings import Settings
 from .targets import card_path, model_folder_of
 
-__all__ = ["explained_figures"]
+__all__ = ["site_effect_figures"]
 
 LOGGER = logging.getLogger("pipelines")
 MAX_DRAWN_SITES = 12  # those with the most scans
 
 
-def explained_figures(settings: Settings, model: str, item: Preprocessed) -> tuple[Figure, ...]:
+def site_effect_figures(settings: Settings, model: str, item: Preprocessed) -> tuple[Figure, ...]:
     """Draw one figure for each site other than the target; none without tissue statistics.
 
     Parameters

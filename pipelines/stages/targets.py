@@ -33,6 +33,7 @@ __all__ = [
     "existing_target",
     "model_folder_of",
     "planned_target",
+    "reason_of_default",
     "require_brains",
     "require_fit_target",
     "resolve_target",
@@ -137,6 +138,18 @@ def planned_target(settings: Settings, modality: str, sites: Mapping[str, int]
             f"one another name with --desc, such as --desc {settings.backend.replace('_', '')}; or "
             "use another output folder.")
     return kind, label
+
+
+def reason_of_default(sites: Mapping[str, int]) -> str:
+    """Return why a site is the default target.
+
+    >>> reason_of_default({"A": 4, "B": 4, "C": 2})
+    '4 scans, the most of all sites; first by name of A, B'
+    """
+    most = max(sites.values())
+    largest = sorted(site for site, count in sites.items() if count == most)
+    tie = f"; first by name of {', '.join(largest)}" if len(largest) > 1 else ""
+    return f"{most} {'scan' if most == 1 else 'scans'}, the most of all sites{tie}"
 
 
 def _requested_target(settings: Settings, modality: str, sites: Mapping[str, int],
@@ -255,7 +268,7 @@ def _named(settings: Settings, backend: Backend, modality: str) -> Target:
     if kind == "default":
         made = existing_target(settings, modality)
         kind, label = planned_target(settings, modality, backend.sites_)
-        why = "target of the images in OUTPUT_DIR" if made else "site with the most scans"
+        why = "target of the images in OUTPUT_DIR" if made else reason_of_default(backend.sites_)
         LOGGER.info("No --target given: harmonizing %s to %r (%s).", modality, label, why)
         if kind == "reference":
             return Target.load(card_path(settings, modality, kind, label))

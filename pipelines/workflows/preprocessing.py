@@ -13,15 +13,16 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harmonizer import __version__
 from harmonizer.errors import HarmonizerError
 from harmonizer.files import read_json, sha256_of
+from harmonizer.volume import load_nifti
 
 from ..dataset.records import ScanRecord
 from ..outputs.figures import figures_index
@@ -31,7 +32,7 @@ from ..settings import Settings
 from .engine import ScanFailure, execute
 
 if TYPE_CHECKING:
-    from nipype import Workflow
+    from nipype import Node, Workflow
 
 __all__ = ["preprocess", "init_preprocessing_wf", "init_scan_wf", "fingerprint", "plan"]
 
@@ -234,13 +235,12 @@ def plan(settings: Settings, records: Sequence[ScanRecord], out: Path
 def _is_finished(paths: ScanPaths, record: ScanRecord, name: str, sloppy: bool) -> bool:
     """Return whether all results of the scan exist, from this image with these settings."""
     path = sidecar(paths.image("preproc", template=True))
-    needed = (paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
+    needed = [paths.image("preproc", template=True), paths.mask(template=True), paths.to_template,
               paths.image("preproc"), paths.mask(), paths.from_template,
               log_path(paths.out, paths.scan_id, "preprocess"),
-              figures_index(paths, "preprocess"))  # drawn last
+              figures_index(paths, "preprocess")]  # drawn last
     if not sloppy:
-        needed += tuple(paths.probability(t, template=space)
-                        for t in TISSUES for space in (False, True))
+        needed += [paths.probability(t, template=space) for t in TISSUES for space in (False, True)]
     if not path.is_file() or not all(p.is_file() for p in needed):
         return False
     content = read_json(path)
@@ -282,7 +282,7 @@ def init_scan_wf(settings: Settings, job: ScanJob) -> Workflow:
 
     record = job.record
 
-    def node(interface, name: str, **inputs) -> Node:
+    def node(interface: Any, name: str, **inputs: Any) -> Node:
         return Node(interface(**inputs), name=name, mem_gb=memory_of(name, record), n_procs=1)
 
     seed, sloppy = settings.random_seed, settings.sloppy
@@ -317,7 +317,8 @@ def init_scan_wf(settings: Settings, job: ScanJob) -> Workflow:
     return workflow
 
 
-def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
+def _brain_node(node: Callable[..., Node], inputnode: Node, record: ScanRecord,
+                settings: Settings) -> Node:
     """Return the node that extracts the brain, or that reads the precomputed mask."""
     from ..interfaces import ants, image
 
@@ -331,13 +332,12 @@ def _brain_node(node, inputnode, record: ScanRecord, settings: Settings):
 
 def memory_of(step: str, record: ScanRecord) -> float:
     """Return the memory limit of a step in GB, scaled by the size of the image."""
-    import nibabel as nib
-
-    voxels = math.prod(nib.load(record.path).shape[:3])  # type: ignore[attr-defined]
+    voxels = math.prod(load_nifti(record.path).shape[:3])
     return MEM_GB[step] * max(1.0, voxels / MEASURED_VOXELS)
 
 
-def _connect_outputs(workflow, settings: Settings, job: ScanJob, steps: list, outputnode) -> None:
+def _connect_outputs(workflow: Workflow, settings: Settings, job: ScanJob, steps: list[Node],
+                     outputnode: Node) -> None:
     """Connect quality check, saving of the derivatives and drawing of the figures."""
     from nipype import Node
 
@@ -382,8 +382,8 @@ def _connect_outputs(workflow, settings: Settings, job: ScanJob, steps: list, ou
         _connect_segmentation(workflow, settings, job, steps, quality, save)
 
 
-def _connect_segmentation(workflow, settings: Settings, job: ScanJob, steps: list, quality, save
-                          ) -> None:
+def _connect_segmentation(workflow: Workflow, settings: Settings, job: ScanJob,
+                          steps: list[Node], quality: Node, save: Node) -> None:
     """Connect the segmentation, which writes probabilities on both grids."""
     from nipype import Node
 
@@ -412,8 +412,8 @@ def write_graph(workflow: Workflow, out: Path, name: str) -> None:
     """Write the workflow's graph as DOT text into OUT/logs; drawing it needs graphviz."""
     import networkx as nx
 
-    lines = [f'  "{a.fullname}" -> "{b.fullname}";'
-             for a, b in nx.DiGraph(workflow._create_flat_graph()).edges()]
+    graph: nx.DiGraph[Any] = nx.DiGraph(workflow._create_flat_graph())
+    lines = [f'  "{a.fullname}" -> "{b.fullname}";' for a, b in graph.edges()]
     from harmonizer.files import write_text
 
     path = write_text(out / "logs" / f"graph_{name}.dot",

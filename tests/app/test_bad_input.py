@@ -170,7 +170,7 @@ def test_the_validator_is_heard(study: Study) -> None:
         pytest.skip("no BIDS validator")
     (study.root / "dataset_description.json").unlink()
     code, output = study.run("--no-skip-bids-validation")
-    assert code == 65 and "BIDS errors" in output and "--skip-bids-validation" in output
+    assert code == 65 and "BIDS error" in output and "--skip-bids-validation" in output
 
 
 @pytest.mark.parametrize(("out", "code", "message"), [
@@ -209,6 +209,8 @@ def test_an_output_that_is_a_file(study: Study, tmp_path: Path) -> None:
     (SITES.replace("sub-03\tKKI", "sub-03\tK K-I"), 0, ["look alike", "3 T1w scans at 3 sites"]),
     (SITES.replace("NYU", "KKI"), 65, ["all 3 T1w scans are of one site, 'KKI'"]),
     (SITES, 0, ["Only one T1w scan at NYU"]),
+    (SITES.replace("sub-03\tKKI", "sub-03\tUCLA"), 0,
+     ["Only one T1w scan at each of KKI, NYU, UCLA"]),
     ("site\nNYU\n", 65, ["expected a column 'participant_id'"]),
     (SITES.replace("\t", ","), 65, ["separated by tabs"]),
     (SITES.encode("utf-16"), 0, ["Save it as UTF-8", "KKI 2, NYU 1"]),
@@ -217,8 +219,8 @@ def test_an_output_that_is_a_file(study: Study, tmp_path: Path) -> None:
     (SITES.replace("sub-03\tKKI\n", "sub-9\tKKI\n"), 1,
      ["1 of 3 participants with images have no row: sub-03", "have a row and no folder: sub-9"]),
     (SITES.replace("sub-03\tKKI", "sub-03"), 1, ["row 4 has 1 cells", "failed: sub-03"]),
-], ids=["no table", "n/a", "conflict", "case", "spelling", "one site", "lone scan", "no id",
-        "commas", "UTF-16", "no zeros", "other labels", "short row"])
+], ids=["no table", "n/a", "conflict", "case", "spelling", "one site", "lone scan", "lone scans",
+        "no id", "commas", "UTF-16", "no zeros", "other labels", "short row"])
 def test_sites(study: Study, table: str | bytes | None, code: int, words: list[str]) -> None:
     path = study.root / "participants.tsv"
     if table is None:

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def module(name: str):
-    """A benchmark as a module, under a name that hides nobody's."""
+    """Import a benchmark under a name that no other module has."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     made = importlib.util.module_from_spec(spec)
     before = list(sys.path)

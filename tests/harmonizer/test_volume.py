@@ -109,10 +109,10 @@ def test_header_lends_its_codes(tmp_path):
 
 def test_killed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(RuntimeError, match="killed"):
-        with atomic_path(tmp_path / "a.json") as temporary:
-            temporary.write_text("{half")
-            raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"), \
+            atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("{half")
+        raise RuntimeError("killed")
     assert read_json(tmp_path / "a.json") == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -158,3 +158,12 @@ def test_a_field_of_view_of_meters_is_refused(tmp_path):
     path = with_unit(tmp_path / "x.nii.gz", 5, "mm", (5, 6, 101))
     with pytest.raises(InputError, match="at most 1000 mm along an axis.*50 x 60 x 1010 mm"):
         read_volume(path)
+
+
+def test_a_step_without_a_mask_says_so():
+    volume = Volume(np.ones((2, 2, 2), np.float32), np.eye(4))
+    for step in (volume.require_mask, volume.in_mask):
+        with pytest.raises(InputError, match="needs a brain mask and the volume has none"):
+            step()
+    mask = np.arange(8).reshape(2, 2, 2) > 4
+    assert np.array_equal(volume.with_mask(mask).require_mask(), mask)

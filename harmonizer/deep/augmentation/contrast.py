@@ -187,9 +187,9 @@ class BiasField(ContrastChange):
         """Return the (1, 1, ...) float32 factors > 0 for an image of this shape."""
         rng = np.random.default_rng(self.seed)
         coarse = [max(2, math.ceil(BIAS_NODE_FRACTION * n)) for n in shape]
-        nodes = rng.standard_normal(coarse) * rng.uniform(0, 1, coarse) * self.strength
+        values = rng.standard_normal(coarse) * rng.uniform(0, 1, coarse) * self.strength
         mode = "bilinear" if len(shape) == 2 else "trilinear"
-        nodes = torch.as_tensor(nodes, dtype=torch.float32)[None, None]
+        nodes = torch.as_tensor(values, dtype=torch.float32)[None, None]
         return functional.interpolate(nodes, size=shape, mode=mode, align_corners=True).exp()
 
 

@@ -9,6 +9,7 @@ averaged, and a batch of N gives the same result as N batches of one.
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +18,10 @@ from torch.nn import functional
 from .convolution import Conv3d
 
 __all__ = ["conv", "norm", "zero_module", "timestep_embedding", "TimeEmbedding", "ResidualBlock",
-           "Attention", "masked_mean", "pixel_unshuffle", "pixel_shuffle", "to_channels_last"]
+           "Attention", "check_sides", "masked_mean", "pixel_shuffle", "pixel_unshuffle",
+           "to_channels_last"]
 
+Network = TypeVar("Network", bound=nn.Module)
 MIN_GROUP_CHANNELS = 4
 MAX_PERIOD = 10_000  # of the timestep embedding, in units of 2 pi
 
@@ -123,9 +126,11 @@ class ResidualBlock(nn.Module):
         h = self.conv1(self._resampled(self.first(x)))
         h = self.norm2(h)
         if self.time is not None:
+            assert time is not None
             scale, shift = self.time(functional.silu(time)).chunk(2, dim=1)
             h = h * (1 + _broadcast(scale, h)) + _broadcast(shift, h)
         if self.style is not None:
+            assert style is not None
             parts = self.style(functional.silu(style)).split(h.shape[1], dim=1)
             h = h * (1 + _broadcast(parts[0], h))
             h = h + _broadcast(parts[1], h) if len(parts) > 1 else h
@@ -170,6 +175,13 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
 
 
+def check_sides(x: torch.Tensor, multiple: int) -> None:
+    """Raise ValueError unless each side of images (N, C, ...) is a multiple of a number."""
+    if any(n % multiple for n in x.shape[2:]):
+        raise ValueError(f"expected sides that are multiples of {multiple}, got "
+                         f"{tuple(x.shape[2:])}.")
+
+
 def masked_mean(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Average features over positions, weighted by the brain in each.
 
@@ -186,7 +198,7 @@ def masked_mean(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """
     if mask is None:
         return h.flatten(2).mean(2)
-    pool = functional.adaptive_avg_pool2d if h.ndim == 4 else functional.adaptive_avg_pool3d
+    pool: Any = functional.adaptive_avg_pool2d if h.ndim == 4 else functional.adaptive_avg_pool3d
     weight = pool(mask.to(h.dtype), h.shape[2:]) + 1e-6
     return (h * weight).flatten(2).sum(2) / weight.flatten(2).sum(2)
 
@@ -225,11 +237,10 @@ def pixel_shuffle(x: torch.Tensor, factor: int) -> torch.Tensor:
     return x
 
 
-def to_channels_last(network: nn.Module) -> nn.Module:
+def to_channels_last(network: Network) -> Network:
     """Convert the convolutions of a network to the channels_last layout, and return it."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
-        elif isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            layout = torch.channels_last if module.weight.ndim == 4 else torch.channels_last_3d
+            module.weight.data = module.weight.data.to(memory_format=layout)
     return network

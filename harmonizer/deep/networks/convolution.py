@@ -27,7 +27,8 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve images of shape (N, C, I, J, K)."""
-        return conv3d(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
+        return conv3d(x, self.weight, self.bias, stride=self.stride[0],
+                      padding=int(self.padding[0]))
 
 
 def conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
@@ -55,7 +56,7 @@ def conv3d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def _is_unrolled(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Return whether torch would not pass this convolution to oneDNN."""
-    narrow = 1 < max(weight.shape[2:]) and min(weight.shape[3:]) <= 3
+    narrow = max(weight.shape[2:]) > 1 and min(weight.shape[3:]) <= 3
     return (len(x) == 1 and narrow and x.device.type == "cpu" and x.dtype == torch.float32
             and x[0, ..., 0].numel() <= MAX_UNROLLED_SIZE and x.shape[2] > 1
             and not torch.is_autocast_enabled("cpu"))

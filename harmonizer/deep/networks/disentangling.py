@@ -178,10 +178,10 @@ class Generator(nn.Module):
         if not unshuffle:
             channels = max(4, width // 2)
             self.blocks.append(ResidualBlock(dims, width, channels, resample="up", **conditioning))
-        self.exit, self.residual_exit = (
-            nn.Sequential(norm(channels), nn.SiLU(),
-                          zero_module(conv(dims, channels, self.factor ** dims)))
-            if exists else None for exists in (True, residual))
+        exits = [nn.Sequential(norm(channels), nn.SiLU(),
+                               zero_module(conv(dims, channels, self.factor ** dims)))
+                 for _ in range(1 + residual)]
+        self.exit, self.residual_exit = exits[0], exits[1] if residual else None
 
     def forward(self, anatomy: torch.Tensor, scanner: torch.Tensor, label: torch.Tensor
                 ) -> torch.Tensor:
@@ -203,6 +203,7 @@ class Generator(nn.Module):
     def residual(self, anatomy: torch.Tensor, scanner: torch.Tensor, label: torch.Tensor
                  ) -> torch.Tensor:
         """Return the change of the encoded images, (N, 1, ...); parameters as in `forward`."""
+        assert self.residual_exit is not None
         features = self._features(anatomy, scanner, label)
         return RESIDUAL_SCALE * pixel_shuffle(self.residual_exit(features), self.factor)
 

@@ -29,6 +29,7 @@ arXiv:2308.06909.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,8 @@ def moments(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     Tensor, shape (N, 1 + 2 C)
     """
     x = features.float().flatten(2)
-    w = functional.adaptive_avg_pool2d(mask.float(), features.shape[2:]).flatten(2)
+    w = functional.adaptive_avg_pool2d(mask.float(), (features.shape[2], features.shape[3])
+                                        ).flatten(2)
     return torch.cat([w.sum(2), (x * w).sum(2), (x * x * w).sum(2)], dim=1)
 
 
@@ -283,7 +285,8 @@ class FlowNetwork(nn.Module):
                  anchored: bool = True, codes: int = 0) -> None:
         super().__init__()
         self.squeezes = tuple(s.squeeze for s in stages)
-        self.flows, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.flows: Any = nn.ModuleList()  # of HierarchyFlow
+        self.norms = nn.ModuleList()
         channels = in_channels
         for stage in stages:
             channels *= stage.squeeze ** 2

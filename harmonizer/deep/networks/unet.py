@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from .blocks import (
     Attention,
     ResidualBlock,
     TimeEmbedding,
+    check_sides,
     conv,
     norm,
     pixel_shuffle,
@@ -66,7 +68,8 @@ class UNet(nn.Module):
         attends = (*attention, *[False] * len(widths))
         inner = unshuffle ** dims
         self.time = TimeEmbedding(widths[0], time) if time else None
-        common = dict(time=time, style=style, style_shift=style_shift, dropout=dropout)
+        common: dict[str, Any] = dict(time=time, style=style, style_shift=style_shift,
+                                      dropout=dropout)
         self.entrance = conv(dims, in_channels * inner, widths[0])
         self.down = nn.ModuleList()
         skips = [widths[0]]
@@ -124,9 +127,7 @@ class UNet(nn.Module):
     def _run(self, x: torch.Tensor, t: torch.Tensor | None, style: torch.Tensor | None,
              after_step: Callable[[str, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Apply all steps; `after_step` changes the features after each, by its name."""
-        if any(n % self.multiple for n in x.shape[2:]):
-            raise ValueError(f"expected sides that are multiples of {self.multiple}, got "
-                             f"{tuple(x.shape[2:])}.")
+        check_sides(x, self.multiple)
         time = None if self.time is None else self.time(t)
         h = self.entrance(pixel_unshuffle(x, self.unshuffle))
         skips = [h]
@@ -146,7 +147,7 @@ class UNet(nn.Module):
                 skips.append(h)
         return pixel_shuffle(self.exit(h), self.unshuffle)
 
-    def _steps(self) -> list[tuple[str, nn.Module]]:
+    def _steps(self) -> list[tuple[str, _Step]]:
         """Return all steps with their names, in order of execution."""
         return [(f"{part}{number}", step) for part in ("down", "middle", "up")
                 for number, step in enumerate(getattr(self, part))]

@@ -39,6 +39,8 @@ class VggFeatures(nn.Module):
     """
 
     widths = WIDTHS
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
-            return {key: file.get_tensor(key) for key in file.keys()}, facts
+            return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UnavailableError(f"{path}: expected a training checkpoint, got an unreadable file "
                                f"({error}). Remove it to start the training again.") from error

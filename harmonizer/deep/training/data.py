@@ -230,7 +230,7 @@ def _scaled(scan: Scan, volume: Volume, box: BoundingBox) -> tuple[np.ndarray, n
     if values.min() == values.max():
         raise InputError(f"{scan.image}: is constant in the brain mask. Check image and mask.")
     unit = np.clip(IntensityScale.of(values).to_unit(volume.data), -1, 1)
-    unit = np.where(volume.mask, unit, BACKGROUND).astype(np.float16)
+    unit = np.where(volume.require_mask(), unit, BACKGROUND).astype(np.float16)
     assert volume.mask is not None
     return box.crop(unit, BACKGROUND), box.crop(volume.mask.astype(np.uint8))
 

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +208,10 @@ class _Trainer:
         terms = {f"{group.name}/{name}": float(value.detach()) for name, value in losses.items()}
         self._require_finite(terms)
         parameters = self._parameters(group)
-        total = sum(loss.float() for loss in losses.values())
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        total = reduce(torch.add, (loss.float() for loss in losses.values()))
+        found = torch.autograd.grad(total, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g.contiguous()
-                     for g, p in zip(gradients, parameters)]
+                     for g, p in zip(found, parameters)]
         self.distributed.average(gradients)
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient

@@ -88,7 +88,7 @@ class TrainingTask:
         torch's global generator, changes nothing, and its values are tensors and plain values.
     """
 
-    networks: dict[str, nn.Module]
+    networks: dict[str, Any]
     identity: dict[str, Any]
     supports_workers: ClassVar[bool] = False
 

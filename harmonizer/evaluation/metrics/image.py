@@ -7,6 +7,8 @@ fades images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -276,7 +278,7 @@ def gradient_agreement(
     first: np.ndarray,
     second: np.ndarray,
     mask: np.ndarray,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    spacing: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0),
 ) -> float:
     """Compute the agreement of edge directions, sum(g1 . g2) / sum(|g1| |g2|), in the eroded mask.
 
@@ -342,7 +344,7 @@ def _window(array: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(array, WINDOW_SIGMA_VOXELS, truncate=WINDOW_TRUNCATE_SIGMAS)
 
 
-def _gradient(array: np.ndarray, where: np.ndarray, spacing: tuple[float, float, float]
+def _gradient(array: np.ndarray, where: np.ndarray, spacing: Sequence[float] | np.ndarray
               ) -> np.ndarray:
     """Return the gradient at the voxels of `where`, shape (3, voxels), in intensity per mm."""
     array = array.astype(np.float32)

@@ -255,6 +255,9 @@ def process_pool(workers: int, progress: Progress | None = None
 def _report_progress(mapper: Callable[..., Iterable], progress: Progress | None, label: str
              ) -> Callable[..., Iterable]:
     """Return `mapper` with calls of `progress`."""
+    if progress is None:
+        return mapper
+
     def mapped(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         every = list(jobs)
         progress(label, 0, len(every))
@@ -262,4 +265,4 @@ def _report_progress(mapper: Callable[..., Iterable], progress: Progress | None,
             progress(label, done, len(every))
             yield result
 
-    return mapper if progress is None else mapped
+    return mapped

@@ -1,9 +1,9 @@
 """Variance of tissue volumes explained by site and subject.
 
 For subjects scanned at several sites, the mixed model y = site + (1 | subject) + e splits the
-variance of a tissue ratio into site, subject and residual. If each subject was at one site only,
-site and subject cannot be separated; the fraction of variance that the site explains beyond age and
-sex is then reported instead, under another name.
+variance of a tissue ratio into site, subject and residual. If each subject was scanned at one site
+only, site and subject cannot be separated. Partial eta squared is reported instead: the fraction of
+variance that the site explains beyond age and sex.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ...errors import NotEstimableError
 from ..questions.traveling import complete_table
 from ..statistics.design import Design, dummies, partial_eta_squared, partial_eta_squared_test
 from ..statistics.resampling import (
+    Labels,
     Test,
     bootstrap_interval,
     corrected,
@@ -70,8 +72,8 @@ class VarianceComponents:
         return part / total if total > 0 else math.nan
 
 
-def variance_components(values: Sequence[float], sites: Sequence[str], subjects: Sequence[str]
-                    ) -> VarianceComponents:
+def variance_components(values: Sequence[float] | np.ndarray, sites: Labels, subjects: Labels
+                        ) -> VarianceComponents:
     """Fit y = site + (1 | subject) + e by restricted maximum likelihood (REML).
 
     A complete table has a closed form that equals REML; else statsmodels' MixedLM is used. The
@@ -100,7 +102,7 @@ def variance_components(values: Sequence[float], sites: Sequence[str], subjects:
     .. [1] Nakagawa and Schielzeth 2013, A general and simple method for obtaining R2 from
        generalized linear mixed-effects models. doi:10.1111/j.2041-210x.2012.00261.x
     """
-    y, sites, subjects = np.asarray(values, float), np.asarray(sites), np.asarray(subjects)
+    y = np.asarray(values, float)
     if Design(tuple(subjects), tuple(sites), np.full(len(y), np.nan), ("",) * len(y)
               ).kind == "nested":
         raise NotEstimableError("expected subjects at two or more sites: site and subject cannot "
@@ -108,7 +110,7 @@ def variance_components(values: Sequence[float], sites: Sequence[str], subjects:
     table, table_subjects, _ = complete_table(y, subjects, sites)
     if table.size == len(y) and len(set(subjects)) == len(table_subjects):
         return balanced_variance_components(table)
-    return _mixed_model(y, sites, subjects)
+    return _mixed_model(y, np.asarray(sites), np.asarray(subjects))
 
 
 def balanced_variance_components(table: np.ndarray) -> VarianceComponents:
@@ -174,7 +176,7 @@ def _without_subject_variance(y: np.ndarray, design: np.ndarray) -> VarianceComp
     return VarianceComponents(float(np.var(design @ fit, ddof=1)), 0.0, rest)
 
 
-def site_partial_eta_squared(values: Sequence[float], design: Design
+def site_partial_eta_squared(values: Sequence[float] | np.ndarray, design: Design
                              ) -> tuple[float, float, list[str]]:
     """Compute partial eta squared of the site beyond age and sex.
 
@@ -198,7 +200,7 @@ def site_partial_eta_squared(values: Sequence[float], design: Design
     return (*partial_eta_squared_test(y, site, adjusting), used)
 
 
-def _site_blocks(values: Sequence[float], design: Design
+def _site_blocks(values: Sequence[float] | np.ndarray, design: Design
                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], tuple[str, ...]]:
     """Return values, site, covariates, their names, and subjects, one row per subject and site."""
     y, design = _per_subject(np.asarray(values, float), design)
@@ -241,8 +243,8 @@ def paired_t_tests(values: Mapping[str, Sequence[float]], design: Design, refere
     for tissue, numbers in values.items():
         for site in sorted(set(design.sites) - {reference}):
             change = _differences(numbers, design, site, reference)
-            context = {"question": "scanner", "site": site, "reference": reference,
-                       "tissue": tissue}
+            context: dict[str, Any] = {"question": "scanner", "site": site, "reference": reference,
+                                       "tissue": tissue}
             if len(change) < MIN_SUBJECTS or np.ptp(change) == 0:
                 tests.append(not_possible(
                     "paired_t", f"{len(change)} subjects with differing changes were at both "
@@ -322,7 +324,7 @@ def _tissue_tests(y: np.ndarray, design: Design, traveling: np.ndarray, tissue: 
 def _r2_tests(y: np.ndarray, design: Design, tissue: str, seed: int) -> list[Test]:
     """Return marginal and conditional R2 with intervals; rescans at a site are averaged."""
     y, design = _per_subject(y, design)
-    context = {"tissue": tissue}
+    context: dict[str, Any] = {"tissue": tissue}
     try:
         components = variance_components(y, design.sites, design.subjects)
     except NotEstimableError as error:
@@ -366,7 +368,7 @@ def _bounds(drawn: np.ndarray) -> tuple[float, float]:
 
 def _eta_test(y: np.ndarray, design: Design, tissue: str, seed: int) -> Test:
     eta, p, used = site_partial_eta_squared(y, design)
-    context = {"tissue": tissue, "question": "scanner"}
+    context: dict[str, Any] = {"tissue": tissue, "question": "scanner"}
     if not math.isfinite(eta):
         return not_possible("site_partial_eta_squared", "one site, constant values, or not more "
                             "subjects than sites and covariates", design.n_subjects, **context)

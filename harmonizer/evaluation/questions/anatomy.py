@@ -32,6 +32,7 @@ GUARDED = {  # measure -> description, and whether higher is better
     "dice": ("overlap of tissues (Dice)", True),
     "ravd": ("change of tissue volumes", False),
 }
+Spacing = Sequence[float] | np.ndarray
 N_KNOTS = 11  # ends included
 N_BINS = 512
 BIAS_SIGMA_MM = 12.0  # standard deviation of the window of gain and offset
@@ -46,8 +47,8 @@ def match_contrast(source: np.ndarray, result: np.ndarray, mask: np.ndarray) -> 
     """Predict the result from the source as if only the contrast had changed: f(source).
 
     f is piecewise linear with 11 knots between the 1st and the 99th percentile of the source,
-    fitted by least squares; beyond, it is extrapolated for up to half the range. It need not be
-    monotonic (T1w to T2w contrast), but cannot follow the intensities of a lesion.
+    fitted by least squares and extrapolated by up to half the range. It need not be monotonic (T1w
+    to T2w contrast), but cannot follow the intensities of a lesion.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def _hinges(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def anatomy_change_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
-              spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+              spacing: Spacing = (1.0, 1.0, 1.0)) -> np.ndarray:
     """Compute the map of anatomical change, as a fraction of the result's 0.5 to 99.5 % range.
 
     The map is result - (a + b f(source)), with a and b fitted over 12 mm around each voxel,
@@ -121,8 +122,8 @@ def anatomy_change_map(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
 
 
 def _change_on_blocks(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
-                  spacing: Sequence[float]
-                  ) -> tuple[tuple[slice, ...], np.ndarray, tuple[int, int, int]]:
+                  spacing: Spacing
+                  ) -> tuple[tuple[slice, ...], np.ndarray, tuple[int, ...]]:
     """Return the mask's box, the map on blocks inside it, and the voxels per block by axis."""
     scale = intensity_range(quantile_function(result[mask]))
     if not scale > 0:
@@ -147,14 +148,14 @@ def _blocks(array: np.ndarray, factor: Sequence[int]) -> np.ndarray:
     return padded.reshape(i, a, j, b, k, c).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def _without_local_line(y: np.ndarray, x: np.ndarray, fraction: np.ndarray, spacing: Sequence[float]
+def _without_local_line(y: np.ndarray, x: np.ndarray, fraction: np.ndarray, spacing: Spacing
                         ) -> np.ndarray:
     """Return y - (a + b x), see `_local_line`."""
     mean_x, mean_y, slope = _local_line(y, x, fraction, spacing)
     return np.where(fraction > 0, y - mean_y - slope * (x - mean_x), 0)
 
 
-def _local_line(y: np.ndarray, x: np.ndarray, fraction: np.ndarray, spacing: Sequence[float]
+def _local_line(y: np.ndarray, x: np.ndarray, fraction: np.ndarray, spacing: Spacing
                 ) -> tuple[np.ndarray, ...]:
     """Fit y = mean_y + b (x - mean_x) by least squares over 12 mm around each voxel.
 
@@ -188,7 +189,7 @@ def _interpolate(coarse: np.ndarray, factor: Sequence[int], shape: Sequence[int]
     return coarse
 
 
-def _mean_inside(array: np.ndarray, fraction: np.ndarray, spacing: Sequence[float], width_mm: float
+def _mean_inside(array: np.ndarray, fraction: np.ndarray, spacing: Spacing, width_mm: float
                  ) -> np.ndarray:
     """Return the Gaussian mean of an array, weighted by each voxel's fraction in the mask."""
     sigma = width_mm / np.asarray(spacing)
@@ -197,7 +198,7 @@ def _mean_inside(array: np.ndarray, fraction: np.ndarray, spacing: Sequence[floa
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-4)
 
 
-def _core(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _core(mask: np.ndarray, spacing: Spacing) -> np.ndarray:
     """Return the mask without its outer 4 mm, or the mask itself if nothing would be left."""
     padded = np.pad(mask, 1)
     depth_mm = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1]
@@ -206,7 +207,7 @@ def _core(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 
 
 def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
-                      spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> float:
+                      spacing: Spacing = (1.0, 1.0, 1.0)) -> float:
     """Compute the mean distance between the edges of a + b f(source) and of the result, both ways.
 
     a and b vary over 12 mm as in `anatomy_change_map`: a bias field changes which edges are
@@ -233,7 +234,7 @@ def edge_displacement(source: np.ndarray, result: np.ndarray, mask: np.ndarray,
 
 
 def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray, core: np.ndarray,
-                  spacing: Sequence[float]) -> float:
+                  spacing: Spacing) -> float:
     """Compute `edge_displacement` inside the mask's box; `core` is the eroded mask."""
     steep = [_steepness(image, spacing) for image in (expected, result)]
     steep[0] *= np.abs(_local_gain(expected, result, mask, spacing))
@@ -245,7 +246,7 @@ def _displacement(expected: np.ndarray, result: np.ndarray, mask: np.ndarray, co
 
 
 def _local_gain(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
-                spacing: Sequence[float]) -> np.ndarray:
+                spacing: Spacing) -> np.ndarray:
     """Return b of `_local_line` at each voxel; 1 for a constant result, which has no edges."""
     scale = intensity_range(quantile_function(result[mask]))
     if not scale > 0:
@@ -255,7 +256,7 @@ def _local_gain(expected: np.ndarray, result: np.ndarray, mask: np.ndarray,
     return _local_line(y, x, mask.astype(np.float32), spacing)[2]
 
 
-def _steepness(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _steepness(image: np.ndarray, spacing: Spacing) -> np.ndarray:
     """Return the length of the gradient (Gaussian derivative of 1 voxel) in intensity per mm."""
     image = image.astype(np.float32)
     return np.sqrt(sum((ndimage.gaussian_filter1d(image, 1.0, axis=axis, order=1, mode="nearest")

@@ -1,9 +1,9 @@
 """Limits of anatomical change, and the images that exceed them.
 
-A harmonized image may differ from its source in contrast, and in anatomy by no more than two scans
-of one subject on one scanner. The limits come from the rescans of the cohort. Without rescans, or
-if these limits would not detect a shift of one voxel, they come from simulated rescans: the scan
-moved by the registration error, with the noise of a second visit.
+A harmonized image may differ from its source in contrast. Its anatomy may differ only as much as
+that of two scans of one subject on one scanner. The limits come from the rescans of the cohort.
+Without rescans, or if their limits would not detect a shift of one voxel, rescans are simulated:
+the scan is moved by the registration error and gets the noise of a second visit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["AnatomyCheck", "Tolerance", "chance_of_flags", "check_anatomy", "lea
            "misses_a_voxel", "tolerance_from_pairs"]
 
 ROUNDING_TOLERANCE = 1e-3  # in the unit of any measure
-FLAGGED_FRACTION = 0.05  # of faithful images
+FLAGGED_FRACTION = 0.05  # expected fraction of rescans beyond the limits
 MAX_RESCAN_PAIRS = 20
 MIN_RESCAN_PAIRS = 3  # with fewer real rescans, simulated ones are used
 N_SHIFTED_SCANS = 3  # by one voxel, one along each axis; limits must flag them

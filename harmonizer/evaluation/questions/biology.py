@@ -110,7 +110,7 @@ def age_tests(train: np.ndarray, test: np.ndarray, design: Design, target: str, 
         ``age_mae`` in years.
     """
     n_train, n_test = _count_subjects(train, test, design, target)
-    context = {"question": "biology", "reference": "age"}
+    context: dict[str, Any] = {"question": "biology", "reference": "age"}
     if n_train < MIN_TRAIN_SUBJECTS or n_test < MIN_TEST_SUBJECTS:
         why = (f"{n_train} subjects with an age at the target '{target}' and {n_test} elsewhere; "
                f"{MIN_TRAIN_SUBJECTS} and {MIN_TEST_SUBJECTS} are needed")
@@ -183,7 +183,7 @@ def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> t
     y, x, sites, subjects = _complete(volume, design)
     names = sorted(set(sites), key=lambda site: (site != reference, site))
     few = [name for name in names if len(set(subjects[sites == name])) < 3]
-    context = {"question": "biology"}
+    context: dict[str, Any] = {"question": "biology"}
     if len(names) < 2 or few or len(y) <= 2 * len(names) + 1 or not np.ptp(y) > 0 or not (
             x.std() > 1e-6 * abs(x.mean())):
         why = (f"fewer than 3 subjects with an age at {', '.join(few)}" if few else
@@ -216,7 +216,7 @@ def _complete(volume: Sequence[float], design: Design
 
 def _slope_tests(y: np.ndarray, z: np.ndarray, site: np.ndarray, slopes: np.ndarray,
                  names: Sequence[str], subjects: np.ndarray, repeated: bool,
-                 context: Mapping[str, str]) -> list[Test]:
+                 context: Mapping[str, Any]) -> list[Test]:
     """Return one t test per interaction term."""
     import statsmodels.api as sm
 
@@ -234,7 +234,7 @@ def _slope_tests(y: np.ndarray, z: np.ndarray, site: np.ndarray, slopes: np.ndar
             for i, name in enumerate(names[1:])]
 
 
-def effect_size(values: Sequence[float], design: Design, covariate: str
+def effect_size(values: Sequence[float] | np.ndarray, design: Design, covariate: str
                 ) -> tuple[str, float, float]:
     """Compute the effect of a covariate on a feature, adjusted for site, age and sex.
 

@@ -52,9 +52,9 @@ def noise_level(data: np.ndarray, mask: np.ndarray) -> float:
 def resampled_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Generate noise as linear interpolation leaves white noise, scaled to a `noise_level` of 1.
 
-    Preprocessing interpolates scans to the template grid. The remaining noise depends on the
-    position of a voxel between its neighbors and is correlated: its standard deviation is about 2.3
-    times what second differences measure (1.5 to 3.3 if the voxel size also changes by 20 %).
+    Preprocessing interpolates scans to the template grid. The remaining noise is correlated and
+    depends on the position of a voxel between its neighbors. Its standard deviation is about 2.3
+    times the value that second differences give (1.5 to 3.3 if the voxel size changes by 20 %).
 
     Parameters
     ----------

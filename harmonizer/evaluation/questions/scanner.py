@@ -1,11 +1,12 @@
 """Classification of the site from texture features of images.
 
-First-order statistics and gray-level co-occurrence texture of each tissue are the input of a
-support vector machine, standardized in the training folds and tested on other subjects. Three
-results:
+The input of a support vector machine is the first-order statistics and the gray-level co-occurrence
+texture of each tissue, standardized in the training folds. It is tested on other subjects. There
+are three results:
 
 * trained on unharmonized images, applied to harmonized ones: does a known site effect remain?
-* trained and tested on harmonized images: is any information about the site left? The stricter one.
+* trained and tested on harmonized images: does any information about the site remain? This is the
+  strictest question.
 * target fidelity: does the first classifier assign the images to the target?
 
 The chance level is the score of the same procedure with site labels permuted between subjects.
@@ -282,7 +283,7 @@ def site_tests(
     return tuple(tests)
 
 
-def _context(stage: str, backend: str = "") -> dict[str, str]:
+def _context(stage: str, backend: str = "") -> dict[str, Any]:
     return {"question": "scanner", "stage": stage, "backend": backend}
 
 
@@ -320,7 +321,7 @@ def _complete(before: np.ndarray, after: np.ndarray, sites: Sequence[str],
 
 
 def _f1_tests(train: np.ndarray, test: np.ndarray, sites: Sequence[str], subjects: Sequence[str],
-             name: str, context: Mapping[str, str], permutations: int, seed: int) -> list[Test]:
+             name: str, context: Mapping[str, Any], permutations: int, seed: int) -> list[Test]:
     """Return the F1 of one classifier and, with permutations, its chance level."""
     result = classify_sites(train, sites, subjects, test=test, seed=seed)
     n_sites = len(set(sites))
@@ -366,7 +367,7 @@ def _chance(features: np.ndarray, subjects: Sequence[str], sites: Sequence[str],
         sites, subjects, observed, permutations=permutations, seed=seed)
 
 
-def _fidelity(result: SiteClassification, target: str, context: Mapping[str, str], seed: int
+def _fidelity(result: SiteClassification, target: str, context: Mapping[str, Any], seed: int
               ) -> Test:
     """Return the fraction of scans of other sites that are classified as the target's."""
     away = [i for i, site in enumerate(result.sites) if site != target]

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ...volume import Volume
 from ..metrics import image as near
 from ..statistics.resampling import (
     NO_SUBJECT_INFORMATION,
+    Labels,
     Test,
     bootstrap_interval,
     corrected,
@@ -204,8 +204,8 @@ def pair_metrics(
         if images is None or to not in ("", pair.second.site):
             continue
         key = frozenset(str(scan.image) for scan in images)
-        jobs.setdefault(key, (images, data_range[pair.first.modality], tuple(
-            None if maps is None else maps[scan.scan_id] for scan in images)))
+        first, second = (None if maps is None else maps[scan.scan_id] for scan in images)
+        jobs.setdefault(key, (images, data_range[pair.first.modality], (first, second)))
         pairs.append((pair, key))
     done = dict(zip(jobs, mapper(_compared, jobs.values())))
     rows = [row for pair, key in pairs for row in _pair_rows(pair, done[key])]
@@ -214,13 +214,14 @@ def pair_metrics(
     return Metrics(tuple(replace(r, stage=stage, backend=backend, target=named) for r in rows))
 
 
-_Comparison = tuple[tuple[Scan, Scan], float, tuple[Any, Any], "Path | None"]
+_Comparison = tuple[tuple[Scan, Scan], float, tuple[Any, Any]]
 
 
 def _compared(job: _Comparison) -> dict[str, float]:
     """Read and compare two images; the job has both, R, and gain and offset (or None) of each."""
     images, scale, maps = job
-    return compare_images(*(_read(scan, one) for scan, one in zip(images, maps)), scale)
+    first, second = (_read(scan, one) for scan, one in zip(images, maps))
+    return compare_images(first, second, scale)
 
 
 def _read(scan: Scan, linear: tuple[float, float] | None) -> Volume:
@@ -304,15 +305,15 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
     return tuple(tests)
 
 
-def _stage_of(name: str) -> dict[str, str]:
+def _stage_of(name: str) -> dict[str, Any]:
     """Return stage and backend for a key of the tables of `compare_methods`."""
     stage = {"": "before", RESCALED: "rescaled"}.get(name, "after")
     return {"stage": stage, "backend": name if stage == "after" else ""}
 
 
 def _mean_test(measure: str, backend: str, means: Mapping[str, float], seed: int) -> Test:
-    context = {"question": "subject", "reference": measure, "unit": MEASURES[measure].unit,
-               **_stage_of(backend)}
+    context = {**_stage_of(backend), "question": "subject", "reference": measure,
+               "unit": MEASURES[measure].unit}
     if not means:
         return not_possible("traveling_pair", "no traveling subject has both images of a pair",
                             **context)
@@ -456,7 +457,7 @@ def within_subject_cov(table: np.ndarray) -> float:
 
 
 def complete_table(
-    values: Sequence[float], subjects: Sequence[str], sites: Sequence[str]
+    values: Sequence[float] | np.ndarray, subjects: Labels, sites: Labels
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Arrange values as a table of subjects by sites without gaps.
 
@@ -527,7 +528,7 @@ def agreement_tests(
     tests: list[Test] = []
     for name, values in features.items():
         table, rows, columns = complete_table(values, subjects, sites)
-        context = {"question": "subject", "reference": name}
+        context: dict[str, Any] = {"question": "subject", "reference": name}
         if len(rows) < MIN_SUBJECTS:
             tests += [not_possible(test, f"{len(rows)} subjects have {name} at the same two or "
                                    f"more sites; {MIN_SUBJECTS} are needed", len(rows),

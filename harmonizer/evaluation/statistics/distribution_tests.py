@@ -9,6 +9,7 @@ subjects of different sites; its p value should be preferred.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def distance_between_sites(
         The effect is in R, 0 or more. It does not vanish for few subjects, so the method states its
         mean under permutation.
     """
-    context = {"question": "scanner", "unit": "R"}
+    context: dict[str, Any] = {"question": "scanner", "unit": "R"}
     at_site = {site: {w for w, s in zip(subjects, sites) if s == site} for site in set(sites)}
     small = sorted(site for site, who in at_site.items() if len(who) < MIN_SUBJECTS_PER_SITE)
     if len(at_site) < 2 or small:

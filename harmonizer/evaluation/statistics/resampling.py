@@ -12,18 +12,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
 from ...errors import InputError
-from ...files import read_json, write_json, write_text
+from ...files import read_json
 from ..dictionary import TEST_DESCRIPTIONS
-from ..table import MISSING, STAGES, parse_number, read_tsv
+from ..table import MISSING, Table, data_dictionary, parse_number, read_tsv
 
-__all__ = ["Test", "Statistics", "Chance", "not_possible", "resample_subjects",
-           "bootstrap_interval", "paired_wilcoxon", "holm", "benjamini_hochberg", "corrected",
-           "shuffle_labels", "chance_level"]
+__all__ = ["Labels", "Test", "KnownTest", "Statistics", "Chance", "is_known", "not_possible",
+           "resample_subjects", "bootstrap_interval", "paired_wilcoxon",
+           "correct_p_values", "corrected", "shuffle_labels", "chance_level"]
 
 CONFIDENCE_LEVEL = 0.95
 MIN_SUBJECTS = 3  # for an interval or a paired test
@@ -53,6 +53,8 @@ COLUMNS = {
     "computed_on": "Name of the list of evaluated subjects; the lists are in the JSON file",
     "note": "Warning, or the reason why there is no number",
 }
+Labels = Sequence[str] | np.ndarray
+CORRECTIONS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}  # statsmodels'
 _NUMBERS = ("effect", "low", "high", "p", "p_corrected")
 
 
@@ -91,8 +93,24 @@ class Test:
         """Whether the effect is a finite number."""
         return self.effect is not None and math.isfinite(self.effect)
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval is known and lies on one side of zero."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
 
-def not_possible(name: str, why: str, n: int = 0, **context: str) -> Test:
+
+class KnownTest(Test):
+    """A row whose effect is a finite number, for type checkers; see `is_known`."""
+
+    effect: float
+
+
+def is_known(row: Test | None) -> TypeGuard[KnownTest]:
+    """Return whether there is a row and its effect is a finite number."""
+    return row is not None and row.known
+
+
+def not_possible(name: str, why: str, n: int = 0, **context: Any) -> Test:
     """Return a row without a value.
 
     Parameters
@@ -115,7 +133,7 @@ def not_possible(name: str, why: str, n: int = 0, **context: str) -> Test:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Table[Test]):
     """Table of tests; ``group_statistics.tsv``.
 
     Attributes
@@ -126,36 +144,18 @@ class Statistics:
         Subjects by the names that ``fitted_on`` and ``computed_on`` refer to.
     """
 
-    rows: tuple[Test, ...] = ()
     subject_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Test]:
-        return iter(self.rows)
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(self.rows + other.rows, {**self.subject_lists, **other.subject_lists})
 
-    def select(self, **wanted: str) -> Statistics:
-        """Select the rows whose columns equal all values, as in ``select(question="anatomy")``."""
-        return replace(self, rows=tuple(
-            row for row in self.rows
-            if all(getattr(row, name) == value for name, value in wanted.items())))
-
-    def distinct(self, column: str) -> tuple[str, ...]:
-        """Return the values of a column in order of first appearance, without the empty one."""
-        return tuple(dict.fromkeys(getattr(row, column) for row in self.rows
-                                   if getattr(row, column)))
-
     def to_tsv(self, path: Path) -> Path:
         """Write the table, and beside it its data dictionary with the extension ``.json``."""
-        lines = ["\t".join(COLUMNS)]
-        lines += ["\t".join(_cell(getattr(row, name)) for name in COLUMNS) for row in self.rows]
-        write_text(Path(path), "\n".join(lines) + "\n")
-        write_json(Path(path).with_suffix(".json"), _dictionary(self))
-        return Path(path)
+        dictionary = data_dictionary(COLUMNS, "name", TEST_DESCRIPTIONS, self.distinct("name"))
+        dictionary["subject_lists"] = {
+            "Description": "Lists of subjects that fitted_on and computed_on refer to",
+            "Levels": {name: list(who) for name, who in self.subject_lists.items()}}
+        return self.write(path, COLUMNS, dictionary)
 
     @classmethod
     def from_tsv(cls, path: Path) -> Statistics:
@@ -183,26 +183,6 @@ class Statistics:
         return cls(rows, {name: tuple(labels) for name, labels in lists.items()})
 
 
-def _dictionary(table: Statistics) -> dict[str, object]:
-    content: dict[str, object] = {name: {"Description": text} for name, text in COLUMNS.items()}
-    content["stage"] = {"Description": COLUMNS["stage"], "Levels": dict(STAGES)}
-    content["name"] = {"Description": COLUMNS["name"], "Levels": {
-        name: TEST_DESCRIPTIONS[name].in_words() if name in TEST_DESCRIPTIONS else name
-        for name in table.distinct("name")}}
-    content["subject_lists"] = {"Description": "Lists of subjects that fitted_on and computed_on "
-                                "refer to",
-                         "Levels": {
-                                    name: list(who)
-                                    for name, who in table.subject_lists.items()}}
-    return content
-
-
-def _cell(value: str | float | int | None) -> str:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return MISSING
-    return " ".join(value.split()) if isinstance(value, str) else f"{value:.8g}"
-
-
 def _test_of(row: Mapping[str, str], path: Path) -> Test:
     numbers = {name: parse_number(row[name], path) for name in (*_NUMBERS, "n")}
     texts = {item.name: "" if row[item.name] in (None, MISSING) else row[item.name]
@@ -210,7 +190,7 @@ def _test_of(row: Mapping[str, str], path: Path) -> Test:
     return Test(**texts, n=int(numbers.pop("n") or 0), **numbers)  # type: ignore[arg-type]
 
 
-def resample_subjects(subjects: Sequence[str], draws: int, seed: int
+def resample_subjects(subjects: Labels, draws: int, seed: int
                     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield bootstrap samples of whole subjects.
 
@@ -242,7 +222,7 @@ def resample_subjects(subjects: Sequence[str], draws: int, seed: int
             yield (np.concatenate([rows[i] for i in chosen]), np.repeat(everyone, sizes[chosen]))
 
 
-def _rows_of(subjects: Sequence[str]) -> list[np.ndarray]:
+def _rows_of(subjects: Labels) -> list[np.ndarray]:
     """Return the row indices of each subject, subjects in sorted order."""
     counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     order = np.argsort(counts[1], kind="stable")
@@ -251,7 +231,7 @@ def _rows_of(subjects: Sequence[str]) -> list[np.ndarray]:
 
 def bootstrap_interval(
     statistic: Callable[[np.ndarray, np.ndarray], float],
-    subjects: Sequence[str],
+    subjects: Labels,
     *,
     draws: int = BOOTSTRAP_DRAWS,
     seed: int = 0,
@@ -331,13 +311,16 @@ def paired_wilcoxon(first: Mapping[str, float], second: Mapping[str, float], nam
     return Test(name, len(common), float(np.median(change)), low, high, p, None, method, note=note)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p values for multiple tests by Holm's step-down procedure (family-wise error) [1]_.
+def correct_p_values(p_values: Sequence[float | None], how: str = "holm") -> list[float | None]:
+    """Correct p values for multiple tests.
 
     Parameters
     ----------
     p_values : sequence of float or None
         Missing values stay missing and are not counted.
+    how : {"holm", "bh"}
+        Holm's step-down procedure (family-wise error) [1]_ or Benjamini and Hochberg's step-up
+        procedure (false discovery rate) [2]_.
 
     Returns
     -------
@@ -348,38 +331,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     ----------
     .. [1] Holm 1979, A simple sequentially rejective multiple test procedure. Scandinavian Journal
        of Statistics 6:65-70.
-    """
-    return _multiple_tests(p_values, "holm")
-
-
-def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p values by Benjamini and Hochberg's step-up procedure (false discovery rate) [1]_.
-
-    Parameters
-    ----------
-    p_values : sequence of float or None
-        Missing values stay missing and are not counted.
-
-    Returns
-    -------
-    list of float or None
-        Corrected p values, 0 to 1, in the same order.
-
-    References
-    ----------
-    .. [1] Benjamini and Hochberg 1995, Controlling the false discovery rate.
+    .. [2] Benjamini and Hochberg 1995, Controlling the false discovery rate.
        doi:10.1111/j.2517-6161.1995.tb02031.x
     """
-    return _multiple_tests(p_values, "fdr_bh")
-
-
-def _multiple_tests(p_values: Sequence[float | None], method: str) -> list[float | None]:
     from statsmodels.stats.multitest import multipletests
 
     done: list[float | None] = [None] * len(p_values)
     known = [i for i, p in enumerate(p_values) if p is not None and math.isfinite(p)]
     if known:
-        values = multipletests([p_values[i] for i in known], method=method)[1]
+        values = multipletests([p_values[i] for i in known], method=CORRECTIONS[how][0])[1]
         for i, value in zip(known, values):
             done[i] = float(value)
     return done
@@ -400,8 +360,7 @@ def corrected(tests: Sequence[Test], how: str = "holm") -> tuple[Test, ...]:
     tuple of Test
         In the same order.
     """
-    rule, words = {"holm": (holm, "Holm"), "bh": (benjamini_hochberg, "Benjamini-Hochberg")}[how]
-    values = rule([test.p for test in tests])
+    values, words = correct_p_values([test.p for test in tests], how), CORRECTIONS[how][1]
     count = sum(value is not None for value in values)
     return tuple(
         test if value is None else replace(
@@ -430,7 +389,7 @@ class Chance:
     permutations: int
 
 
-def shuffle_labels(labels: Sequence[str], subjects: Sequence[str], rng: np.random.Generator
+def shuffle_labels(labels: Labels, subjects: Labels, rng: np.random.Generator
                    ) -> np.ndarray:
     """Permute labels without breaking the assignment of scans to subjects.
 
@@ -454,25 +413,25 @@ def shuffle_labels(labels: Sequence[str], subjects: Sequence[str], rng: np.rando
     .. [1] Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses.
        doi:10.1007/b138696
     """
-    labels = np.array(labels)
+    given = np.array(labels)
     groups = _rows_of(subjects)
-    has_one_label = [(labels[rows] == labels[rows[0]]).all() for rows in groups]
+    has_one_label = [(given[rows] == given[rows[0]]).all() for rows in groups]
     single = iter(rng.permutation(
-        [labels[rows[0]] for rows, one in zip(groups, has_one_label) if one]))
-    shuffled = labels.copy()
+        [given[rows[0]] for rows, one in zip(groups, has_one_label) if one]))
+    shuffled = given.copy()
     for rows, one in zip(groups, has_one_label):
         if one:
             shuffled[rows] = next(single)
     for rows, one in zip(groups, has_one_label):
         if not one:
-            shuffled[rows] = rng.permutation(labels[rows])
+            shuffled[rows] = rng.permutation(given[rows])
     return shuffled
 
 
 def chance_level(
     score: Callable[[np.ndarray], float],
-    labels: Sequence[str],
-    subjects: Sequence[str],
+    labels: Labels,
+    subjects: Labels,
     observed: float,
     *,
     permutations: int = 200,

@@ -1,9 +1,15 @@
 """Base class of learned methods: the public verbs of `Backend` over networks.
 
-The work is done by collaborators: `model` (networks of the method and what they compute of one
-scan), `fit` (baselines and training), `validation` (error on held-out subjects), `inference` (whole
-volumes) and `persistence` (arrays of the model folder). A method is a package with a `config.py`,
-a `model.py`, a `training.py` and a `backend.py`; the backend declares
+The work is done by other modules:
+
+* `model`: the networks of a method, and what they compute from one scan;
+* `fit`: baselines and training;
+* `validation`: the error on validation subjects;
+* `inference`: application to whole volumes;
+* `persistence`: arrays of the model folder.
+
+A method is a package with a `config.py`, a `model.py`, a `training.py` and a `backend.py`. The
+backend declares
 
     name, reference, summary, capabilities, Config
     Model      its `LearnedModel`
@@ -11,8 +17,7 @@ a `model.py`, a `training.py` and a `backend.py`; the backend declares
 
 **Baseline.** The image is first brought to the target by a training-free method
 (`config.baseline`), in the target's unit. The networks receive that image, and their output is
-added as a residual. An untrained network changes nothing, so a learned method starts at the
-baseline's quality.
+added as a residual. An untrained network changes nothing.
 
 **Residual weight.** The residual is weighted by its benefit on validation subjects, from 0 to 1
 (`residual_weight_`). If nothing was validated the weight is 0. The papers have no such weight: with
@@ -24,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,15 +38,7 @@ from ...cohort import Cohort, Scan
 from ...deep.training.settings import Resources
 from ...errors import UnavailableError, UsageError, did_you_mean
 from ...volume import Volume
-from ..base import (
-    Backend,
-    HarmonizationResult,
-    Progress,
-    ScanContext,
-    Self,
-    StatisticsBackend,
-    read_scan,
-)
+from ..base import Backend, HarmonizationResult, Progress, ScanContext, StatisticsBackend, read_scan
 from ..target import Target
 from . import persistence
 from .baseline import (
@@ -62,6 +59,9 @@ from .fit import (
 )
 from .inference import Inference, first_line
 from .model import LearnedModel
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["LearnedBackend", "fit_together"]
 
@@ -136,7 +136,7 @@ class LearnedBackend(Backend):
                                          self.baseline_.styles_[site] if self.baseline_ else {})
                         for site in sorted(summaries)}
 
-    def on(self: Self, device: str) -> Self:
+    def on(self, device: str) -> Self:
         """Move the networks to a device; see `Backend.on`."""
         self.resources = replace(self.resources, device=device)
         self.model_.to(device)

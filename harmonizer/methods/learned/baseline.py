@@ -1,8 +1,8 @@
 """The baseline of a learned method: the training-free method whose result the networks correct.
 
-An untrained network changes nothing, so a learned method starts at the baseline's quality. What the
-baseline learned of a site is stored in the site's style under the prefix `PREFIX`. With the
-baseline ``none``, as in the papers, intensities are scaled by two robust percentiles alone.
+An untrained network changes nothing, so the result of a learned method is initially that of the
+baseline. The style of a site contains the baseline's style, with names that begin with `PREFIX`.
+With the baseline ``none``, as in the papers, intensities are scaled by two robust percentiles.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def match_percentiles(volume: Volume, percentiles: np.ndarray) -> Volume:
     """
     target = IntensityScale(*(float(v) for v in percentiles))
     values = target.from_unit(IntensityScale.of(volume.in_mask()).to_unit(volume.data))
-    return volume.with_data(np.where(volume.mask, np.where(volume.data >= 0,
+    return volume.with_data(np.where(volume.require_mask(), np.where(volume.data >= 0,
                                      np.maximum(values, 0), values), volume.data))
 
 
 def check_baseline_style(baseline: StatisticsBackend | None, style: Mapping[str, np.ndarray]
                          ) -> None:
-    """KeyError or ValueError if a style lacks the numbers of the baseline and of the scale."""
+    """Raise KeyError or ValueError if a style lacks numbers of the baseline or of the scale."""
     low_high = np.asarray(style[PERCENTILES], np.float64)
     if low_high.shape != (2,) or not (np.abs(low_high) < MAX_INTENSITY).all():
         raise ValueError(f"expected two percentiles below {MAX_INTENSITY:g}")

@@ -1,9 +1,9 @@
 """Fitting of networks: in one process or several, on one modality or several.
 
-With several modalities one set of networks is trained on all of them. Each scan carries a code of
-its modality, and no pair of scans is of two. The result is a model for each modality with its own
-sites, baseline and residual weight, and the same networks; site cards, `--model` and the evaluation
-need not know of it. The price is that the networks are stored once for each modality.
+With several modalities, one set of networks is trained on all of them. The input contains a code
+of the modality, and both scans of a training pair have the same modality. The result is one model
+per modality, with its own sites, baseline and residual weight. Site cards, `--model` and the
+evaluation treat these models like any other. The networks are stored in each of them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ __all__ = ["Inference", "first_line", "segmenter_of", "uses_tissues"]
 
 T = TypeVar("T")
 LOGGER = logging.getLogger("harmonizer")
-MAX_RESIDUAL = 0.5  # of [-1, 1], after a baseline; during training more may be predicted
+MAX_RESIDUAL = 0.5  # bound of the residual after a baseline, for intensities in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Inference:
 
     def residual(self, volume: Volume, style: Mapping[str, np.ndarray], context: ScanContext,
                  rng: np.random.Generator, checkpoint_folder: Path | None = None) -> Residual:
-        """Compute what the networks add to a volume after the baseline.
+        """Compute the residual of the networks for a volume after the baseline.
 
         Returns
         -------
@@ -141,12 +141,11 @@ class Inference:
             ) from error
 
     def _box_for(self, volume: Volume) -> BoundingBox:
-        """Return the box of the fit if the grid is the same and it holds the brain, or a new one.
-        """
+        """Return the box of the fit if the grid is the same and it has the brain, or a new one."""
         assert volume.mask is not None
-        if volume.shape == self.grid_shape:
-            if self.box.crop(volume.mask, False).sum() == volume.mask.sum():
-                return self.box
+        if (volume.shape == self.grid_shape
+                and self.box.crop(volume.mask, False).sum() == volume.mask.sum()):
+            return self.box
         return BoundingBox.around(volume.mask, self.model.multiple)
 
 

@@ -1,4 +1,4 @@
-"""Networks of a learned method, and what they compute of one scan.
+"""Networks of a learned method, and what they compute from one scan.
 
 A method derives from `LearnedModel` and implements `build_networks`, `training_task`, `describe`,
 `pool` and `predict_residual`. A model knows the config, sites and modalities of the fit, and the
@@ -72,7 +72,7 @@ class LearnedModel(ABC):
     def __init__(self, config: Any, sites: tuple[str, ...] = (), modalities: tuple[str, ...] = (),
                  device: str = "cpu") -> None:
         self.config, self.sites, self.modalities, self.device = config, sites, modalities, device
-        self.networks: dict[str, nn.Module] = {}
+        self.networks: dict[str, Any] = {}  # each method calls functions of its own networks
 
     @property
     def multiple(self) -> tuple[int, int, int]:
@@ -119,7 +119,7 @@ class LearnedModel(ABC):
         """Compute the change that brings a scan, after the baseline, to a style."""
 
     def check_style(self, style: Style) -> None:
-        """KeyError or ValueError if these arrays are no style of this model."""
+        """Raise KeyError or ValueError if these arrays are not a style of this model."""
 
     def to(self, device: str) -> None:
         """Move the networks to a device."""

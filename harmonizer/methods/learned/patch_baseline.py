@@ -1,8 +1,9 @@
-"""Baseline of slabs and patches, which training sees instead of whole volumes.
+"""Baseline of slabs and patches, for training on parts of volumes.
 
-Local tissue matching needs a brain; a batch holds parts of one. Here each tissue gets the mean and
-standard deviation that it has in the same part of another subject at the target: the same map
-without the spatial variation. Where tissues are not known or not used, histograms are matched.
+Local tissue matching needs a whole brain, but a training batch contains parts of brains. Here each
+tissue is matched in mean and standard deviation to the same part of another subject at the target.
+This is the map of tissue matching without its spatial variation. If tissue probabilities are not
+known or not used, histograms are matched instead.
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ __all__ = ["model_arrays", "styles_from", "geometry_from", "residual_weight_from
 
 NETWORK, STYLE, BASELINE, MODALITY = "net/", "style/", "baseline/", "modality/"
 RESIDUAL_WEIGHT, GEOMETRY = "residual_weight", "box"
-MAX_SIDE = 2048  # voxels, of the geometry that a file claims
-MAX_VOXELS = 1 << 28  # a head at 0.4 mm has a fifth of it
+MAX_SIDE = 2048  # voxels along an axis, in a file
+MAX_VOXELS = 1 << 28  # five times a head at 0.4 mm
 
 
 def model_arrays(model: LearnedModel, styles: Mapping[str, Mapping[str, np.ndarray]],
                  baseline: StatisticsBackend | None, residual_weight: float, box: BoundingBox,
                  grid_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Collect everything learned as arrays by name."""
+    """Collect the learned state as arrays by name."""
     arrays = {f"{NETWORK}{name}.{k}": v.cpu().numpy() for name, network in model.networks.items()
               for k, v in network.state_dict().items()}
     arrays |= {f"{STYLE}{site}/{k}": v for site, style in styles.items() for k, v in style.items()}
@@ -59,13 +59,12 @@ def geometry_from(arrays: Mapping[str, np.ndarray], multiple: tuple[int, int, in
                    math.prod(shape), math.prod(grid)) > MAX_VOXELS:
         raise ValueError(f"the box starts at {start}, with sides {shape}, on a grid of {grid}")
     if any(side % step for side, step in zip(shape, multiple)):
-        raise ValueError(f"the box of {tuple(shape)} voxels is no multiple of {multiple}")
+        raise ValueError(f"the box of {tuple(shape)} voxels is not a multiple of {multiple}")
     return BoundingBox(tuple(start), tuple(shape)), tuple(grid)
 
 
 def modalities_from(arrays: Mapping[str, np.ndarray], modality: str | None) -> tuple[str, ...]:
-    """Return the modalities that the networks were trained on; ValueError if it is not among them.
-    """
+    """Return the modalities of the training; ValueError if `modality` is not among them."""
     modalities = tuple(sorted(_with_prefix(arrays, MODALITY)))
     if modality not in modalities:
         raise ValueError(f"its networks were not trained on {modality}")
@@ -107,7 +106,7 @@ def restore_networks(model: LearnedModel, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def check_weights(model: LearnedModel, weights: Mapping[str, np.ndarray]) -> None:
-    """ValueError if names and shapes of the weights are not those of the networks.
+    """Raise ValueError if names and shapes of weights are not those of the networks.
 
     The networks are first built without memory, because a config may claim a terabyte.
     """
@@ -124,7 +123,7 @@ def check_weights(model: LearnedModel, weights: Mapping[str, np.ndarray]) -> Non
 
 @contextlib.contextmanager
 def _parameter_limit(count: int) -> Iterator[None]:
-    """ValueError if more parameters are built than a file holds."""
+    """Raise ValueError if more parameters are built than a file holds."""
     built = 0
 
     def registered(*_: Any) -> None:

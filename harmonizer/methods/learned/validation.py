@@ -1,12 +1,12 @@
 """Validation of a learned method on subjects that it is not trained on.
 
-A validation subject's scan is put under a simulated scanner and brought back to its own site; the
-truth is the scan itself. The site is described by its other subjects, as in use, so methods that
+A scan of a validation subject is transformed to a simulated scanner and harmonized back to its own
+site; the truth is the scan itself. The site is described by its other subjects, so methods that
 mistake anatomy for contrast score badly.
 
 The baseline of each case is fitted on other subjects of the site. Truth and baseline are then
-brought to one gain, because a scan's own gain is not contrast. Tissues are those of the scan
-itself, because a simulated scanner may show what no segmentation, and no scanner, knows.
+scaled to one gain, because the gain of a scan is not part of its contrast. Tissue probabilities are
+those of the original scan, because a segmenter may fail on simulated contrasts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ERROR, BASELINE_ERROR, RESIDUAL_WEIGHT = "error", "baseline_error", "residual_we
 
 @dataclass(frozen=True, eq=False)
 class ValidationCase:
-    """A validation scan under a simulated scanner; only the middle slices.
+    """Middle slices of a validation scan as acquired by a simulated scanner.
 
     Attributes
     ----------
@@ -158,17 +158,17 @@ def score(cases: list[ValidationCase], changes: list[np.ndarray], weight: float 
     Parameters
     ----------
     changes : list of ndarray, shape (I, J, K)
-        What the networks would add to the baseline of each case.
+        Residual of the networks for each case.
     weight : float, optional
         A weight that was chosen before. Default: the best one for these cases.
 
     Returns
     -------
     dict
-        ``residual_weight``, 0 to 1: least squares over all cases, each relative to its own
-        baseline error, so that a scanner that nothing explains does not dominate; ``error`` with
-        this weight and ``baseline_error`` without: root mean square in the brain over the truth's
-        range, geometric mean over cases.
+        ``residual_weight``, 0 to 1: least squares over all cases. Errors are relative to the
+        baseline error of the case, so that one difficult case does not dominate. ``error`` with
+        this weight and ``baseline_error`` without: root mean square in the brain over the range
+        of the truth, geometric mean over cases.
     """
     errors = [case.error() for case in cases]
     residuals = [change[case.truth.mask] / case.range for case, change in zip(cases, changes)]
@@ -230,7 +230,7 @@ def _make_case(scan: Scan,
                               tissues=tissues, modality=scan.modality)
         first = baseline.apply_baseline(source, target, context)
     estimate, truth = first.in_mask().astype(np.float64), whole.in_mask().astype(np.float64)
-    gain = max(estimate @ truth, 0.0) / max(truth @ truth, 1e-30)
+    gain = max(float(estimate @ truth), 0.0) / max(float(truth @ truth), 1e-30)
     at, scaled_truth = _middle(whole.with_data(whole.data * np.float32(gain or 1.0)), depth)
     return ValidationCase(_middle(first, depth)[1], scaled_truth, _crop(tissues, at), scan.site,
                           scan.modality, references[scan.site])

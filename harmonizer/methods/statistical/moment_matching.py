@@ -61,7 +61,7 @@ class MomentMatching(StatisticsBackend):
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
         moments = np.asarray(style["moments"], np.float64)
-        if moments.shape != (2,) or not ((0 < moments) & (moments < MAX_INTENSITY)).all():
+        if moments.shape != (2,) or not ((moments > 0) & (moments < MAX_INTENSITY)).all():
             raise ValueError(f"expected a mean and a deviation above 0 and below {MAX_INTENSITY:g}")
 
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> PointwiseMap:

@@ -110,4 +110,4 @@ class SpectrumSwap(StatisticsBackend):
 
 def _spectrum(volume: Volume) -> np.ndarray:
     """Return the half spectrum of the masked image, complex128."""
-    return np.fft.rfftn(np.where(volume.mask, volume.data, 0.0), axes=(0, 1, 2))
+    return np.fft.rfftn(np.where(volume.require_mask(), volume.data, 0.0), axes=(0, 1, 2))

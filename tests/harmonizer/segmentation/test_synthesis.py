@@ -29,7 +29,7 @@ def test_an_image_is_a_function_of_seed_and_index_alone() -> None:
 def test_images_are_finite_and_scaled_and_targets_are_classes(index: int) -> None:
     image, target = synthesize([ball_map()], 0, index, SMALL)
     assert tuple(image.shape) == tuple(target.shape) == SMALL.crop
-    assert torch.isfinite(image).all() and 0 <= image.min() and image.max() <= 1
+    assert torch.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
     assert target.dtype == torch.uint8 and int(target.max()) < len(st.CLASSES)
 
 

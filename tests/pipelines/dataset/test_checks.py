@@ -73,7 +73,7 @@ def test_errors_of_the_sidecars_of_selected_images_count(make_tree: Any,
         issue = checks.Issue("ODD", location, f"ODD: {location}")
         monkeypatch.setattr(checks, "validate_bids", lambda root, issue=issue: [issue])
         if counts:
-            with pytest.raises(InputError, match="1 BIDS errors"):
+            with pytest.raises(InputError, match="1 BIDS error:"):
                 looked_at(root)
         else:
             assert len(looked_at(root)) == 1

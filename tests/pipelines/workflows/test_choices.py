@@ -10,7 +10,7 @@ import pytest
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError, UnavailableError, UsageError
 from pipelines.dataset.records import ScanRecord
-from pipelines.outputs.selection import Selection
+from pipelines.outputs.selection import Selection, scan_of
 from pipelines.settings import Settings
 from pipelines.stages.fit_selection import chosen
 from pipelines.stages.run import check_request
@@ -39,11 +39,20 @@ def test_who_is_fitted_on(cohort, wanted, left):
 @pytest.mark.parametrize("wanted, message", [
     (("04",), "no selected participant '04'. .*Known: 01, 02, 03"),
     (("grup=HC",), "no column 'grup'. Did you mean 'group'"),
-    (("group=AD",), "no scan matches"),
+    (("group=AD",), "no scan matches. Values of group: HC, MS"),
 ])
 def test_nobody_and_nothing_are_explained(cohort, wanted, message):
     with pytest.raises(UsageError, match=message):
         chosen(cohort, wanted)
+
+
+def test_a_group_coded_by_numbers_is_selected_as_it_is_written():
+    """0 and 1 of participants.tsv are read as 0.0 and 1.0; both spellings select the scans."""
+    scans = Cohort(tuple(map(scan_of, (record("A", group=0.0), record("B", group=1.0)))))
+    for text in ("group=1", "group=1.0"):
+        assert scans.subjects == ("A", "B") and chosen(scans, (text,)).subjects == ("B",)
+    with pytest.raises(UsageError, match="group=2: no scan matches. Values of group: 0, 1."):
+        chosen(scans, ("group=2",))
 
 
 def settings(*levels: str, **values) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,18 @@ def test_a_judged_covariate_that_the_fit_does_not_keep_is_said(tmp_path, caplog)
     found = messages(caplog, one, records(group=["a", "b", "a"] * 2))
     assert found == ["group: evaluated (--covariates), but not preserved by the fit. Add "
                      "--backend-option covariates=age,sex,group to preserve its effect."]
+
+
+def test_a_covariate_that_the_fit_cannot_model_is_said_before_work(tmp_path, caplog):
+    """A row that is missing in participants.tsv costs age and sex; the user learns it at once."""
+    given = tuple(replace(record, covariates={}) if n in (0, 3) else record
+                  for n, record in enumerate(records()))
+    one = settings(tmp_path, backend="tissue_matching")
+    for name, found in zip(("age", "sex"), messages(caplog, one, given), strict=True):
+        assert found.startswith(f"T1w, covariate {name}: not model")
+        assert "unknown for 2 of 6 scans" in found
+    assert messages(caplog, settings(tmp_path), given) == []  # a method without covariates
+    assert messages(caplog, replace(one, stages=("evaluate",)), given) == []
 
 
 def test_scans_years_apart_are_said(out):

@@ -92,7 +92,7 @@ def test_a_plan_names_scans_sites_target_and_cost(tmp_path):
     given = settings(tmp_path, stages=["fit", "harmonize", "evaluate"], nprocs=2, sloppy=True)
     text = plan(given, A=2, B=3)
     assert "T1w: 5 scans of 5 participants at 2 sites (A 2, B 3); method histogram_matching; " \
-        "target site 'B' (default: the site with the most scans, 3)." in text
+        "target site 'B' (default: 3 scans, the most of all sites)." in text
     for words in ("Stages: fit, harmonize, evaluate.", "fit: T1w on 5 scans.",
                   "harmonize: 5 scans to desc-harmonized; 0 exist already.",
                   "with --nprocs 2", "GB of memory", "GB in OUTPUT_DIR"):

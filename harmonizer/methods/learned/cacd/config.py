@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...config import setting
 from ..config import (
@@ -127,5 +128,6 @@ PAPER = dict(
     clip_sampling=True, residual=False, anatomy_smoothing=0.0, change_smoothing=0.0,
     save_every=5_000, log_every=500,
 )
-PRESETS = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
-           "paper": {"preset": "paper", **PAPER}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
+    "paper": {"preset": "paper", **PAPER}}

@@ -119,7 +119,7 @@ class CacdModel(LearnedModel):
                          rng: np.random.Generator, options: InferenceOptions) -> Residual:
         """See `LearnedModel.predict_residual`."""
         contrast, anatomy = self.vectors(scan, options)
-        anatomy = smooth_vectors(anatomy, scan.mask.any(axis=(0, 1)),
+        anatomy = smooth_vectors(anatomy, np.any(scan.mask, axis=(0, 1)),
                                  self.config.anatomy_smoothing)
         change = np.zeros(scan.image.shape, np.float32)
         for at, x, _ in self.slices(scan, options):
@@ -130,8 +130,7 @@ class CacdModel(LearnedModel):
         return Residual(smooth_across_slices(change, scan.mask, self.config.change_smoothing))
 
     def condition(self, contrast: np.ndarray, anatomy: np.ndarray) -> torch.Tensor:
-        """Concatenate z_c and z_a, (n, contrast + anatomy), contrast first as in the paper's code.
-        """
+        """Concatenate z_c and z_a, (n, contrast + anatomy), in the order of the authors' code."""
         return self.tensor(np.concatenate([contrast, anatomy], axis=1))
 
     def swap(self, x: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

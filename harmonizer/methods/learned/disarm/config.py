@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...config import setting
 from ..config import AS_PUBLISHED, TINY_BASELINE, LearnedConfig
@@ -132,5 +133,6 @@ PAPER = dict(  # adversarial losses and KL are summed over the batch of 2 in the
     learning_rate=1e-4, content_rate=4e-5, clip=5.0, alternate=True, residual=False,
     label_at_target=True, sample_codes=True, steps=200_000, save_every=1_000, log_every=200,
 )
-PRESETS = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
-           "paper": {"preset": "paper", **PAPER}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
+    "paper": {"preset": "paper", **PAPER}}

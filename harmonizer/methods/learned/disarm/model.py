@@ -126,4 +126,4 @@ class DisarmModel(LearnedModel):
 
     def _grid(self, shape: tuple[int, ...]) -> PatchGrid:
         patch = fit_patch(self.config.patch, shape)
-        return PatchGrid(shape, patch, None if patch != shape else patch)
+        return PatchGrid(shape, patch, () if patch != shape else patch)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from ....contrast.intensity import IntensityScale
 from ....deep.augmentation.contrast import ContrastSettings, draw_view
@@ -74,7 +73,7 @@ class DisarmTask(TrainingTask):
 
     supports_workers = True
 
-    def __init__(self, config: DisarmConfig, networks: dict[str, nn.Module],
+    def __init__(self, config: DisarmConfig, networks: dict[str, Any],
                  sites: tuple[str, ...], store: VolumeStore, scans: tuple[int, ...], seed: int
                  ) -> None:
         self.config, self.networks, self.identity = config, networks, {}
@@ -271,8 +270,8 @@ class DisarmTask(TrainingTask):
         """
         c, same = self.config, {}
         if c.same_weight:
-            codes = (self.networks["anatomy"].code(batch[k]) for k in ("before", "truth"))
-            same["same"] = c.same_weight * code_l1(*codes, batch["source_mask"])
+            before, truth = (self.networks["anatomy"].code(batch[k]) for k in ("before", "truth"))
+            same["same"] = c.same_weight * code_l1(before, truth, batch["source_mask"])
         if not c.simulated_weight:
             return same
         source, mask = batch["source"], batch["source_mask"]

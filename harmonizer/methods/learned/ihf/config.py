@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ....deep.networks.hierarchy_flow import FUSIONS
 from ...config import setting
@@ -115,5 +116,6 @@ PAPER = dict(  # 300 epochs of 50 volumes with 150 slices (SRPBS) are 70,000 ste
     truth_weight=0.0, gradient_weight=0.0, learning_rate=1e-4, steps=70_000, save_every=2_000,
     log_every=200,
 )
-PRESETS = {"tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
-           "paper": {"preset": "paper", **PAPER}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},
+    "paper": {"preset": "paper", **PAPER}}

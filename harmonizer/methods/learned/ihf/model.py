@@ -73,7 +73,7 @@ class IhfModel(LearnedModel):
     def features(self) -> Features:
         """The fixed features, on the device."""
         if self.config.vgg != NONE:
-            return self.networks["vgg"].to(self.device)  # type: ignore[return-value]
+            return self.networks["vgg"].to(self.device)
         return FeaturePyramid(2 * NEIGHBORS + 1, self.config.pyramid).to(self.device)
 
     def training_task(self, store: VolumeStore, scans: tuple[int, ...], seed: int) -> TrainingTask:
@@ -96,8 +96,8 @@ class IhfModel(LearnedModel):
 
     def pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Return the mean z_s."""
-        return {"z_s": np.mean([s["z_s"] for s in summaries], axis=0, dtype=np.float64
-                               ).astype(np.float32)}
+        return {"z_s": np.stack([s["z_s"] for s in summaries]).mean(axis=0, dtype=np.float64
+                                                                    ).astype(np.float32)}
 
     def check_style(self, style: Mapping[str, np.ndarray]) -> None:
         """See `LearnedModel.check_style`."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ....contrast.intensity import IntensityScale
 from ....deep.augmentation.contrast import ContrastSettings, View, draw_view
@@ -50,7 +49,7 @@ class IhfTask(TrainingTask):
 
     supports_workers = True
 
-    def __init__(self, config: IhfConfig, networks: dict[str, nn.Module], features: Features,
+    def __init__(self, config: IhfConfig, networks: dict[str, Any], features: Features,
                  store: VolumeStore, scans: tuple[int, ...], seed: int) -> None:
         self.config, self.networks, self.identity = config, networks, {}
         self.features, self.store, self.seed = features, store, seed
@@ -95,8 +94,9 @@ class IhfTask(TrainingTask):
             else None
         source, truth, target = self.apply_baseline(source, mask, truth, target, target_mask,
                                                     tissues)
-        weights = [m if tissues is None else _balanced(tissue, m)
-                   for m, tissue in zip((mask, target_mask), tissues or (None, None))]
+        weights = [mask, target_mask]
+        if tissues is not None:
+            weights = [_balanced(tissue, m) for tissue, m in zip(tissues, weights)]
         code = modality_code(self.store.scans[one].modality, self.modalities)
         return {"source": source, "truth": truth, "mask": mask, "target": target,
                 "target_mask": target_mask, "weight": weights[0], "target_weight": weights[1],
@@ -227,9 +227,9 @@ class IhfTask(TrainingTask):
         output = output.where(mask > 0, output.new_tensor(BACKGROUND))
         n, fraction = len(chosen), len(chosen) / count
         levels = min(MAX_ARTIFACT_LEVELS, len(self.features.widths))
-        stats = [self._level_statistics(image, where, n, levels)
-                 for image, where in ((output, mask), (y, y_mask))]
-        artifact = artifact_loss(*stats, c.kept_fraction).mean()
+        ours, theirs = (self._level_statistics(image, where, n, levels)
+                         for image, where in ((output, mask), (y, y_mask)))
+        artifact = artifact_loss(ours, theirs, c.kept_fraction).mean()
         return {"anatomy": c.anatomy_weight * fraction * self._anatomy_loss(x, output, mask, n),
                 "artifact": c.artifact_weight * fraction * artifact}
 
@@ -249,8 +249,8 @@ class IhfTask(TrainingTask):
                 image = torch.cat([equalize(i, m) for i, m in zip(image.chunk(count),
                                                                   mask.chunk(count))])
             features.append(self.features(image)[1:])
-        return spatial_correlation_loss(*features, places,
-                                        tuple(x.shape[2:]))  # type: ignore[arg-type]
+        return spatial_correlation_loss(features[0], features[1], places,
+                                        (x.shape[2], x.shape[3]))
 
 
 # Slabs --------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ G and H are each divided by their own 99.5 % quantile in the brain; the 0.5 and 
 A become -1 and 1. A does not depend on the gain of a scanner. It still depends in part on its
 contrast, which the random `log_gamma` in training compensates.
 
-The paper does not state f, sigma and quantiles, and does not mention the brain's rim. Here both
-filters see only the brain (smoothing is divided by that of the mask), because the step from brain
-to zero would otherwise be the strongest gradient of all.
+The paper does not state f, sigma and quantiles, and does not mention the border of the brain. Here
+both filters use only brain voxels (the smoothed image is divided by the smoothed mask). Otherwise
+the step from brain to background would be the strongest gradient.
 
 References
 ----------
@@ -38,7 +38,7 @@ class AnatomyPrior:
     gradient_fraction : float
         Weight f of the gradient, 0..1; the rest is the high-frequency map.
     sigma : float
-        Of the Gaussian, voxels, > 0; its radius is max(1, ceil(3 sigma)).
+        Standard deviation of the Gaussian, voxels, > 0. Its radius is max(1, ceil(3 sigma)).
     """
 
     gradient_fraction: float = 0.5
@@ -71,7 +71,7 @@ class AnatomyPrior:
         if log_gamma:
             unit **= np.float32(math.exp(log_gamma))
         smooth = self._smooth(unit, mask)
-        filled = np.where(mask, unit, smooth)  # the rim has no step into the background
+        filled = np.where(mask, unit, smooth)  # no step at the border of the brain
         gradient = np.sqrt(sum(g * g for g in np.gradient(filled)))
         mixed = self.gradient_fraction * _scaled(gradient, mask) \
             + (1 - self.gradient_fraction) * _scaled(np.abs(filled - smooth), mask)
@@ -107,7 +107,7 @@ def _scaled(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _quantile(values: np.ndarray, mask: np.ndarray, fraction: float) -> float:
-    """Return a quantile in the mask: an order statistic, hence a voxel's own value."""
+    """Return a quantile in the mask without interpolation: the value of a voxel."""
     inside = values[mask]
     place = min(len(inside) - 1, int(fraction * len(inside)))
     return float(np.partition(inside, place)[place])

@@ -36,7 +36,7 @@ class PatchDiffusion(LearnedBackend):
     def _enroll(self, scans: tuple[Scan, ...]) -> Mapping[str, np.ndarray]:
         """Return the numbers of the scans with fitted tokens.
 
-        The very scans of a site of the fit get its own tokens, which were trained for longer.
+        If they are all scans of a site of the fit, its tokens are used, which were trained longer.
         """
         style = super()._enroll(scans)
         for label, known in self.styles_.items():

@@ -182,7 +182,7 @@ class PatchDiffusionModel(LearnedModel):
         std = None
         if len(samples) > 1:
             std = np.std(samples, axis=0, dtype=np.float64).astype(np.float32)
-        return Residual(np.mean(samples, axis=0, dtype=np.float64).astype(np.float32), std)
+        return Residual(np.stack(samples).mean(axis=0, dtype=np.float64).astype(np.float32), std)
 
     def patched(self, image: np.ndarray, mask: np.ndarray) -> PatchedVolume:
         """Cut a volume into patches with their conditioning."""

@@ -20,8 +20,8 @@ __all__ = ["PatchDiffusionTask"]
 MAX_PRIOR_LOG_GAMMA = 0.5  # perturbation of the prior
 FLIP_PROBABILITY = 0.5
 SPATIAL_CHANGES = ("affine", "elastic", "flip")
-NO_AFFINE = dict(rotation=0.0, scale=0.0, shift=0.0)
-NO_ELASTIC = dict(elastic=0.0)
+NO_AFFINE: dict[str, Any] = dict(rotation=0.0, scale=0.0, shift=0.0)
+NO_ELASTIC: dict[str, Any] = dict(elastic=0.0)
 
 
 class PatchDiffusionTask(TrainingTask):

@@ -1,11 +1,11 @@
-"""Prepare pairs, train, and pack the weights of the method `unet`.
+"""Command line for the weights of the backend `unet`: simulate pairs, train, export.
 
     python -m harmonizer.methods.learned.unet prepare LABEL_MAPS PAIRS [--studies 40] [--worker 0/2]
     python -m harmonizer.methods.learned.unet train LABEL_MAPS OUT --preset cpu [--pairs PAIRS]
     python -m harmonizer.methods.learned.unet pack OUT WEIGHTS.safetensors [--pairs PAIRS]
 
-`train` prepares the pairs first, where they are not there yet, then trains, and packs the weights
-with their card. All three go on where they were stopped, by the same command.
+`train` simulates missing pairs, trains, and exports the weights with their card. An interrupted
+command resumes when it is run again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ....errors import HarmonizerError, UsageError
 
 LOG = logging.getLogger("harmonizer")
 ORDER = ("coarse", "mixed", "coarse", "fine_native", "coarse", "fine")
-"""Kinds of studies, in turn."""
+"""Kinds of successive studies."""
 VALIDATION_ORDER = ("coarse", "fine_native", "coarse", "mixed")
 DEFAULT_SEED = 20260101
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return its exit code."""
     given = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
@@ -43,25 +43,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harmonizer.methods.learned.unet",
                                      description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="simulate studies and keep their pairs")
+    prepare = commands.add_parser("prepare", help="simulate studies and store their pairs")
     prepare.add_argument("label_maps", type=Path, help="folder of SynthSeg's label maps")
-    prepare.add_argument("pairs", type=Path, help="folder to keep the pairs in")
+    prepare.add_argument("pairs", type=Path, help="folder for the pairs")
     _add_studies(prepare)
     prepare.add_argument("--worker", default="0/1", metavar="K/N",
-                         help="prepare every N-th study from the K-th on (default: %(default)s)")
+                         help="simulate every N-th study from the K-th on (default: %(default)s)")
     prepare.set_defaults(run=_prepare)
-    train = commands.add_parser("train", help="prepare what is missing, train, and pack")
+    train = commands.add_parser("train", help="simulate missing pairs, train, export weights")
     train.add_argument("label_maps", type=Path)
-    train.add_argument("out", type=Path, help="folder of checkpoint, history and weights")
+    train.add_argument("out", type=Path, help="folder for checkpoint, history and weights")
     train.add_argument("--pairs", type=Path, help="folder of the pairs (default: OUT/pairs)")
     train.add_argument("--preset", choices=("tiny", "cpu", "gpu"), default="cpu")
-    train.add_argument("--steps", type=int, help="instead of the preset's; may be raised later")
-    train.add_argument("--max-minutes", type=float, help="of this call")
+    train.add_argument("--steps", type=int, help="training steps (default: of the preset)")
+    train.add_argument("--max-minutes", type=float, help="time limit of this call")
     train.add_argument("--device", default="cpu")
     train.add_argument("--threads", type=int, default=1)
     _add_studies(train)
     train.set_defaults(run=_train)
-    pack = commands.add_parser("pack", help="write the weights of a training")
+    pack = commands.add_parser("pack", help="export the weights of a training")
     pack.add_argument("out", type=Path)
     pack.add_argument("weights", type=Path)
     pack.add_argument("--pairs", type=Path)
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_studies(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--studies", type=int, default=40, help="for training (default: 40)")
+    parser.add_argument("--studies", type=int, default=40, help="training studies (default: 40)")
     parser.add_argument("--validation-studies", type=int, default=4)
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
 
@@ -82,7 +82,7 @@ def _prepare(given: argparse.Namespace) -> None:
 
 
 def planned_studies(training: int, validation: int) -> list[tuple[str, int]]:
-    """(kind, index) of every study, those of validation first."""
+    """Return kind and index of every study, validation studies first."""
     from .pairs import VALIDATION_FROM
 
     return [(VALIDATION_ORDER[n % len(VALIDATION_ORDER)], VALIDATION_FROM + n)

@@ -1,13 +1,21 @@
-"""The method `unet`: tissue matching, corrected by a residual U-Net trained on simulated scanners.
+"""Backend `unet`: tissue matching, corrected by a residual U-Net trained on simulated scanners.
 
-A fit needs no training: it fits tissue matching and measures each site's card. The network comes
-with the package. It adds a residual on the scan's own voxels that corrects noise, sharpness and
-partial volume towards the target, and leaves the tissues' levels to the baseline. Supervised
-residual U-Nets for contrast harmonization: DeepHarmony (Dewey et al. 2019,
-doi:10.1016/j.mri.2019.05.041); here the pairs are simulated and the target is a card.
+The network is shipped with the package, so a fit trains nothing: it fits tissue matching and
+measures the card of each site (`scan_card`). The network predicts a residual on the scan's own
+voxels. The residual corrects noise, sharpness and partial volume towards the target; the mean
+intensity of each tissue is left to tissue matching. DeepHarmony [1]_ trained such a network on
+scans of traveling subjects; here the training pairs are simulated, and the target is a card.
 
-The residual's weight is zero for scans of the target site, where the cards of scan and target agree
-as well as those of two scans of one scanner, and for modalities that were not validated.
+The weight of the residual is zero
+
+* for scans of the target site,
+* if the cards of scan and target differ no more than those of two scans of one scanner,
+* for modalities on which the weights were not validated.
+
+References
+----------
+.. [1] Dewey et al. (2019). DeepHarmony: a deep learning approach to contrast harmonization across
+   scanner changes. doi:10.1016/j.mri.2019.05.041
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,38 +33,41 @@ from ....cohort import Cohort, Scan
 from ....contrast.local_statistics import LocalStatistics
 from ....contrast.texture import ScanTexture
 from ....volume import Volume
-from ...base import Capabilities, Progress, ScanContext, Self, read_scan
+from ...base import Capabilities, Progress, ScanContext, read_scan
+from ...config import setting
 from ...statistical.tissue_matching import TissueMatching, TissueMatchingConfig
 from ...target import Target
 from .residual_map import ResidualMap
 from .scan_card import CARD_NAMES, scan_card
 from .weights import WEIGHTS, Weights, check_weights, read_weights
 
+if TYPE_CHECKING:
+    from typing import Self
+
 __all__ = ["UNet", "UNetConfig"]
 
 LOGGER = logging.getLogger("harmonizer")
 NET = "net:"  # prefix of the network's tensors in a model
-CARD_LIMIT = 100.0  # largest magnitude of a card's number
+CARD_LIMIT = 100.0  # bound of the absolute value of a number of a card
 ALIKE, DIFFERENT = 1.5, 3.0
-"""Distance of two cards, in standard deviations between scans of one scanner, up to which the
-residual's weight is 0, and from which it is full."""
+"""The weight of the residual rises from 0 to 1 between these distances of two cards, in standard
+deviations between scans of one scanner."""
 
 
 @dataclass(frozen=True)
 class UNetConfig(TissueMatchingConfig):
-    """Settings of tissue matching, and `weights`: a file to use instead of the shipped one.
+    """Settings of tissue matching, and the weights of the network.
 
-    `texture` is ``keep``: the network itself brings noise and blur nearer to the target's.
+    Attributes
+    ----------
+    texture : {"keep"}
+        Not a choice here: the network replaces the texture step.
+    weights : str
+        Weights file; empty for the one of the package.
     """
 
-    texture: str = "keep"
+    texture: str = setting("keep", choices=("keep",))
     weights: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.texture != "keep":
-            raise ValueError("texture must be keep: the network takes the place of the texture "
-                             f"step, got {self.texture!r}.")
 
 
 class UNet(TissueMatching):
@@ -80,11 +91,11 @@ class UNet(TissueMatching):
         self._cards: dict[int, np.ndarray] = {}
 
     def check_settings_files(self) -> None:
-        """`UnavailableError` where the weights cannot be read."""
+        """Read the weights file; `UnavailableError` if it is invalid."""
         self._read_weights()
 
-    def on(self: Self, device: str) -> Self:
-        """The network on another device."""
+    def on(self, device: str) -> Self:
+        """Move the network to a device; see `Backend.on`."""
         self._device, self._network = device, None
         return self
 
@@ -97,28 +108,23 @@ class UNet(TissueMatching):
         self.weights_, self._network, self._cards = self._read_weights(), None, {}
         modality = cohort.scans[0].modality
         if self._validated_weight(modality) == 0:
-            LOGGER.warning("unet: the weights were not validated on %s, so the network's residual "
-                           "is not used there: the result is that of tissue_matching", modality)
+            LOGGER.warning("unet: the weights were not validated on %s. The network's residual is "
+                           "not used; the result is that of tissue_matching.", modality)
         super()._fit(cohort, seed, progress)
         self._cards = {}
 
-    def _measured(self, volume: Volume, tissues: Mapping[str, np.ndarray]
-                  ) -> tuple[LocalStatistics, np.ndarray]:
-        found, probabilities = super()._measured(volume, tissues)
+    def _segment_and_measure(self, volume: Volume, tissues: Mapping[str, np.ndarray]
+                             ) -> tuple[LocalStatistics, np.ndarray]:
+        maps, probabilities = super()._segment_and_measure(volume, tissues)
         self._cards[_key(volume)] = scan_card(volume, probabilities)
-        return found, probabilities
+        return maps, probabilities
 
-    def _style(self, scans: list[Scan], found: list[LocalStatistics],
-               seen: list[LocalStatistics], textures: list[ScanTexture], shared: float = 0.0
-               ) -> dict[str, np.ndarray]:
+    def _style(self, scans: list[Scan], shared: list[LocalStatistics],
+               own: list[LocalStatistics], textures: list[ScanTexture],
+               traveling_fraction: float = 0.0) -> dict[str, np.ndarray]:
         cards = [self._cards[_key(read_scan(scan))] for scan in scans]
-        return {**super()._style(scans, found, seen, textures, shared),
+        return {**super()._style(scans, shared, own, textures, traveling_fraction),
                 "card": np.mean(cards, axis=0)}
-
-    def _mixed(self, styles: list[Mapping[str, np.ndarray]], gains: np.ndarray
-               ) -> dict[str, np.ndarray]:
-        return {**super()._mixed(styles, gains),
-                "card": np.mean([style["card"] for style in styles], axis=0)}
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
         super()._check_style(style)
@@ -128,11 +134,11 @@ class UNet(TissueMatching):
 
     # Harmonize ------------------------------------------------------------------------------
 
-    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:  # type: ignore
-        change = super()._map_of(volume, target, context)
+    def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> ResidualMap:
+        same = target.kind == "site" and target.label == context.source
+        change = self._tissue_map(volume, target.style, context, same)
         card = self._cards.pop(_key(volume))
         target_card = np.asarray(target.style["card"], np.float32)
-        same = target.kind == "site" and target.label == context.source
         distance = self._card_distance(target_card, card)
         gate = float(np.clip((distance - ALIKE) / (DIFFERENT - ALIKE), 0, 1))
         weight = 0.0 if same else gate * self._validated_weight(str(self.modality_))
@@ -145,13 +151,13 @@ class UNet(TissueMatching):
         return self._map_of(volume, target, ScanContext())
 
     def _card_distance(self, target_card: np.ndarray, card: np.ndarray) -> float:
-        """Root mean square of the differences of two cards over their usual size."""
+        """Return the distance of two cards, in standard deviations between scans of one scanner."""
         assert self.weights_ is not None
         usual = np.asarray(self.weights_.facts["CardStd"], np.float64)
         return float(np.sqrt(np.mean(((target_card - card) / usual) ** 2)))
 
     def _validated_weight(self, modality: str) -> float:
-        """Weight of the residual for a modality; 0 where nothing was validated."""
+        """Return the weight of the residual for a modality; 0 if it was not validated."""
         assert self.weights_ is not None
         return float(np.clip(self.weights_.facts.get("Modalities", {}).get(modality, 0.0), 0, 1))
 
@@ -177,7 +183,7 @@ class UNet(TissueMatching):
         try:
             facts = json.loads(arrays["weights_facts"].astype(np.uint8).tobytes())
         except UnicodeDecodeError as error:
-            raise ValueError("weights_facts is no text") from error
+            raise ValueError("weights_facts is not UTF-8 text") from error
         tensors = {k[len(NET):]: v for k, v in arrays.items() if k.startswith(NET)}
         check_weights(tensors, facts)
         self.weights_, self._network = Weights(tensors, facts), None
@@ -191,5 +197,5 @@ class UNet(TissueMatching):
 
 
 def _key(volume: Volume) -> int:
-    """What tells one image from another."""
-    return zlib.crc32(np.ascontiguousarray(volume.data).view(np.uint8).reshape(-1))
+    """Return a checksum that identifies an image."""
+    return zlib.crc32(np.ascontiguousarray(volume.data).data)

@@ -23,13 +23,13 @@ CONDITIONS = (
 
 
 def levels_of(change: TissueMap) -> tuple[float, float]:
-    """(scan's, target's) level of the brightest tissue, by the tissue map."""
+    """Return the intensity of the brightest tissue in scan and target, by the tissue map."""
     return tuple(float(max(_middle(one, mass) for one, mass in zip(maps, change.source.mass)))
                  for maps in (change.source.mean, change.mean))  # type: ignore[return-value]
 
 
 def map_numbers(change: TissueMap) -> np.ndarray:
-    """(3,) log slope of each tissue's map between the two units of `levels_of`."""
+    """Return the log slope of each tissue's map, shape (3,), in the units of `levels_of`."""
     before, after = levels_of(change)
     slopes = [_middle(one, mass) for one, mass in zip(change.ratio, change.source.mass)]
     return np.log(np.maximum(np.array(slopes) * before / after, 1e-3)).astype(np.float32)
@@ -37,14 +37,17 @@ def map_numbers(change: TissueMap) -> np.ndarray:
 
 def condition(target_card: np.ndarray, scan_card: np.ndarray, slopes: np.ndarray,
               spacing_mm: np.ndarray, template_mm: float) -> np.ndarray:
-    """(len(CONDITIONS),) float32; `spacing_mm` along the axes nearest to R, A and S."""
+    """Return the conditioning, shape (len(CONDITIONS),); `spacing_mm` along R, A and S."""
     return np.concatenate([target_card, scan_card, slopes, np.log(spacing_mm),
                            [np.log(template_mm)]]).astype(np.float32)
 
 
 def stack_channels(baseline: np.ndarray, scan: np.ndarray, probabilities: np.ndarray,
                    mask: np.ndarray) -> np.ndarray:
-    """(6, I, J, K) float32, zero outside the mask; intensities in their units already."""
+    """Stack the channels, (6, I, J, K) float32, zero outside the mask.
+
+    Intensities are in the units of `levels_of` already.
+    """
     return np.concatenate([baseline[None], scan[None], probabilities, mask[None]]) \
         .astype(np.float32) * mask.astype(np.float32)
 

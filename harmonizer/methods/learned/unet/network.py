@@ -1,11 +1,20 @@
-"""A residual 3D U-Net that corrects a baseline, conditioned on cards by feature-wise modulation.
+"""Residual 3D U-Net that corrects a baseline, with cards as conditioning (FiLM [1]_).
 
-Blocks of 2 x 2 x 2 voxels become channels at the entrance and voxels again at the exit, as in
-FFDNet (Zhang, Zuo and Zhang 2018, doi:10.1109/TIP.2018.2839891): nothing of the image is lost, and
-all convolutions run on an eighth of the voxels. There is no normalization, which would remove
-intensity. The output is a free residual plus the baseline's own bands of detail, weighted by gains:
-of the whole volume, from the cards, and of each voxel. So denoising and sharpening need little
-training. The last layers start at zero: an untrained network returns the baseline.
+Blocks of 2 x 2 x 2 voxels are rearranged to channels before the first convolution and back after
+the last, as in FFDNet [2]_. No information is lost, and all convolutions run on an eighth of the
+voxels. There are no normalization layers, because they would remove intensity.
+
+The output is the sum of a residual and of frequency bands of the baseline. Each band is multiplied
+by a gain for the whole volume, from the cards, plus a gain for each voxel. Denoising and sharpening
+therefore need little training. The last layers are initialized with zeros: an untrained network
+returns the baseline.
+
+References
+----------
+.. [1] Perez et al. (2018). FiLM: visual reasoning with a general conditioning layer.
+   arXiv:1709.07871
+.. [2] Zhang, Zuo and Zhang (2018). FFDNet: toward a fast and flexible solution for CNN-based image
+   denoising. doi:10.1109/TIP.2018.2839891
 """
 
 from __future__ import annotations
@@ -19,19 +28,20 @@ from torch.nn import functional
 from ....deep.networks.blocks import pixel_shuffle, pixel_unshuffle, zero_module
 from ....deep.networks.convolution import Conv3d
 
-__all__ = ["ResidualUNet", "local_mean"]
+__all__ = ["ResidualUNet", "local_mean", "without_local_mean"]
 
-RESIDUAL_SCALE = 0.03  # usual size of a residual: else the last layer's first steps overshoot
-GAIN_SCALE = 0.2  # of the local gains, for the same reason
-BANDS = 7  # channels of fine detail that are derived from baseline and scan, see `detail_of`
-GAINS = 5  # the first bands, the baseline's, are also weighted by gains and added to the output
-FINE_GAIN = 20.0  # brings the bands near unit variance
-MIDDLE = 0.6  # of the intensities of a brain, relative to its brightest tissue
-BLOCK = 2  # voxels along each side of what becomes channels
+RESIDUAL_SCALE = 0.03  # typical residual; without it, the first steps of training overshoot
+GAIN_SCALE = 0.2  # the same for the gains of voxels
+BANDS = 7  # frequency bands of baseline and scan; see `detail_of`
+GAINS = 5  # the first bands, which are those of the baseline, are also added to the output
+FINE_GAIN = 20.0  # scales the bands to about unit variance
+MIDDLE = 0.6  # mean intensity of a brain relative to its brightest tissue
+LOCAL = 7  # side of the cube whose mean is subtracted from the residual, voxels
+BLOCK = 2  # voxels along each side of a block that becomes channels
 
 
 class ResidualUNet(nn.Module):
-    """Predict what to add to the baseline.
+    """Predict the residual of a baseline.
 
     Parameters
     ----------
@@ -41,6 +51,9 @@ class ResidualUNet(nn.Module):
     embedding : width of the embedding of the conditioning
     blocks : residual blocks of the encoder at each resolution
     """
+
+    center: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, channels: int, conditions: int, widths: tuple[int, ...] = (48, 48, 48),
                  embedding: int = 64, blocks: tuple[int, ...] = (2, 1, 1)) -> None:
@@ -66,17 +79,20 @@ class ResidualUNet(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Each side of an input must be a multiple of this many voxels."""
+        """Divisor of the length of each side of an input, voxels."""
         return BLOCK * 2 ** len(self.down)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """(N, 1, I, J, K) residual of (N, channels, I, J, K) inputs and (N, conditions) numbers."""
+        """Return the residual (N, 1, I, J, K) of inputs (N, channels, I, J, K).
+
+        `condition` has shape (N, conditions).
+        """
         code = self.embed(((condition - self.center) / self.scale).clamp(-4, 4))
         images, bands = detail_of(x)
         h = self.stem(pixel_unshuffle(torch.cat([images, x[:, 2:], bands], dim=1), BLOCK))
         kept = []
         for level, blocks in enumerate(self.encoder):
-            for block in blocks:
+            for block in blocks.children():
                 h = block(h, code)
             if level < len(self.down):
                 kept.append(h)
@@ -86,15 +102,17 @@ class ResidualUNet(nn.Module):
         out = pixel_shuffle(self.head(functional.silu(h)).float(), BLOCK)
         gains = self.gains(code).float()[..., None, None, None] + GAIN_SCALE * out[:, 1:]
         detail = (gains * bands[:, :GAINS] / FINE_GAIN).sum(dim=1, keepdim=True)
-        return RESIDUAL_SCALE * out[:, :1] + detail
+        return without_local_mean(RESIDUAL_SCALE * out[:, :1] + detail, x[:, -1:])
 
 
 def detail_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centered intensities (N, 2, ...) and bands of fine detail (N, BANDS, ...), amplified.
+    """Return centered intensities (N, 2, ...) and amplified frequency bands (N, BANDS, ...).
 
-    Noise and sharpness are a few per cent of the intensities; without bands of their own, gradient
-    descent learns them last. The bands are, of the baseline: what a mean along each axis takes
-    away, what a mean over 3 voxels cubed takes away, and the next band; the last two of the scan.
+    Noise and sharpness are a few percent of the intensities. Without separate channels, gradient
+    descent learns them last. With m_k the mean over k voxels, the bands are
+
+    * of the baseline: x - m_3 along each of the three axes, x - m_3 in 3D, and the next band;
+    * of the scan: the last two.
 
     Parameters
     ----------
@@ -111,9 +129,18 @@ def detail_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return 2 * (images - MIDDLE) * mask, FINE_GAIN * bands * mask
 
 
+def without_local_mean(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Take the mean over a cube of `LOCAL` voxels, of voxels in the mask, out of (N, C, I, J, K).
+
+    Smooth differences are levels of tissues and regions. They belong to the subject, not to the
+    scanner, and no card tells them: the baseline alone sets them.
+    """
+    return (images - local_mean(images, mask, (LOCAL,) * 3)) * mask
+
+
 def local_mean(images: torch.Tensor, mask: torch.Tensor, widths: tuple[int, int, int]
                ) -> torch.Tensor:
-    """Mean over a box of `widths` voxels (odd), of voxels in the mask; (N, C, I, J, K)."""
+    """Average images (N, C, I, J, K) over boxes of `widths` (odd) voxels, inside the mask."""
     both = torch.cat([images * mask, mask], dim=1)
     for axis, width in enumerate(widths):
         kernel, padding = [1, 1, 1], [0, 0, 0]
@@ -123,7 +150,7 @@ def local_mean(images: torch.Tensor, mask: torch.Tensor, widths: tuple[int, int,
 
 
 class ModulatedBlock(nn.Module):
-    """Two convolutions with modulation in between, added to the input; starts as the identity."""
+    """Residual block of two convolutions with feature-wise modulation; initially the identity."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -132,7 +159,7 @@ class ModulatedBlock(nn.Module):
         self.modulation = zero_module(nn.Linear(embedding, 2 * width))
 
     def forward(self, x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """x: (N, width, I, J, K); code: (N, embedding)."""
+        """Apply the block to x (N, width, I, J, K) with code (N, embedding)."""
         scale, shift = self.modulation(code)[..., None, None, None].chunk(2, dim=1)
         h = self.first(functional.silu(x))
         return x + self.second(functional.silu(h * (1 + scale) + shift))

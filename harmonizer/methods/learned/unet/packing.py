@@ -1,4 +1,4 @@
-"""Pack a training's averaged weights with what was validated, and write their model card."""
+"""Export of trained weights, with their validated residual weight and a model card."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .weights import write_weights
 
 __all__ = ["pack_weights", "network_of"]
 
-MODALITY = "T1w"  # what the simulator draws, so what can be validated
-UNSEEN_SCAN = 1.5  # std of a new scan's card from its site's, over that of a scan of the site
-MIN_CARD_STD = 0.02  # numbers that hardly differ between scans of one scanner
+MODALITY = "T1w"  # the only modality that is simulated, and thus validated
+UNSEEN_SCAN = 1.5  # deviation of a new scan from its site's card over that of a scan of the fit
+MIN_CARD_STD = 0.02  # smaller values are raised: they would dominate the distance of cards
 MIN_IDENTITY_PAIRS = 8
 
 CARD = """\
@@ -56,7 +56,7 @@ What it reaches on data that neither training nor selection saw: `docs/unet.md`.
 
 
 def network_of(folder: Path) -> tuple[ResidualUNet, dict[str, Any]]:
-    """The network with the best averaged weights of a training's folder, and its facts."""
+    """Return the network with the best averaged weights of a training folder, and its facts."""
     tensors, facts = read_checkpoint(folder / CHECKPOINT)
     numbers = read_json(folder / NORMALIZATION)
     weights = with_prefix(tensors, "best.") or with_prefix(tensors, "ema.")
@@ -69,19 +69,19 @@ def network_of(folder: Path) -> tuple[ResidualUNet, dict[str, Any]]:
 
 
 def pack_weights(folder: Path, pairs: Path, path: Path, commit: str = "not recorded") -> Path:
-    """Write weights and, beside them, their card; returns the path of the weights.
+    """Write the weights and their card; return the path of the weights.
 
     Raises
     ------
     InputError
-        If the store holds too few pairs to say what was validated.
+        If the store holds no validation pairs, or too few identity pairs.
     """
     network, facts = network_of(folder)
     store = PairStore(pairs)
     usable = [pair for pair in store.validation if not pair.identity]
     if not usable:
-        raise InputError(f"{pairs}: no validation pairs, so nothing can be validated. Prepare some "
-                         "(--validation-studies).")
+        raise InputError(f"{pairs}: no validation pairs, so nothing can be validated. Prepare "
+                         "validation studies (--validation-studies).")
     weight, gains = validated_weight(network, usable)
     about = {"Modalities": {MODALITY: round(weight, 3)}, "CardStd": card_std(store),
              "Steps": facts["step"], "BestStep": facts["best_step"],
@@ -101,8 +101,15 @@ def pack_weights(folder: Path, pairs: Path, path: Path, commit: str = "not recor
 
 
 def validated_weight(network: ResidualUNet, pairs: Sequence[Pair]) -> tuple[float, list[float]]:
-    """Weight 0..1 of the residual with the least error, each pair's baseline error counting as one;
-    and the gain of each pair in dB at full weight."""
+    """Compute the weight of the residual that minimizes the error on validation pairs.
+
+    Returns
+    -------
+    weight : float
+        0 to 1. The error of a pair is relative to that of its baseline.
+    gains : list of float
+        Gain of each pair over the baseline at full weight, dB.
+    """
     product = square = 0.0
     gains = []
     with torch.no_grad():
@@ -115,7 +122,7 @@ def validated_weight(network: ResidualUNet, pairs: Sequence[Pair]) -> tuple[floa
 
 
 def card_std(store: PairStore) -> list[float]:
-    """Of each number of a card: standard deviation between scans of one scanner."""
+    """Return the standard deviation of each number of a card between scans of one scanner."""
     n = len(CARD_NAMES)
     differences = np.array([pair.condition[n:2 * n] - pair.condition[:n]
                       for pair in (*store.training, *store.validation) if pair.identity])

@@ -1,14 +1,18 @@
-"""Training pairs of the residual-transfer task, simulated ahead of the training, kept on disk.
+"""Simulation of training pairs for the residual U-Net, stored on disk before the training.
 
-A *study* is a small multi-site cohort: random scanners, a few anatomies at each. Tissue matching is
-fitted on it with the probabilities of the shipped segmenters, as in use. Every scan is then brought
-to every other scanner: the pair is the scan, tissue matching's result (the baseline), the tissue
-probabilities and cards as input, and the same scan as rendered by the target scanner, without noise
-and without bias field, as truth. Noise is in the scans alone, so it cannot be learned from the
-truth. Scans of the target scanner itself are identity pairs: their truth is the scan.
+A *study* is a small simulated multi-site cohort: random scanners, and a few anatomies at each.
+Tissue matching is fitted on it, with the tissue probabilities of the shipped segmenters. Every scan
+is then harmonized to every other scanner, which gives a pair of
 
-Study number `index` of a seed is a function of the two, so preparation can be stopped, resumed and
-spread over processes. A study's JSON is written last.
+* input: the scan, the result of tissue matching (the baseline), the tissue probabilities, and the
+  cards of scan and target;
+* truth: the same anatomy rendered by the target scanner, without noise and without bias field.
+
+Because the truth has no noise, the network cannot learn to add noise. Scans of the target scanner
+give identity pairs, whose truth is the scan itself.
+
+A study depends only on the seed and its index. Preparation can therefore be stopped, resumed and
+distributed over processes. The JSON file of a study is written last.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ from .scan_card import scan_card
 __all__ = ["KINDS", "StudyKind", "prepare_study", "VALIDATION_FROM"]
 
 LOG = logging.getLogger("harmonizer")
-VALIDATION_FROM = 100_000  # studies from this index on are for selection: other maps, other seeds
-HELD_OUT_MAPS = 3  # the last label maps of the folder occur in validation studies alone
-IDENTITY = 0.25  # of the scans that also become an identity pair
-PHANTOM_SEEDS = (50_000_000, 60_000_000)  # of training and of validation; no test uses them
+VALIDATION_FROM = 100_000  # index from which studies are for validation, with other anatomies
+HELD_OUT_MAPS = 3  # last label maps of the folder, which only validation studies use
+IDENTITY = 0.25  # fraction of scans that also give an identity pair
+PHANTOM_SEEDS = (50_000_000, 60_000_000)  # first seed for training and for validation
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class StudyKind:
         is then partly averaged, as that of smaller voxels is
     native : whether pairs lie on the scans' own grids; otherwise on the template's
     scanners, subjects : number of scanners, and bounds of the number of subjects at each
+    targets : number of other scanners that each scan is brought to. Many scanners with few pairs
+        each are worth more than the reverse: a network can memorize few scanners
     crop : largest side of a stored pair, voxels
     """
 
@@ -68,20 +74,21 @@ class StudyKind:
     native: bool
     scanners: int
     subjects: tuple[int, int]
+    targets: int
     crop: int
 
 
 KINDS = {
-    "coarse": StudyKind(2.0, 2, True, False, 5, (2, 4), 96),
-    "mixed": StudyKind(1.0, 2, False, True, 4, (2, 2), 96),
-    "fine": StudyKind(1.0, 1, True, False, 4, (2, 2), 96),
-    "fine_native": StudyKind(1.0, 1, False, True, 4, (2, 2), 96),
+    "coarse": StudyKind(2.0, 2, True, False, 8, (2, 2), 3, 96),
+    "mixed": StudyKind(1.0, 2, False, True, 6, (1, 2), 3, 96),
+    "fine": StudyKind(1.0, 1, True, False, 6, (1, 2), 3, 96),
+    "fine_native": StudyKind(1.0, 1, False, True, 6, (1, 2), 3, 96),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedScan:
-    """A scan in memory, with the interface that tissue matching asks of `cohort.Scan`."""
+    """Simulated scan in memory, with the interface of `cohort.Scan`."""
 
     scan_id: str
     site: str
@@ -100,26 +107,26 @@ class SimulatedScan:
 
     @property
     def subject(self) -> str:
-        """Every scan is of an anatomy of its own."""
+        """Each scan is of a different subject."""
         return self.scan_id
 
     @property
     def covariates(self) -> dict[str, str]:
-        """None are simulated."""
+        """No covariates are simulated."""
         return {}
 
     def read(self) -> Volume:
-        """The image on the template grid."""
+        """Return the image on the template grid."""
         return self.template
 
     def read_tissues(self) -> dict[str, np.ndarray]:
-        """Probabilities by the shipped segmenter."""
+        """Return the tissue probabilities of the shipped segmenter."""
         return dict(zip(("CSF", "GM", "WM"), self.probabilities))
 
 
 def prepare_study(folder: Path, maps: Path, map_count: int, kind: str, seed: int, index: int
                   ) -> Path:
-    """Simulate one study and write its pairs; returns its JSON. Nothing is done twice."""
+    """Simulate one study and write its pairs, unless this was done; return its JSON file."""
     path = folder / f"study_{index:06d}.json"
     if path.exists():
         return path
@@ -134,10 +141,9 @@ def prepare_study(folder: Path, maps: Path, map_count: int, kind: str, seed: int
                   for site in {s.site for s in scans}}
     pairs: list[dict[str, Any]] = []
     for scan, card in zip(scans, cards):
-        for number, target in enumerate(scanners):
-            if scan.site == f"s{number}" and rng.random() > IDENTITY:
-                continue
-            pair = _pair(rng, method, scan, card, number, target, site_cards[f"s{number}"], how)
+        for number in _targets(rng, scan, how):
+            pair = _pair(rng, method, scan, card, number, scanners[number],
+                         site_cards[f"s{number}"], how)
             name = f"study_{index:06d}_{len(pairs):03d}.npy"
             with atomic_path(folder / name) as temporary, open(temporary, "wb") as file:
                 np.save(file, pair.pop("arrays"))
@@ -146,9 +152,17 @@ def prepare_study(folder: Path, maps: Path, map_count: int, kind: str, seed: int
     return path
 
 
+def _targets(rng: np.random.Generator, scan: SimulatedScan, how: StudyKind) -> list[int]:
+    """Numbers of the scanners that a scan is brought to; its own makes an identity pair."""
+    own = int(scan.site[1:])
+    others = [n for n in range(how.scanners) if n != own]
+    chosen = rng.permutation(others)[:how.targets].tolist()
+    return [*chosen, own] if rng.random() < IDENTITY else chosen
+
+
 def _scans(rng: np.random.Generator, scanners: Sequence[SimulatedScanner], maps: Path,
            map_count: int, how: StudyKind, index: int, cache: Path) -> list[SimulatedScan]:
-    """Scans of a study: other anatomies at each scanner."""
+    """Simulate the scans of a study, with different anatomies at each scanner."""
     scans = []
     for number, scanner in enumerate(scanners):
         for subject in range(int(rng.integers(how.subjects[0], how.subjects[1] + 1))):
@@ -164,7 +178,7 @@ def _scans(rng: np.random.Generator, scanners: Sequence[SimulatedScanner], maps:
 
 
 def _noise_factor(rng: np.random.Generator, scanner: SimulatedScanner, how: StudyKind) -> float:
-    """Noise on a template's grid over that of the scanner's voxels.
+    """Return the noise on a template grid relative to that of the scanner's voxels.
 
     Averaging the scanner's voxels within one of the template's reduces white noise by the root of
     their number. Correlated noise falls less, so the exponent is drawn.
@@ -172,13 +186,12 @@ def _noise_factor(rng: np.random.Generator, scanner: SimulatedScanner, how: Stud
     if not how.direct:
         return 1.0
     averaged = max(float(how.template_mm) ** 3 / float(np.prod(scanner.voxel_mm)), 1.0)
-    return float(averaged ** -rng.uniform(0.25, 0.5))
+    return float(averaged ** -rng.uniform(0.35, 0.5))
 
 
 def _anatomy(rng: np.random.Generator, maps: Path, map_count: int, how: StudyKind, index: int,
              cache: Path) -> Anatomy:
-    """A label map or, for some, a phantom subject; validation studies have anatomies of their own.
-    """
+    """Draw an anatomy: a label map, or sometimes a phantom; others for validation studies."""
     validation = index >= VALIDATION_FROM
     draw = int(rng.integers(1_000_000))
     if rng.random() < (0.5 if how.anatomy_mm > 1.5 else 0.15):
@@ -191,13 +204,13 @@ def _anatomy(rng: np.random.Generator, maps: Path, map_count: int, how: StudyKin
 
 
 def _on_template(native: Volume, resolution_mm: int) -> Volume:
-    """The scan as preprocessing brings it to the template's grid, zero outside the mask."""
+    """Resample a scan to the template grid as preprocessing does, zero outside the mask."""
     volume = resample(native, load_template(resolution_mm), antialias=True)
-    return volume.with_data(np.where(volume.mask, volume.data, np.float32(0)))
+    return volume.with_data(np.where(volume.require_mask(), volume.data, np.float32(0)))
 
 
 def _probabilities(volume: Volume) -> np.ndarray:
-    """(3, I, J, K) by the segmenter that the tool uses at this voxel size."""
+    """Return probabilities (3, I, J, K) by the segmenter that is used at this voxel size."""
     from ....contrast.local_statistics import stack_probabilities
     from ....segmentation.coarse import CoarseSegmenter
     from ....segmentation.predict import NetworkSegmenter
@@ -208,21 +221,21 @@ def _probabilities(volume: Volume) -> np.ndarray:
 
 
 class _MeasuredOnce(TissueMatching):
-    """Tissue matching that measures each of its scans once, for all targets."""
+    """Tissue matching that measures each scan once for all targets."""
 
     def __init__(self) -> None:
         super().__init__(TissueMatching.Config(texture="keep"))
         self._found: dict[int, Any] = {}
 
-    def _measured(self, volume: Volume, tissues: Mapping[str, np.ndarray]
-                  ) -> tuple[LocalStatistics, np.ndarray]:
+    def _segment_and_measure(self, volume: Volume, tissues: Mapping[str, np.ndarray]
+                             ) -> tuple[LocalStatistics, np.ndarray]:
         if id(volume) not in self._found:
-            self._found[id(volume)] = super()._measured(volume, tissues)
+            self._found[id(volume)] = super()._segment_and_measure(volume, tissues)
         return self._found[id(volume)]
 
 
 def _fitted(scans: Sequence[SimulatedScan]) -> _MeasuredOnce:
-    """Tissue matching, fitted on the study."""
+    """Fit tissue matching on a study."""
     method = _MeasuredOnce()
     method._fit(Cohort(tuple(scans)), 0, lambda done, total: None)  # type: ignore[arg-type]
     method.modality_ = "T1w"
@@ -233,15 +246,15 @@ def _fitted(scans: Sequence[SimulatedScan]) -> _MeasuredOnce:
 def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.ndarray,
           number: int, target: SimulatedScanner, target_card: np.ndarray, how: StudyKind
           ) -> dict[str, Any]:
-    """One pair: arrays (7, I, J, K) float16 (channels, then truth) and its numbers."""
+    """Make one pair: arrays (7, I, J, K) float16 (channels, then truth) and its numbers."""
     same = scan.site == f"s{number}"
     context = ScanContext(None if same or rng.random() < 0.4 else scan.site, {},
                   scan.read_tissues())
     change: TissueMap = method._map_of(scan.template, method.target(f"s{number}"), context)
     image = scan.native if how.native else scan.template
-    box = _crop(rng, image.mask, how.crop)
+    box = _crop(rng, image.require_mask(), how.crop)
     inside = np.zeros(image.shape, bool)
-    inside[box] = image.mask[box]
+    inside[box] = image.require_mask()[box]
     masked = image.with_mask(inside)
     before, after = levels_of(change)
     baseline = change.apply(masked).data[box] / np.float32(after)
@@ -256,12 +269,11 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
     core = core if core.any() else mask
     wrong = (stack[-1] - stack[0])[core]
     level = np.linalg.lstsq(stack[2:5][:, core].T, wrong, rcond=None)[0]
-    rest = wrong - level @ stack[2:5][:, core]
     spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
     numbers = condition(target_card, card, map_numbers(change), spacing, float(how.template_mm))
     return {"arrays": stack.astype(np.float16), "condition": [float(v) for v in numbers],
             "error": float(np.mean(wrong ** 2)), "level": [float(v) for v in level],
-            "fine_error": float((1.2533 * np.mean(np.abs(rest))) ** 2), "identity": bool(same),
+            "identity": bool(same),
             "source_known": context.source is not None,
             "shape": list(mask.shape), "voxels": int(mask.sum()),
             "target_noise": float(target.noise)}
@@ -269,7 +281,7 @@ def _pair(rng: np.random.Generator, method: Any, scan: SimulatedScan, card: np.n
 
 def _truth(scan: SimulatedScan, target: SimulatedScanner, image: Volume, how: StudyKind
            ) -> np.ndarray:
-    """The scan as the target scanner would show it, without noise and bias field."""
+    """Render the anatomy of a scan by the target scanner, without noise and bias field."""
     native = sample(render(scan.anatomy, target), scan.anatomy, scan.grid)
     if how.native or how.direct:
         return native
@@ -277,7 +289,7 @@ def _truth(scan: SimulatedScan, target: SimulatedScanner, image: Volume, how: St
 
 
 def _crop(rng: np.random.Generator, mask: np.ndarray, side: int) -> tuple[slice, ...]:
-    """A random box of at most `side` voxels along each axis, inside the mask's box."""
+    """Draw a box of at most `side` voxels along each axis, inside the bounding box of the mask."""
     box = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))

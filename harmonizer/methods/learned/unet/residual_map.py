@@ -1,8 +1,8 @@
-"""The corrected tissue map: tissue matching, plus what the network adds, on any grid.
+"""Intensity map of the backend `unet`: tissue map plus the residual of the network.
 
-The network runs on the voxels of the grid that the map is applied to. The baseline, the tissue
-probabilities and the mask are brought there as channels; its output is never resampled. Arrays are
-brought to the axes nearest to RAS+ for the network, and back.
+The network runs on the grid to which the map is applied. Baseline, tissue probabilities and mask
+are computed on that grid, so the output of the network is never resampled. For the network, arrays
+are reoriented to the axes nearest to RAS+, and back.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ResidualMap"]
 
-DARKEST = 0.1  # of the baseline: no voxel is made darker, so nothing becomes negative
+DARKEST = 0.1  # smallest result relative to the baseline, so that no voxel becomes negative
 MARGIN = 4  # voxels around the brain that the network sees
-SLAB, OVERLAP = 128, 32  # voxels; large volumes go through in slabs that start at multiples of 8
-WHOLE = 6_000_000  # voxels that go through at once
+SLAB, OVERLAP = 128, 32  # voxels; slabs of large volumes start at multiples of 8
+WHOLE = 6_000_000  # voxels of the largest volume that is not divided into slabs
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class ResidualMap(IntensityMap):
 
     def _residual(self, volume: Volume, baseline: np.ndarray, mask: np.ndarray, world: np.ndarray
                   ) -> np.ndarray:
-        """(I, J, K) float32 in units of the target's level; zero outside the mask's box."""
+        """Return (I, J, K) in units of the target's level, zero outside the box of the mask."""
         box = _box(mask)
         before, after = levels_of(self.change)
         probabilities = np.zeros((3, *volume.shape), np.float32)
@@ -86,13 +86,13 @@ class ResidualMap(IntensityMap):
         return out
 
     def describe(self) -> dict[str, Any]:
-        """The baseline's description, and the weight of the residual."""
+        """Return the description of the baseline and the weight of the residual; JSON types."""
         return {"Type": "local tissue map and network residual", **self.facts,
                 "ResidualWeight": round(self.weight, 4), "Baseline": self.change.describe()}
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box around the mask and a margin."""
+    """Return the bounding box of the mask plus a margin."""
     box = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
@@ -102,7 +102,7 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _predict(network: ResidualUNet, stack: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """(I, J, K) residual of (channels, I, J, K), as a whole or in slabs along the first axis."""
+    """Predict the residual (I, J, K), as a whole or in slabs along the first axis."""
     if stack[0].size <= WHOLE or stack.shape[1] <= SLAB:
         return _forward(network, stack, numbers)
     out = np.zeros(stack.shape[1:], np.float32)

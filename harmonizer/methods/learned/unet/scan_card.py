@@ -1,4 +1,4 @@
-"""Describe a scan by numbers that transfer: noise, sharpness per axis, quantiles, tissue levels.
+"""Describe a scan by numbers that transfer: noise, sharpness per axis, tissue levels.
 
 All numbers are relative to the mean of the brightest tissue, so a gain changes none of them. The
 numbers of a site are the means over its scans.
@@ -13,7 +13,6 @@ from ....volume import Volume
 
 __all__ = ["CARD_NAMES", "scan_card"]
 
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LAGS = (1, 2, 4)  # voxels between the values whose differences measure sharpness
 AXES = "RAS"
 FLOOR = 1e-3  # of the brightest tissue: added before a logarithm
@@ -23,7 +22,6 @@ CARD_NAMES = (
     *(f"noise_wm_{a}" for a in AXES), *(f"noise_gm_{a}" for a in AXES),
     *(f"difference_{lag}_{a}" for lag in LAGS for a in AXES),
     *(f"std_{t}" for t in ("csf", "gm", "wm")), *(f"mean_{t}" for t in ("csf", "gm", "wm")),
-    *(f"q{round(100 * q):02d}" for q in QUANTILES),
 )
 """Names of the numbers of a card; noise, differences and std are logarithms."""
 
@@ -57,7 +55,7 @@ def scan_card(volume: Volume, probabilities: np.ndarray) -> np.ndarray:
     std = [np.sqrt((w * (u - m / unit) ** 2).sum(dtype=np.float64)
                    / max(w.sum(dtype=np.float64), 1e-9)) for w, m in zip(weights, mean)]
     logs = np.log(np.concatenate([*noise, differences, std]) + FLOOR)
-    return np.concatenate([logs, mean / unit, np.quantile(u[mask], QUANTILES)]).astype(np.float32)
+    return np.concatenate([logs, mean / unit]).astype(np.float32)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:

@@ -1,4 +1,4 @@
-"""Read prepared pairs as memory-mapped patches, and draw augmented batches from them."""
+"""Storage of simulated pairs as memory-mapped arrays, and random augmented patches of them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,30 @@ from .pairs import VALIDATION_FROM
 
 __all__ = ["Pair", "PairStore", "condition_statistics"]
 
-LEAST_BRAIN = 0.25  # of a patch
-ERROR_BOUNDS = (1e-4, 1.5e-2)  # of the baseline's mean square error that scales a pair's loss
+LEAST_BRAIN = 0.25  # smallest fraction of brain in a patch
 SIZES = (0.35, 0.5)  # center and scale of the logarithm of a voxel's side in mm
-STD_FLOOR = 0.1  # of a conditioning number: below it, differences are noise
+STD_FLOOR = 0.1  # smallest scale of a conditioning number: smaller differences are noise
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One stored pair, see `pairs`.
+    """One stored pair; see `pairs`.
 
-    `level` (3,) is what each tissue's probability explains of truth - baseline: the subject's own
-    level, which the target's card cannot tell. `fine_error` is the mean square error without it.
+    Attributes
+    ----------
+    path : Path
+        File of the arrays.
+    kind, study : str, int
+        Kind and index of the study.
+    condition : ndarray, shape (len(CONDITIONS),)
+        Conditioning of the network.
+    error : float
+        Mean square error of the baseline.
+    level : ndarray, shape (3,)
+        Coefficients of the tissue probabilities in truth - baseline: an offset of each tissue
+        that belongs to the subject, which the card of the target does not contain.
+    identity : bool
+        Whether the scan is of the target scanner.
     """
 
     path: Path
@@ -36,27 +48,20 @@ class Pair:
     condition: np.ndarray
     error: float
     level: np.ndarray
-    fine_error: float
     identity: bool
 
     def open(self) -> np.ndarray:
-        """(7, I, J, K) float16, memory-mapped: the channels of the input, then the truth."""
+        """Open the memory-mapped arrays, (7, I, J, K) float16: input channels, then truth."""
         return np.load(self.path, mmap_mode="r", allow_pickle=False)
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        """Root mean square error of the baseline, kept within `ERROR_BOUNDS`: without the tissues'
-        overall levels, and with them."""
-        fine, whole = np.sqrt(np.clip([self.fine_error, self.error], *ERROR_BOUNDS))
-        return float(fine), float(whole)
 
 
 class PairStore:
-    """The pairs of a folder; `refresh` picks up studies that were finished since.
+    """Pairs of a folder; `refresh` adds studies that were finished in the meantime.
 
     Attributes
     ----------
-    training, validation : pairs of training and of validation studies
+    training, validation : list of Pair
+        Pairs of training and of validation studies.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +72,7 @@ class PairStore:
         self.refresh()
 
     def refresh(self) -> int:
-        """Read studies that are new; the number of training pairs."""
+        """Read new studies; return the number of training pairs."""
         for path in sorted(self.folder.glob("study_*.json")):
             if path.name not in self._seen:
                 self._seen.add(path.name)
@@ -79,8 +84,16 @@ class PairStore:
         return len(self.training)
 
     def draw(self, rng: np.random.Generator, size: int, weights: dict[str, float]
-             ) -> tuple[np.ndarray, np.ndarray, Pair]:
-        """(channels, truth, pair) of a random patch: (7, size, size, size) float32, conditions."""
+             ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a random patch.
+
+        Returns
+        -------
+        patch : ndarray, shape (7, size, size, size), float32
+            Channels, then truth.
+        condition : ndarray
+            Conditioning, with the axes of the patch.
+        """
         kinds = sorted(self._by_kind)
         p = np.array([weights.get(kind, 1.0) for kind in kinds])
         kind = kinds[int(rng.choice(len(kinds), p=p / p.sum()))]
@@ -88,18 +101,18 @@ class PairStore:
         pair = pairs[int(rng.integers(len(pairs)))]
         arrays = pair.open()
         patch = _patch(rng, arrays, size)
-        return (*_turned(rng, patch, pair.condition), pair)
+        return _turned(rng, patch, pair.condition)
 
 
 def condition_statistics(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    """(center, scale) of the conditioning over pairs; `InputError` without any."""
+    """Return center and scale of the conditioning over pairs; `InputError` without any."""
     if not pairs:
         raise InputError("the store of pairs is empty. Prepare pairs first (unet prepare).")
     values = np.stack([pair.condition for pair in pairs])
     center, scale = values.mean(axis=0), np.maximum(values.std(axis=0), STD_FLOOR)
     for i, name in enumerate(CONDITIONS):
         if name.startswith("voxel_") or name == "template_mm":
-            center[i], scale[i] = SIZES  # whatever sizes happen to be prepared first
+            center[i], scale[i] = SIZES  # not those of the studies that were prepared first
     return center, scale
 
 
@@ -109,11 +122,11 @@ def _pair_of(folder: Path, facts: dict[str, Any], one: dict[str, Any]) -> Pair:
         raise InputError(f"{folder}: pairs with {len(numbers)} conditioning numbers, expected "
                          f"{len(CONDITIONS)}. They are of another version; prepare them again.")
     return Pair(folder / one["file"], facts["kind"], facts["index"], numbers, one["error"],
-                np.array(one["level"], np.float32), one["fine_error"], one["identity"])
+                np.array(one["level"], np.float32), one["identity"])
 
 
 def _patch(rng: np.random.Generator, arrays: np.ndarray, size: int) -> np.ndarray:
-    """(7, size, size, size) float32 with enough brain, zero beyond the stored box."""
+    """Draw (7, size, size, size) float32 with enough brain, zero beyond the stored box."""
     mask = CHANNELS.index("mask")
     for _ in range(6):
         box = []
@@ -130,8 +143,7 @@ def _patch(rng: np.random.Generator, arrays: np.ndarray, size: int) -> np.ndarra
 
 def _turned(rng: np.random.Generator, patch: np.ndarray, condition: np.ndarray
             ) -> tuple[np.ndarray, np.ndarray]:
-    """The patch with its axes permuted and mirrored, and the conditioning with its axes permuted.
-    """
+    """Permute and mirror the axes of a patch, and permute those of the conditioning."""
     order = rng.permutation(3)
     patch = patch.transpose(0, *(1 + order))
     for axis in range(3):
@@ -141,7 +153,7 @@ def _turned(rng: np.random.Generator, patch: np.ndarray, condition: np.ndarray
 
 
 def _permuted_conditions(order: np.ndarray) -> np.ndarray:
-    """Index by which the conditioning of a volume with permuted axes is read."""
+    """Return the index that permutes the conditioning like the axes of a volume."""
     index = {name: i for i, name in enumerate(CONDITIONS)}
     new = {a: "RAS"[order[i]] for i, a in enumerate("RAS")}
     return np.array([index[f"{n[:-1]}{new[n[-1]]}"] if n[-2] == "_" and n[-1] in "RAS"

@@ -1,4 +1,4 @@
-"""Train the residual U-Net on prepared pairs: loss, batches, validation, presets."""
+"""Training of the residual U-Net on simulated pairs: loss, batches, validation, presets."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from ....deep.training.task import Batch, OptimizerGroup, TrainingTask
 from ....errors import InputError
 from ....files import read_json, write_json
 from .channels import CHANNELS, CONDITIONS
-from .network import ResidualUNet, local_mean
+from .network import ResidualUNet, without_local_mean
 from .store import Pair, PairStore, condition_statistics
 
 __all__ = ["PRESETS", "NORMALIZATION", "UNetSettings", "ResidualTransfer", "train_unet",
            "residual_loss", "relative_errors", "validation_sums"]
 
 NORMALIZATION = "normalization.json"
-KNEE = 0.3  # of the baseline's root mean square error: where Charbonnier's loss becomes linear
-LOCAL = 7  # voxels along the side of the cube whose mean is taken out of the error
-SMALLEST = 0.004  # error of a baseline below which a patch does not count more
-REFRESH_EVERY = 50  # steps between looks for new pairs
+KNEE = 0.3  # relative error where the Charbonnier loss becomes linear
+SMALLEST = 0.004  # lower bound of the baseline error by which a patch is weighted
+REFRESH_EVERY = 50  # steps between searches for new pairs
 
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """How the network is trained.
+    """Settings of a training.
 
     Attributes
     ----------
@@ -42,7 +41,6 @@ class UNetSettings:
         in which it falls to zero
     ema : decay of the average of the weights
     gradient_weight : of the L1 error of the image gradient
-    level_weight : of the error with the subject's own tissue levels
     validate_every, validation_pairs : steps between validations, and pairs of one
     kind_weights : how often pairs of a kind of study are drawn, relative to others
     widths : of the network
@@ -57,9 +55,8 @@ class UNetSettings:
     decay: float = 0.35
     ema: float = 0.998
     gradient_weight: float = 0.5
-    level_weight: float = 0.1
     validate_every: int = 250
-    validation_pairs: int = 18
+    validation_pairs: int = 24
     kind_weights: tuple[tuple[str, float], ...] = (
         ("coarse", 1.0), ("mixed", 0.6), ("fine", 0.6), ("fine_native", 0.8))
     widths: tuple[int, ...] = (48, 48, 48)
@@ -76,26 +73,23 @@ PRESETS = {
 """`cpu`: about two hours of two cores; `gpu`: a few hours of one GPU."""
 
 
-def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, level: torch.Tensor,
-                  mask: torch.Tensor, scales: torch.Tensor, gradient_weight: float,
-                  level_weight: float) -> dict[str, torch.Tensor]:
-    """Loss of fine detail, of its gradient, and, with a small weight, of everything.
+def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, mask: torch.Tensor,
+                  gradient_weight: float) -> dict[str, torch.Tensor]:
+    """Compute the Charbonnier loss of fine detail and the L1 loss of its gradient.
 
-    Most of the baseline's error is smooth: levels of the subject's own, which no card tells. Its
-    gradient would swamp that of noise and sharpness, so the local mean is taken out of the error
-    for the larger part of the loss. Every patch counts relative to the baseline's error there.
+    The network leaves smooth differences to the baseline, so they are subtracted from the error.
+    The error of a patch is divided by that of the baseline.
 
     Parameters
     ----------
     residual, wrong : (N, I, J, K) output, and truth - baseline
-    level : (N, I, J, K) part of `wrong` that the tissues' overall levels explain
     mask : (N, I, J, K)
-    scales : (N, 2, 1, 1, 1) root mean square error of the baseline, without and with the levels
+    gradient_weight : of the gradient's error
     """
     weight = 1 / mask.sum().clamp_min(1)
-    error = _fine(residual - wrong, mask)
-    unit = _root_mean_square(_fine(wrong, mask), mask)
-    value = (_charbonnier(error / unit) * mask).sum() * weight
+    fine = without_local_mean(wrong[:, None], mask[:, None])[:, 0]
+    error = (residual - fine) * mask
+    value = (_charbonnier(error / _root_mean_square(fine, mask)) * mask).sum() * weight
     edges = residual.new_zeros(())
     for axis in range(1, 4):
         step, both = _steps(residual - wrong, mask, axis)
@@ -103,23 +97,17 @@ def residual_loss(residual: torch.Tensor, wrong: torch.Tensor, level: torch.Tens
         size = (usual.abs() * both).sum(dim=(1, 2, 3)) / both.sum(dim=(1, 2, 3)).clamp_min(1)
         size = size.clamp_min(SMALLEST)[:, None, None, None]
         edges = edges + (step.abs() * both / size).sum() * weight / 3
-    whole = (_charbonnier((residual - wrong + level) / scales[:, 0]) * mask).sum() * weight
-    return {"value": value, "edges": gradient_weight * edges, "level": level_weight * whole}
-
-
-def _fine(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Without the mean over a cube of `LOCAL` voxels, of voxels in the mask."""
-    return (error - local_mean(error[:, None], mask[:, None], (LOCAL,) * 3)[:, 0]) * mask
+    return {"value": value, "edges": gradient_weight * edges}
 
 
 def _root_mean_square(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(N, 1, 1, 1) in the mask, at least `SMALLEST`."""
+    """Return the root mean square inside the mask, (N, 1, 1, 1), at least `SMALLEST`."""
     square = (error ** 2 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     return square.sqrt().clamp_min(SMALLEST)[:, None, None, None]
 
 
 def _steps(error: torch.Tensor, mask: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences of neighbors along an axis, and where both lie in the mask."""
+    """Return differences of neighbors along an axis, and where both lie in the mask."""
     n = error.shape[axis]
     return (error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1),
             mask.narrow(axis, 1, n - 1) * mask.narrow(axis, 0, n - 1))
@@ -130,7 +118,7 @@ def _charbonnier(error: torch.Tensor) -> torch.Tensor:
 
 
 class ResidualTransfer(TrainingTask):
-    """The residual-transfer task for the residual U-Net."""
+    """Training task of the residual U-Net."""
 
     def __init__(self, store: PairStore, settings: UNetSettings, center: np.ndarray,
                  scale: np.ndarray) -> None:
@@ -141,20 +129,20 @@ class ResidualTransfer(TrainingTask):
         network.scale.copy_(torch.as_tensor(scale, dtype=torch.float32))
         self.network = network
         self.networks = {"unet": network}
-        # The number of steps may be raised to train on.
+        # A finished training may be continued with more steps.
         self.identity = {"method": "unet", "settings": {**asdict(settings), "steps": None,
                                                         "decay": None, "validate_every": None,
                                                         "kind_weights": None}}
         self.validation = chosen_for_validation(store.validation, settings.validation_pairs)
 
     def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
-        """One optimizer."""
+        """Return the only optimizer group."""
         s = self.settings
         return (OptimizerGroup("unet", ("unet",), self.loss, learning_rate=s.learning_rate,
                        weight_decay=1e-4, clip=1.0, rate_factor=self.rate_factor),)
 
     def rate_factor(self, step: int) -> float:
-        """Linear warm-up, constant, cosine decay over the last part of the steps."""
+        """Return the factor of the learning rate: linear warm-up, constant, cosine decay."""
         s = self.settings
         first = s.steps * (1 - s.decay)
         late = min(max((step - first) / max(s.steps - first, 1), 0.0), 1.0)
@@ -162,38 +150,33 @@ class ResidualTransfer(TrainingTask):
         return min(1.0, (step + 1) / s.warmup) * falling
 
     def batch(self, step: int, rank: int) -> Batch:
-        """Patches, mirrored and permuted, with a gain of their own and blurred conditioning."""
+        """Draw mirrored and permuted patches with random gains and noisy conditioning."""
         if step % REFRESH_EVERY == 0:
             self.store.refresh()
         s = self.settings
         rng = np.random.default_rng(step_seed(s.seed + 1, step, rank))
-        patches, conditions, scales, levels = [], [], [], []
+        patches, conditions = [], []
         std = self.network.scale.cpu().numpy()
         for _ in range(s.batch):
-            patch, condition, pair = self.store.draw(rng, s.patch, dict(s.kind_weights))
+            patch, condition = self.store.draw(rng, s.patch, dict(s.kind_weights))
             gain, own = np.exp(rng.normal(0, 0.03, 2)).astype(np.float32)
             patch[[0, -1]] *= gain
             patch[1] *= own
             patches.append(patch)
-            conditions.append(condition + std * rng.normal(0, 0.1, len(condition)))
-            scales.append(pair.scales)
-            levels.append(gain * np.tensordot(pair.level, patch[2:5], 1))
+            conditions.append(condition + std * rng.normal(0, 0.2, len(condition)))
         arrays = torch.from_numpy(np.stack(patches))
         return {"input": arrays[:, :-1], "truth": arrays[:, -1],
-                "condition": torch.from_numpy(np.stack(conditions).astype(np.float32)),
-                "level": torch.from_numpy(np.stack(levels)),
-                "scales": torch.tensor(scales, dtype=torch.float32)[..., None, None, None]}
+                "condition": torch.from_numpy(np.stack(conditions).astype(np.float32))}
 
     def loss(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """See `residual_loss`."""
         x, s = batch["input"], self.settings
         residual = self.network(x, batch["condition"])[:, 0].float()
-        return residual_loss(residual, batch["truth"] - x[:, 0], batch["level"],
-                             x[:, CHANNELS.index("mask")], batch["scales"], s.gradient_weight,
-                             s.level_weight)
+        return residual_loss(residual, batch["truth"] - x[:, 0], x[:, CHANNELS.index("mask")],
+                             s.gradient_weight)
 
     def validate(self) -> Mapping[str, float]:
-        """Error over the baseline's on validation pairs (geometric mean), and the gain in dB."""
+        """Return the error relative to the baseline (geometric mean) and the gain in dB."""
         both = [relative_errors(self.network, pair) for pair in self.validation]
         found = [whole for whole, _ in both]
         logs = [math.log(e) for e, pair in zip(found, self.validation) if not pair.identity]
@@ -213,7 +196,7 @@ class ResidualTransfer(TrainingTask):
 
 
 def chosen_for_validation(pairs: list[Pair], count: int) -> list[Pair]:
-    """At most `count` pairs without identity, evenly over the list."""
+    """Select at most `count` pairs that are not identity pairs, evenly over the list."""
     usable = [pair for pair in pairs if not pair.identity]
     if len(usable) <= count:
         return usable
@@ -221,7 +204,7 @@ def chosen_for_validation(pairs: list[Pair], count: int) -> list[Pair]:
 
 
 def predicted(network: ResidualUNet, pair: Pair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(residual, truth - baseline, level) in the mask of a pair: (n,) float32 each."""
+    """Return residual, truth - baseline and level inside the mask of a pair, (n,) each."""
     arrays = np.asarray(pair.open(), np.float32)
     padding = [(0, 0)] + [(0, -n % network.multiple) for n in arrays.shape[1:]]
     stack = torch.from_numpy(np.pad(arrays, padding))
@@ -235,16 +218,23 @@ def predicted(network: ResidualUNet, pair: Pair) -> tuple[torch.Tensor, torch.Te
 
 
 def relative_errors(network: ResidualUNet, pair: Pair) -> tuple[float, float]:
-    """Mean square error of the network's result over that of the baseline, in the mask: of the
-    truth, and of the truth without the subject's own tissue levels."""
+    """Return the mean square error of the network over that of the baseline, inside the mask.
+
+    Returns
+    -------
+    whole, fine : float
+        With and without the offsets of the subject's tissues (`Pair.level`).
+    """
     residual, wrong, level = predicted(network, pair)
     return tuple(float(((residual - part) ** 2).mean()  # type: ignore[return-value]
                        / (part ** 2).mean().clamp_min(1e-12)) for part in (wrong, wrong - level))
 
 
 def validation_sums(network: ResidualUNet, pair: Pair) -> tuple[float, float, float]:
-    """Means over the mask of the baseline's squared error, of error x residual, and of the squared
-    residual."""
+    """Return the means of error^2, error x residual and residual^2 inside the mask of a pair.
+
+    The error is that of the baseline.
+    """
     residual, wrong, _ = predicted(network, pair)
     return (float((wrong ** 2).mean().clamp_min(1e-12)), float((wrong * residual).mean()),
             float((residual ** 2).mean()))
@@ -252,7 +242,7 @@ def validation_sums(network: ResidualUNet, pair: Pair) -> tuple[float, float, fl
 
 def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Resources, *,
                progress: Any = None) -> tuple[TrainingOutcome, ResidualUNet]:
-    """Train, or go on, in `folder`; returns the outcome and the network with averaged weights.
+    """Train, or resume a training, in `folder`; return its outcome and the averaged network.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Read and write the network's weights: one safetensors file with a JSON header, and its card."""
+"""Weights file of the network: safetensors with JSON facts in the header."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ....errors import UnavailableError
 from ....files import atomic_path
+from ...target import check_arrays
 
 if TYPE_CHECKING:
     from .network import ResidualUNet
@@ -25,7 +26,7 @@ MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Tensors of a `ResidualUNet` and what is known of them.
+    """Tensors of a `ResidualUNet`, and facts about them.
 
     Attributes
     ----------
@@ -39,7 +40,7 @@ class Weights:
     facts: Mapping[str, Any]
 
     def network(self) -> ResidualUNet:
-        """The network, ready for use."""
+        """Create the network in evaluation mode."""
         import torch
 
         from .network import ResidualUNet
@@ -47,11 +48,12 @@ class Weights:
         network = ResidualUNet(**self.facts["Network"])
         state = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in self.tensors.items()}
         network.load_state_dict(state)
-        return network.eval().to(memory_format=torch.channels_last_3d)
+        layout: Any = {"memory_format": torch.channels_last_3d}  # torch's types do not know it
+        return network.eval().to(**layout)
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a weights file; anything else is an `UnavailableError` that names it."""
+    """Read a weights file; `UnavailableError` names a file that is invalid."""
     from safetensors import safe_open
 
     try:
@@ -59,7 +61,7 @@ def read_weights(path: Path) -> Weights:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
         with safe_open(path, framework="numpy") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         check_weights(tensors, facts)
     except Exception as error:  # safetensors and json raise kinds of their own
         raise UnavailableError(f"{path}: cannot be read as weights of unet ({error}). Give a file "
@@ -68,7 +70,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def check_weights(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """ValueError or KeyError where these are no weights of this network."""
+    """Raise ValueError or KeyError if these are not weights of this network."""
     from .channels import CHANNELS, CONDITIONS
     from .scan_card import CARD_NAMES
 
@@ -80,8 +82,7 @@ def check_weights(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -
                          f"conditions, expected {len(CHANNELS)} and {len(CONDITIONS)}")
     if len(facts["CardStd"]) != len(CARD_NAMES):
         raise ValueError(f"{len(facts['CardStd'])} numbers of a card, expected {len(CARD_NAMES)}")
-    if not all(np.isfinite(t).all() for t in tensors.values()):
-        raise ValueError("a tensor holds NaN or infinity")
+    check_arrays(tensors)
 
 
 def write_weights(path: Path, network: ResidualUNet, facts: Mapping[str, Any]) -> Path:

@@ -128,8 +128,8 @@ def test_of_several_noise_volumes_comes_the_mean_and_how_far_they_are_apart(fitt
     assert fitted.harmonize_with_uncertainty(stranger, target).uncertainty is None
 
 
-class Killed(Exception):
-    """What ends a sampling in the middle of a volume."""
+class KilledError(Exception):
+    """Ends a sampling in the middle of a volume."""
 
 
 @pytest.mark.parametrize("begin, fusion, seeds", [
@@ -142,7 +142,7 @@ def test_a_killed_sampling_goes_on_in_the_middle_of_a_volume(
 
     def counted(network, *given):
         if len(calls) == stop:
-            raise Killed
+            raise KilledError
         calls.append(1)
         return plain(network, *given)
 
@@ -152,7 +152,7 @@ def test_a_killed_sampling_goes_on_in_the_middle_of_a_volume(
     total, stop = len(calls), len(calls) * 3 // 4
     calls.clear()
     resumable = dict(seed=3, checkpoint_folder=tmp_path / "sampling")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         other.harmonize_with_uncertainty(stranger, other.target("A"), **resumable)
     calls.clear()
     stop = -1
