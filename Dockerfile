@@ -1,14 +1,18 @@
 # One recipe for CPU and CUDA. PyTorch's wheels bring the CUDA runtime, so the base is plain Python.
 #
-#   docker build -t harmonizer:0.1.0 .
-#   docker build -t harmonizer:0.1.0-cuda --build-arg DEVICE=cuda .
+#   docker build -t harmonizer:cpu .
+#   docker build -t harmonizer:cuda --build-arg DEVICE=cuda .
+#   docker build -t harmonizer:cuda126 --build-arg DEVICE=cuda --build-arg CUDA=126 .
 #
-# BASE_IMAGE needs Python 3.10 to 3.13 with venv; TORCH_INDEX overrides where PyTorch comes from.
+# CUDA=126 is for GPUs before Turing and for drivers before 580 (docs/how-to/containers.md).
+# BASE_IMAGE needs Python 3.10 to 3.13 with venv; tools/base_image.sh prints it with its digest, and
+# published images are built from that. TORCH_INDEX overrides where PyTorch comes from.
 # PIP_CERT, PIP_INDEX_URL and PIP_FIND_LINKS reach pip where a mirror or a proxy is needed.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
 ARG DEVICE=cpu
+ARG CUDA
 ARG TORCH_INDEX
 ARG PIP_CERT
 ARG PIP_INDEX_URL
@@ -17,37 +21,44 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_RETRIES=1
 WORKDIR /src
 COPY constraints.txt ./
 RUN python3 -m venv /opt/harmonizer && \
-    case "${DEVICE}" in \
-        cpu) index=https://download.pytorch.org/whl/cpu ;; \
-        cuda) index=https://pypi.org/simple ;; \
-        *) echo "DEVICE is cpu or cuda, not '${DEVICE}'" >&2; exit 64 ;; \
+    case "${DEVICE}-${CUDA}" in \
+        cpu-) index=https://download.pytorch.org/whl/cpu ;; \
+        cuda-) index=https://pypi.org/simple ;; \
+        cuda-[1-9][0-9][0-9]) index=https://download.pytorch.org/whl/cu${CUDA} ;; \
+        *) echo "DEVICE is cpu or cuda, and CUDA a number such as 126, not '${DEVICE}' and '${CUDA}'" >&2; exit 64 ;; \
     esac && \
     /opt/harmonizer/bin/pip install --no-deps --extra-index-url "${TORCH_INDEX:-$index}" \
         -c constraints.txt torch
 # Dependencies before code: a change of the code does not install them again.
-COPY setup.cfg pyproject.toml LICENSE README.md ./
+COPY setup.cfg setup.py pyproject.toml LICENSE README.md ./
 COPY harmonizer/__init__.py harmonizer/__init__.py
 RUN mkdir pipelines && touch pipelines/__init__.py && \
     /opt/harmonizer/bin/pip install -c constraints.txt . bids-validator-deno
 COPY harmonizer harmonizer
 COPY pipelines pipelines
+ARG VERSION=0.0
 RUN rm -rf build ./*.egg-info && \
-    /opt/harmonizer/bin/pip install --no-deps --force-reinstall . && \
+    SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" \
+        /opt/harmonizer/bin/pip install --no-deps --force-reinstall . && \
     /opt/harmonizer/bin/harmonizer --version
 
 FROM ${BASE_IMAGE}
+ARG BASE_IMAGE
 ARG DEVICE=cpu
-ARG VERSION=0.1.0
+ARG CUDA
+ARG VERSION=0.0
 ARG REVISION=unknown
 ARG CREATED=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="brain-harmonizer" \
       org.opencontainers.image.description="A BIDS App that harmonizes brain MRI across scanners" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.source="https://github.com/brain-harmonizer/harmonizer" \
-      org.brain-harmonizer.device="${DEVICE}"
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
+      org.brain-harmonizer.device="${DEVICE}${CUDA}"
 # HOME and USER: an unknown UID (docker --user) has neither, and libraries ask for both.
 # MALLOC_*: keep freed memory instead of faulting it in again at each training step.
 # HARMONIZER_CONTAINER*: what dataset_description.json of the results tells about the image.

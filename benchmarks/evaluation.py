@@ -2,6 +2,7 @@
 
     python benchmarks/evaluation.py WORK [--scans 25 50 100] [--many 250 500 1000] [--fine OUT]
         [--markdown FILE]
+    python benchmarks/evaluation.py WORK --small
 
 Two parts grow differently and are measured separately.
 
@@ -9,9 +10,12 @@ Two parts grow differently and are measured separately.
   a separate process, first without a cache, then with one more covariate.
 * *Numbers*: tests, intervals and permutations after the images are closed, on many tiny scans.
 
-`--fine OUT`, an output folder of this app, adds the cost of two scans at 1 mm. Results are stored
-in WORK, and an interrupted command resumes; delete WORK/measured to measure again. Seconds are CPU
-seconds of one process, because the clock time depends on the load of the computer.
+`--fine OUT`, an output folder of this app, adds the cost of two scans at 1 mm. `--small` measures
+only one small brain at 1 mm (the template at 2 mm, taken as 1 mm): what a scan, a simulated rescan
+and another target cost if every image is segmented in both contrasts, and as the evaluation does
+it, and whether both give the same verdict. Results are stored in WORK, and an interrupted command
+resumes; delete WORK/measured to measure again. Seconds are CPU seconds of one process, because the
+clock time depends on the load of the computer.
 """
 
 from __future__ import annotations
@@ -55,6 +59,8 @@ GOAL = 1000  # scans
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, and put it into the markdown file where one is named."""
     given = _parser().parse_args(argv)
+    if given.small:
+        return _small(given.work)
     if given.one:
         return _one(Path(given.one), given.tissues)
     if given.one_fine:
@@ -80,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="segmentation of every image (default: none)")
     parser.add_argument("--markdown", type=Path, help="file whose section is replaced")
     parser.add_argument("--fine", type=Path, metavar="OUT", help="preprocessed scans at 1 mm")
+    parser.add_argument("--small", action="store_true",
+                        help="only the cost of one small brain at 1 mm, by what is segmented")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--one-fine", type=Path, help=argparse.SUPPRESS)
     return parser
@@ -213,13 +221,77 @@ def _one_fine(out: Path, work: Path, tissues: str) -> int:
     started = time.process_time()
     measure_cohort(before, after, target, priors=priors)
     for scan, result in zip(before, after):
-        measure_scan(ScanJob(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0), segment))
+        measure_scan(ScanJob(scan, {"x": result}, label_tissues(priors), (0.0, 1000.0), segment,
+                             limits=SMALL_LIMITS))
     first = (time.process_time() - started) / len(before)
     started, volume = time.process_time(), before.scans[0].read()
-    compare_anatomy(volume, simulated_rescan(volume, 0), segment)
+    compare_anatomy(volume, simulated_rescan(volume, 0), segment, same_contrast=True)
     print(json.dumps({"scans": len(before), "first": first, "peak_mb": 1e3 * peak_gb(),
                       "rescan": time.process_time() - started}))
     return 0
+
+
+SMALL_GAMMA = 1.5  # of the harmonized image of --small
+SMALL_RESCANS = 3
+SMALL_LIMITS = {"ssim_structure": 0.9, "gradient_agreement": 0.9, "edge_displacement": 1.0,
+                "largest_change": 0.2, "dice": 0.9, "ravd": 0.05}
+
+
+def _small(work: Path) -> int:
+    """Cost of one small brain at 1 mm, with every segmentation and with those that are needed."""
+    scan, result = _small_images(work)
+    segment = _segmenter("network")
+    segment(scan.read())  # reads the weights
+    lines = ["| segmentations | scan | simulated rescan | scan again, other target | verdict |",
+             "|---|---|---|---|---|"]
+    for name, needed in (("all, nothing kept", False), ("needed, and kept", True)):
+        lines.append(f"| {name} | " + " | ".join(_small_row(work, scan, result, segment, needed))
+                     + " |")
+    print("\n".join(lines))
+    return 0
+
+
+def _small_images(work: Path) -> tuple[Scan, Scan]:
+    template = load_template(FINE)
+    affine = np.eye(4)
+    noise = 2 * np.random.default_rng(0).normal(size=template.shape)
+    data = 100 * template.data / np.percentile(template.in_mask(), 99) + noise
+    mask = write_mask(work / "small" / "mask.nii.gz", template.mask, affine)
+    images = {"before": data, "after": 100 * (np.maximum(data, 0) / 100) ** SMALL_GAMMA}
+    return tuple(Scan("sub-1_T1w", "1", None, "T1w", TARGET, "template", write_volume(
+        work / "small" / f"{name}.nii.gz", Volume(np.where(template.mask, image, 0), affine)),
+        mask) for name, image in images.items())  # type: ignore[return-value]
+
+
+def _small_row(work: Path, scan: Scan, result: Scan, segment: Segment, needed: bool
+               ) -> tuple[str, ...]:
+    """Processor seconds of a scan, of a rescan and of the scan with another target; the verdict."""
+    import shutil
+
+    from harmonizer.evaluation.cache import cached_summary
+    from harmonizer.evaluation.metrics.scan_features import ScanJob, measure_scan
+    from harmonizer.evaluation.questions.anatomy import compare_anatomy
+    from harmonizer.evaluation.questions.anatomy_limits import Tolerance, check_anatomy
+    from harmonizer.evaluation.questions.rescans import simulated_rescan
+
+    cache = work / "small" / "cache" if needed else None
+    shutil.rmtree(work / "small" / "cache", ignore_errors=True)
+    job = ScanJob(scan, {"x": result}, label_tissues(tissue_priors(FINE)), (0.0, 130.0), segment,
+                  cache, limits=SMALL_LIMITS if needed else None)
+    times = [time.process_time()]
+    found = measure_scan(job)
+    times.append(time.process_time())
+    volume = scan.read()
+    known = cached_summary(cache, volume, (scan.image, scan.mask), segment)
+    for seed in range(SMALL_RESCANS):
+        compare_anatomy(volume, simulated_rescan(volume, seed), segment, of_source=known,
+                        same_contrast=needed)
+    times.append(time.process_time())
+    measure_scan(replace(job, gray_range=(0.0, 140.0)))
+    times.append(time.process_time())
+    seconds = np.diff(times) / [1, SMALL_RESCANS, 1]
+    check = check_anatomy(found.anatomy["x"], Tolerance(SMALL_LIMITS))
+    return (*(f"{value:.1f} s" for value in seconds), "kept" if check.ok else "flagged")
 
 
 def _segmenter(name: str) -> Segment | None:
@@ -249,8 +321,8 @@ def _at_one_mm(one: dict[str, float]) -> str:
     hours = GOAL * one["first"] / 3600
     return (f"Measured at 1 mm, {one['scans']} scans: {one['first']:.1f} s for a scan and its "
             f"harmonized image, {one['rescan']:.1f} s for a simulated rescan, {one['peak_mb']:.0f} "
-            f"MB. {GOAL} scans are {hours:.1f} processor hours of images where nobody travels, "
-            f"{60 * hours / CORES:.0f} minutes on {CORES} cores.")
+            f"MB. {GOAL} scans are {hours:.1f} processor hours of images "
+            f"without traveling subjects, {60 * hours / CORES:.0f} minutes on {CORES} cores.")
 
 
 def _outlook(images: list[dict[str, float]], numbers: list[dict[str, float]]) -> str:

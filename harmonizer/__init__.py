@@ -8,19 +8,23 @@ For notebooks::
     result = model.transform(image, target="siteA")
 
 `images` are paths or nibabel images in any space; `result` is a nibabel image on the subject's own
-grid. docs/python.md has more examples.
+grid. docs/how-to/python.md has more examples.
 
-This package does not depend on nipype or BIDS. The package `pipelines` imports it, reads BIDS
-datasets, runs workflows and writes derivatives. docs/architecture.md shows the packages and their
-dependencies.
+This package does not depend on nipype or BIDS. The package `pipelines` (`harmonizer.pipelines`
+where it is installed) imports it, reads BIDS datasets, runs workflows and writes derivatives.
+docs/architecture.md shows the packages and their dependencies.
 """
 
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("brain-harmonizer")  # of the git tag, recorded by the installation
+except PackageNotFoundError:  # run from a checkout that was not installed
+    __version__ = "0+unknown"
 
 _EXPORTS = {
     **dict.fromkeys(("Harmonizer", "TissueMatching", "HistogramMatching", "MomentMatching",

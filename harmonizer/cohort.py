@@ -23,14 +23,16 @@ from .errors import InputError, did_you_mean
 from .files import write_text
 from .volume import AFFINE_TOLERANCE_MM, Volume, load_nifti, read_volume, same_grid
 
-__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "Cohort", "Scan", "years_between"]
+__all__ = ["COLUMNS", "MAX_TRAVELING_YEARS", "MISSING_TEXTS", "Cohort", "Scan", "years_between",
+           "years_of"]
 
 COLUMNS = (
     "scan_id", "participant_id", "session_id", "modality", "site", "site_source",
     "image", "mask", "age", "sex",
 )
 """Columns of cohort.tsv that every scan has; covariates have other names."""
-MISSING = "n/a"
+NOT_AVAILABLE = "n/a"  # missing value in written tables (BIDS)
+MISSING_TEXTS = ("", "n/a", "na", "nan", "none", "null")  # missing values in read tables
 MAX_TRAVELING_YEARS = 1.0
 """Scans of one subject at two sites show one and the same brain if they are at most this far apart.
 Ages are often whole years, so that a birthday between two scans makes them one apart.
@@ -269,7 +271,8 @@ class Cohort:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow((*COLUMNS, *extra))
         for scan in self.scans:
-            writer.writerow(_row(scan, folder) + [scan.covariates.get(k, MISSING) for k in extra])
+            writer.writerow([*_row(scan, folder),
+                             *(scan.covariates.get(k, NOT_AVAILABLE) for k in extra)])
         return write_text(path, stream.getvalue())
 
     @classmethod
@@ -301,12 +304,15 @@ def years_between(one: Scan, two: Scan) -> float | None:
 
     From the column ``acq_time`` of both, else from both ages.
     """
-    years = _years([one, two])
+    years = years_of([one, two])
     return None if years is None else abs(years[1] - years[0])
 
 
-def _years(scans: Iterable[Scan]) -> list[float] | None:
-    """Return times of the scans of one subject in years on one scale; None if one is not known."""
+def years_of(scans: Iterable[Scan]) -> list[float] | None:
+    """Return the times of one subject's scans in years on one scale, or None if one is unknown.
+
+    From the column ``acq_time`` of all scans, else from the ages.
+    """
     scans = list(scans)
     for known in (_acquired, lambda scan: scan.age):
         years = [known(scan) for scan in scans]
@@ -330,7 +336,7 @@ def _count_sites(scans: Iterable[Scan]) -> int:
 
 def _visit_with_most_sites(scans: list[Scan]) -> list[Scan]:
     """Return the scans within `MAX_TRAVELING_YEARS` that cover most sites; all without dates."""
-    years = _years(scans)
+    years = years_of(scans)
     if years is None:
         return scans
     visits = [[scan for scan, time in zip(scans, years)
@@ -344,28 +350,28 @@ def _shape(image: Any) -> tuple[int, ...]:
 
 
 def _row(scan: Scan, folder: Path) -> list[str]:
-    session = f"ses-{scan.session}" if scan.session else MISSING
-    age = MISSING if scan.age is None else f"{scan.age:g}"
+    session = f"ses-{scan.session}" if scan.session else NOT_AVAILABLE
+    age = NOT_AVAILABLE if scan.age is None else f"{scan.age:g}"
     return [
         scan.scan_id, f"sub-{scan.subject}", session, scan.modality, scan.site, scan.site_source,
-        _relative(scan.image, folder), _relative(scan.mask, folder), age, scan.sex or MISSING,
+        _relative(scan.image, folder), _relative(scan.mask, folder), age, scan.sex or NOT_AVAILABLE,
     ]
 
 
 def _scan(row: Mapping[str, str], folder: Path) -> Scan:
-    extra = {k: v for k, v in row.items() if k not in COLUMNS and v != MISSING}
+    extra = {k: v for k, v in row.items() if k not in COLUMNS and v != NOT_AVAILABLE}
     session = row["session_id"]
     return Scan(
         scan_id=row["scan_id"],
         subject=row["participant_id"].removeprefix("sub-"),
-        session=None if session == MISSING else session.removeprefix("ses-"),
+        session=None if session == NOT_AVAILABLE else session.removeprefix("ses-"),
         modality=row["modality"],
         site=row["site"],
         site_source=row["site_source"],
         image=folder / row["image"],
         mask=folder / row["mask"],
-        age=None if row["age"] == MISSING else float(row["age"]),
-        sex=None if row["sex"] == MISSING else row["sex"],
+        age=None if row["age"] == NOT_AVAILABLE else float(row["age"]),
+        sex=None if row["sex"] == NOT_AVAILABLE else row["sex"],
         covariates=MappingProxyType(extra),
     )
 

@@ -21,13 +21,12 @@ import numpy as np
 from .errors import UsageError
 from .volume import Volume
 
-__all__ = ["TEMPLATE", "TEMPLATE_CITATION", "load_template", "tissue_priors", "template_affine"]
+__all__ = ["TEMPLATE", "load_template", "tissue_priors", "template_affine"]
 
 TEMPLATE = "MNI152NLin2009aSym"  # the BIDS space label
-TEMPLATE_CITATION = "doi:10.1016/S1053-8119(09)70884-5"
 RESOLUTIONS_MM = (1, 2, 3, 4, 5, 6, 8)
 ORIGIN_MM = (-98.0, -134.0, -72.0)  # world position of the first voxel, at every resolution
-SHAPES = {1: (197, 233, 189), 2: (99, 117, 95)}
+TEMPLATE_SHAPES = {1: (197, 233, 189), 2: (99, 117, 95)}
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,7 +62,7 @@ def template_affine(shape: tuple[int, ...]) -> np.ndarray | None:
 
     Grids of 1 and 2 mm are known, those of outputs and of sloppy runs.
     """
-    for step, known in SHAPES.items():
+    for step, known in TEMPLATE_SHAPES.items():
         if tuple(shape) == known:
             affine = np.diag([float(step)] * 3 + [1.0])
             affine[:3, 3] = ORIGIN_MM

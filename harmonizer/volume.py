@@ -1,7 +1,7 @@
 """`Volume`: a 3D image with its affine and brain mask; reading and writing of NIfTI.
 
 This module is the only reader and writer of NIfTI. Functions that change intensities return
-`volume.with_data(...)`, so that affine and mask stay the very same objects.
+`volume.with_data(...)`, so that affine and mask remain the same objects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
     "write_labels", "write_mask", "write_volume",
 ]
 
-UNITS = {1: ("meters", 1e3), 2: ("mm", 1.0), 3: ("micrometers", 1e-3)}  # NIfTI: name, mm
+NIFTI_UNITS = {1: ("meters", 1e3), 2: ("mm", 1.0), 3: ("micrometers", 1e-3)}  # NIfTI: name, mm
 VOXEL_SIZE_RANGE_MM = (0.05, 20.0)  # ex-vivo microscopy to thick localizer slices
 MAX_EXTENT_MM = 1000.0  # along one axis of a head's image
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no voxel corner moves by more than this
@@ -204,7 +204,7 @@ def affine_in_mm(image: Any) -> np.ndarray:
 
 def _unit(image: Any) -> tuple[str, float]:
     known = isinstance(image.header, nib.Nifti1Header)
-    return UNITS.get(int(image.header["xyzt_units"]) & 7 if known else 2, UNITS[2])
+    return NIFTI_UNITS.get(int(image.header["xyzt_units"]) & 7 if known else 2, NIFTI_UNITS[2])
 
 
 def _is_plausible(sizes_mm: np.ndarray, shape: np.ndarray) -> bool:

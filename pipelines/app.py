@@ -19,6 +19,7 @@ Expected errors are printed without a traceback; any other exception is an inter
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import shlex
@@ -44,7 +45,7 @@ from harmonizer.errors import (
 from harmonizer.files import write_text
 
 from .cli import check_environment, parse
-from .process import prepare_environment, sigterm_raises, stop_workers
+from .process import prepare_environment, sigterm_raises, stop_workers, temporary_files_in
 from .run_log import log_environment, start_logging, stop_logging
 from .settings import Settings
 
@@ -141,7 +142,8 @@ class Run:
         """Do the work; return the exit code, which the last line of the log states."""
         failed: set[str] = set()
         try:
-            code = self._work(failed)
+            with self._temporary_files():
+                code = self._work(failed)
         except KeyboardInterrupt as stop:
             terminated = isinstance(stop, Terminated)
             LOGGER.error("%s; the same command resumes from the work folder.",
@@ -176,6 +178,13 @@ class Run:
         for line in result.summary_lines:
             LOGGER.info("%s", line)
         return result.exit_code or int(bool(failed))
+
+    def _temporary_files(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context that puts temporary files into the work folder, if one is used."""
+        settings = self.settings
+        if settings.dry_run or settings.reports_only or settings.boilerplate_only:
+            return contextlib.nullcontext()
+        return temporary_files_in(settings.work_dir)
 
     def _clean(self) -> None:
         """Clean the work folder if requested."""

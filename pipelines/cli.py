@@ -175,6 +175,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--fit-low-confidence-masks", action=Switch,
         help="also fit on scans whose brain mask has low confidence (default: exclude them from "
              "the fit; they are harmonized)")
+    add("--exclude", metavar="TSV",
+        help="ratings that the reports export: scans rated 'exclude' enter neither the model nor "
+             "the statistics; they are harmonized (default: no scan is excluded)")
     add("--desc", metavar="LABEL",
         help="desc- entity of the harmonized images, letters and digits (default: harmonized)")
     add("--texture", metavar=_one_of(TEXTURE),
@@ -374,6 +377,7 @@ def _check_labels(settings: Settings) -> None:
 
 def _check_files(settings: Settings) -> None:
     from .dataset.filters import load_filters
+    from .dataset.ratings import read_excluded
 
     load_filters(settings.bids_filter_file)
     for name, folder in settings.derivatives.items():
@@ -382,15 +386,22 @@ def _check_files(settings: Settings) -> None:
         from .workflows.engine import load_plugin
 
         load_plugin(settings.use_plugin)
+    if settings.exclude:
+        _require_file("--exclude", settings.exclude)
+        read_excluded(settings.exclude)
     if settings.target_kind in ("images", "card"):
         for target in settings.target:
-            if not Path(target).is_file():
-                raise UsageError(f"--target {target}: no such file. Check the path.")
+            _require_file("--target", Path(target))
     if settings.model and not settings.model.is_dir():
         raise UnavailableError(
             f"--model {settings.model}: no such folder. Expected a fitted model, such as "
             "OUT/models/<backend>."
         )
+
+
+def _require_file(flag: str, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"{flag} {path}: no such file. Check the path.")
 
 
 def _require_folder(what: str, folder: Path) -> None:
@@ -416,8 +427,18 @@ def _check_device(settings: Settings) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(settings.device.partition(":")[2] or 0)
     if index >= count:
+        built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
         raise UnavailableError(
-            f"--device {settings.device}: torch {torch.__version__} sees {count} CUDA devices. "
-            "Check the driver, the container's GPU flag (docker --gpus all, apptainer --nv) and "
+            f"--device {settings.device}: torch {torch.__version__}, built for {built_for}, sees "
+            f"{count} CUDA devices. Check the driver (docs/how-to/containers.md, GPUs and "
+            "drivers), the container's GPU flag (docker --gpus all, apptainer --nv) and "
             "CUDA_VISIBLE_DEVICES, or give --device cpu."
+        )
+    from harmonizer.deep.processor import gpu_problem
+
+    problem = gpu_problem(index)
+    if problem:
+        raise UnavailableError(
+            f"--device {settings.device}: {problem}. Use a PyTorch or an image for another CUDA "
+            "(docs/how-to/containers.md, GPUs and drivers), or give --device cpu."
         )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 __all__ = ["HINTS", "unknown_flags_message"]
 
 _NO_FREESURFER = ("no FreeSurfer is run here. Drop it; `group --export raw` writes the harmonized "
-                  "images as input for FreeSurfer (docs/howto-feed-other-tools.md)")
+                  "images as input for FreeSurfer (docs/how-to/feed-other-tools.md)")
 _EACH_IMAGE = "each image is processed by itself, runs and sessions are never averaged. Drop it"
 _FILTER = "images are selected by their entities with --bids-filter-file"
 _SPACES = ("results are written on the scan's own grid and on the grid of MNI152NLin2009aSym. "
@@ -63,8 +63,8 @@ HINTS = {
     "--run-uuid": "each run has a name of its own in OUTPUT_DIR/logs. Drop it",
     "--resume": _RERUN,
     "--continue": _RERUN,
-    "--force": _RERUN + ", or start anew with --clean-workdir and another OUTPUT_DIR",
-    "--overwrite": "nothing is overwritten. Keep several results side by side with --desc, or "
+    "--force": _RERUN + ", or start again with --clean-workdir and another OUTPUT_DIR",
+    "--overwrite": "nothing is overwritten. Keep several results with --desc, or "
                    "give another OUTPUT_DIR",
     "--bids-database-wipe": "delete the folder of --bids-database-dir; it is made again",
     "--track-carbon": _NOTHING_SENT,

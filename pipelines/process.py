@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harmonizer.errors import Terminated
@@ -18,7 +21,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["prepare_environment", "sigterm_raises", "stop_workers"]
+__all__ = ["prepare_environment", "sigterm_raises", "stop_workers", "temporary_files_in"]
 
 
 def prepare_environment(settings: Settings) -> None:
@@ -51,6 +54,40 @@ def prepare_environment(settings: Settings) -> None:
     methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in methods else "spawn"
     multiprocessing.set_start_method(method, force=True)
+
+
+@contextlib.contextmanager
+def temporary_files_in(work_dir: Path) -> Iterator[None]:
+    """Put temporary files into the work folder, also those of child processes.
+
+    ANTs writes transforms of up to 100 MB for each scan, and `/tmp` of a container may be small
+    (64 MiB under `apptainer run --containall`). A `TMPDIR` that is set is respected: a scheduler
+    names the node's own disk.
+
+    Parameters
+    ----------
+    work_dir : Path
+        Work folder of the run.
+    """
+    if os.environ.get("TMPDIR"):
+        yield
+        return
+    from multiprocessing import util
+
+    util.get_temp_dir()  # sockets stay in /tmp: their paths have at most 107 bytes
+    parent = Path(work_dir).resolve() / "tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    before = tempfile.tempdir
+    folder = tempfile.mkdtemp(dir=parent)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        os.environ.pop("TMPDIR", None)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run uses it
+            parent.rmdir()
 
 
 @contextlib.contextmanager

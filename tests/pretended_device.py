@@ -1,9 +1,9 @@
-"""A device that is only pretended, for what must run on a GPU and is tested without one.
+"""Simulated device, to test without a GPU what must run on one.
 
-Its tensors say they are elsewhere and are computed on the CPU; an operation that mixes them with
-the CPU's fails as it would on CUDA. torch's name "meta" stands for it, as a device nobody computes
-on.
+Its tensors report another device and are computed on the CPU. An operation that mixes them with CPU
+tensors fails as on CUDA. The device has torch's name "meta", which has no kernels of its own.
 """
+
 
 from __future__ import annotations
 

@@ -342,6 +342,17 @@ def test_no_rule_but_documentation_reports_sound_code(path: str, text: str) -> N
     assert [line for rule in rules for line in rule(Source(path, text))] == []
 
 
+def test_the_app_imports_itself_relatively() -> None:
+    """It is `pipelines` in the repository and `harmonizer.pipelines` where it is installed."""
+    found = [f"{source.path}:{node.lineno}" for source in app_sources()
+             if source.path != "run.py" for node in ast.walk(source.tree)
+             if (isinstance(node, ast.Import)
+                 and any(_is_or_is_in(alias.name, "pipelines") for alias in node.names))
+                or (isinstance(node, ast.ImportFrom) and not node.level
+                    and _is_or_is_in(node.module or "", "pipelines"))]
+    assert not found, found
+
+
 def test_every_folder_of_code_is_a_package() -> None:
     folders = {f.parent for top in ("harmonizer", "pipelines") for f in (ROOT / top).rglob("*.py")}
     missing = [str(d.relative_to(ROOT)) for d in folders if not (d / "__init__.py").is_file()]

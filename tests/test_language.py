@@ -3,8 +3,8 @@
 docs/glossary.md gives the terms of this project and where they come from. A name in `RETIRED_NAMES`
 may not be used in Python code at all, a name in `RETIRED_DEFINITIONS` may not be given to a module,
 class, function or module-level constant, and a pattern in `RETIRED_PHRASES` may not occur in
-docstrings, comments, strings (thus help texts and messages) or Markdown. `BRITISH_SPELLINGS` are
-searched in names too.
+docstrings, comments, strings (thus help texts and messages) or Markdown, one in
+`RETIRED_PHRASES_OF_CODE` not in Python code. `BRITISH_SPELLINGS` are searched in names too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
-PYTHON = ("harmonizer/**/*.py", "pipelines/**/*.py", "benchmarks/*.py", "tests/**/*.py", "run.py")
+PYTHON = ("harmonizer/**/*.py", "pipelines/**/*.py", "benchmarks/*.py", "tests/**/*.py",
+          "tools/*.py", "run.py")
 MARKDOWN = ("README.md", "docs/**/*.md", "harmonizer/**/*.md")
-# This file names what is retired. docs/research and CHANGES.md are records of their time.
+# This file names what is retired. docs/research holds records of their time.
 EXEMPT = ("tests/test_language.py", "docs/research/", "docs/glossary.md")
 
 RETIRED_NAMES = {
@@ -32,6 +33,7 @@ RETIRED_NAMES = {
     "Borrowed": "FallbackSegmentation",
     "Canvas": "BoundingBox",
     "ENOUGH": "a noun with a unit",
+    "FEW": "a noun with a unit",
     "Game": "TrainingTask",
     "Guess": "SiteClassification",
     "KeptSteps": "SamplerCheckpoint",
@@ -39,6 +41,8 @@ RETIRED_NAMES = {
     "LEAST": "MIN_ and a noun with a unit",
     "LEAST_SUPPORT": "MIN_CONTRAST_TO_NOISE",
     "LARGEST": "MAX_ and a noun with a unit",
+    "LARGE": "MAX_ and a noun with a unit",
+    "LOWEST": "MIN_ and a noun with a unit",
     "Pace": "TrainingSchedule",
     "Parts": "Denoised",
     "Player": "OptimizerGroup",
@@ -58,6 +62,8 @@ RETIRED_NAMES = {
     "contrast_between": "contrast_to_noise",
     "doubt": "low_confidence_warning",
     "explained": "site_effect_maps",
+    "explained_figures": "site_effect_figures",
+    "freed": "shrink",
     "goal": "training_target",
     "guide": "fit_contrast_transfer",
     "judged": "score",
@@ -73,6 +79,7 @@ RETIRED_NAMES = {
     "referee": "evaluate",
     "roams": "has_traveling_subjects",
     "said": "model_output",
+    "scan_share": "scan_variance_fraction",
     "share_": "residual_weight_",
     "share_sites": "cross_site_fraction",
     "shares": "probabilities",
@@ -80,6 +87,7 @@ RETIRED_NAMES = {
     "spread": "std, uncertainty_map",
     "spread_": "uncertainty_map_",
     "spread_ratio": "std_ratio",
+    "spreads": "stds",
     "told": "conditioning",
     "trust": "image_weight",
     "untold": "label_confusion_loss",
@@ -119,6 +127,10 @@ RETIRED_PHRASES = {
         "probabilities",
     r"(?<!point )(?<!points )\bspreads?\b(?! (?:over|across|to|in|function)\b)":
         "standard deviation",
+}
+RETIRED_PHRASES_OF_CODE = {
+    r"\bnobody\b": "no subject",
+    r"\bside by side\b": "in parallel, compared",
 }
 BRITISH_SPELLINGS = {
     r"\bgrey\b": "gray",
@@ -168,10 +180,12 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 def retired_phrases(path: str, text: str) -> list[str]:
     """Find retired phrases in the prose of a Python file, or in a Markdown page."""
-    parts = prose(text) if path.endswith(".py") else [(1, text)]
+    is_code = path.endswith(".py")
+    parts = prose(text) if is_code else [(1, text)]
+    retired = RETIRED_PHRASES | BRITISH_SPELLINGS | (RETIRED_PHRASES_OF_CODE if is_code else {})
     found = []
     for line, part in parts:
-        for pattern, use in (RETIRED_PHRASES | BRITISH_SPELLINGS).items():
+        for pattern, use in retired.items():
             for match in re.finditer(pattern, part, re.IGNORECASE):
                 at = line + part.count("\n", 0, match.start())
                 found.append(f"{path}:{at} {match.group(0)!r}: use {use}")
@@ -213,6 +227,7 @@ def test_retired_words_do_not_come_back() -> None:
     ("harmonizer/held_out.py", '"""A module."""'),
     ("harmonizer/a.py", '"""Maps of a person."""'),
     ("harmonizer/a.py", "x = 1  # grey matter"),
+    ("harmonizer/a.py", "x = 1  # nobody reads it"),
     ("pipelines/cli.py", 'parser.add_argument("--x", help="of all people")'),
     ("harmonizer/a.py", 'raise InputError(f"{path}: the centre of {x} is missing.")'),
     ("docs/a.md", "The tissues are in doubt."),

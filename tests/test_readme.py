@@ -7,16 +7,17 @@ of a kind that is not known here fails, so that none goes unchecked.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-import harmonizer
 from harmonizer import errors
 from harmonizer.evaluation.__main__ import main as evaluation
 from harmonizer.phantom.__main__ import main as phantom
@@ -27,7 +28,14 @@ from pipelines.outputs.raw_dataset import exported_name
 from pipelines.settings import LEVEL_STAGES, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BUILT = ("build", "auto_tutorials", "generated")  # folders that `make docs` writes
+PAGES = [ROOT / "README.md", *sorted(
+    page for page in (ROOT / "docs").rglob("*.md")
+    if page.parent.name != "research" and not set(BUILT) & set(page.relative_to(ROOT).parts))]
+REFERENCE = ROOT / "docs" / "extensions" / "generated_reference.py"
+OTHER_FLAGS = {  # of docker, apptainer, sbatch, compilers and other programs
+    "--ignore", "--skull-strip-mode", "--skull-strip-t1w", "--subject-anatomical-reference",
+    "--nv", "--containall", "--gres", "--gpus", "--flip", "--template", "--help"}
 MODULES = {"harmonizer.phantom": phantom, "harmonizer.segmentation": segmentation,
            "harmonizer.evaluation": evaluation, "harmonizer.reports": reports}
 JOBS = sorted((ROOT / "docs" / "slurm").glob("*.sbatch"))
@@ -41,6 +49,7 @@ OTHER_TOOLS = {  # flags that their parsers and documentation list: fMRIPrep 25.
     "gunzip": {"-c"},
     "mkdir": {"-p"},
     "cat_standalone.sh": {"-s", "-m", "-b"},
+    "mri_synthseg": {"--i", "--o", "--vol", "--parc", "--robust"},
 }
 VARIABLES = {"BIDS": "/data", "OUT": "/out", "IMAGE": "$IMAGE", "TMPDIR": "/tmp", "label": "01"}
 
@@ -156,7 +165,7 @@ def test_the_readme_starts_with_the_two_commands_of_a_newcomer() -> None:
 
 @pytest.mark.parametrize(("page", "words"), all_commands(), ids=lambda x: str(x)[:60])
 def test_command(page: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    if page == "docs/writing-a-backend.md" and words[0] in ("pip", "cd"):
+    if page == "docs/extend/backend.md" and words[0] in ("pip", "cd"):
         pytest.skip("run by the test of that page")
     check(words)
 
@@ -177,7 +186,7 @@ def test_the_check_sees_a_wrong_command(words: list[str]) -> None:
 @pytest.mark.parametrize("line", [
     "run.py /data /out particpant",
     "run.py /data /out group --stages preprocess",
-    "docker run harmonizer:0.1.0 /data /out participant -w /work --backend",
+    "docker run harmonizer:cpu /data /out participant -w /work --backend",
     "apptainer run --nv harmonizer.sif /data /out participant --divice cuda",
     "python run.py /data /out participant group --mem 16X",
 ])
@@ -188,28 +197,39 @@ def test_the_check_sees_a_wrong_command_line_of_the_app(
         check(shlex.split(line))
 
 
-def test_usage_has_every_flag_and_no_other() -> None:
-    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`(--?[a-z][a-z-]*)", text)) - {"-vv"}
-    actions = build_parser()._actions
-    flags = {flag for action in actions for flag in action.option_strings}
-    assert documented <= flags, f"usage.md has unknown flags {sorted(documented - flags)}"
-    missing = [action.option_strings for action in actions
-               if action.option_strings and not documented & set(action.option_strings)]
-    assert not missing, "usage.md lacks these flags"
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The module that writes the reference pages."""
+    spec = importlib.util.spec_from_file_location("generated_reference", REFERENCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_usage_has_every_exit_code() -> None:
-    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
-    rows = re.findall(r"^\| (\d+) \|", text.partition("\n## ")[0], re.M)
-    documented = {int(code) for code in rows}
+@pytest.mark.parametrize("page", [
+    page for page in PAGES if page.parent.name in ("how-to", "concepts", "reference")
+    or page.name in ("README.md", "start.md", "choose-a-method.md")], ids=lambda page: page.name)
+def test_pages_name_only_flags_that_exist(page: Path) -> None:
+    named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", page.read_text(encoding="utf-8"))) - OTHER_FLAGS
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    assert named <= flags, f"{page.name} names {sorted(named - flags)}"
+
+
+def test_the_reference_has_every_flag(reference: ModuleType) -> None:
+    named = set(re.findall(r"`(--?[a-z][a-z-]*)`", reference.command_line()))
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    assert flags - {"-h", "--help"} == named
+
+
+def test_the_reference_has_every_exit_code(reference: ModuleType) -> None:
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", reference.exit_codes(), re.M)}
     kinds = [kind for kind in vars(errors).values()
              if isinstance(kind, type) and issubclass(kind, errors.HarmonizerError)]
     assert documented == {0, 1, 130, 143} | {kind.exit_code for kind in kinds}
 
 
-def test_usage_has_every_stage_in_order() -> None:
-    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+def test_the_stages_are_in_order() -> None:
+    text = (ROOT / "docs" / "concepts" / "stages.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)`(?:, `(\w+)`)? \|", text, re.M)[:len(STAGES)]
     assert tuple(stage for stage, *_ in rows) == STAGES
     for level, stages in LEVEL_STAGES.items():
@@ -224,13 +244,11 @@ def test_every_backend_is_in_the_readme() -> None:
     assert set(documented) == set(BUILT_IN)
 
 
-def test_usage_has_every_option_of_every_backend_with_its_default() -> None:
+def test_the_reference_has_every_option_of_every_backend(reference: ModuleType) -> None:
     from harmonizer.methods import registry
 
-    text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8")
-                   for page in ("usage.md", "learned-options.md"))
+    text = reference.method_options()
     documented = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", text, re.M))
-    documented -= {row for row in documented if row[0] in STAGES}
     assert documented == {(name, field.name, str(field.default)) for name in registry.BUILT_IN
                     for field in dataclasses.fields(registry.get(name).Config)}
 
@@ -240,6 +258,32 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if not link.startswith(("http://", "https://")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as MyST and GitHub make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([\w./-]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        known = anchors(target)
+        if target.name == "method-options.md":  # its headings are generated
+            known |= {"tissue_matching"}
+        assert anchor in known, f"{page.name} links to {link}#{anchor}"
+
+
+def test_code_names_only_pages_that_exist() -> None:
+    files = [file for top in ("harmonizer", "pipelines", "benchmarks", "tools", "tests")
+             for file in (ROOT / top).rglob("*") if file.suffix in (".py", ".sh", ".md")]
+    assert len(files) > 100
+    named = {(file.name, page) for file in [*files, ROOT / "Makefile", ROOT / "setup.cfg"]
+             for page in re.findall(r"\bdocs/[\w/-]+\.md\b", file.read_text(encoding="utf-8"))}
+    missing = {(name, page) for name, page in named if not (ROOT / page).is_file()}
+    assert {name for name, page in missing if page != "docs/a.md"} == set(), missing
 
 
 def test_the_tree_of_the_architecture_is_the_tree() -> None:
@@ -287,7 +331,7 @@ def test_cluster_jobs_call_the_app_as_it_is(job: Path, flags: str, tmp_path: Pat
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_a_job_that_the_time_limit_ends_keeps_its_work(job: Path, tmp_path: Path) -> None:
-    """A training, a sampling and an evaluation go on from there; a preprocessing starts anew."""
+    """A training, a sampling and an evaluation resume; a preprocessing starts again."""
     given = job_environment(tmp_path, apptainer_code=143)
     done = subprocess.run(["bash", job], env=given, capture_output=True, text=True)
     assert done.returncode == 143
@@ -385,8 +429,3 @@ def test_an_array_is_never_longer_than_the_cluster_allows(tmp_path: Path) -> Non
 def test_a_dataset_without_images_is_not_submitted(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no image"):
         submitted(tmp_path, ["sub-01_T2w.nii.gz"])
-
-
-def test_the_readme_names_this_version() -> None:
-    tags = set(re.findall(r"harmonizer:(\d+\.\d+\.\d+)", (ROOT / "README.md").read_text()))
-    assert tags == {harmonizer.__version__}

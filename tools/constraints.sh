@@ -10,7 +10,7 @@ TORCH=${TORCH:-$(sed -n 's/^torch==//p' constraints.txt)}
 "${PYTHON:-python3}" -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" install --quiet uv
 echo "torch==$TORCH" > "$scratch/pins.txt"
-"$scratch/venv/bin/uv" pip compile setup.cfg --extra test --universal --python-version 3.10 \
+"$scratch/venv/bin/uv" pip compile setup.cfg --extra test --extra doc --universal --python-version 3.10 \
     --no-header --no-annotate --quiet -c "$scratch/pins.txt" -o "$scratch/constraints.txt"
 {
     sed -n '/^#/p' constraints.txt

@@ -1,16 +1,16 @@
-"""Fit how much of a difference in blur the texture step makes up for, on simulated scanners.
+"""Fit the blur coefficients of the texture step on simulated scanners.
 
     python tools/fit_texture_gains.py WORK [--output FILE] [--subjects 10] [--scanners 10]
 
-Scanners are drawn at random (sequence, point spread, voxels, noise, gain, bias field) and are none
-of the phantom's named ones; subjects come from a seed that no test and no benchmark uses. Three
-subjects at each scanner are the references that tissue matching is fitted on. The others are
-simulated at one scanner, harmonized to another, and compared with the noise-free scan at that one.
-The error that is left after the noise step is regressed on what stands out of the noise in each
-band, times the log ratio of the blurs. WORK keeps the pairs; a second run makes the missing ones.
+Scanners are drawn at random (sequence, point spread, voxels, noise, gain, bias field); the named
+scanners of the phantom are not used. Subjects come from a seed that no test or benchmark uses.
+Tissue matching is fitted on three subjects at each scanner. The others are simulated at one
+scanner, harmonized to another, and compared with the noise-free scan of the latter. The error after
+the noise step is regressed on the structure in each band times the log ratio of the blurs. Pairs
+are stored in WORK; a second run makes the missing ones.
 
-The phantom has voxels of 2 mm here, which do not resolve the finest band (0 to 0.6 mm): it gets the
-coefficient of the next one.
+The phantom has voxels of 2 mm, which do not resolve the finest band (0 to 0.6 mm). This band gets
+the coefficient of the next one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from harmonizer.cohort import Cohort, Scan  # noqa: E402
 from harmonizer.contrast.local_statistics import stack_probabilities  # noqa: E402
 from harmonizer.contrast.texture import ScanTexture, measure_texture, pool_textures  # noqa: E402
 from harmonizer.contrast.texture_transfer import (  # noqa: E402
-    COEFFICIENTS,
+    COEFFICIENTS_FILE,
     COEFFICIENTS_FORMAT,
     TextureGains,
     blur_change,
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the pairs, fit, and write the coefficients with their card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--output", type=Path, default=COEFFICIENTS)
+    parser.add_argument("--output", type=Path, default=COEFFICIENTS_FILE)
     parser.add_argument("--subjects", type=int, default=10)
     parser.add_argument("--scanners", type=int, default=10)
     parser.add_argument("--nprocs", type=int, default=2)
@@ -122,15 +122,16 @@ def make_pairs(work: Path, subjects: int, count: int) -> None:
     """Write references and pairs into a folder; finished ones are kept."""
     rng = np.random.default_rng(SCANNER_SEED)
     scanners = [random_scanner(number, rng) for number in range(count)]
-    people = plan_participants(subjects, SCANNERS[:1], SUBJECT_SEED)
+    participants = plan_participants(subjects, SCANNERS[:1], SUBJECT_SEED)
     plan = [(who, source, scanners[target], rng.random() < NAMED)
-            for who in people[2 * REFERENCES:] for number, source in enumerate(scanners)
+            for who in participants[2 * REFERENCES:] for number, source in enumerate(scanners)
             for target in rng.choice([n for n in range(count) if n != number], 2, replace=False)]
     missing = [row for row in plan if not pair_path(work, *row[:3]).is_file()]
     if not missing:
         return
-    bodies = {who.label: make_subject(who.seed, who.age, who.sex, VOXEL_MM) for who in people}
-    model = fitted_model(work, people, bodies, scanners)
+    bodies = {who.label: make_subject(who.seed, who.age, who.sex, VOXEL_MM)
+              for who in participants}
+    model = fitted_model(work, participants, bodies, scanners)
     for who, source, target, named in missing:
         body = bodies[who.label]
         scan = aligned_image(body, source)
@@ -144,17 +145,17 @@ def make_pairs(work: Path, subjects: int, count: int) -> None:
 
 
 def pair_path(work: Path, who: Any, source: Scanner, target: Scanner) -> Path:
-    """Where a pair is kept."""
+    """Return the file of a pair."""
     return work / f"train_{who.label}_{source.name}_{target.name}.npz"
 
 
-def fitted_model(work: Path, people: Sequence[Any], bodies: dict[str, Any],
+def fitted_model(work: Path, participants: Sequence[Any], bodies: dict[str, Any],
                  scanners: Sequence[Scanner]) -> TissueMatching:
-    """Tissue matching without the texture step, fitted on the references."""
+    """Fit tissue matching without the texture step on the references."""
     scans = []
     for number, scanner in enumerate(scanners):
         start = 0 if number % 2 else REFERENCES
-        for who in people[start:start + REFERENCES]:
+        for who in participants[start:start + REFERENCES]:
             volume, name = aligned_image(bodies[who.label], scanner), f"{who.label}_{scanner.name}"
             _keep(work / f"ref_{scanner.name}_{who.label}.npz", volume, x=volume.data,
                   s=np.array(scanner.name))

@@ -56,7 +56,7 @@ def evaluate(before: Sequence[Image], after: Sequence[Image], sites: Sequence[st
     Returns
     -------
     EvaluationResult
-        Tables ``metrics`` and ``statistics``; see docs/evaluation.md.
+        Tables ``metrics`` and ``statistics``; see docs/concepts/evaluation.md.
 
     Raises
     ------

@@ -30,6 +30,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import ndimage
 
+from ..point_spread import FWHM_PER_STD
 from ..tissues import TISSUES
 from ..volume import Volume
 
@@ -48,7 +49,6 @@ MIN_PURE_VOXELS = 60  # with fewer, a tissue's noise is not measured
 MIN_RESPONSE = 0.02  # variance of white noise in a band that the grid resolves
 EDGE_SIGMA_MM = 1.0  # the finer scale of the derivatives; the coarser is twice that
 EDGE_SIGMA_VOXELS = 0.8  # lower bound of that scale, voxels
-FWHM_PER_SIGMA = 2.3548
 FACING_POWER = 4  # of the squared cosine between gradient and axis
 MAX_FWHM_MM = 20.0
 MAX_CARD_NUMBER = 1e6
@@ -304,14 +304,14 @@ def _blur_widths(image: np.ndarray, volume: Volume, core: np.ndarray, pure: Sequ
         if not min(energies) > 0:
             return np.zeros(3)
         blur = _blur_of_ratio(energies[0] / energies[1], scales)
-        variances[axis] = max(blur, float(size) / FWHM_PER_SIGMA) ** 2
+        variances[axis] = max(blur, float(size) / FWHM_PER_STD) ** 2
     turn = volume.affine[:3, :3] / volume.spacing
-    return FWHM_PER_SIGMA * np.sqrt((turn ** 2) @ variances)
+    return FWHM_PER_STD * np.sqrt((turn ** 2) @ variances)
 
 
 def _blur_of_ratio(ratio: float, scales: np.ndarray) -> float:
     """Solve for the standard deviation b (mm) of a blur from the energies at two scales."""
-    blur = np.linspace(0.0, MAX_FWHM_MM / FWHM_PER_SIGMA, 400)[:, None]
+    blur = np.linspace(0.0, MAX_FWHM_MM / FWHM_PER_STD, 400)[:, None]
     width, weight = blur ** 2 + scales ** 2, blur ** 2 + (2 * EDGE_SIGMA_MM) ** 2
     energy = 1 / (width * np.sqrt(1 / width + 1 / weight))
     ratios = energy[:, 0] / energy[:, 1]  # decreases with the blur

@@ -52,7 +52,7 @@ from .tissue_map import TissueProbabilities
 __all__ = ["TextureGains", "TexturedMap", "blur_change", "blur_coefficients", "match_texture",
            "texture_parts"]
 
-COEFFICIENTS = Path(__file__).parent / "data" / "texture_gains.json"
+COEFFICIENTS_FILE = Path(__file__).parent / "data" / "texture_gains.json"
 COEFFICIENTS_FORMAT = "harmonizer texture gains 1"
 NOISE_TOLERANCE = 0.05  # log ratio of bands between scans of one scanner
 BLUR_TOLERANCE = 0.06  # log ratio of blur between scans of one scanner
@@ -61,16 +61,16 @@ LOCAL_SIGMA_VOXELS = 1.0  # of the Gaussian window of a local energy
 NOISE_ENERGY = 2.0  # local energy over variance that noise alone rarely exceeds
 PEAK_ENERGY = 0.2  # smallest weight of the energy of the voxel itself, to preserve thin lines
 MIN_INTENSITY_FRACTION = 0.1  # of an intensity that remains at least
-GRAY, WHITE = TISSUES.index("GM"), TISSUES.index("WM")
-MARGIN = 2  # voxels about the mask
+GM_INDEX, WM_INDEX = TISSUES.index("GM"), TISSUES.index("WM")
+MARGIN_VOXELS = 2  # voxels about the mask
 
 
 @cache
 def blur_coefficients() -> np.ndarray:
     """Load the coefficients a_b, shape (2, 3): for more and for less blurred targets."""
-    content = read_json(COEFFICIENTS)
+    content = read_json(COEFFICIENTS_FILE)
     if content["Format"] != COEFFICIENTS_FORMAT:
-        raise ValueError(f"{COEFFICIENTS}: is no {COEFFICIENTS_FORMAT}")
+        raise ValueError(f"{COEFFICIENTS_FILE}: is no {COEFFICIENTS_FORMAT}")
     return np.array([content["TargetMoreBlurred"], content["TargetLessBlurred"]], np.float64)
 
 
@@ -99,7 +99,7 @@ class TextureGains:
         source, target : measured on grids of one kind
         blur : (2, 3 bands) a_b; those of the package if None
         """
-        tissue = WHITE if (source.bands[:, WHITE] > 0).any() else GRAY
+        tissue = WM_INDEX if (source.bands[:, WM_INDEX] > 0).any() else GM_INDEX
         ratios = np.array([_log_ratio(*pair, NOISE_TOLERANCE) for pair in
                            zip(source.bands[:, tissue], target.bands[:, tissue])])
         change = blur_change(source, target)
@@ -179,7 +179,7 @@ def match_texture(volume: Volume, probabilities: np.ndarray, gains: TextureGains
     if gains.is_identity or not np.ptp(volume.in_mask()) > 0:
         return volume.data
     assert volume.mask is not None
-    box = tuple(slice(max(s.start - MARGIN, 0), s.stop + MARGIN)
+    box = tuple(slice(max(s.start - MARGIN_VOXELS, 0), s.stop + MARGIN_VOXELS)
                 for s in ndimage.find_objects(volume.mask.astype(np.uint8))[0])
     mask, image = volume.mask[box], volume.data[box] * volume.mask[box]
     changed = image.copy()
@@ -205,7 +205,7 @@ def texture_parts(image: np.ndarray, mask: np.ndarray, spacing: np.ndarray,
                   probabilities: np.ndarray, gains: TextureGains) -> Iterator[TextureParts]:
     """Split an image into bands, and each band into noise and structure; finest band first."""
     pure = pure_voxels(ndimage.binary_erosion(mask, iterations=2), probabilities)
-    flat = pure[WHITE] if pure[WHITE].any() else pure[GRAY]
+    flat = pure[WM_INDEX] if pure[WM_INDEX].any() else pure[GM_INDEX]
     sigma = np.full(3, LOCAL_SIGMA_VOXELS)
     inside = np.maximum(smooth(mask.astype(np.float32), sigma), np.float32(1e-3))
     for band, ratio in zip(split_bands(image, mask, spacing)[0], gains.noise):

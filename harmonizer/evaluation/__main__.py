@@ -156,7 +156,7 @@ def in_words(result: EvaluationResult) -> list[str]:
     for backend, checks in result.anatomy_checks.items():
         lines.append(f"{backend}")
         for verdict in compute_verdicts(result.statistics, backend):
-            lines.append(f"  {QUESTIONS[verdict.question]:36s}{verdict.answer:9s}"
+            lines.append(f"  {QUESTIONS[verdict.question]:36s}{verdict.words}: "
                          f"{verdict.sentence}")
         lines += [f"    flagged: {name}: {'; '.join(check.reasons)}"
                   for name, check in checks.items() if not check.ok]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from .inputs import EvaluationInput
-from .measurements import COMBAT
+from .measurements import COMBAT, COMBAT_GAM, COMBAT_LONGITUDINAL
 from .statistics.confounding import ConfoundingCheck, check_confounding
 from .statistics.resampling import Test
 
@@ -53,8 +53,8 @@ def annotate(tests: Iterable[Test], inputs: EvaluationInput,
 
 def _fitted_on(test: Test, subject_lists: Mapping[str, tuple[str, ...]]) -> str:
     name = f"fit of {test.backend}"
-    cross_fitted = test.backend == COMBAT or test.name.startswith(
-        ("site_f1", "target_fid", "age_r2"))
+    combat = test.backend in (COMBAT, COMBAT_GAM, COMBAT_LONGITUDINAL)
+    cross_fitted = combat or test.name.startswith(("site_f1", "target_fid", "age_r2"))
     return "; ".join([name] * (name in subject_lists) + ["other subjects (folds)"] * cross_fitted)
 
 

@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ..files import read_json, write_json
+from ..files import atomic_path, read_json, write_json
+from ..segmentation.segmentations import Segment, Summary, name_of, summary_of
+from ..tissues import TISSUES
+from ..volume import Volume
 
-__all__ = ["CACHE_VERSION", "array_key", "cached", "file_key", "with_nan", "without_nan"]
+__all__ = ["CACHE_VERSION", "array_key", "cached", "cached_summary", "file_key", "with_nan",
+           "without_nan"]
 
-CACHE_VERSION = 8  # raised when a measure changes, so that older results are not used
+CACHE_VERSION = 9  # raised when a measure changes, so that older results are not used
 
 
 def cached(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
@@ -46,6 +50,40 @@ def cached(folder: Path | None, key: str, compute: Callable[[], Any]) -> Any:
         return with_nan(read_json(path))
     found = compute()
     write_json(path, without_nan(found))
+    return found
+
+
+def cached_summary(folder: Path | None, volume: Volume, paths: Iterable[Path],
+                   segment: Segment | None) -> Summary | None:
+    """Segment an image once and keep the labels.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Folder of the cache; None segments without a cache.
+    volume : Volume
+        Image with a brain mask.
+    paths : iterable of Path
+        Files that the volume was read from, see `file_key`.
+    segment : callable or None
+        Segmenter.
+
+    Returns
+    -------
+    Summary or None
+        As `segmentations.summary_of`.
+    """
+    if folder is None or segment is None:
+        return summary_of(volume, segment)
+    path = Path(folder) / f"{file_key(paths, 'segmentation', name_of(segment))}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as stored:
+            return Summary(stored["labels"], dict(zip(TISSUES, stored["ratios"].tolist())))
+    found = summary_of(volume, segment)
+    if found is not None:
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, labels=found.labels,
+                                ratios=np.array([found.ratios[name] for name in TISSUES]))
     return found
 
 

@@ -38,6 +38,40 @@ TEST_DESCRIPTIONS: dict[str, Measure] = {
         "Correlation of a subject's fingerprints at two sites minus the mean correlation with "
         "other subjects",
         "1", "higher", "-2 to 2", "Amico and Goni 2018, doi:10.1038/s41598-018-25089-1"),
+    "own_to_others": Measure(
+        "Distance (1 - correlation of fingerprints) to the subject's own image at another site "
+        "over the mean distance to other subjects", "1", "lower", "0 to infinity"),
+    "source_own_to_others": Measure(
+        "Distance (1 - correlation of fingerprints) of a harmonized image to its source over the "
+        "mean distance to the sources of other subjects", "1", "lower", "0 to infinity"),
+    "identification_change": Measure(
+        "Change of `identification` against linearly rescaled images", "1", "higher", "-1 to 1"),
+    "own_to_others_change": Measure(
+        "Change of `own_to_others` against linearly rescaled images", "1", "lower", "any"),
+    "pair_error_change": Measure(
+        "RMSE between two images of a traveling subject after harmonization over that after linear "
+        "rescaling, minus 1", "1", "lower", "-1 to infinity"),
+    "age_r2_loss": Measure(
+        "Fraction of `age_r2` that is lost by harmonization: 1 - after / before; before is the "
+        "linearly rescaled image if age cannot be predicted from the unharmonized one",
+        "1", "lower", "-infinity to 1"),
+    "effect_loss": Measure(
+        "Fraction of the effect that `reference` names that is lost: 1 - after / before",
+        "1", "lower", "any"),
+    "annual_change": Measure(
+        "Mean annual change of the feature within subjects, between visits at the same site or "
+        "across sites, as `reference` names", "1/year", "none", "any"),
+    "change_loss": Measure(
+        "Fraction of the mean annual change at one site that is lost: 1 - after / before",
+        "1", "lower", "any"),
+    "subject_order": Measure(
+        "Spearman correlation of a feature of traveling subjects between two sites, mean over "
+        "pairs of sites", "1", "higher", "-1 to 1", "Spearman 1904, doi:10.2307/1412159"),
+    "subject_order_change": Measure(
+        "Change of `subject_order` against linearly rescaled images", "1", "higher", "-2 to 2"),
+    "subject_order_within_site": Measure(
+        "Spearman correlation of a feature before (linearly rescaled) and after, over the subjects "
+        "of a site, mean over sites", "1", "higher", "-1 to 1"),
     "source_identification": Measure(
         "Fraction of harmonized images whose fingerprint is most similar to their own source, "
         "among all sources of the site", "1", "higher", "0 to 1; chance 1 / subjects",
@@ -57,6 +91,38 @@ TEST_DESCRIPTIONS: dict[str, Measure] = {
         "Association of the variable that `reference` names with the site: eta squared of a "
         "number, Cramer's V of a category; the note says what it means for the other numbers",
         "1", "none", "0 to 1"),
+    "distribution_excess": Measure(
+        "Mean Wasserstein-1 distance between two sites beyond its mean under permutation, over the "
+        "mean distance between two scans of a site; 0 without a site effect",
+        "1", "lower", "-1 to infinity"),
+    "site_f1_excess": Measure(
+        "site_f1_retrained minus the mean of site_chance; 0 without a site effect",
+        "1", "lower", "-1 to 1"),
+    "site_variance": Measure(
+        "Fraction of the variance of the feature that `reference` names that the site explains "
+        "beyond age and sex (of traveling subjects, beyond the subject): additive site effect",
+        "1", "lower", "0 to 1", "Steiger 2004, doi:10.1037/1082-989X.9.2.164"),
+    "site_scale": Measure(
+        "Largest over smallest standard deviation of the feature at a site, after age and sex: "
+        "multiplicative site effect", "1", "lower", "1 to infinity",
+        "Brown and Forsythe 1974, doi:10.1080/01621459.1974.10482955"),
+    "covariates_variance": Measure(
+        "Fraction of the variance of the feature that age and sex explain beyond the site",
+        "1", "higher", "0 to 1"),
+    "features_within_margin": Measure(
+        "Fraction of the features whose site_variance lies below its margin with its interval",
+        "1", "higher", "0 to 1"),
+    "component_variance": Measure(
+        "Fraction of the variance of all standardized features in a principal component", "1",
+        "none", "0 to 1"),
+    "component_site_variance": Measure(
+        "site_variance of a principal component", "1", "lower", "0 to 1"),
+    "component_age_correlation": Measure(
+        "Correlation of a principal component with age", "1", "none", "-1 to 1"),
+    "site_mahalanobis": Measure(
+        "Mahalanobis distance between the means of two sites, in standard deviations between the "
+        "subjects of a site, in the space of principal components", "1", "lower",
+        "0 to infinity", "Mahalanobis 1936"),
     "site_f1_trained_on_raw": Measure(
         "Macro F1 of the original site, classifier trained on unharmonized images of other "
         "subjects and applied to harmonized ones", "1", "lower", "0 to 1", "CACD, Table 1"),

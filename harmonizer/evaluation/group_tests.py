@@ -16,40 +16,34 @@ import numpy as np
 
 from ..cohort import MAX_TRAVELING_YEARS, Cohort, Scan
 from ..errors import NotEstimableError
-from ..segmentation.segmentations import name_of
-from .cache import cached, file_key
-from .inputs import EvaluationInput
+from .cache import array_key, cached, file_key
+from .inputs import EvaluationInput, Features
 from .measurements import COMBAT, PoolMap
-from .metrics.distribution import moment_map
 from .metrics.scan_features import texture_rows
 from .metrics.volumes import volume_tests
-from .paired_metrics import eta_rows
+from .paired_metrics import eta_rows, map_quantiles
 from .questions.anatomy import GUARDED
 from .questions.anatomy_limits import (
     AnatomyCheck,
     Tolerance,
     chance_of_flags,
     check_anatomy,
-    learn_tolerance,
+    detectable_flags,
 )
-from .questions.biology import age_by_scanner, age_tests, effect_tests
+from .questions.biology import age_by_scanner, age_loss, age_tests, effect_losses, effect_tests
+from .questions.longitudinal import change_losses, change_tests, order_tests
 from .questions.scanner import site_tests
-from .questions.subject import source_identity, traveling_identity
-from .questions.traveling import (
-    RESCALED,
-    agreement_tests,
-    compare_methods,
-    pair_metrics,
-    rescans,
-    site_pairs,
-)
-from .statistics.distribution_tests import anderson_darling, distance_between_sites
-from .statistics.resampling import Test, bootstrap_interval, corrected, not_possible
-from .table import MEASURES, Metric, Metrics
+from .questions.site_features import principal_components, site_feature_tests
+from .questions.subject import identity_changes, source_identity, traveling_identity
+from .questions.traveling import agreement_tests, compare_methods, pair_metrics, site_pairs
+from .statistics.distribution_tests import anderson_darling, distance_between_sites, excess_distance
+from .statistics.equivalence import exact_fraction_interval
+from .statistics.resampling import MIN_SUBJECTS, Test, bootstrap_interval, corrected, not_possible
+from .table import MEASURES, RESCALED, Metric, Metrics, stage_of
 
 __all__ = ["AnatomyResult", "anatomy_tests", "biology_tests", "combat_missing",
-           "identity_tests", "pair_tests", "ratio_rows", "scanner_tests",
-           "subject_agreement_tests", "tests_or_reason", "texture_metrics"]
+           "component_rows", "identity_tests", "longitudinal_tests", "pair_tests", "ratio_rows",
+           "scanner_tests", "subject_agreement_tests", "tests_or_reason", "texture_metrics"]
 
 AnatomyResult = tuple[Tolerance, dict[str, dict[str, AnatomyCheck]], list[Metric], list[Test]]
 
@@ -82,18 +76,19 @@ def tests_or_reason(name: str, question: str, compute: Callable[..., Test | Iter
 
 
 def _of_method(tests: Iterable[Test], backend: str) -> list[Test]:
-    return [replace(test, backend=backend, stage="after" if backend else "before")
-            for test in tests]
+    """Return the tests of a method, "" or `RESCALED` with its stage and backend."""
+    return [replace(test, **stage_of(backend)) for test in tests]
 
 
 def scanner_tests(inputs: EvaluationInput) -> Iterator[Test]:
     """Test the site effect in intensities, texture features and tissue volumes."""
     yield from _intensity_tests(inputs)
     after = {name: found.texture for name, found in inputs.features.items() if name}
-    yield from tests_or_reason(
-        "site_f1_retrained", "scanner", site_tests, inputs.features[""].texture, after,
-        inputs.design.sites, inputs.design.subjects, inputs.target,
-        permutations=inputs.permutations, seed=inputs.seed)
+    yield from tests_or_reason("site_f1_retrained", "scanner", _site_tests, inputs, after)
+    for backend, found in inputs.features.items():
+        yield from _of_method(tests_or_reason(
+            "features_within_margin", "scanner", site_feature_tests, found.columns(),
+            inputs.design), backend)
     if not inputs.features[""].ratios:
         yield not_possible("marginal_r2", "tissue segmentation was disabled, so there are no "
                            "tissue ratios", question="scanner")
@@ -104,21 +99,39 @@ def scanner_tests(inputs: EvaluationInput) -> Iterator[Test]:
             seed=inputs.seed), backend)
 
 
+def _site_tests(inputs: EvaluationInput, after: Mapping[str, np.ndarray]) -> list[Test]:
+    """Classify the site, or read the tests from the cache: they do not depend on covariates."""
+    before = inputs.features[""].texture
+    sites, subjects = inputs.design.sites, inputs.design.subjects
+    key = file_key((), "site classification", sites, subjects, inputs.target, inputs.permutations,
+                   inputs.seed, array_key(before),
+                   [(name, array_key(table)) for name, table in after.items()])
+    rows = cached(inputs.cache, key, lambda: [vars(test) for test in site_tests(
+        before, after, sites, subjects, inputs.target, permutations=inputs.permutations,
+        seed=inputs.seed)])
+    known: list[dict[str, Any]] = [
+        {name: None if isinstance(value, float) and math.isnan(value) else value
+         for name, value in row.items()} for row in rows]
+    return [Test(**row) for row in known]
+
+
 def _intensity_tests(inputs: EvaluationInput) -> Iterator[Test]:
     """Compare the intensity distributions of the sites, by tissue."""
     data_range = inputs.data_range()
-    sources = [("", "before", inputs.first_metrics)]
-    sources += [(name, "after", found) for name, found in inputs.paired_metrics.items() if name]
-    for backend, stage, metrics in sources:
-        for tissue in dict.fromkeys(metrics.quantiles.column("tissue")):
-            part = metrics.quantiles.select(stage=stage, tissue=tissue)
-            if not len(part):
-                continue
-            matrix, sites = part.matrix(), part.column("site")
+    before = inputs.first_metrics.quantiles.select(stage="before")
+    sources = [("", before), (RESCALED, map_quantiles(before, inputs.linear_maps()))]
+    sources += [(name, found.quantiles.select(stage="after"))
+                for name, found in inputs.paired_metrics.items() if name]
+    for backend, table in sources:
+        for tissue in dict.fromkeys(table.column("tissue")):
+            part = table.select(tissue=tissue)
+            matrix, sites, subjects = part.matrix(), part.column("site"), part.column("subject")
             tests = tests_or_reason(
                 "distribution_distance", "scanner", distance_between_sites, matrix, sites,
-                part.column("subject"), data_range, permutations=inputs.permutations,
-                seed=inputs.seed)
+                subjects, data_range, permutations=inputs.permutations, seed=inputs.seed)
+            tests += tests_or_reason(
+                "distribution_excess", "scanner", excess_distance, matrix, sites, subjects,
+                permutations=inputs.permutations, seed=inputs.seed)
             if tissue == "brain":
                 tests += tests_or_reason("anderson_darling", "scanner", anderson_darling, matrix,
                                          sites, seeds=(inputs.seed,))
@@ -152,20 +165,12 @@ def pair_tests(inputs: EvaluationInput, pool: PoolMap) -> tuple[Metrics, list[Te
     ranges = {inputs.modality: inputs.data_range()}
     end_site = _end_site(inputs)
     table = partial(_pair_table, inputs, end_site, ranges, pool)
-    tables = {"": table(None, ""), RESCALED: table(None, "", _linear_maps(inputs))}
+    tables = {"": table(None, ""), RESCALED: table(None, "", inputs.linear_maps())}
     for name, cohort in inputs.variants.items():
         tables[name] = table(cohort, name)
     tests = tests_or_reason("traveling_pair", "subject", compare_methods, tables, target=end_site,
                             seed=inputs.seed)
     return sum(tables.values(), Metrics()), tests
-
-
-def _linear_maps(inputs: EvaluationInput) -> dict[str, tuple[float, float]]:
-    """Return gain and offset by scan that match mean and standard deviation of the target."""
-    table = inputs.quantiles_before()
-    gain, offset = moment_map(table.matrix(), inputs.target_quantiles())
-    return {name: (float(a), float(b))
-            for name, a, b in zip(table.column("scan"), gain[:, 0], offset[:, 0])}
 
 
 def _end_site(inputs: EvaluationInput) -> str:
@@ -216,9 +221,15 @@ def identity_tests(inputs: EvaluationInput) -> Iterator[Test]:
                for scan in scans} for name in ("", *inputs.variants)}
     for backend, found in fingerprints.items():
         if inputs.has_traveling_subjects:
-            yield from _of_method(tests_or_reason(
-                "identification", "subject", traveling_identity, found, concurrent, inputs.seed),
-                backend)
+            tests = tests_or_reason("identification", "subject", traveling_identity, found,
+                                    concurrent, inputs.seed)
+            yield from _of_method(tests, backend)
+            if not backend:  # fingerprints have neither gain nor offset
+                yield from _of_method(tests, RESCALED)
+        if backend and inputs.has_traveling_subjects:
+            yield from (replace(test, stage="change", backend=backend) for test in tests_or_reason(
+                "identification_change", "subject", identity_changes, fingerprints[""], found,
+                concurrent))
         if backend:
             yield from (replace(test, stage="change", backend=backend) for test in tests_or_reason(
                 "source_identification", "subject", source_identity, fingerprints[""], found,
@@ -240,22 +251,63 @@ def biology_tests(inputs: EvaluationInput) -> Iterator[Test]:
             tests += corrected(tests_or_reason(
                 "age_interaction_any", "biology", age_by_scanner, found.ratios["GM"],
                 inputs.design, inputs.reference), "bh")
-        features = {f"{name} ratio": column for name, column in found.ratios.items()} or found.means
         tests += corrected(tests_or_reason(
-            "effect_size", "biology", effect_tests, features, inputs.design, inputs.covariates,
-            seed=inputs.seed), "bh")
+            "effect_size", "biology", effect_tests, _biological(found), inputs.design,
+            inputs.covariates, seed=inputs.seed), "bh")
+        if backend not in ("", RESCALED):
+            tests += _losses(inputs, backend, train, shared, site)
         yield from _of_method(tests, backend)
 
 
-def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
+def _losses(inputs: EvaluationInput, backend: str, train: np.ndarray, shared: np.ndarray, site: str
+            ) -> list[Test]:
+    """Return the fractions of biological effects that a method loses."""
+    bases = {stage_of(name)["stage"]: inputs.features[name] for name in ("", RESCALED)
+             if name in inputs.features}
+    after = inputs.features[backend]
+    tests = tests_or_reason(
+        "age_r2_loss", "biology", age_loss, train,
+        {stage: found.matrix()[:, shared] for stage, found in bases.items()},
+        after.matrix()[:, shared], inputs.design, site, inputs.seed)
+    return tests + tests_or_reason(
+        "effect_loss", "biology", effect_losses,
+        {stage: _biological(found) for stage, found in bases.items()}, _biological(after),
+        inputs.design, inputs.covariates, seed=inputs.seed)
+
+
+def _biological(found: Features) -> dict[str, np.ndarray]:
+    """Return tissue ratios, or mean intensities without a segmenter."""
+    return {f"{name} ratio": column for name, column in found.ratios.items()} or dict(found.means)
+
+
+def longitudinal_tests(inputs: EvaluationInput) -> Iterator[Test]:
+    """Test the within-subject change over time and the order of subjects."""
+    scans = inputs.before.scans
+    now = np.flatnonzero(inputs.design.concurrent)
+    bases = {stage_of(name)["stage"]: _biological(inputs.features[name])
+             for name in ("", RESCALED) if name in inputs.features}
+    for backend, found in inputs.features.items():
+        features = _biological(found)
+        tests = tests_or_reason("annual_change", "biology", change_tests, features, scans)
+        before = None if backend in ("", RESCALED) else {
+            name: column[now] for name, column in bases.get("rescaled", {}).items()}
+        tests += tests_or_reason(
+            "subject_order", "subject", order_tests,
+            {name: column[now] for name, column in features.items()}, [scans[i] for i in now],
+            before, inputs.seed)
+        if before is not None:
+            tests += tests_or_reason("change_loss", "biology", change_losses, bases, features,
+                                     scans, inputs.seed)
+        yield from _of_method(tests, backend)
+
+
+def anatomy_tests(inputs: EvaluationInput) -> AnatomyResult:
     """Check the anatomy of all scans and methods.
 
     Parameters
     ----------
     inputs : EvaluationInput
         Measured input.
-    pool : callable
-        Label to ``map``.
 
     Returns
     -------
@@ -270,7 +322,7 @@ def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
     """
     if not inputs.variants:
         return Tolerance(), {}, [], []
-    tolerance = _tolerance(inputs, pool)
+    tolerance = inputs.tolerance
     checks: dict[str, dict[str, AnatomyCheck]] = {}
     rows: list[Metric] = []
     tests: list[Test] = []
@@ -287,18 +339,6 @@ def anatomy_tests(inputs: EvaluationInput, pool: PoolMap) -> AnatomyResult:
                    unit=MEASURES[name].unit, method=tolerance.origin, stage="before")
               for name, limit in tolerance.limits.items()]
     return tolerance, checks, rows, tests
-
-
-def _tolerance(inputs: EvaluationInput, pool: PoolMap) -> Tolerance:
-    """Return the limits of the anatomy guard, from the cache if they are there."""
-    paths = [scan.image for scan in inputs.before]
-    key = file_key(paths, "tolerance of rescans", inputs.seed,
-                   inputs.segment and name_of(inputs.segment),
-                   [(p.first.scan_id, p.second.scan_id) for p in rescans(inputs.before)])
-    found = cached(inputs.cache, key, lambda: vars(learn_tolerance(
-        inputs.before, inputs.segment, seed=inputs.seed,
-        mapper=pool(f"{inputs.modality} limits from rescans"))))
-    return Tolerance(**found)
 
 
 def _anatomy_rows(scan: Scan, check: AnatomyCheck, backend: str, target: str) -> Iterator[Metric]:
@@ -319,11 +359,13 @@ def _check_tests(inputs: EvaluationInput, checks: Mapping[str, AnatomyCheck], to
     flagged = np.array([not checks[name].ok for name in ids], dtype=float)
     interval = partial(bootstrap_interval, subjects=inputs.design.subjects, seed=inputs.seed)
     yield Test("anatomy_flagged", n_subjects, float(flagged.mean()),
-               *interval(lambda rows, who: float(flagged[rows].mean())),
+               *(exact_fraction_interval(int(flagged.sum()), len(flagged))
+                 if n_subjects >= MIN_SUBJECTS else (math.nan, math.nan)),
                p=chance_of_flags(int(flagged.sum()), len(flagged), tolerance),
+               margin=tolerance.flagged, detectable=detectable_flags(len(flagged), tolerance),
                method=f"limits from {tolerance.origin}; a faithful image breaks any limit with "
                f"probability {tolerance.flagged:.2f}; p: probability of so many flags or more on "
-               "faithful images (beta-binomial); interval: bootstrap over subjects",
+               "faithful images (beta-binomial); exact interval over images",
                question="anatomy")
     for name in GUARDED:
         values = np.array([checks[key].values.get(name, math.nan) for key in ids])
@@ -355,11 +397,29 @@ def texture_metrics(inputs: EvaluationInput) -> Iterator[Metric]:
                     for row in eta_rows(rows, inputs.modality))
 
 
+def component_rows(inputs: EvaluationInput) -> list[Metric]:
+    """Return the first two principal components of the features of every scan and method."""
+    rows = []
+    for backend, found in inputs.features.items():
+        complete = np.isfinite(found.matrix()).all(axis=1)
+        if not complete.any():
+            continue
+        scores, _ = principal_components(found.matrix()[complete])
+        for scan, values in zip(np.array(inputs.before.scans, object)[complete], scores[:, :2]):
+            rows += [Metric(f"principal_component_{i + 1}", float(value), "1", subject=scan.subject,
+                            session=scan.session or "", scan=scan.scan_id, modality=scan.modality,
+                            site=scan.site,
+                            target=inputs.target if backend else "", **stage_of(backend))
+                     for i, value in enumerate(values)]
+    return rows
+
+
 def ratio_rows(inputs: EvaluationInput) -> list[Metric]:
     """Return the tissue ratios of every scan and method."""
-    return [Metric("tissue_ratio", float(column[i]), "1", "after" if backend else "before",
-                   scan.subject, scan.session or "", scan.scan_id, scan.modality, scan.site,
-                   tissue, backend=backend, target=inputs.target if backend else "")
+    return [Metric("tissue_ratio", float(column[i]), "1", subject=scan.subject,
+                   session=scan.session or "", scan=scan.scan_id, modality=scan.modality,
+                   site=scan.site, tissue=tissue, target=inputs.target if backend else "",
+                   **stage_of(backend))
             for backend, found in inputs.features.items()
             for tissue, column in found.ratios.items()
             for i, scan in enumerate(inputs.before)]

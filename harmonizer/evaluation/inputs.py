@@ -13,9 +13,10 @@ from ..errors import InputError, UsageError, did_you_mean
 from ..segmentation.segmentations import Segment
 from ..template import TEMPLATE, template_affine
 from ..volume import AFFINE_TOLERANCE_MM, load_nifti, same_grid
-from .metrics.distribution import QuantileTable, intensity_range
+from .metrics.distribution import QuantileTable, intensity_range, moment_map
 from .metrics.scan_features import ScanMeasurements
 from .paired_metrics import PairedMetrics
+from .questions.anatomy_limits import Tolerance
 from .statistics.design import Design
 
 __all__ = ["EvaluationInput", "Features", "prepare_input", "require_template_grid",
@@ -34,11 +35,24 @@ class Features:
         Tissue volume ratio, 0 to 1, by tissue; empty without a segmenter.
     means : mapping of str to ndarray, shape (n,)
         Mean intensity of a tissue, by measure; empty without tissue priors.
+    names : tuple of str
+        Names of the texture features; numbered if empty.
     """
 
     texture: np.ndarray
     ratios: Mapping[str, np.ndarray]
     means: Mapping[str, np.ndarray]
+    names: tuple[str, ...] = ()
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return all features by name, each of shape (n,), in the order of `matrix`."""
+        names = self.names or tuple(f"feature {i + 1}" for i in range(self.texture.shape[1]))
+        return {**dict(zip(names, self.texture.T)), **self.means_and_ratios()}
+
+    def means_and_ratios(self) -> dict[str, np.ndarray]:
+        """Return tissue ratios, named such as "GM ratio", and mean intensities."""
+        return {**{f"{tissue} ratio": column for tissue, column in self.ratios.items()},
+                **self.means}
 
     def matrix(self) -> np.ndarray:
         """Return all features as one table, shape (n, F), columns in a fixed order."""
@@ -51,7 +65,7 @@ class Features:
 class EvaluationInput:
     """What is evaluated in one modality, and how.
 
-    The last three attributes are empty until `measurements.measure_images` fills them.
+    The last four attributes are empty until `measurements.measure_images` fills them.
 
     Attributes
     ----------
@@ -85,6 +99,8 @@ class EvaluationInput:
         By method; "" stands for the unharmonized images.
     measurements : mapping of str to ScanMeasurements
         By scan identifier.
+    tolerance : Tolerance
+        Limits of the anatomy guard.
     """
 
     before: Cohort
@@ -102,6 +118,7 @@ class EvaluationInput:
     paired_metrics: Mapping[str, PairedMetrics] = field(default_factory=dict)
     features: Mapping[str, Features] = field(default_factory=dict)
     measurements: Mapping[str, ScanMeasurements] = field(default_factory=dict)
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
     @property
     def modality(self) -> str:
@@ -120,11 +137,19 @@ class EvaluationInput:
     def target_quantiles(self) -> np.ndarray:
         """Return the mean quantile function, shape (200,), of the target site before.
 
-        If the target is not a site, the mean over all scans.
+        If the target is not a site, the mean over the images of the first method.
         """
+        before = self.quantiles_before()
+        after = self.first_metrics.quantiles.select(stage="after", tissue="brain")
+        table = next(part for part in (before.select(site=self.target), after, before) if len(part))
+        return table.matrix().mean(axis=0)
+
+    def linear_maps(self) -> dict[str, tuple[float, float]]:
+        """Return gain and offset by scan that match mean and std of the target."""
         table = self.quantiles_before()
-        at_target = table.select(site=self.target)
-        return (at_target if len(at_target) else table).matrix().mean(axis=0)
+        gain, offset = moment_map(table.matrix(), self.target_quantiles())
+        return {name: (float(a), float(b))
+                for name, a, b in zip(table.column("scan"), gain[:, 0], offset[:, 0])}
 
     def data_range(self) -> float:
         """Return R, the intensity range of the study, in intensity units.

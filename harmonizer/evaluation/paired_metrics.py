@@ -23,8 +23,8 @@ from .metrics import image as near
 from .metrics.distribution import QuantileRow, QuantileTable
 from .table import MEASURES, Metric, Metrics
 
-__all__ = ["PairedMetrics", "eta_rows", "label_tissues", "measure_cohort", "scan_features",
-           "tissue_values"]
+__all__ = ["PairedMetrics", "eta_rows", "label_tissues", "map_quantiles", "measure_cohort",
+           "scan_features", "tissue_values"]
 
 MIN_TISSUE_PROBABILITY = 0.5  # prior probability of a labeled voxel
 SCAN_FEATURES = ("mean", "sd", "median", "p05", "p95", "mean_csf", "mean_gm", "mean_wm",
@@ -316,7 +316,7 @@ def _between_rows(quantiles: QuantileTable, target_curve: np.ndarray, scale: flo
     for tissue in dict.fromkeys(quantiles.column("tissue")):
         raw, result = before.select(tissue=tissue), after.select(tissue=tissue)
         curve = target_curve if tissue == "brain" else _site_mean(raw, target)
-        stages = {"before": raw, "rescaled": _mapped(raw, maps), "after": result}
+        stages = {"before": raw, "rescaled": map_quantiles(raw, maps), "after": result}
         for stage, part in stages.items():
             if len(part):
                 rows += [replace(row, stage=stage, tissue=tissue)
@@ -329,9 +329,21 @@ def _site_mean(part: QuantileTable, site: str) -> np.ndarray | None:
     return here.matrix().mean(axis=0) if len(here) else None
 
 
-def _mapped(part: QuantileTable, maps: Mapping[str, tuple[np.ndarray, np.ndarray]]
-            ) -> QuantileTable:
-    """Apply the linear map (gain, offset) of each scan to its quantile functions."""
+def map_quantiles(part: QuantileTable, maps: Mapping[str, tuple[float, float]]) -> QuantileTable:
+    """Apply the linear map of each scan to its quantile functions.
+
+    Parameters
+    ----------
+    part : QuantileTable
+        Rows of unharmonized scans.
+    maps : mapping of str to tuple of float
+        Gain and offset by scan identifier.
+
+    Returns
+    -------
+    QuantileTable
+        The same rows.
+    """
     return QuantileTable(tuple(
         replace(row, quantiles=maps[row.scan][0] * row.quantiles + maps[row.scan][1])
         for row in part.rows))

@@ -20,7 +20,9 @@ from .group_tests import (
     anatomy_tests,
     biology_tests,
     combat_missing,
+    component_rows,
     identity_tests,
+    longitudinal_tests,
     pair_tests,
     ratio_rows,
     scanner_tests,
@@ -193,14 +195,15 @@ def _evaluate_modality(inputs: EvaluationInput, fitted_on: Mapping[str, Sequence
                        pool: PoolMap) -> EvaluationResult:
     """Answer all questions of one modality from the measured numbers."""
     pairs, pair_rows = pair_tests(inputs, pool)
-    tolerance, checks, anatomy_metrics, anatomy_rows = anatomy_tests(inputs, pool)
+    tolerance, checks, anatomy_metrics, anatomy_rows = anatomy_tests(inputs)
     tests = [*scanner_tests(inputs), *pair_rows, *subject_agreement_tests(inputs),
-             *identity_tests(inputs), *biology_tests(inputs), *anatomy_rows,
-             *confounding_tests(inputs), *combat_missing(inputs)]
+             *identity_tests(inputs), *biology_tests(inputs), *longitudinal_tests(inputs),
+             *anatomy_rows, *confounding_tests(inputs), *combat_missing(inputs)]
     subject_lists = {"evaluated": tuple(sorted(set(inputs.design.subjects))),
                      **{f"fit of {name}": tuple(who) for name, who in fitted_on.items()}}
     metrics = sum((found.metrics for found in inputs.paired_metrics.values()), Metrics())
-    extra = Metrics((*ratio_rows(inputs), *texture_metrics(inputs), *anatomy_metrics))
+    extra = Metrics((*ratio_rows(inputs), *component_rows(inputs), *texture_metrics(inputs),
+                     *anatomy_metrics))
     return EvaluationResult(
         metrics + pairs + extra,
         Statistics(tuple(annotate(tests, inputs, subject_lists)), subject_lists),

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import InputError
 from ..files import write_json, write_text
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 MISSING = "n/a"
+RESCALED = "rescaled"
+"""Name of the yardstick among the methods: one linear map per scan, see `STAGES`."""
 STAGES = {
     "before": "preprocessed image, not harmonized",
     "rescaled": "preprocessed image after one linear map to the in-mask mean and standard "
@@ -28,6 +30,23 @@ STAGES = {
     "after": "harmonized image",
     "change": "harmonized image compared with the same scan's preprocessed image",
 }
+
+
+def stage_of(method: str) -> dict[str, Any]:
+    """Return the columns `stage` and `backend` of a method's rows.
+
+    Parameters
+    ----------
+    method : str
+        Name of a method; "" for unharmonized, `RESCALED` for linearly rescaled images.
+
+    Returns
+    -------
+    dict of str to str
+        The backend is empty if no image was harmonized.
+    """
+    stage = {"": "before", RESCALED: "rescaled"}.get(method, "after")
+    return {"stage": stage, "backend": method if stage == "after" else ""}
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ MEASURES = {
         "1", "higher", "0 or 1"),
     "tissue_ratio": Measure(
         "Volume of a tissue over that of all three, from a segmentation of this image",
-        "1", "none", "0 to 1", "this package's network, docs/segmentation.md"),
+        "1", "none", "0 to 1", "this package's network, docs/concepts/segmentation.md"),
     "psnr": Measure(
         "Peak signal-to-noise ratio 10 log10(R^2 / MSE) inside the mask; of a traveling pair, "
         "the image at `site` against the subject's image at `reference`",
@@ -149,6 +168,9 @@ MEASURES = {
         "tissue, in its pure voxels; of the brain, beyond the tissue with the least; `reference` "
         "is the band, between Gaussians of these standard deviations", "1", "none",
         "0 to infinity"),
+    **{f"principal_component_{number}": Measure(
+        f"Principal component {number} of the standardized features of the scans of one stage",
+        "1", "none", "any") for number in (1, 2)},
     "csf_wm_ratio": Measure("mean_csf / mean_wm; a gain does not change it", "1", "none", "any"),
 }
 

@@ -1,10 +1,12 @@
 """Interface of harmonization methods: fit, harmonize, enroll, save and load.
 
-`Backend.fit(cohort)` learns what scanners look like, `harmonize(volume, target)` gives an image the
-look of a target, `enroll(scans)` makes a target of scans that were not in the fit, `save(folder)`
-and `load(folder)` store a fitted model. The base class checks what must hold for every method:
-finite input with a mask, unchanged background and geometry, no new negative or NaN voxels, and the
-same bits for the same seed.
+* `Backend.fit(cohort)` learns the properties of scanners from preprocessed scans.
+* `harmonize(volume, target)` gives an image the contrast of a target.
+* `enroll(scans)` makes a target from scans that were not in the fit.
+* `save(folder)` and `load(folder)` store a fitted model.
+
+The base class checks what every method guarantees: finite input with a mask, unchanged background
+and geometry, and no new negative or NaN voxels. Equal input and seed give equal bits.
 
 A method implements `Config`, `_fit`, `_enroll`, `_harmonize`, `_site_style`, `_state` and
 `_set_state`. A method that describes a scanner by a few numbers derives from `StatisticsBackend`
@@ -49,7 +51,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do. Callers check this instead of the class; tests verify every claim.
+    """Features of a backend; callers check them instead of the class, and tests verify them.
 
     Attributes
     ----------
@@ -114,7 +116,7 @@ class HarmonizationResult:
 
 
 class Backend(ABC):
-    """A harmonization method. The constructor stores its config and computes nothing.
+    """Harmonization method; the constructor stores its config and computes nothing.
 
     Parameters
     ----------
@@ -218,12 +220,12 @@ class Backend(ABC):
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def check_settings_files(self) -> None:
-        """Check files that the config names before a long fit; `InputError` if one is unusable."""
+        """Check the files that the config names before a long fit; `InputError` if invalid."""
 
     # Public interface -----------------------------------------------------------------------
 
     def fit(self, cohort: Cohort, *, seed: int = 0, progress: Progress | None = None) -> Self:
-        """Learn what the scanners of a cohort look like.
+        """Learn the properties of the scanners of a cohort.
 
         Parameters
         ----------
@@ -269,7 +271,7 @@ class Backend(ABC):
         return {}
 
     def _texture_of(self, scans: tuple[Scan, ...]) -> dict[str, np.ndarray]:
-        """Arrays of a site card: noise, blur and band energies of scans with tissue maps."""
+        """Return noise, blur and band energies of scans with tissue maps, for a site card."""
         known = []
         for scan in scans:
             if scan.tissues:
@@ -470,7 +472,7 @@ class Backend(ABC):
         return backend
 
     def _set_textures(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Texture numbers of sites; ValueError or KeyError if they are none."""
+        """Restore the texture of the sites; ValueError or KeyError if the arrays are invalid."""
         self.textures_ = {}
         for key, array in arrays.items():
             site, _, name = key.removeprefix(SITE_TEXTURE).rpartition("/")
@@ -538,7 +540,7 @@ class Backend(ABC):
         """Restore `_state`; KeyError or ValueError if the arrays do not fit."""
 
     def _check_style(self, style: Mapping[str, np.ndarray]) -> None:
-        """KeyError or ValueError if these arrays are no style of this method."""
+        """Raise KeyError or ValueError if these arrays are not a style of this method."""
 
     # Invariants -----------------------------------------------------------------------------
 
@@ -627,7 +629,7 @@ def read_scan(scan: Scan) -> Volume:
 
 
 class StatisticsBackend(Backend):
-    """A method that describes a scanner by a few numbers and changes contrast by an `IntensityMap`.
+    """Method that describes a scanner by a few numbers and changes contrast by an `IntensityMap`.
 
     It implements `_summary` (one scan -> numbers), `_pool` (numbers of a site's scans -> its style)
     and `_map` (volume and style -> map).
@@ -659,7 +661,7 @@ class StatisticsBackend(Backend):
         return self._map_of(volume, target, context).apply(volume)
 
     def _map_of(self, volume: Volume, target: Target, context: ScanContext) -> IntensityMap:
-        """As `_map`, for methods that use the context of the scan."""
+        """Return the map as `_map` does, for methods that use the context of the scan."""
         return self._map(volume, target.style)
 
     @abstractmethod
@@ -668,11 +670,11 @@ class StatisticsBackend(Backend):
 
     @abstractmethod
     def _pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Make the style of a scanner from its scans' numbers."""
+        """Make the style of a site from the numbers of its scans."""
 
     @abstractmethod
     def _map(self, volume: Volume, style: Mapping[str, np.ndarray]) -> IntensityMap:
-        """Return the map that gives a volume the look of a style."""
+        """Return the map from a volume to a style."""
 
     def _fit(self, cohort: Cohort, seed: int, progress: Progress) -> None:
         summaries: dict[str, list[dict[str, np.ndarray]]] = {}

@@ -88,7 +88,7 @@ def _load_plugin(point: EntryPoint) -> type[Backend]:
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
         raise UnavailableError(
             f"backend {point.name!r} ({point.value}) is not a subclass of "
-            "harmonizer.methods.base.Backend. See docs/writing-a-backend.md."
+            "harmonizer.methods.base.Backend. See docs/extend/backend.md."
         )
     return backend
 

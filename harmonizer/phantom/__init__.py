@@ -8,7 +8,7 @@
 
 from .anatomy import LABELS, Subject, make_deformation, make_subject
 from .dataset import DESIGNS, Study, truth_folder, write_dataset
-from .physics import TISSUES, Sequence
+from .physics import PHANTOM_TISSUES, Sequence
 from .scanner import (
     MODALITIES,
     SCANNERS,
@@ -22,7 +22,8 @@ from .scanner import (
 )
 
 __all__ = [
-    "DESIGNS", "LABELS", "MODALITIES", "SCANNERS", "TISSUES", "UNSEEN", "Subject", "Scanner",
-    "Sequence", "Study", "acquire", "grid_of", "image_of", "make_deformation", "make_subject",
+    "DESIGNS", "LABELS", "MODALITIES", "PHANTOM_TISSUES", "SCANNERS", "UNSEEN", "Subject",
+    "Scanner", "Sequence", "Study", "acquire", "grid_of", "image_of", "make_deformation",
+    "make_subject",
     "render", "scanner_named", "truth_folder", "write_dataset",
 ]

@@ -4,13 +4,13 @@ A voxel x of a subject samples the template at y = f(x). The mapping f is the co
 
     a head size (larger in men),
     exp(v): the flow of a smooth random velocity field, so that f is a diffeomorphism, and
-    exp(a u): a flow towards the ventricles of a mm; a grows with age and widens the ventricles.
+    exp(a u): a flow towards the ventricles by a mm, which widens them; a grows with age.
 
 Age also thins the cortex: in gray matter the odds of parenchyma against fluid are divided by
-exp(k(age)), which moves the pial border inwards and opens the sulci. For a given seed both effects
-are monotone in age, so that two ages of one seed are the same subject at two times. Their sizes are
-of the order of published lifespan charts [1]_: from 20 to 80 years the ventricles double or more
-and gray matter loses about a seventh.
+exp(k(age)). This moves the pial border inwards and opens the sulci. For a given seed both effects
+are monotone in age, so two ages of one seed are the same subject at two times. Their sizes are of
+the order of published lifespan charts [1]_: from 20 to 80 years the volume of the ventricles at
+least doubles, and gray matter loses about a seventh.
 
 All random fields are drawn on fixed lattices in mm. A subject is therefore the same at every voxel
 size.
@@ -31,7 +31,7 @@ from scipy import ndimage
 from ..errors import UsageError
 from .atlas import Atlas, Map, distances, load_atlas
 from .head import HeadShape, Painter, paint_head
-from .physics import TISSUES
+from .physics import PHANTOM_TISSUES
 
 __all__ = [
     "Subject", "Deformation", "make_subject", "make_deformation", "LABELS", "AGE_RANGE_YEARS",
@@ -93,7 +93,7 @@ class Subject:
         From voxels to the subject's world coordinates in mm, RAS+; the origin is near the anterior
         commissure.
     fractions : (tissues, I, J, K) float32 ndarray
-        Volume fraction of each of `TISSUES` in a voxel; the rest is air.
+        Volume fraction of each of `PHANTOM_TISSUES` in a voxel; the rest is air.
     texture : (2, I, J, K) float32 ndarray
         Fields of about unit variance that change relaxation times, see `physics`.
     brain : (I, J, K) float32 ndarray
@@ -237,8 +237,8 @@ def _paint_brain(
     deep = _deep(here)
     parts = {"gm": share * gm * (1 - deep), "wm": share * wm, "deep": share * gm * deep}
     for tissue, part in parts.items():
-        painter.fractions[TISSUES.index(tissue)][inside] = part
-    painter.fractions[TISSUES.index("csf")][inside] = brain[inside] - sum(parts.values())
+        painter.fractions[PHANTOM_TISSUES.index(tissue)][inside] = part
+    painter.fractions[PHANTOM_TISSUES.index("csf")][inside] = brain[inside] - sum(parts.values())
     painter.remaining -= brain
 
 

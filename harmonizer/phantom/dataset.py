@@ -1,8 +1,8 @@
 """Phantom study on disk: a BIDS raw dataset, and its truth in a folder beside it.
 
-The truth is `FOLDER-truth` and not `FOLDER/derivatives/truth`. An app that is given FOLDER cannot
-find it, validators and pybids do not read it, and each folder can be deleted, moved or mounted
-read-only without the other.
+The truth is `FOLDER-truth` and not `FOLDER/derivatives/truth`. An app that processes FOLDER cannot
+find it, and validators and pybids do not read it. Each folder can be deleted, moved or mounted
+separately.
 
 Designs: `traveling` (every subject at every scanner, one session per scanner), `nested` (each
 subject at one scanner, no sessions) and `mixed` (nested subjects, and some traveling subjects).

@@ -20,11 +20,11 @@ BIDS_VERSION = "1.10.0"
 README = """\
 # Digital phantom
 
-Simulated MR images of simulated subjects and scanners, written by harmonizer.phantom. Nobody was
-scanned. The anatomy is deformed from the MNI152NLin2009aSym template (ICBM, Fonov 2009, as
-bundled with nilearn); age widens the ventricles and thins the cortex; contrast follows from tissue
-relaxation times and the sequences in the sidecars. Manufacturers and models of the
-scanners are invented, so that no image is mistaken for a vendor's.
+Simulated MR images of simulated subjects and scanners, written by harmonizer.phantom. No real
+subject was scanned. The anatomy is deformed from the MNI152NLin2009aSym template (ICBM, Fonov 2009,
+as bundled with nilearn). Age widens the ventricles and thins the cortex. Contrast follows from
+tissue relaxation times and the sequences in the sidecars. Manufacturers and models of the scanners
+are invented, so that no image is mistaken for a vendor's.
 
 The truth (labels, masks, noise-free images, bias fields) is in the folder with the same name and
 the ending -truth. `dataset_description.json` holds the seed and the design.

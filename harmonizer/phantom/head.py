@@ -1,9 +1,9 @@
 """Head around the brain, modeled by signed distances.
 
-Every body has a signed distance in mm (negative inside) in template coordinates (mm, RAS+): shells
-of fluid, bone and scalp at a distance from the brain; a face with nose, jaw, eyes, sinuses and
-throat; a neck with the spinal canal. Bodies are painted from the innermost outwards. Each takes a
-fraction of what remains of a voxel, so that fractions sum to at most one; the rest is air.
+Every body has a signed distance in mm (negative inside) in template coordinates (mm, RAS+). There
+are shells of fluid, bone and scalp around the brain, a face with nose, jaw, eyes, sinuses and
+throat, and a neck with the spinal canal. Bodies are painted from the innermost outwards. Each gets
+a fraction of the unassigned part of a voxel. The rest is air.
 
 The model is coarse. It contains what makes brain extraction difficult: bright fat, dark bone,
 muscle and eyes with intensities like the brain's, a neck, and a head that is not spherical.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .physics import TISSUES
+from .physics import PHANTOM_TISSUES
 
 __all__ = ["HeadShape", "Painter", "paint_head"]
 
@@ -42,7 +42,7 @@ class Painter:
     Attributes
     ----------
     fractions : (tissues, ...) ndarray
-        Volume fractions in the order of `TISSUES`.
+        Volume fractions in the order of `PHANTOM_TISSUES`.
     remaining : (...) ndarray
         Fraction of each voxel that no body has taken.
     softness : float
@@ -55,7 +55,7 @@ class Painter:
     @classmethod
     def blank(cls, shape: tuple[int, ...], softness: float) -> Painter:
         """Return a painter of an empty grid."""
-        fractions = np.zeros((len(TISSUES), *shape), dtype=np.float32)
+        fractions = np.zeros((len(PHANTOM_TISSUES), *shape), dtype=np.float32)
         return cls(fractions, np.ones(shape, dtype=np.float32), softness)
 
     def lowest(self, count: int) -> Painter:
@@ -70,7 +70,7 @@ class Painter:
         """Assign a body to a tissue, or to air (None), where no earlier body took the voxel."""
         taken = self.remaining * self.inside(distance)
         if tissue is not None:
-            self.fractions[TISSUES.index(tissue)] += taken
+            self.fractions[PHANTOM_TISSUES.index(tissue)] += taken
         self.remaining -= taken
 
 
@@ -167,8 +167,8 @@ def _paint_soft(painter: Painter, outer: np.ndarray, scalp: np.ndarray, fatty: n
     painter.paint("fat", fat)
     flesh = painter.remaining * painter.inside(outer)
     fat_fraction = np.clip(0.12 + 0.22 * fatty, 0, 0.7) * flesh  # streaks between the muscles
-    painter.fractions[TISSUES.index("fat")] += fat_fraction
-    painter.fractions[TISSUES.index("muscle")] += flesh - fat_fraction
+    painter.fractions[PHANTOM_TISSUES.index("fat")] += fat_fraction
+    painter.fractions[PHANTOM_TISSUES.index("muscle")] += flesh - fat_fraction
     painter.remaining -= flesh
 
 

@@ -31,14 +31,15 @@ import numpy as np
 from ..errors import UsageError, did_you_mean
 
 __all__ = [
-    "TISSUES", "FIELDS", "Relaxation", "Sequence", "relaxation_of", "signal", "signal_slopes",
+    "PHANTOM_TISSUES", "FIELD_STRENGTHS_T", "Relaxation", "Sequence", "relaxation_of", "signal",
+    "signal_slopes",
     "signals",
 ]
 
-TISSUES = ("csf", "gm", "wm", "deep", "bone", "marrow", "fat", "muscle", "skin", "vitreous")
+PHANTOM_TISSUES = ("csf", "gm", "wm", "deep", "bone", "marrow", "fat", "muscle", "skin", "vitreous")
 """Tissues in the order of a subject's fractions; `deep` is subcortical gray matter."""
 
-FIELDS = (1.5, 3.0)
+FIELD_STRENGTHS_T = (1.5, 3.0)
 """Field strengths (tesla) with relaxation times."""
 
 
@@ -133,9 +134,9 @@ def relaxation_of(tissue: str, field: float) -> Relaxation:
     """
     if tissue not in _TABLE:
         raise UsageError(f"tissue {tissue!r} is not known. {did_you_mean(tissue, _TABLE)}")
-    if field not in FIELDS:
+    if field not in FIELD_STRENGTHS_T:
         raise UsageError(f"relaxation times are known at 1.5 and 3 T, got {field} T.")
-    return _TABLE[tissue][FIELDS.index(field)]
+    return _TABLE[tissue][FIELD_STRENGTHS_T.index(field)]
 
 
 def signal(relaxation: Relaxation, sequence: Sequence) -> float:
@@ -236,5 +237,5 @@ _EQUATIONS = MappingProxyType({
 
 
 def signals(field: float, sequence: Sequence) -> np.ndarray:
-    """Return the (tissues, 3) signals and their two texture slopes, in the order of `TISSUES`."""
-    return np.array([signal_slopes(tissue, field, sequence) for tissue in TISSUES])
+    """Return signals and two texture slopes, (tissues, 3), in the order of `PHANTOM_TISSUES`."""
+    return np.array([signal_slopes(tissue, field, sequence) for tissue in PHANTOM_TISSUES])

@@ -7,8 +7,9 @@ A scan is, in each voxel,
 on its own grid. Voxel size, axis order and obliquity are properties of the scanner; the pose of the
 head is a property of the scan. Everything that a harmonization should remove or keep is modeled
 separately: contrast (field strength, sequence), resolution (PSF, voxel), gain, bias field
-and noise. The scan as another scanner T would have made it is therefore known in every voxel: T's
-contrast, resolution and gain, on this scan's grid and in this pose, without noise and bias field.
+and noise. The scan that another scanner T would acquire is therefore known in every voxel: T's
+contrast, resolution and gain, on the grid and in the pose of this scan, without noise and bias
+field.
 
 Manufacturers and models are invented, so that no image is mistaken for a vendor's.
 """
@@ -25,9 +26,10 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import UsageError, did_you_mean
+from ..point_spread import BOX_VARIANCE_DIVISOR, FWHM_PER_STD
 from ..volume import Volume
 from .anatomy import Subject
-from .physics import FIELDS, TISSUES, Sequence, signals
+from .physics import FIELD_STRENGTHS_T, PHANTOM_TISSUES, Sequence, signals
 
 __all__ = [
     "MODALITIES", "SCANNERS", "UNSEEN", "Scanner", "Grid", "Scan", "scanner_named", "grid_of",
@@ -39,8 +41,6 @@ FOV_MM = np.array([196.0, 244.0, 224.0])  # field of view: right-left, back-fron
 FOV_CENTER_MM = np.array([0.0, -9.0, -12.0])  # in the subject's world
 VOXEL_RANGE_MM = (0.5, 12.0)  # limits of the smallest voxel side
 COIL_FADE_MM = (-130.0, -92.0)  # the coil's sensitivity rises from 0 to 1 between these heights
-FWHM_PER_SIGMA = 2.3548
-BOX_VARIANCE = 12.0  # a voxel of width w averages like a Gaussian of variance w^2 / 12
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Scanner:
         if not self.name.isalnum():
             raise UsageError(f"the name of a scanner must have letters and digits only, "
                              f"got {self.name!r}.")
-        if self.tesla not in FIELDS:
+        if self.tesla not in FIELD_STRENGTHS_T:
             raise UsageError(f"scanner {self.name}: expected 1.5 or 3 T, got {self.tesla} T.")
         axes = sorted("RASRAS"["LPIRAS".index(c)] for c in self.orientation if c in "LPIRAS")
         if len(self.orientation) != 3 or axes != ["A", "R", "S"]:
@@ -359,13 +359,13 @@ def render(subject: Subject, scanner: Scanner, modality: str = "T1w") -> np.ndar
         The image without noise and bias field.
     """
     table = signals(scanner.tesla, scanner.sequence(modality)).astype(np.float32)
-    flat = table.T @ subject.fractions.reshape(len(TISSUES), -1)
+    flat = table.T @ subject.fractions.reshape(len(PHANTOM_TISSUES), -1)
     mean, one, two = flat.reshape(3, *subject.brain.shape)
     magnetization = np.abs(mean + one * subject.texture[0] + two * subject.texture[1])
     magnetization *= _coil(subject)
     sigma = _blur_sigma(scanner) / subject.spacing
     blurred = ndimage.gaussian_filter(magnetization, sigma, mode="constant", truncate=3.0)
-    unit = scanner.gain / abs(float(table[TISSUES.index("wm"), 0]))
+    unit = scanner.gain / abs(float(table[PHANTOM_TISSUES.index("wm"), 0]))
     return blurred * np.float32(unit)
 
 
@@ -420,7 +420,7 @@ def _rotation(degrees: np.ndarray) -> np.ndarray:
 def _blur_sigma(scanner: Scanner) -> np.ndarray:
     """Return the (3,) standard deviation (mm) of PSF and voxel averaging together."""
     voxel = np.array(scanner.voxel_mm)
-    return np.sqrt((scanner.psf_mm / FWHM_PER_SIGMA) ** 2 + voxel**2 / BOX_VARIANCE)
+    return np.sqrt((scanner.psf_mm / FWHM_PER_STD) ** 2 + voxel**2 / BOX_VARIANCE_DIVISOR)
 
 
 def _bias_field(scanner: Scanner, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -462,7 +462,7 @@ def _truth(subject: Subject, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     air = np.ones(grid.shape, dtype=np.float32)
     best = np.full(grid.shape, -1, dtype=np.float32)
     for label, names in _LABEL_TISSUES.items():
-        group = sum(subject.fractions[TISSUES.index(name)] for name in names)
+        group = sum(subject.fractions[PHANTOM_TISSUES.index(name)] for name in names)
         fraction = grid.sample(group, subject.affine)
         wins = fraction > best
         labels[wins], best[wins] = label, fraction[wins]

@@ -24,8 +24,8 @@ from ..volume import Volume
 __all__ = ["LPS", "set_itk_threads", "seed_ants", "ants_module", "to_ants"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse: RAS <-> LPS
-THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
-SEED = "ANTS_RANDOM_SEED"
+THREADS_VARIABLE = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+SEED_VARIABLE = "ANTS_RANDOM_SEED"
 
 
 def set_itk_threads(threads: int = 1) -> None:
@@ -40,25 +40,25 @@ def set_itk_threads(threads: int = 1) -> None:
         Number of threads.
     """
     wanted = str(int(threads))
-    if "ants" in sys.modules and os.environ.get(THREADS) != wanted:
+    if "ants" in sys.modules and os.environ.get(THREADS_VARIABLE) != wanted:
         warnings.warn(
-            f"ants was imported before {THREADS}={wanted} was set: results may not repeat. "
+            f"ants was imported before {THREADS_VARIABLE}={wanted} was set: results may differ. "
             "Call set_itk_threads() first in each process.",
             RuntimeWarning,
             stacklevel=2,
         )
-    os.environ[THREADS] = wanted
+    os.environ[THREADS_VARIABLE] = wanted
 
 
 def seed_ants(seed: int) -> None:
     """Seed the random sampling of ANTs; call it before each registration, which reads the seed."""
-    os.environ[SEED] = str(int(seed) % (2**31 - 1) + 1)  # 0 would mean "by the clock" to ITK
+    os.environ[SEED_VARIABLE] = str(int(seed) % (2**31 - 1) + 1)  # 0: by the clock
 
 
 def ants_module() -> ModuleType:
     """Import ants with one ITK thread, unless the environment sets another number."""
     if "ants" not in sys.modules:
-        os.environ.setdefault(THREADS, "1")
+        os.environ.setdefault(THREADS_VARIABLE, "1")
     import ants
 
     return ants

@@ -138,9 +138,9 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 def whole_head(volume: Volume) -> np.ndarray:
     """Find the head as one filled region that contains the brain mask.
 
-    The region is the largest component of `head_mask` and the brain mask, filled slice by slice in
-    all three planes, since the dark skull is open at the neck. A brain without a head gives its own
-    mask.
+    The region is the largest component of `head_mask` and the brain mask. It is filled slice by
+    slice in all three planes, because the dark skull is open at the neck. For a brain without a
+    head it is the brain mask.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ SCALE_RANGE = (0.8, 1.45)  # native to template; the template is about 1.1 times
 MIN_TEMPLATE_DICE = 0.85  # with the template's mask after the affine
 MIN_MUTUAL_INFORMATION = 0.10  # nats
 MIN_EDGE_FRACTION = 0.55  # of the border
-MIN_NETWORK_DICE = 0.88  # with the network's mask: docs/segmentation.md, Whole heads
+MIN_NETWORK_DICE = 0.88  # with the network's mask: docs/concepts/segmentation.md, Whole heads
 MAX_CUT_FRACTION = 0.05  # of the border at the edge of the field of view
 LIMITS: Mapping[str, tuple[float | None, float | None]] = MappingProxyType({
     "volume_l": VOLUME_RANGE_L, "overlap": (MIN_TEMPLATE_DICE, None),
@@ -218,8 +218,8 @@ def first_affine(volume: Volume, *, seed: int = 0, sloppy: bool = False) -> np.n
 def is_brain_only(volume: Volume) -> bool:
     """Detect whether an image is skull-stripped.
 
-    The background has exactly one value in at least a quarter of the voxels, the filled foreground
-    has the volume of a brain, and there is no signal 5 to 20 mm outside of it.
+    Three conditions must hold: at least a quarter of the voxels have exactly the background value,
+    the filled foreground has the volume of a brain, and there is no signal 5 to 20 mm around it.
 
     Parameters
     ----------

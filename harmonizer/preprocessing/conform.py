@@ -1,7 +1,9 @@
 """Conform an image: determine its affine and reorient it to RAS+; the inverse is exact.
 
 All later steps get a 3D float32 volume with RAS+ axes. Reorientation only flips and permutes axes
-and changes no voxel value.
+and changes no voxel value. There is one exception: the air of a magnitude image is near
+zero, so a negative constant under the whole image (an unsigned image that was written as signed, a
+rescaled one) is removed and reported. N4 and the registration need intensities without an offset.
 
 Which affine is used
 --------------------
@@ -54,6 +56,7 @@ __all__ = [
 SHEAR_TOLERANCE = 1e-3  # cosine between two axes
 DISAGREEMENT_MM = 0.1  # between the sform and the qform, at the worst corner
 MIN_VOXELS = 8  # along every axis; fewer is a slice or a slab, not a head
+MIN_OFFSET_FRACTION = 0.05  # of the intensity range; smaller ones come from resampling and noise
 MAX_VOXELS = 1 << 29  # a head at 0.3 mm; protects the memory from a wrong header
 
 
@@ -63,7 +66,8 @@ class Conformed:
 
     Attributes
     ----------
-    volume : Volume, axes RAS+, intensities as stored (slope and intercept applied)
+    volume : Volume, axes RAS+, intensities as stored (slope and intercept applied), without a
+        negative offset
     source : the file that it came from
     original_shape : (3,) voxels along the stored axes
     original_affine : (4, 4) float64, stored voxel indices -> world mm; what nibabel gives for the
@@ -113,7 +117,7 @@ def conform(source: str | os.PathLike[str] | nib.spatialimages.SpatialImage) -> 
     if len(image.shape) > 3:
         repairs.append(f"shape {image.shape} was read as {shape}")
     affine, repaired = _settle_affine(image, shape, path, repairs)
-    data = _read(image, shape, path)
+    data = _without_offset(_read(image, shape, path), repairs)
     orientation = io_orientation(affine)
     volume = Volume(
         np.ascontiguousarray(apply_orientation(data, orientation)),
@@ -270,6 +274,24 @@ def _read(image: Any, shape: tuple[int, ...], path: str | os.PathLike[str]) -> n
             f"{path}: is constant (every voxel is {low:g}). Re-export or exclude the image."
         )
     return data
+
+
+def _without_offset(data: np.ndarray, repairs: list[str]) -> np.ndarray:
+    """Remove a negative constant under the whole image; what was added goes to `repairs`.
+
+    The faces of the image show the background: only an offset lies below zero there, and not the
+    negative values of a brain whose intensities were standardized.
+    """
+    faces = np.concatenate([data.take((0, -1), axis=axis).ravel() for axis in range(3)])
+    background = float(np.median(faces))
+    if background >= 0:
+        return data
+    low, high = (float(value) for value in np.percentile(data, (0.1, 99.5)))
+    if -background < MIN_OFFSET_FRACTION * (high - low):
+        return data
+    repairs.append(f"the background has intensity {background:g}; {-low:g} was added to all "
+                   "voxels, so that it is near zero")
+    return data - np.float32(low)
 
 
 def _settle_affine(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.questions.anatomy import GUARDED
+from ..evaluation.statistics.equivalence import INTENSITY_MARGIN
 from ..evaluation.statistics.resampling import Test, is_known
 from ..evaluation.verdicts import QUESTIONS, Verdict
 from .html import number_words
 from .intervals import Band, Mark, Strip, interval_chart, strip_chart
 from .results import (
-    EFFECT_NAMES,
-    EFFECT_SYMBOLS,
+    RESCALED,
     ModalityResults,
     effect_row,
     limit_fraction,
@@ -23,20 +23,25 @@ from .results import (
     strongest_effects,
     value_words,
 )
-from .tables import VERDICT_WORDS
 
 __all__ = ["Card", "verdict_card"]
 
 NUMBER_CAPTIONS = {  # test -> text beside the large number of a card
-    "site_f1_retrained": "macro F1 of the predicted site (1: always correct)",
-    "distribution_distance": "distance between the sites' intensity distributions",
-    "identification": "of the subjects are identified at another site",
+    "site_f1_excess": "macro F1 of the predicted site above chance (0: no site effect)",
+    "distribution_excess": "distance between sites over that between subjects of a site, above "
+    "chance",
+    "features_within_margin": "of the features have a negligible site effect",
     "source_identification": "of the images are most similar to their own source",
-    "traveling_wilcoxon": "change of PSNR between scanners against unharmonized images",
-    "age_r2": "of the variance of age is predicted across sites (R²)",
+    "identification_change": "change of the subjects identified at another site",
+    "own_to_others_change": "change of the distance to the own image relative to others",
+    "pair_error_change": "change of the error between scanners against linear rescaling alone",
+    "age_r2_loss": "change of the explained variance of age (R²)",
+    "effect_loss": "change of the effect of",
     "anatomy_flagged": "of the images are flagged by the anatomy guard",
 }
-PERCENT_TESTS = ("identification", "source_identification", "anatomy_flagged")
+PERCENT_TESTS = ("source_identification", "anatomy_flagged", "features_within_margin")
+CHANGE_SIGNS = {"pair_error_change": 1, "identification_change": 1, "age_r2_loss": -1,
+                "effect_loss": -1}  # shown as a signed change in percent
 MAX_EFFECTS_ON_CARD = 3
 
 
@@ -74,15 +79,11 @@ class Card:
 def verdict_card(results: ModalityResults, answer: Verdict) -> Card:
     """Make the card of one verdict."""
     row = answer.basis
-    number, words = "", ""
-    if row is not None and row.backend == results.methods[0]:
-        if row.name == "traveling_wilcoxon":
-            # Linear rescaling is the baseline.
-            row = results.known(row.name, row.backend, reference="psnr | rescaled") or row
-        number, words = _number(row)
+    own = row is not None and row.backend == results.methods[0]
+    number, words = _number(row) if row is not None and own else ("", "")
     chart, caption = _CHARTS[answer.question](results, answer.basis)
-    return Card(answer.question, QUESTIONS[answer.question], answer.answer,
-                VERDICT_WORDS[answer.answer], number, words, answer.sentence, chart, caption)
+    return Card(answer.question, QUESTIONS[answer.question], answer.answer, answer.words, number,
+                words, answer.sentence, chart, caption)
 
 
 def _number(row: Test) -> tuple[str, str]:
@@ -91,21 +92,18 @@ def _number(row: Test) -> tuple[str, str]:
         return "", ""
     if row.name in PERCENT_TESTS:
         return f"{100 * row.effect:.0f} %", NUMBER_CAPTIONS[row.name]
-    if row.name == "traveling_wilcoxon":
-        measure, other = row.reference.split(" | ")
-        unit = f" {row.unit}" if row.unit not in ("1", "") else ""
-        return (f"{row.effect:+.2g}{unit}",
-                f"change of {measure.upper()} between scanners against {other} images")
-    if row.name in EFFECT_SYMBOLS:
-        feature, covariate = row.reference.split(" | ")
-        return (number_words(row.effect, 2),
-                f"effect of {covariate} on the {feature} ({EFFECT_NAMES[row.name]})")
+    if row.name in CHANGE_SIGNS:
+        words = NUMBER_CAPTIONS[row.name]
+        if row.name == "effect_loss":
+            feature, covariate = row.reference.split(" | ")
+            words += f" {covariate} on the {feature}"
+        return f"{100 * CHANGE_SIGNS[row.name] * row.effect:+.0f} %", words
     unit = f" {row.unit}" if row.unit not in ("1", "") else ""
     return number_words(row.effect, 2) + unit, NUMBER_CAPTIONS.get(row.name, row.reference)
 
 
 def _marks(results: ModalityResults, name: str, combat: bool = True, **more: str) -> list[Mark]:
-    """Return a mark for unharmonized images, for each method and, if known, for ComBat."""
+    """Return a mark for images before and only rescaled, each method and, if known, ComBat."""
     marks = []
     for method in results.images(combat):
         row = results.row(name, method, **more)
@@ -119,7 +117,7 @@ def _marks(results: ModalityResults, name: str, combat: bool = True, **more: str
 
 def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     own = results.methods[0]
-    levels = basis is not None and basis.name == "distribution_distance"
+    levels = basis is not None and basis.name == "distribution_excess"
     if results.known("site_f1_retrained", own) and not levels:
         chance = results.known("site_chance", own)
         band = None
@@ -129,11 +127,18 @@ def _scanner_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
                                "Macro F1 of the predicted site", band=band, ends=(0.0, 1.0)),
                 "Macro F1 of the site predicted by a classifier that was trained on other "
                 "subjects, with 95 % intervals. Band: 95 % of predictions by chance.")
-    marks = _marks(results, "distribution_distance", tissue="brain")
+    marks = _marks(results, "distribution_excess", tissue="brain")
     if not marks:
         return None, ""
-    return (interval_chart(marks, "Distance between the sites' intensity distributions", zero=True),
-            "Distance between the sites' intensity distributions in units of the range R.")
+    band = Band(-INTENSITY_MARGIN, INTENSITY_MARGIN, "margin")
+    ends = [value for mark in marks[1:] or marks for value in (mark.value, mark.low, mark.high)
+            if value is not None and math.isfinite(value)]
+    low, high = min(-INTENSITY_MARGIN, *ends), max(INTENSITY_MARGIN, *ends)
+    pad = 0.05 * (high - low)
+    return (interval_chart(marks, "Distance between the sites' intensity distributions", zero=True,
+                           band=band, ends=(low - pad, high + pad)),
+            "Distance between the sites' intensity distributions beyond chance, in units of the "
+            "distance between subjects of a site. A mark at the edge lies outside.")
 
 
 def _subject_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
@@ -168,7 +173,7 @@ def _axis_without_first(marks: Sequence[Mark]) -> tuple[float, float] | None:
 
 def _biology_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, str]:
     marks = _marks(results, "age_r2")
-    if len(marks) > 1 and (basis is None or basis.name == "age_r2"):
+    if len(marks) > 1 and (basis is None or basis.name.startswith("age_r2")):
         lowest = min(0.0, *(mark.value for mark in marks))
         return (interval_chart(marks, "R2 of age predicted across sites", zero=True,
                                ends=(max(lowest, -1.0) - 0.05, 1.0)),
@@ -176,15 +181,15 @@ def _biology_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
                 "Below 0 it is worse than predicting the mean age.")
     marks = []
     for reference in strongest_effects(results)[:MAX_EFFECTS_ON_CARD]:
-        for method, look in (("", "before"), (results.methods[0], "after")):
+        for method, look in (("", "before"), (RESCALED, "other"), (results.methods[0], "after")):
             row = effect_row(results, method, reference)
             if row is not None:
-                words = _feature(reference) if not method else "after"
+                words = {"": _feature(reference), RESCALED: "only rescaled"}.get(method, "after")
                 marks.append(Mark(words, row.effect, row.low, row.high, look))
     if not marks:
         return None, ""
     return (interval_chart(marks, "Effects of covariates before and after", zero=True),
-            "Effects of covariates on tissue features, before (gray) and after.")
+            "Effects of covariates on tissue features: before (gray), only rescaled, and after.")
 
 
 def _feature(reference: str) -> str:
@@ -206,7 +211,8 @@ def _anatomy_chart(results: ModalityResults, basis: Test | None) -> tuple[Any, s
     return (strip_chart(strips, "Every image against the limits of the anatomy guard",
                         "limit from rescans"),
             "One dot per image: its change relative to the difference between two scans of one "
-            "subject on one scanner. Images beyond the line are flagged.")
+            "subject on one scanner. Images beyond the line are flagged. Before and only rescaled, "
+            "every image stands at the left end.")
 
 
 _CHARTS: dict[str, Callable[[ModalityResults, Test | None], tuple[Any, str]]] = {

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..evaluation.metrics.distribution import LEVELS, QuantileTable, site_means
+from ..evaluation.metrics.distribution import (
+    LEVELS,
+    QuantileTable,
+    intensity_range,
+    match_moments,
+    site_means,
+)
 from ..evaluation.table import Metrics
 from .draw import new_canvas, to_png
 from .figures import Figure, density, short_label
 
 __all__ = ["STAGE_TITLES", "distance_matrix", "histograms_figure", "sites_figure",
-           "heatmaps_figure", "scans_figure"]
+           "heatmaps_figure", "on_one_axis", "scans_figure"]
 
 STAGE_TITLES = {"before": "before", "rescaled": "only rescaled", "after": "after"}
 # Palette of Okabe and Ito, distinguishable for color-blind readers; line styles come after it
@@ -24,6 +31,8 @@ HISTOGRAM_BINS = 90
 CHART_WIDTH = 1180
 PANELS_PER_ROW = 5
 MAX_SITES_WITH_LEVEL_NAMES = 8  # more names are turned
+MAX_RANGE_RATIO = 3.0  # of the sites' intensity ranges on one axis
+MIN_SHOWN_DISTANCE = 1e-4  # in R; smaller ones stand there on a logarithmic axis
 MAX_SITES_WITH_CELL_NUMBERS = 14  # more cells have no number
 
 
@@ -47,9 +56,10 @@ def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], ta
     canvas = new_canvas(CHART_WIDTH, 280 + legend)
     for column, (title, quantiles) in enumerate(stages.items()):
         axes = canvas.add_subplot(1, len(stages), column + 1)
-        edges = _edges([*site_means(quantiles, sites).values(), target])
+        title, means = on_one_axis(title, site_means(quantiles, sites), target)
+        edges = _edges([*means.values(), target])
         _curve(axes, target, edges, "#9a9a9a", "-", f"target: {short_label(target_name)}", 4)
-        for number, (site, mean) in enumerate(site_means(quantiles, sites).items()):
+        for number, (site, mean) in enumerate(means.items()):
             _curve(axes, mean, edges, *_look(number), short_label(site), 1.4)
         _dress(axes, title)
     handles, labels = canvas.axes[0].get_legend_handles_labels()
@@ -66,16 +76,48 @@ def histograms_figure(stages: Mapping[str, np.ndarray], sites: Sequence[str], ta
         (to_png(canvas),))
 
 
+def on_one_axis(title: str, means: Mapping[str, np.ndarray], target: np.ndarray
+                ) -> tuple[str, dict[str, np.ndarray]]:
+    """Scale the sites to the range of the target if they are in different units.
+
+    Parameters
+    ----------
+    title : str
+        Title of the panel.
+    means : mapping from str to (200,) ndarray
+        Site -> mean quantile function.
+    target : (200,) ndarray
+        Quantile function of the target.
+
+    Returns
+    -------
+    title : str
+        It names the scaling.
+    means : dict from str to (200,) ndarray
+        Scaled if the largest range is more than three times the smallest.
+    """
+    ranges = {site: intensity_range(mean) for site, mean in means.items()}
+    smallest = min([*ranges.values(), intensity_range(target)])
+    largest = max([*ranges.values(), intensity_range(target)])
+    if not smallest > 0 or largest <= MAX_RANGE_RATIO * smallest:
+        return title, dict(means)
+    return f"{title}, each site in its own unit", {
+        site: mean * (intensity_range(target) / ranges[site]) for site, mean in means.items()}
+
+
 def sites_figure(before: QuantileTable, after: QuantileTable, target: np.ndarray) -> Figure:
-    """Draw one panel per site with a thin line per scan, in two frames: before and after."""
+    """Draw one panel per site with a thin line per scan, in two frames: rescaled and after."""
     sites = sorted(set(before.column("site")))
-    frames = tuple(_site_panels(table, sites, target) for table in (before, after))
+    rescaled = QuantileTable(tuple(replace(row, quantiles=match_moments(row.quantiles, target))
+                                   for row in before.rows))
+    frames = tuple(_site_panels(table, sites, target) for table in (rescaled, after))
     return Figure(
         "Histograms site by site",
         "Thin lines: single scans; thick line: the site; gray: the target. Scans that differ from "
-        "their site are visible here. All panels of one frame share one axis.",
-        "One panel of histograms per site, before and after harmonization in turn",
-        frames, ("before", "after"))
+        "their site are visible here. Images before harmonization are linearly rescaled to the "
+        "target, so that all panels of one frame can share one axis.",
+        "One panel of histograms per site, only rescaled and after harmonization in turn",
+        frames, ("only rescaled", "after"))
 
 
 def heatmaps_figure(metrics: Metrics) -> Figure:
@@ -83,14 +125,16 @@ def heatmaps_figure(metrics: Metrics) -> Figure:
     matrices = {stage: distance_matrix(metrics.select(stage=stage)) for stage in STAGE_TITLES
                 if len(metrics.select(stage=stage, measure="wasserstein_between_sites"))}
     count = max(len(sites) for sites, _ in matrices.values())
-    top = max(float(matrix.max()) for _, matrix in matrices.values()) or 1.0
+    positive = np.concatenate([matrix[matrix > 0] for _, matrix in matrices.values()])
+    ends = (float(positive.min()), float(positive.max())) if positive.size else (1e-3, 1.0)
+    scale = _log_scale(*ends)
     height = int(min(540, 190 + 34 * count))
     canvas = new_canvas(CHART_WIDTH, height)
     axes = [canvas.add_subplot(1, len(matrices), n + 1) for n in range(len(matrices))]
     for column, (axis, (stage, (sites, matrix))) in enumerate(zip(axes, matrices.items())):
-        drawn = axis.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=top)
+        drawn = axis.imshow(np.where(matrix > 0, matrix, np.nan), cmap="YlGnBu", norm=scale)
         axis.set_title(STAGE_TITLES[stage], fontsize=10)
-        _name_cells(axis, sites, matrix, top, show_names=column == 0)
+        _name_cells(axis, sites, matrix, scale, show_names=column == 0)
     canvas.subplots_adjust(left=0.1, right=0.92, top=0.9, bottom=0.24, wspace=0.06)
     bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.94, 0.24, 0.012, 0.66)))
     bar.ax.tick_params(labelsize=8)
@@ -98,7 +142,8 @@ def heatmaps_figure(metrics: Metrics) -> Figure:
     return Figure(
         "Distances between sites",
         "Wasserstein distance between the sites' typical in-mask histograms in units of the "
-        "target's intensity range R. All panels share one color scale.",
+        "target's intensity range R. All panels share one logarithmic color scale, because images "
+        "before harmonization can be in other units.",
         "Heat maps of the distance between every two sites before and after harmonization",
         (to_png(canvas),))
 
@@ -109,11 +154,11 @@ def scans_figure(metrics: Metrics) -> Figure:
     sites = sorted({row.site for row in rows})
     canvas = new_canvas(CHART_WIDTH, 280)
     low = 0.24 if len(sites) > MAX_SITES_WITH_LEVEL_NAMES else 0.11
-    axes = canvas.add_axes((0.06, low, 0.92, 0.87 - low))
+    axes = canvas.add_axes((0.09, low, 0.89, 0.87 - low))
     looks = {"before": ("#d55e00", "o"), "rescaled": ("#9a9a9a", "s"), "after": ("#0072b2", "o")}
     for shift, (stage, (color, marker)) in enumerate(looks.items()):
-        points = [(sites.index(row.site) + 0.22 * (shift - 1), row.value)
-                  for row in rows if row.stage == stage]
+        points = [(sites.index(row.site) + 0.22 * (shift - 1), max(row.value, MIN_SHOWN_DISTANCE))
+                  for row in rows if row.stage == stage and row.value is not None]
         if points:
             axes.scatter(*zip(*points), s=22, color=color, marker=marker, alpha=0.75,
                          label=STAGE_TITLES[stage], linewidths=0)
@@ -121,7 +166,8 @@ def scans_figure(metrics: Metrics) -> Figure:
     return Figure(
         "Distance of every scan to the target",
         "Wasserstein distance of each scan's in-mask histogram to the target's, in units of R; "
-        "one mark per scan.",
+        "one mark per scan; the axis is logarithmic, because images before harmonization can be in "
+        "other units.",
         "Marks for every scan's distance to the target before, rescaled and after",
         (to_png(canvas),))
 
@@ -187,8 +233,15 @@ def _dress(axes: Any, title: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float, show_names: bool
-                ) -> None:
+def _log_scale(low: float, high: float) -> Any:
+    """Return a logarithmic color scale."""
+    from matplotlib.colors import LogNorm
+
+    return LogNorm(low, max(high, 1.001 * low))
+
+
+def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, scale: Any,
+                show_names: bool) -> None:
     places = range(len(sites))
     names = [short_label(site) for site in sites]
     steep = len(sites) > MAX_SITES_WITH_LEVEL_NAMES
@@ -201,8 +254,9 @@ def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float,
     for i in places:
         for j in places:
             if i != j:
-                axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
-                          color="white" if matrix[i, j] > 0.55 * top else "black")
+                dark = matrix[i, j] > 0 and scale(matrix[i, j]) > 0.55
+                axes.text(j, i, f"{matrix[i, j]:.2g}", ha="center", va="center", fontsize=7.5,
+                          color="white" if dark else "black")
 
 
 def _dress_scans(axes: Any, sites: Sequence[str]) -> None:
@@ -210,8 +264,8 @@ def _dress_scans(axes: Any, sites: Sequence[str]) -> None:
     axes.set_xticks(range(len(sites)), [short_label(site) for site in sites], fontsize=8,
                     rotation=20 if turned else 0, ha="right" if turned else "center")
     axes.set_ylabel("distance to target, R", fontsize=8)
-    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
-    axes.tick_params(axis="y", labelsize=8)
+    axes.set_yscale("log")
+    axes.tick_params(axis="y", which="both", labelsize=8)
     axes.legend(fontsize=8, frameon=False, ncol=3, loc="lower right", bbox_to_anchor=(1, 1))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

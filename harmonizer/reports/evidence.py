@@ -9,6 +9,7 @@ from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.verdicts import compute_verdicts
 from .cards import Card, verdict_card
+from .diagnostics import diagnostic_tables
 from .results import ModalityResults
 from .tables import Table, compare_methods, question_tables
 
@@ -59,4 +60,6 @@ def evidence_of(statistics: Statistics, modality: str, methods: Sequence[str],
     flagged = tuple((scan, method, "; ".join(verdict.reasons)) for method in methods
                     for scan, verdict in sorted(verdicts.get(method, {}).items())
                     if not verdict.ok)
-    return Evidence(cards, compare_methods(results, found), question_tables(results), flagged)
+    tables = question_tables(results)
+    tables["scanner"] += diagnostic_tables(results)
+    return Evidence(cards, compare_methods(results, found), tables, flagged)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..evaluation.metrics.distribution import LEVELS, quantile_function
+from ..tissues import TISSUE_LABELS
 from .draw import ColorScale, Contour, draw_mosaic, new_canvas, to_png
 from .mosaic import plan_mosaic
 
@@ -25,7 +26,6 @@ __all__ = ["Figure", "ScanImages", "scan_figures", "mask_figure", "bias_figures"
            "registration_figures", "tissue_figure", "harmonization_figure", "difference_figure",
            "histogram_figure", "density", "short_label"]
 
-TISSUES = {"CSF": 1, "GM": 2, "WM": 3}
 MAX_UNSCALED_GAIN = 1.5  # ratio of medians below which the display needs no rescaling
 HISTOGRAM_BINS = 80
 MASK_COLOR, WM_COLOR, GM_COLOR = "#ff4b3e", "#ffd400", "#3fa7ff"
@@ -177,7 +177,7 @@ def registration_figures(
     window = _window(inside)
     contours = [Contour(brain, MASK_COLOR)]
     if tissues is not None:
-        contours.append(Contour(tissues == TISSUES["WM"], WM_COLOR, 0.7))
+        contours.append(Contour(tissues == TISSUE_LABELS["WM"], WM_COLOR, 0.7))
     image = draw_mosaic(mosaic, registered.data, window)
     edges = ("Red: the template's brain edge" + ("; yellow: the edge of its white matter"
                                                  if tissues is not None else ""))
@@ -200,10 +200,10 @@ def tissue_figure(
     """Draw the borders of gray and white matter; labels as in `ScanImages.tissues`."""
     mosaic = plan_mosaic(registered.require_mask(), registered.affine, convention=convention)
     window = _window(registered.in_mask())
-    contours = [Contour(tissues >= TISSUES["GM"], GM_COLOR, 0.6),
-                Contour(tissues == TISSUES["WM"], WM_COLOR, 0.6)]
+    contours = [Contour(tissues >= TISSUE_LABELS["GM"], GM_COLOR, 0.6),
+                Contour(tissues == TISSUE_LABELS["WM"], WM_COLOR, 0.6)]
     fractions = {name: (tissues == code).sum() / max((tissues > 0).sum(), 1)
-                 for name, code in TISSUES.items()}
+                 for name, code in TISSUE_LABELS.items()}
     words = ", ".join(f"{name} {part:.0%}" for name, part in fractions.items())
     return Figure(
         "Tissues",
@@ -278,7 +278,7 @@ def histogram_figure(
     shown, words = _for_display(before, after)
     places = {"brain": before.mask}
     if tissues is not None:
-        found = {name: (tissues == code) & before.mask for name, code in TISSUES.items()}
+        found = {name: (tissues == code) & before.mask for name, code in TISSUE_LABELS.items()}
         places |= {name: place for name, place in found.items() if place.any()}
     bands = target_quantiles or {}
     ends = [quantile_function(after.data[before.mask]),

@@ -14,9 +14,12 @@ from ..evaluation.statistics.confounding import ConfoundingCheck, check_confound
 from ..evaluation.statistics.resampling import Statistics
 from ..evaluation.table import Metrics
 from . import charts
+from .diagnostics import diagnostic_figures
 from .evidence import Evidence, evidence_of
+from .explore import explore_data, scan_lines
 from .figures import Figure
 from .html import render
+from .results import ModalityResults
 from .summary import (
     SITE_FEATURES,
     DistanceRow,
@@ -30,6 +33,7 @@ from .summary import (
     outliers,
     site_rows,
 )
+from .wall import Wall, WallSlice, make_wall
 
 __all__ = ["ScanRow", "Failure", "GroupReport", "render_group_report", "target_curve"]
 
@@ -96,6 +100,12 @@ class GroupReport:
         Columns of the scans' covariates that are compared between sites.
     fit : tuple of str
         Sentences on the model of the fit and on the scans that it excluded.
+    excluded : mapping
+        Scan that was rated "exclude" -> comment; these scans are in no model and in no number.
+    slices : mapping
+        Scan -> slice before and after harmonization for the wall of brains.
+    study : str
+        Name under which the browser stores the ratings of this study.
     """
 
     scans: tuple[ScanRow, ...]
@@ -117,6 +127,9 @@ class GroupReport:
     critical_warnings: tuple[str, ...] = ()
     covariates: tuple[str, ...] = ()
     fit: tuple[str, ...] = ()
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    slices: Mapping[str, WallSlice] = field(default_factory=dict)
+    study: str = ""
 
     @property
     def modalities_by_target(self) -> dict[str, tuple[str, ...]]:
@@ -139,6 +152,7 @@ class ModalityView:
     sites: list[SiteRow]
     outliers: list[Outlier]
     evidence: Evidence
+    wall: Wall | None
 
 
 def render_group_report(path: Path, report: GroupReport) -> Path:
@@ -148,6 +162,9 @@ def render_group_report(path: Path, report: GroupReport) -> Path:
               for name in report.covariates}
     checks = check_confounding(*_subject_columns(report.scans), others=others)
     severe = [check.warning for check in checks if check.is_site]
+    lines = scan_lines(report.scans, report.metrics, report.backend, report.links,
+                       {scan: verdict.ok for scan, verdict
+                        in report.verdicts.get(report.backend, {}).items()})
     return render("group.html.j2", Path(path), {
         "title": report.title,
         "report": report,
@@ -161,36 +178,10 @@ def render_group_report(path: Path, report: GroupReport) -> Path:
         "n_subjects": len({scan.subject for scan in report.scans}),
         "views": [_view(report, modality) for modality in modalities],
         "site_features": SITE_FEATURES,
-        "scan_rows": _scan_rows(report),
-        "subject_of": {scan.scan_id: scan.subject for scan in report.scans},
-    }, script="sort.js")
-
-
-@dataclass(frozen=True)
-class ScanLine:
-    """Row of the table of scans: the scan, its numbers and its anatomy verdict."""
-
-    scan: ScanRow
-    before: float | None
-    after: float | None
-    structure: float | None
-    verdict: str
-
-
-def _scan_rows(report: GroupReport) -> list[ScanLine]:
-    """Return every scan with its distances to the target, structure measure and verdict."""
-    found: dict[tuple[str, str], dict[str, float | None]] = {}
-    for row in report.metrics:
-        if row.scan and row.tissue == "brain" and row.backend in ("", report.backend):
-            found.setdefault((row.measure, row.stage), {})[row.scan] = row.value
-    distance = [found.get(("wasserstein_to_target", stage), {}) for stage in ("before", "after")]
-    structure = found.get(("ssim_structure", "change"), {})
-    verdicts = report.verdicts.get(report.backend, {})
-    return [ScanLine(scan, distance[0].get(scan.scan_id), distance[1].get(scan.scan_id),
-                     structure.get(scan.scan_id),
-                     "" if scan.scan_id not in verdicts else
-                     "within limits" if verdicts[scan.scan_id].ok else "flagged")
-            for scan in report.scans]
+        "lines": lines,
+        "link_of": {line.scan.scan_id: line.link for line in lines},
+        "explore": explore_data(lines, report.metrics, report.backend),
+    }, scripts=("sort.js", "rate.js", "explore.js"))
 
 
 def _target_words(report: GroupReport) -> str:
@@ -236,9 +227,17 @@ def _view(report: GroupReport, modality: str) -> ModalityView:
     target = report.targets.get(modality, "none")
     return ModalityView(
         modality, target, headline(metrics, report.backend, target), anatomy_sentence(metrics),
-        _figures(metrics.select(tissue="brain"), quantiles, target),
+        _figures(metrics.select(tissue="brain"), quantiles, target)
+        + _diagnostics(report, modality),
         distance_rows(metrics), feature_rows(metrics), site_rows(metrics),
-        outliers(metrics), _evidence(report, modality))
+        outliers(metrics), _evidence(report, modality), _wall(report, quantiles, target))
+
+
+def _wall(report: GroupReport, quantiles: QuantileTable, target: str) -> Wall | None:
+    """Return the wall of a modality's scans, or None without slices or harmonized images."""
+    if not report.slices or not len(quantiles.select(stage="after")):
+        return None
+    return make_wall(report.slices, quantiles, target_curve(quantiles, target))
 
 
 def _evidence(report: GroupReport, modality: str) -> Evidence:
@@ -249,10 +248,29 @@ def _evidence(report: GroupReport, modality: str) -> Evidence:
     return evidence_of(report.statistics, modality, [report.backend, *others], report.verdicts)
 
 
+def _diagnostics(report: GroupReport, modality: str) -> tuple[Figure, ...]:
+    """Draw the site effect on features, or nothing if no test was made."""
+    if report.statistics is None:
+        return ()
+    results = ModalityResults(report.statistics.select(modality=modality), (report.backend,), {},
+                              modality)
+    return diagnostic_figures(results, report.metrics.select(modality=modality),
+                              {scan.scan_id: scan.age for scan in report.scans})
+
+
 def _of_method(metrics: Metrics, backend: str) -> Metrics:
-    """Return the rows of one method; all rows if none names it."""
+    """Return the rows of one method; all rows if none names it.
+
+    Values of the scans before harmonization may belong to no method (noise and blur are measured
+    once for all methods); they are added where the method has none.
+    """
     own = metrics.select(backend=backend)
-    return own if len(own) else metrics
+    if not len(own):
+        return metrics
+    known = {(row.measure, row.reference) for row in own.select(stage="before")}
+    shared = (row for row in metrics.select(backend="", stage="before")
+              if (row.measure, row.reference) not in known)
+    return own + Metrics(tuple(shared))
 
 
 def _figures(metrics: Metrics, quantiles: QuantileTable, target: str) -> tuple[Figure, ...]:

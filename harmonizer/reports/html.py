@@ -11,7 +11,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,10 +25,11 @@ _INLINE = re.compile(r"\*\*(?P<bold>[^*]+)\*\*|\*(?P<slanted>[^*\s][^*]*)\*|`(?P
                      r"|(?P<link>https?://[^\s<>\"')\]]*[^\s<>\"')\].,;:])")
 
 
-def render(template: str, path: Path, context: Mapping[str, Any], *, script: str = "") -> Path:
+def render(template: str, path: Path, context: Mapping[str, Any], *,
+           scripts: Sequence[str] = ()) -> Path:
     """Render `templates/<template>` with `context` and write it to `path` atomically.
 
-    `script` is the file of `templates` that the page may run, or empty.
+    `scripts` are the files of `templates` that the page may run, in this order, as one script.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -37,7 +38,8 @@ def render(template: str, path: Path, context: Mapping[str, Any], *, script: str
     environment.filters.update(markdown=markdown, image=image_uri, number=number_words,
                                href=relative_link, anchor=anchor)
     assert environment.loader is not None
-    code = script and environment.loader.get_source(environment, script)[0].strip()
+    texts = [environment.loader.get_source(environment, name)[0].strip() for name in scripts]
+    code = "\n".join(['"use strict";', *texts]) if texts else ""
     return write_text(Path(path), environment.get_template(template).render(
         **context, script=code, script_hash=script_hash(code) if code else ""))
 
@@ -47,9 +49,10 @@ def script_hash(code: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
 
 
-def image_uri(png: bytes) -> str:
-    """Return PNG bytes as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def image_uri(image: bytes) -> str:
+    """Return the bytes of a PNG or WebP image as a data URI."""
+    kind = "webp" if image[:4] == b"RIFF" else "png"
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")
 
 
 def number_words(value: float | None, digits: int = 3) -> str:

@@ -12,19 +12,20 @@ The "neurological" convention shows the subject's left at the left, as in nilear
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["Mosaic", "Letter", "plan_mosaic"]
+__all__ = ["Mosaic", "Letter", "plan_mosaic", "plan_stack", "slice_positions"]
 
 PLANE_AXES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 """Plane -> RAS axes (across the slices, horizontal, vertical)."""
 DIRECTION_LETTERS = {0: ("L", "R"), 1: ("P", "A"), 2: ("I", "S")}
 TILE_GAP_PIXELS = 4
-FIRST_SLICE_FRACTION, LAST_SLICE_FRACTION = 0.14, 0.86  # of the brain's extent
+MOSAIC_ENDS = (0.14, 0.86)  # first and last slice, fractions of the brain's extent
+STACK_END_FRACTION = 0.04  # of the brain's extent, outside the slices of a stack
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,7 @@ class Mosaic:
 
     def _place(self, tile: Tile) -> Letter:
         across, *_ = PLANE_AXES[tile.plane]
-        upright = _ras_affine(self.affine, self.shape)
-        center = (np.array(_ras_shape(self.affine, self.shape)) - 1) / 2
-        center[across] = tile.index
-        position = (upright @ [*center, 1])[across]
+        position = slice_positions(replace(self, tiles=(tile,)))[0]
         text = f"{'xyz'[across]} {round(position):+d}"
         return Letter(tile.top + tile.height - 2, tile.left + 2, text)
 
@@ -151,12 +149,7 @@ def plan_mosaic(
     margin_mm : float
         Margin around the mask.
     """
-    upright = _to_ras(np.asarray(mask, dtype=bool), affine)
-    spacing = np.linalg.norm(_ras_affine(affine, mask.shape)[:3, :3], axis=0)
-    low, high = _box(upright if upright.any() else np.ones_like(upright))
-    margin = margin_mm / spacing
-    edges = [(a - m, b + m) for a, b, m in zip(low - 0.5, high + 0.5, margin)]
-    extent = np.array([b - a for a, b in edges]) * spacing
+    low, high, edges, extent = _region(mask, affine, margin_mm)
     scale = tile_pixels / max(extent[PLANE_AXES[plane][1]] for plane in planes)
     tiles: list[Tile] = []
     top = TILE_GAP_PIXELS
@@ -172,8 +165,73 @@ def plan_mosaic(
                   (top, TILE_GAP_PIXELS + columns * (tile_pixels + TILE_GAP_PIXELS)), convention)
 
 
-def _slice_indices(low: int, high: int, count: int) -> list[int]:
-    fractions = np.linspace(FIRST_SLICE_FRACTION, LAST_SLICE_FRACTION, count)
+def plan_stack(
+    mask: np.ndarray,
+    affine: np.ndarray,
+    plane: str,
+    count: int,
+    pixel_mm: float,
+    convention: str = "neurological",
+    margin_mm: float = 6.0,
+) -> Mosaic:
+    """Plan `count` slices of one plane in a column, the first on top and without gaps.
+
+    Parameters
+    ----------
+    mask : (I, J, K) ndarray
+        Mask whose bounding box is covered; if empty, the whole volume.
+    affine : (4, 4) ndarray
+        Affine of the grid.
+    plane : str
+        "axial", "coronal" or "sagittal".
+    count : int
+        Number of slices, evenly spaced from the low to the high end of the axis.
+    pixel_mm : float
+        Size of a pixel.
+    convention : str
+        "neurological" or "radiological".
+    margin_mm : float
+        Margin around the mask.
+    """
+    low, high, edges, extent = _region(mask, affine, margin_mm)
+    across, h, v = PLANE_AXES[plane]
+    width, height = round(extent[h] / pixel_mm), round(extent[v] / pixel_mm)
+    ends = STACK_END_FRACTION, 1 - STACK_END_FRACTION
+    indices = _slice_indices(low[across], high[across], count, ends)
+    tiles = tuple(Tile(plane, index, edges[h], edges[v], number * height, 0, height, width)
+                  for number, index in enumerate(indices))
+    return Mosaic(np.asarray(affine), mask.shape, tiles, (count * height, width), convention)
+
+
+def slice_positions(mosaic: Mosaic) -> list[float]:
+    """Return the world coordinate (mm) of each slice along the axis that it is perpendicular to."""
+    upright = _ras_affine(mosaic.affine, mosaic.shape)
+    positions = []
+    for tile in mosaic.tiles:
+        across, *_ = PLANE_AXES[tile.plane]
+        center = (np.array(_ras_shape(mosaic.affine, mosaic.shape)) - 1) / 2
+        center[across] = tile.index
+        positions.append(float((upright @ [*center, 1])[across]))
+    return positions
+
+
+def _region(mask: np.ndarray, affine: np.ndarray, margin_mm: float
+            ) -> tuple[np.ndarray, np.ndarray, list[tuple[float, float]], np.ndarray]:
+    """Return first and last voxel of the mask, edges with a margin (voxels) and extent (mm).
+
+    The axes are in RAS order.
+    """
+    upright = _to_ras(np.asarray(mask, dtype=bool), affine)
+    spacing = np.linalg.norm(_ras_affine(affine, mask.shape)[:3, :3], axis=0)
+    low, high = _box(upright if upright.any() else np.ones_like(upright))
+    margin = margin_mm / spacing
+    edges = [(a - m, b + m) for a, b, m in zip(low - 0.5, high + 0.5, margin)]
+    return low, high, edges, np.array([b - a for a, b in edges]) * spacing
+
+
+def _slice_indices(low: int, high: int, count: int, ends: tuple[float, float] = MOSAIC_ENDS
+                   ) -> list[int]:
+    fractions = np.linspace(*ends, count)
     return [round(low + fraction * (high - low)) for fraction in fractions]
 
 

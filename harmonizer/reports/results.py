@@ -6,17 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..evaluation.measurements import COMBAT, COMBAT_GAM, COMBAT_LONGITUDINAL
 from ..evaluation.questions.anatomy_limits import AnatomyCheck
 from ..evaluation.statistics.resampling import KnownTest, Statistics, Test, is_known
+from ..evaluation.table import RESCALED
 from ..evaluation.verdicts import MIN_SHOWN_R2
 from .html import number_words
 
-__all__ = ["COMBAT", "EFFECT_NAMES", "EFFECT_SYMBOLS", "ModalityResults", "effect_row",
-           "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
+__all__ = ["COMBAT", "COMBAT_WORDS", "EFFECT_SYMBOLS", "RESCALED", "ModalityResults",
+           "effect_row", "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
 
-COMBAT = "combat_features"
-EFFECT_NAMES = {"cohens_d": "Cohen's d", "standardized_beta": "standardized slope",
-                "partial_eta_squared": "fraction of variance"}
+COMBAT_WORDS = {COMBAT: "ComBat (features)", COMBAT_GAM: "ComBat-GAM (features)",
+                COMBAT_LONGITUDINAL: "longitudinal ComBat (features)"}
 EFFECT_SYMBOLS = {"cohens_d": "d", "standardized_beta": "β", "partial_eta_squared": "η²"}
 
 
@@ -43,17 +44,22 @@ class ModalityResults:
 
     @property
     def combat(self) -> tuple[str, ...]:
-        """ComBat's name if it has a number, else nothing."""
-        known = any(row.known for row in self.table.select(backend=COMBAT))
-        return (COMBAT,) if known else ()
+        """Names of the variants of ComBat that have a number."""
+        return tuple(name for name in COMBAT_WORDS
+                     if any(row.known for row in self.table.select(backend=name)))
 
     def images(self, combat: bool = True) -> tuple[str, ...]:
-        """Return the rows of a table: "" (unharmonized), the methods and, if asked, ComBat."""
-        return ("", *self.methods, *(self.combat if combat else ()))
+        """Return the rows of a table: "" (unharmonized), `RESCALED`, the methods and ComBat."""
+        rescaled = any(row.known for row in self.table.select(stage="rescaled"))
+        return ("", *((RESCALED,) if rescaled else ()), *self.methods,
+                *(self.combat if combat else ()))
 
     def row(self, name: str, backend: str = "", **more: str) -> Test | None:
-        """Return the first matching row, or None."""
-        rows = self.table.select(name=name, backend=backend, **more).rows
+        """Return the first matching row, or None; "" and `RESCALED` are images without a method."""
+        rows = self.table.select(name=name, backend="" if backend == RESCALED else backend,
+                                 **more).rows
+        if "stage" not in more and backend in ("", RESCALED):
+            rows = tuple(row for row in rows if (row.stage == "rescaled") == (backend == RESCALED))
         return rows[0] if rows else None
 
     def known(self, name: str, backend: str = "", **more: str) -> KnownTest | None:
@@ -64,7 +70,7 @@ class ModalityResults:
 
 def method_words(name: str) -> str:
     """Return the label of a method: "before" for none, "ComBat (features)" for the baseline."""
-    return {"": "before", COMBAT: "ComBat (features)"}.get(name, name)
+    return {"": "before", RESCALED: "only rescaled", **COMBAT_WORDS}.get(name, name)
 
 
 def value_words(row: KnownTest, digits: int = 3) -> str:
@@ -94,7 +100,7 @@ def effect_row(results: ModalityResults, method: str, reference: str) -> KnownTe
 def strongest_effects(results: ModalityResults) -> list[str]:
     """Sort effects on unharmonized images: those that exclude zero first, then by size."""
     rows = [row for name in EFFECT_SYMBOLS for row in results.table.select(name=name, backend="")
-            if is_known(row)]
+            if is_known(row) and row.stage != "rescaled"]
     rows.sort(key=lambda r: (not r.excludes_zero, -abs(r.effect)))
     return [row.reference for row in rows]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .figures import Figure
 from .html import render
+from .slices import ScanSlices
 
 __all__ = ["Check", "ScanReport", "SubjectReport", "render_subject_report",
            "needs_a_look"]
@@ -66,6 +67,8 @@ class ScanReport:
         Step -> seconds.
     error, remedy : str, optional
         Message of the error that stopped this scan, and what to do.
+    slices : ScanSlices, optional
+        Slices before and after harmonization for the viewer.
     """
 
     scan_id: str
@@ -77,6 +80,7 @@ class ScanReport:
     timing: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     remedy: str | None = None
+    slices: ScanSlices | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class SubjectReport:
         Versions and settings by name.
     group_report : str, optional
         Relative path of the group report.
+    study : str
+        Name under which the browser stores the ratings of this study.
     convention : str
         Convention of the figures: "neurological" or "radiological".
     """
@@ -105,6 +111,7 @@ class SubjectReport:
     software: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     group_report: str | None = None
+    study: str = ""
     convention: str = "neurological"
 
 
@@ -116,7 +123,7 @@ def render_subject_report(path: Path, report: SubjectReport) -> Path:
         "convention": CONVENTIONS[report.convention],
         "failed": sum(scan.error is not None for scan in report.scans),
         "flagged": sum(needs_a_look(scan) for scan in report.scans),
-    })
+    }, scripts=("rate.js", "viewer.js"))
 
 
 def needs_a_look(scan: ScanReport) -> bool:

@@ -84,18 +84,21 @@ def mean_distance(metrics: Metrics, stage: str, tissue: str = "brain") -> float 
 
 
 def headline(metrics: Metrics, backend: str, target: str) -> str:
-    """Return the distance between sites before, rescaled and after, in two sentences."""
+    """Return the distance between sites after rescaling alone and after, in two sentences.
+
+    Distances before are in the arbitrary units of uncalibrated images and are not comparable.
+    """
     before, rescaled, after = (mean_distance(metrics, stage)
                                for stage in ("before", "rescaled", "after"))
     if before is None:
         return ("Only one site was evaluated, so no distance between sites can be given. "
                 "An evaluation of harmonization needs at least two sites.")
     if after is None:
-        return (f"Before harmonization the mean distance between two sites is {before:.3f} R. "
+        return ("No harmonized image was evaluated. After linear rescaling alone the mean distance "
+                f"between two sites is {rescaled:.3f} R." if rescaled is not None else
                 "No harmonized image was evaluated.")
-    way = "fell" if after < before else "did not fall but changed"
-    words = (f"With {backend} to {target}, the mean distance between two sites' histograms {way} "
-             f"from {before:.3f} R to {after:.3f} R")
+    words = (f"With {backend} to {target}, the mean distance between two sites' histograms is "
+             f"{after:.3f} R")
     return words + _against_rescaling(after, rescaled) + _faded(metrics)
 
 
@@ -114,7 +117,7 @@ def _against_rescaling(after: float, rescaled: float | None) -> str:
         return "."
     if after < rescaled:
         return (f". Giving every scan the target's mean and standard "
-                f"deviation alone would reach {rescaled:.3f} R.")
+                f"deviation alone reaches {rescaled:.3f} R.")
     return (f". But giving every scan the target's mean and standard deviation alone reaches "
             f"{rescaled:.3f} R: by this measure the method is no better than linear rescaling.")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..evaluation.questions.anatomy import GUARDED
+from ..evaluation.questions.traveling import PAIR_MEASURES
 from ..evaluation.statistics.resampling import Test, is_known
 from ..evaluation.verdicts import Verdict
 from .html import number_words
 from .results import (
-    COMBAT,
+    COMBAT_WORDS,
     EFFECT_SYMBOLS,
     ModalityResults,
     effect_row,
@@ -22,11 +23,10 @@ from .results import (
     value_words,
 )
 
-__all__ = ["Cell", "Table", "compare_methods", "question_tables"]
+__all__ = ["Cell", "Table", "compare_methods", "interval_cell", "make_table", "p_cell",
+           "question_tables"]
 
-VERDICT_WORDS = {"yes": "Yes", "partly": "Partly", "no": "No", "unknown": "Cannot be determined"}
-PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
-TISSUES = ("brain", "CSF", "GM", "WM")
+REGIONS_IN_TABLE = ("brain", "CSF", "GM", "WM")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Table:
     reason: str = ""
 
 
-def _cell(row: Test | None, digits: int = 3) -> Cell:
+def interval_cell(row: Test | None, digits: int = 3) -> Cell:
     """Return a cell with number and interval."""
     if row is None:
         return Cell("n/a")
@@ -95,13 +95,14 @@ def _number_cell(row: Test | None) -> Cell:
     return Cell(value_words(row, 2), row.effect)
 
 
-def _p_cell(value: float | None) -> Cell:
+def p_cell(value: float | None) -> Cell:
+    """Return a cell with a p value."""
     if value is None or not math.isfinite(value):
         return Cell("n/a")
     return Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value)
 
 
-def _table(title: str, note: str, head: Sequence[str], rows: Iterable[Sequence[Cell]],
+def make_table(title: str, note: str, head: Sequence[str], rows: Iterable[Sequence[Cell]],
           reason: Test | None) -> Table:
     """Make a table of the rows that have a number; without any, it states the reason."""
     with_numbers = tuple(tuple(row) for row in rows if any(cell.order is not None for cell in row))
@@ -117,10 +118,11 @@ def _site_table(results: ModalityResults) -> Table:
         row, chance = results.row("site_f1_retrained", method), results.known("site_chance", method)
         band = Cell("n/a") if chance is None else Cell(
             f"{chance.low:.2f} to {chance.high:.2f}", chance.effect)
-        rows.append((Cell(method_words(method)), _cell(row), _p_cell(row.p if row else None), band,
-                     _cell(results.row("site_f1_trained_on_raw", method)),
-                     _cell(results.row("target_fidelity", method))))
-    return _table(
+        rows.append((Cell(method_words(method)), interval_cell(row),
+                     p_cell(row.p if row else None), band,
+                     interval_cell(results.row("site_f1_trained_on_raw", method)),
+                     interval_cell(results.row("target_fidelity", method))))
+    return make_table(
         "Site classification",
         "Macro F1 of a classifier of the site, from first-order and texture features of each "
         "tissue, on subjects that it was not trained on. Retrained: trained on the images of the "
@@ -134,14 +136,14 @@ def _site_table(results: ModalityResults) -> Table:
 def _intensity_table(results: ModalityResults) -> Table:
     rows = []
     for method in results.images(combat=False):
-        for tissue in TISSUES:
+        for tissue in REGIONS_IN_TABLE:
             row = results.row("distribution_distance", method, tissue=tissue)
             if row is None:
                 continue
             other = results.row("anderson_darling", method, tissue=tissue)
-            rows.append((Cell(method_words(method)), Cell(_tissue(tissue)), _cell(row),
-                         _p_cell(row.p), _cell(other), _p_cell(other.p if other else None)))
-    return _table(
+            rows.append((Cell(method_words(method)), Cell(_tissue(tissue)), interval_cell(row),
+                         p_cell(row.p), interval_cell(other), p_cell(other.p if other else None)))
+    return make_table(
         "Intensity distributions of sites",
         "Mean Wasserstein distance between two sites in R; p from permutations of the subjects' "
         "sites. The Anderson-Darling test assumes independent voxels and is given for comparison "
@@ -156,10 +158,10 @@ def _tissue(name: str) -> str:
 
 def _volumes(results: ModalityResults) -> Table:
     rows = [(Cell(method_words(method)), Cell(tissue),
-             *(_cell(results.row(name, method, tissue=tissue))
+             *(interval_cell(results.row(name, method, tissue=tissue))
                for name in ("marginal_r2", "conditional_r2", "site_partial_eta_squared")))
             for tissue in ("GM", "WM", "CSF") for method in results.images()]
-    return _table(
+    return make_table(
         "Tissue volumes",
         "Explained variance of each tissue's fraction of the brain volume. Every image is "
         "segmented by a network trained on all contrasts; intensity-based tools show larger site "
@@ -172,9 +174,10 @@ def _volumes(results: ModalityResults) -> Table:
 
 def _paired(results: ModalityResults) -> Table:
     rows = [(Cell(method_words(row.backend)), Cell(row.tissue), Cell(row.site),
-             Cell(row.reference), _cell(row), _p_cell(row.p_corrected), Cell(str(row.n), row.n))
+             Cell(row.reference), interval_cell(row), p_cell(row.p_corrected),
+             Cell(str(row.n), row.n))
             for row in results.table.select(name="paired_t") if row.known]
-    return _table(
+    return make_table(
         "Tissue volumes of traveling subjects by site",
         "Paired t tests against the reference site; p corrected by Benjamini-Hochberg.",
         ("Images", "Tissue", "Site", "Reference", "Mean difference (95 %)", "p corrected",
@@ -188,10 +191,10 @@ def _pairs(results: ModalityResults) -> Table:
             name = row.backend if row is not None else ""
             against = [results.row("traveling_wilcoxon", name, reference=f"{measure} | {other}")
                        if name else None for other in ("unharmonized", "rescaled")]
-            rows.append((Cell(measure.upper().replace("_", "-")), Cell(words), _cell(row),
+            rows.append((Cell(measure.upper().replace("_", "-")), Cell(words), interval_cell(row),
                          *(c for test in against for c in
-                           (_cell(test), _p_cell(test.p_corrected if test else None)))))
-    return _table(
+                           (interval_cell(test), p_cell(test.p_corrected if test else None)))))
+    return make_table(
         "Traveling subjects: image similarity between scanners",
         "Mean over traveling subjects. PSNR in dB, RMSE and MAE in R. A method should be better "
         "than unharmonized images and than images that were only rescaled (one linear map per "
@@ -204,10 +207,10 @@ def _pairs(results: ModalityResults) -> Table:
 def _agreement(results: ModalityResults) -> Table:
     features = dict.fromkeys(row.reference for row in results.table.select(name="icc31"))
     rows = [(Cell(feature), Cell(method_words(method)),
-             *(_cell(results.row(name, method, reference=feature))
+             *(interval_cell(results.row(name, method, reference=feature))
                for name in ("icc31", "icc21", "within_subject_cov")))
             for feature in features for method in results.images()]
-    return _table(
+    return make_table(
         "Traveling subjects: agreement of features between sites",
         "Intraclass correlation between sites, higher is better: ICC(3,1) ignores constant "
         "offsets between sites, ICC(2,1) includes them. Coefficient of variation within a subject "
@@ -219,9 +222,10 @@ def _agreement(results: ModalityResults) -> Table:
 def _identity(results: ModalityResults) -> Table:
     names = ("identification", "identifiability", "source_identification",
              "source_identifiability")
-    rows = [(Cell(method_words(method)), *(_cell(results.row(name, method)) for name in names))
+    rows = [(Cell(method_words(method)),
+             *(interval_cell(results.row(name, method)) for name in names))
             for method in results.images(combat=False)]
-    return _table(
+    return make_table(
         "Identification of subjects",
         "Fraction of subjects whose image is most similar to their own at another site, and of "
         "harmonized images that are most similar to their own source among those of the site. "
@@ -236,9 +240,9 @@ def _age(results: ModalityResults) -> Table:
     for method in results.images():
         any_slope = results.row("age_interaction_any", method)
         rows.append((Cell(method_words(method)), *(
-            _cell(results.row(name, method)) for name in ("age_r2", "age_mae", "age_rmse")),
-            _cell(any_slope), _p_cell(any_slope.p if any_slope else None)))
-    return _table(
+            interval_cell(results.row(name, method)) for name in ("age_r2", "age_mae", "age_rmse")),
+            interval_cell(any_slope), p_cell(any_slope.p if any_slope else None)))
+    return make_table(
         "Age",
         "R² and mean absolute error (years) of age, learned at one site and predicted for other "
         "subjects at other sites. Residual error (years) of a regression of age on gray matter "
@@ -256,14 +260,51 @@ def _effects(results: ModalityResults) -> Table:
             kind = EFFECT_SYMBOLS.get(row.name, "") if row is not None else ""
             feature, covariate = reference.split(" | ")
             rows.append((Cell(feature), Cell(covariate), Cell(method_words(method)), Cell(kind),
-                         _cell(row), _p_cell(row.p if row else None),
+                         interval_cell(row), p_cell(row.p if row else None),
                          Cell(str(row.n), row.n) if row else Cell("n/a")))
-    return _table(
+    return make_table(
         "Covariates",
         "Adjusted for site, age and sex. d: difference of two groups in standard deviations; β: "
         "standardized slope; η²: fraction of variance. p only where each subject has one scan.",
         ("Feature", "Covariate", "Images", "Kind", "Effect (95 %)", "p", "Subjects"), rows,
         results.row("effect_size"))
+
+
+def _order(results: ModalityResults) -> Table:
+    names = ("subject_order", "subject_order_change", "subject_order_within_site")
+    features = dict.fromkeys(row.reference for name in names
+                             for row in results.table.select(name=name) if row.known)
+    rows = [(Cell(feature), Cell(method_words(method)),
+             *(interval_cell(results.row(name, method, reference=feature)) for name in names))
+            for feature in features for method in results.images()]
+    return make_table(
+        "Order of subjects",
+        "Spearman correlation of a feature between two sites over the subjects scanned at both, "
+        "its change against linear rescaling alone (a loss of up to 0.05 is negligible), and the "
+        "correlation with the rescaled images over the subjects of a site. 1: the order is kept.",
+        ("Feature", "Images", "Between sites (95 %)", "Change (95 %)", "Within sites (95 %)"),
+        rows, results.row("subject_order") or results.row("traveling_pair"))
+
+
+def _change(results: ModalityResults) -> Table:
+    kinds = ("same site", "across sites")
+    features = dict.fromkeys(row.reference.split(" | ")[0]
+                             for row in results.table.select(name="annual_change"))
+    rows = [(Cell(feature), Cell(method_words(method)),
+             *(interval_cell(results.row("annual_change", method, reference=f"{feature} | {kind}"))
+               for kind in kinds),
+             interval_cell(results.row("change_loss", method,
+                                       reference=f"{feature} | annual change")))
+            for feature in features for method in results.images()]
+    table = make_table(
+        "Change within subjects",
+        "Mean annual change between visits half a year or more apart, at one site and across "
+        "sites, and the fraction of the change at one site that is lost (up to 0.1 is "
+        "negligible). Across sites, the change should become that at one site.",
+        ("Feature", "Images", "Annual change, same site (95 %)", "Across sites (95 %)",
+         "Fraction lost (95 %)"), rows, None)
+    return table if table.rows else replace(
+        table, reason="fewer than 4 subjects were scanned twice, half a year or more apart")
 
 
 def _guard(results: ModalityResults) -> Table:
@@ -275,11 +316,11 @@ def _guard(results: ModalityResults) -> Table:
                      if name in v.limits and name in v.values]
             broken = sum(limit_fraction(v, name, higher)[1] for v in found)
             rows.append((Cell(words), Cell(method), Cell("at least" if higher else "at most"),
-                         _cell(limit), _cell(results.row("anatomy_measure", method,
+                         interval_cell(limit), interval_cell(results.row("anatomy_measure", method,
                                                         reference=name)),
                          Cell(f"{broken} of {len(found)}", broken) if found else Cell("n/a")))
     limit = results.row("anatomy_limit")
-    return _table(
+    return make_table(
         "The anatomy guard",
         f"Limits from {limit.method if limit is not None else 'the cohort itself'}. Each measure "
         "compares a harmonized image with its source after a fitted change of contrast.",
@@ -291,20 +332,20 @@ def compare_methods(results: ModalityResults, found: Mapping[str, Sequence[Verdi
     """Make the table that compares all methods, unharmonized images and ComBat."""
     rows = []
     for method in results.images():
-        verdicts = [Cell(VERDICT_WORDS[a.answer]) for a in found.get(method, ())] or [Cell("")] * 4
+        verdicts = [Cell(a.words) for a in found.get(method, ())] or [Cell("")] * 4
         psnr = next(row for words, _, row in pair_rows(results, "psnr") if words == (
-            method or "before")) if method != COMBAT else None
+            method or "before")) if method not in COMBAT_WORDS else None
         rows.append((Cell(method_words(method)), *verdicts,
                      _number_cell(results.row("site_f1_retrained", method)),
                      _number_cell(results.row("distribution_distance", method, tissue="brain")),
                      _number_cell(psnr), _number_cell(results.row("age_r2", method)),
                      _number_cell(results.row("anatomy_flagged", method))))
-    return _table(
-        "Methods side by side",
+    return make_table(
+        "Comparison of methods",
         "All methods on the same scans. ComBat is a baseline: it is fitted on features, not on "
         "images, and evaluated on other subjects.",
-        ("Images", "Scanner gone?", "Subject preserved?", "Biology preserved?",
-         "Anatomy preserved?", "Site F1", "Distance, R", "PSNR, dB", "Age R²", "Flagged"),
+        ("Images", "Site effect", "Subject", "Biology", "Anatomy", "Site F1", "Distance, R",
+         "PSNR, dB", "Age R²", "Flagged"),
         rows, None)
 
 
@@ -313,7 +354,7 @@ def question_tables(results: ModalityResults) -> dict[str, tuple[Table, ...]]:
     return {
         "scanner": (_site_table(results), _intensity_table(results), _volumes(results),
                     _paired(results)),
-        "subject": (_pairs(results), _agreement(results), _identity(results)),
-        "biology": (_age(results), _effects(results)),
+        "subject": (_pairs(results), _agreement(results), _identity(results), _order(results)),
+        "biology": (_age(results), _effects(results), _change(results)),
         "anatomy": (_guard(results),),
     }

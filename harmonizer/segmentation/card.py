@@ -45,7 +45,7 @@ Mean Dice on 16 synthesized images of the held-out heads, any contrast, resoluti
 {rows}
 
 {lesions}Tumors, resections and infants were not part of the training.
-`docs/segmentation.md` reports the accuracy on images with true labels.
+`docs/concepts/segmentation.md` reports the accuracy on images with true labels.
 """
 
 

@@ -1,8 +1,8 @@
 """Fallback segmentation: transfer tissue maps from another image of the same session.
 
 Thick FLAIR and T2w images often have too little contrast between GM and WM to be segmented
-(docs/segmentation.md), while the T1w image of the same session has enough. The T1w image's tissue
-probabilities are then transferred by a rigid transform.
+(docs/concepts/segmentation.md), while the T1w image of the same session has enough. The T1w
+image's tissue probabilities are then transferred by a rigid transform.
 """
 
 from __future__ import annotations

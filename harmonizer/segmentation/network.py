@@ -27,11 +27,11 @@ from torch.nn import functional
 from ..deep.networks.blocks import check_sides, pixel_unshuffle, zero_module
 from ..deep.networks.convolution import Conv3d, conv3d
 
-__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK"]
+__all__ = ["SegmenterNet", "DEFAULT_WIDTHS", "BLOCK_VOXELS"]
 
 DEFAULT_WIDTHS = (32, 64, 128, 128)
-BLOCK = 2  # voxels along each axis that are rearranged into channels
-GROUPS = 8
+BLOCK_VOXELS = 2  # voxels along each axis that are rearranged into channels
+NORM_GROUPS = 8
 
 
 class SegmenterNet(nn.Module):
@@ -51,14 +51,14 @@ class SegmenterNet(nn.Module):
         self.classes = classes
         self.encoder = nn.ModuleList(
             nn.Sequential(_ConvBlock(in_channels, width), _ConvBlock(width, width))
-            for in_channels, width in zip((BLOCK**3, *widths[:-1]), widths)
+            for in_channels, width in zip((BLOCK_VOXELS**3, *widths[:-1]), widths)
         )
         self.decoder = nn.ModuleList(
             _DecoderBlock(width + below, width, code=widths[-1])
             for width, below in zip(widths[:-1], widths[1:])
         )
         self.code = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.ReLU())
-        self.head = nn.Conv3d(widths[0], BLOCK**3 * classes, 1)
+        self.head = nn.Conv3d(widths[0], BLOCK_VOXELS**3 * classes, 1)
 
     @property
     def multiple(self) -> int:
@@ -77,7 +77,7 @@ class SegmenterNet(nn.Module):
         -------
         (N, widths[0], I/2, J/2, K/2) Tensor
         """
-        x = pixel_unshuffle(image, BLOCK).to(memory_format=torch.channels_last_3d)
+        x = pixel_unshuffle(image, BLOCK_VOXELS).to(memory_format=torch.channels_last_3d)
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else functional.max_pool3d(x, 2))
@@ -106,7 +106,7 @@ class SegmenterNet(nn.Module):
             If a side of the image is no multiple of `multiple`.
         """
         check_sides(image, self.multiple)
-        return self.head(self.features(image)).unflatten(1, (self.classes, BLOCK**3))
+        return self.head(self.features(image)).unflatten(1, (self.classes, BLOCK_VOXELS**3))
 
 
 class _ConvBlock(nn.Module):
@@ -115,7 +115,7 @@ class _ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(GROUPS, out_channels)
+        self.norm = nn.GroupNorm(NORM_GROUPS, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.relu(self.norm(self.conv(x)), inplace=True)
@@ -130,7 +130,7 @@ class _DecoderBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, code: int) -> None:
         super().__init__()
         self.conv = Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(GROUPS, out_channels)
+        self.norm = nn.GroupNorm(NORM_GROUPS, out_channels)
         self.modulation = zero_module(nn.Linear(code, 2 * out_channels))
         self.second = _ConvBlock(out_channels, out_channels)
 

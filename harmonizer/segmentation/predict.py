@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -71,10 +71,13 @@ class NetworkSegmenter:
     ----------
     threads, quick
         See `segment`.
+    ignores_linear_maps : bool
+        True: a gain above zero and an offset do not change the result, up to rounding.
     """
 
     threads: int = 1
     quick: bool = False
+    ignores_linear_maps: ClassVar[bool] = True
 
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         """Compute the probabilities of CSF, GM and WM on the volume's grid; see `segment`."""
@@ -223,8 +226,8 @@ def _predict_with_negative(network: Any, box: Volume, threads: int, quick: bool
     """(classes, n) probabilities in the mask, and the image's contrast-to-noise ratio under them.
 
     The network's errors differ between an image and its negative, so the average is more accurate
-    than either. If the image has low contrast under the average, the network was trained well for
-    only one of the two; the prediction with the highest contrast is then used.
+    than either. If the contrast-to-noise ratio under the average is low, one of the two predictions
+    failed. The prediction with the highest ratio is then used.
     """
     values = box.in_mask()
     low, high = values.min(), values.max()
@@ -298,7 +301,7 @@ def _predict(network: Any, data: np.ndarray, indices: np.ndarray, threads: int) 
 
     from ..deep.networks.blocks import pixel_unshuffle
     from ..deep.processor import torch_threads
-    from .network import BLOCK
+    from .network import BLOCK_VOXELS
     from .synthesis import normalize
 
     padding = [x for n in reversed(data.shape) for x in (0, (-n) % network.multiple)]
@@ -306,7 +309,7 @@ def _predict(network: Any, data: np.ndarray, indices: np.ndarray, threads: int) 
     with torch_threads(threads), torch.inference_mode():
         image = functional.pad(normalize(torch.tensor(data.copy())), padding)
         padded = functional.pad(torch.from_numpy(indices.copy()), padding, value=-1)
-        of_block = pixel_unshuffle(padded[None, None], BLOCK)[0]
+        of_block = pixel_unshuffle(padded[None, None], BLOCK_VOXELS)[0]
         needed = (of_block >= 0).any(dim=0)
         columns = network.features(image[None, None])[0].movedim(0, -1)[needed].T
         logits = network.head(columns[None, :, :, None, None])

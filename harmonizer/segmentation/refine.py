@@ -37,7 +37,8 @@ EM_ITERATIONS = 10  # ten more change a probability by 0.0001 on average
 NEIGHBORHOOD_SIGMA_MM = 8.0  # Gaussian neighborhood of the local means and variances
 BLOCK_VOXELS = 3  # along each axis; the voxels of a block share one mean and variance
 MIN_TISSUE_PROBABILITY = 0.3  # below it, a voxel has no weight in the tissue's mean and variance
-MIN_CONTRAST_TO_NOISE = 1.0  # below it, a segmentation has low confidence (docs/segmentation.md)
+# Below it, a segmentation has low confidence (docs/concepts/segmentation.md).
+MIN_CONTRAST_TO_NOISE = 1.0
 GLOBAL_STATISTICS_WEIGHT = 0.02  # of the whole brain's moments, relative to the fullest block
 
 

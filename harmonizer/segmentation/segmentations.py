@@ -184,6 +184,11 @@ class CachedSegmenter:
         """Name of the segmenter behind the cache."""
         return name_of(self.segment)
 
+    @property
+    def ignores_linear_maps(self) -> bool:
+        """Whether a gain and an offset of the image do not change the result."""
+        return bool(getattr(self.segment, "ignores_linear_maps", False))
+
     def _key(self, volume: Volume) -> str:
         digest = hashlib.sha256(self.name.encode())
         for array in (volume.data, volume.affine, volume.mask):

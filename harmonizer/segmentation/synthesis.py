@@ -32,9 +32,9 @@ from torch.nn import functional
 from . import structures as st
 from .label_maps import LabelMap
 
-__all__ = ["SynthesisSettings", "Draw", "synthesize", "normalize", "CROP"]
+__all__ = ["SynthesisSettings", "Draw", "synthesize", "normalize", "CROP_VOXELS"]
 
-CROP = (128, 160, 128)
+CROP_VOXELS = (128, 160, 128)
 BRAIN_BIT = 64  # added to the index of a structure inside the brain mask
 
 
@@ -70,7 +70,7 @@ class SynthesisSettings:
         Probability of additional white matter lesions.
     """
 
-    crop: tuple[int, int, int] = CROP
+    crop: tuple[int, int, int] = CROP_VOXELS
     voxel_mm: float = 1.0
     brain: bool = False
     rotation_deg: float = 20.0
@@ -365,13 +365,13 @@ def _means(draw: Draw, settings: SynthesisSettings) -> tuple[np.ndarray, np.ndar
 
 
 # Structures of one tissue: the others get nearly the intensity of the first.
-TIES = ((1, (4, 12, 17, 20)), (2, (5, 13, 14)), (3, (10, 11, 15)), (7, (8, 16)))
+SAME_TISSUE_STRUCTURES = ((1, (4, 12, 17, 20)), (2, (5, 13, 14)), (3, (10, 11, 15)), (7, (8, 16)))
 
 
 def _tied(means: np.ndarray, draw: Draw, probability: float) -> np.ndarray:
     """Give structures of the same tissue nearly equal means, with some probability."""
     means = means.copy()
-    for first, others in TIES:
+    for first, others in SAME_TISSUE_STRUCTURES:
         if draw.chance(probability):
             means[list(others)] = means[first] + 0.03 * draw.rng.standard_normal(len(others))
     return means

@@ -23,7 +23,7 @@ from ..deep.networks.blocks import pixel_unshuffle, to_channels_last
 from ..errors import InputError, UsageError
 from ..files import atomic_path, sha256_of, write_json
 from .label_maps import LabelMap
-from .network import BLOCK, SegmenterNet
+from .network import BLOCK_VOXELS, SegmenterNet
 from .synthesis import SynthesisSettings, synthesize
 from .train_settings import TrainingSettings
 from .weights_file import read_weights
@@ -136,7 +136,7 @@ def validate(
         image, target = synthesize(maps, seed, index, synthesis)
         with torch.inference_mode():
             found = network(image[None, None].to(device)).argmax(1)[0].cpu()
-        truth = pixel_unshuffle(target[None, None], BLOCK)[0]
+        truth = pixel_unshuffle(target[None, None], BLOCK_VOXELS)[0]
         for c in torch.unique(truth).tolist():
             one, two = found == c, truth == c
             dice = 2 * float((one & two).sum()) / float(one.sum() + two.sum())
@@ -203,7 +203,8 @@ class _TrainingState:
         half = self.settings.precision == "bf16"
         with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
             logits = self.network(image[None, None])
-        loss = segmentation_loss(logits.float(), pixel_unshuffle(target[None, None], BLOCK).long())
+        labels = pixel_unshuffle(target[None, None], BLOCK_VOXELS).long()
+        loss = segmentation_loss(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from .network import DEFAULT_WIDTHS
-from .synthesis import CROP, SynthesisSettings
+from .synthesis import CROP_VOXELS, SynthesisSettings
 
 __all__ = ["TrainingSettings", "Phase", "CURRICULUM", "WHOLE_HEADS", "PRESETS", "PLANS"]
 
@@ -36,29 +36,32 @@ CURRICULUM = (
     Phase(0.16, SynthesisSettings(crop=SMALL_CROP, familiar=1.0, contrasts=(1, 0, 0, 0))),
     Phase(0.40, SynthesisSettings(crop=SMALL_CROP, familiar=0.9)),
     Phase(0.88, SynthesisSettings(crop=SMALL_CROP)),
-    Phase(1.00, SynthesisSettings(crop=CROP)),
+    Phase(1.00, SynthesisSettings(crop=CROP_VOXELS)),
 )
 
 # The first 3300 steps of a curriculum of 4500.
-SHORT = tuple(
+SHORT_CURRICULUM = tuple(
     Phase(until / 3300, phase.synthesis)
     for until, phase in zip((720, 1800, 3100, 3300), CURRICULUM)
 )
 
 # After `first`: masked brains, as in use, with T2w and FLAIR as often as T1w, more thick slices.
-MASKED = SynthesisSettings(
+MASKED_SYNTHESIS = SynthesisSettings(
     crop=SMALL_CROP, stripped=1.0, cut=0.1, thick=0.35, familiar=0.65,
     contrasts=(0.3, 0.25, 0.3, 0.15),
 )
-FURTHER = (Phase(0.94, MASKED), Phase(1.0, replace(MASKED, crop=CROP)))
+FURTHER_CURRICULUM = (Phase(0.94, MASKED_SYNTHESIS),
+                      Phase(1.0, replace(MASKED_SYNTHESIS, crop=CROP_VOXELS)))
 
 # After `further`: the same, with widened sulci in half of the heads. The label maps have little CSF
 # in narrow sulci, and the network missed it there.
-LONGER = tuple(replace(p, synthesis=replace(p.synthesis, atrophy=0.5)) for p in FURTHER)
+LONGER_CURRICULUM = tuple(replace(p, synthesis=replace(p.synthesis, atrophy=0.5))
+                          for p in FURTHER_CURRICULUM)
 
 # After `longer` twice: widened sulci in a tenth of the heads. With half of the heads for longer,
 # the network labels the rim of the brain as CSF.
-LATER = tuple(replace(p, synthesis=replace(p.synthesis, atrophy=0.1)) for p in FURTHER)
+LATER_CURRICULUM = tuple(replace(p, synthesis=replace(p.synthesis, atrophy=0.1))
+                         for p in FURTHER_CURRICULUM)
 
 # For the brain mask of whole heads: at 3 mm, with the neck, 15 % of the heads in any orientation.
 WHOLE_HEAD = SynthesisSettings(
@@ -136,13 +139,14 @@ class TrainingSettings:
 PRESETS = {
     "test": TrainingSettings(steps=20, n_validation_maps=0, precision="fp32", warmup_steps=5,
                              cooldown_steps=2),
-    "first": TrainingSettings(steps=3300, decay_steps=4500, cooldown_steps=500, phases=SHORT),
+    "first": TrainingSettings(
+        steps=3300, decay_steps=4500, cooldown_steps=500, phases=SHORT_CURRICULUM),
     "further": TrainingSettings(
-        steps=3600, learning_rate=1.5e-3, cooldown_steps=300, phases=FURTHER),
+        steps=3600, learning_rate=1.5e-3, cooldown_steps=300, phases=FURTHER_CURRICULUM),
     "longer": TrainingSettings(
-        steps=5600, learning_rate=1.5e-3, cooldown_steps=300, phases=LONGER),
+        steps=5600, learning_rate=1.5e-3, cooldown_steps=300, phases=LONGER_CURRICULUM),
     "later": TrainingSettings(
-        steps=5600, learning_rate=1.5e-3, cooldown_steps=300, phases=LATER),
+        steps=5600, learning_rate=1.5e-3, cooldown_steps=300, phases=LATER_CURRICULUM),
     "brain": TrainingSettings(
         steps=16000, cooldown_steps=500, phases=WHOLE_HEADS, widths=BRAIN_WIDTHS),
     "brain-later": TrainingSettings(
@@ -151,7 +155,7 @@ PRESETS = {
 }
 
 # Plans: presets in order, each with its own seed. Durations are for two CPU cores with bfloat16
-# instructions (0.57 s a step). docs/segmentation.md lists the accuracy after each hour.
+# instructions (0.57 s a step). docs/concepts/segmentation.md lists the accuracy after each hour.
 PLANS = {
     f"cpu-{hours}h": ("first", "further", "longer", "longer", *["later"] * 9)[: hours + 1]
     for hours in range(1, 13)

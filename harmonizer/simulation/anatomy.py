@@ -26,7 +26,7 @@ from .fields import axis_coordinates, smooth_field
 __all__ = ["Anatomy", "label_map_anatomy", "phantom_anatomy", "template_grid"]
 
 MARGIN_MM = 10.0  # around the template's brain
-STEPS = 60  # of the alignment of a label map
+ALIGNMENT_STEPS = 60  # of the alignment of a label map
 DEEP_GRAY = ("thalamus", "caudate", "putamen", "pallidum", "accumbens")
 LABEL_SMOOTHING_VOXELS = 0.6  # turns labels into fractions; sharpened again after the deformation
 WARPS_MM = ((44.0, 2.5), (22.0, 1.5), (10.0, 0.6))  # knot spacing, standard deviation
@@ -176,9 +176,9 @@ def _align(head: LabelMap) -> np.ndarray:
     change = torch.zeros(3, 4, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=0.03)
     scale = torch.tensor([1.0, 1.0, 1.0, 60.0])
-    for step in range(STEPS):
+    for step in range(ALIGNMENT_STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = 0.03 * (1 - step / STEPS)
+            group["lr"] = 0.03 * (1 - step / ALIGNMENT_STEPS)
         matrix = torch.from_numpy(start[:3].astype(np.float32)) + change * scale
         at = (matrix[:, :3] @ world + matrix[:, 3:]) * (2 / (size - 1))[:, None] - 1
         sampled = functional.grid_sample(source, at.flip(0).T.reshape(1, *grid.shape, 3),

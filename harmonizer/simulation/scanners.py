@@ -6,7 +6,7 @@ texture, and by a tone curve that may be non-monotone. Resolution is an anisotro
 a voxel, with slices up to 4 mm. Noise is Rician, white or correlated, uniform or not. A residual
 bias field and a gain complete the scanner.
 
-`PRIOR` states every range. docs/simulation.md compares the prior with real scans.
+`PRIOR` states every range. docs/extend/simulation.md compares the prior with real scans.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..phantom.physics import Sequence, signals
+from ..point_spread import BOX_VARIANCE_DIVISOR, FWHM_PER_STD
 
 __all__ = ["PRIOR", "ScannerPrior", "SimulatedScanner", "draw_scanner"]
 
-FWHM_PER_SIGMA = 2.3548
-BOX_VARIANCE = 12.0  # averaging over a width w has the variance w^2 / 12
-BRAIN_TISSUES = 4  # CSF, cortical gray, white, deep gray matter: first rows of `physics.TISSUES`
+BRAIN_TISSUES = 4  # CSF, cortical gray, white, deep gray matter: first of `PHANTOM_TISSUES`
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ class ScannerPrior:
 
 
 PRIOR = ScannerPrior()
-UNPERTURBED = {"csf_std": 0.0, "tissue_std": 0.0, "structure_std": 0.0, "region_std": (0.0, 0.0),
-               "texture_std": 0.0, "tone": 0.0, "gamma_std": 0.0}
+UNPERTURBED_RANGES = {"csf_std": 0.0, "tissue_std": 0.0, "structure_std": 0.0,
+                      "region_std": (0.0, 0.0), "texture_std": 0.0, "tone": 0.0, "gamma_std": 0.0}
 """Ranges of a scanner whose contrast is that of the signal equation alone."""
 
 
@@ -158,14 +157,15 @@ class SimulatedScanner:
     @property
     def blur_sigma_mm(self) -> np.ndarray:
         """Standard deviation of point spread and voxel averaging together, (3,)."""
-        return np.sqrt((self.psf_mm / FWHM_PER_SIGMA) ** 2 + self.voxel_mm ** 2 / BOX_VARIANCE)
+        psf_variance = (self.psf_mm / FWHM_PER_STD) ** 2
+        return np.sqrt(psf_variance + self.voxel_mm ** 2 / BOX_VARIANCE_DIVISOR)
 
 
 def draw_scanner(rng: np.random.Generator, structures: int, prior: ScannerPrior = PRIOR
                  ) -> SimulatedScanner:
     """Draw a scanner with a T1-weighted protocol: white matter brighter than gray matter."""
     if rng.random() >= prior.perturbed:
-        prior = replace(prior, **UNPERTURBED)  # type: ignore[arg-type]
+        prior = replace(prior, **UNPERTURBED_RANGES)  # type: ignore[arg-type]
     tesla, sequence, table = _draw_contrast(rng, prior)
     tone = (rng.uniform(*prior.tone_amplitude) if rng.random() < prior.tone else 0.0,
             rng.uniform(*prior.tone_cycles), rng.uniform(0, 1))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FETCH", "is_unfetched"]
+__all__ = ["FETCH_REMEDY", "is_unfetched"]
 
-FETCH = "Fetch it with: datalad get FILE (git annex get, git lfs pull)."
-POINTERS = (b"/annex/objects/", b"version https://git-lfs")
+FETCH_REMEDY = "Fetch it with: datalad get FILE (git annex get, git lfs pull)."
+POINTER_MARKS = (b"/annex/objects/", b"version https://git-lfs")
 MAX_POINTER_BYTES = 2048
 
 
@@ -22,4 +22,4 @@ def is_unfetched(path: Path) -> bool:
     if path.stat().st_size > MAX_POINTER_BYTES:
         return False
     with open(path, "rb") as stream:
-        return stream.read(max(map(len, POINTERS))).startswith(POINTERS)
+        return stream.read(max(map(len, POINTER_MARKS))).startswith(POINTER_MARKS)

@@ -25,7 +25,7 @@ from harmonizer.errors import InputError
 from harmonizer.files import sha256_of
 from harmonizer.volume import affine_in_mm, load_nifti
 
-from .annex import FETCH, is_unfetched
+from .annex import FETCH_REMEDY, is_unfetched
 from .records import Finding, ScanRecord, entities_of, split_name
 from .sidecars import applies_to
 
@@ -37,7 +37,7 @@ __all__ = [
 VALIDATOR = "bids-validator-deno"
 VALIDATOR_TIMEOUT_S = 3600
 MAX_LISTED_MESSAGES = 5
-HANDLED = {  # validator errors that the app handles with messages of its own
+HANDLED_ISSUE_CODES = {  # validator errors that the app handles with messages of its own
     "EMPTY_FILE", "NIFTI_HEADER_UNREADABLE", "T1W_FILE_WITH_TOO_MANY_DIMENSIONS", "JSON_INVALID",
     "DUPLICATE_FILES", "SIDECAR_KEY_REQUIRED", "PARTICIPANT_ID_MISMATCH", "INVALID_FILE_ENCODING",
     "TSV_COLUMN_MISSING", "TSV_COLUMN_ORDER_INCORRECT", "TSV_EMPTY_LINE", "TSV_EQUAL_ROWS",
@@ -70,7 +70,7 @@ def check_header(path: Path) -> Finding | None:
     """
     if is_unfetched(path):
         link = ": it is a link to a file that is not there" if path.is_symlink() else ""
-        return Finding(path, f"was not fetched{link}", FETCH)
+        return Finding(path, f"was not fetched{link}", FETCH_REMEDY)
     if not path.is_file():
         return Finding(path, "is not a file but a folder, device or pipe", "Remove it.")
     if path.stat().st_size == 0:
@@ -240,7 +240,7 @@ def require_valid(
     except InputError as error:
         finding = str(error).removeprefix(f"{root}: ").split(". Try")[0]
         return [Finding(root, finding, "The run continues without validation.")]
-    handled = HANDLED | ({"TSV_INDEX_VALUE_NOT_UNIQUE"} if session_rows else set())
+    handled = HANDLED_ISSUE_CODES | ({"TSV_INDEX_VALUE_NOT_UNIQUE"} if session_rows else set())
     by_kind: dict[str, list[Issue]] = {"elsewhere": [], "handled": [], "counts": []}
     read = {*images, *tables, root / DESCRIPTION, root}
     for issue in issues:

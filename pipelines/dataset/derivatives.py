@@ -1,9 +1,9 @@
 """Precomputed brain masks and preprocessed images of this app, fMRIPrep or sMRIPrep.
 
-A file is used for an image only if its name has all the image's own entities (sub, ses, acq, rec,
-run, ...) and no space entity (or `space-orig`), and if it lies on the image's own voxel grid.
-fMRIPrep averages several T1w images of a subject and drops run and session from the name; such a
-file is not a scan of that session and is not used.
+A file is used for an image only if its name has all entities of the image (sub, ses, acq, rec, run,
+...) and no space entity (or `space-orig`), and if it lies on the voxel grid of the image. fMRIPrep
+averages several T1w images of a subject and drops run and session from the name. Such a file is not
+a scan of that session and is not used.
 
     <stem>_desc-brain_mask.nii.gz          -> 'mask' (this app, other modalities: desc-brainFLAIR)
     <stem>_desc-preproc_<modality>.nii.gz  -> 'preproc'
@@ -22,7 +22,7 @@ from typing import Any
 from harmonizer.errors import InputError
 from harmonizer.volume import affine_in_mm, load_nifti, same_grid
 
-from .annex import FETCH, is_unfetched
+from .annex import FETCH_REMEDY, is_unfetched
 from .records import Finding, entities_of
 
 __all__ = ["check_derivatives", "find_precomputed", "same_voxels"]
@@ -119,7 +119,7 @@ def _sources(path: Path) -> list[str]:
 
 def _grid_problem(path: Path, image: Path) -> Finding | None:
     if is_unfetched(path):
-        return Finding(path, "is not used: it was not fetched", FETCH)
+        return Finding(path, "is not used: it was not fetched", FETCH_REMEDY)
     try:
         if same_voxels(load_nifti(path), load_nifti(image)):
             return None

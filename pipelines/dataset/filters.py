@@ -48,10 +48,10 @@ def load_filters(path: Path | None) -> dict[str, dict[str, Any]]:
 def load_queries(path: Path | None) -> dict[str, dict[str, Any]]:
     """Read the queries of a BIDS filter file by lower-case modality, with pybids' entity names.
 
-    The file is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
-    "session": "*"}}`; null means that the entity is absent, "*" that it is there, and a list that
-    it has one of the values or, with null in it, is absent. Queries for other data (bold, fmap,
-    ...) are left out.
+    The format is that of fMRIPrep: `{"t1w": {"acquisition": "mprage", "reconstruction": null,
+    "session": "*"}}`. null selects images without the entity, "*" images with any value. A list
+    selects any of its values, and with null also images without the entity. Queries for other data
+    (bold, fmap, ...) are ignored.
 
     Raises
     ------
@@ -123,13 +123,13 @@ def _check_query(path: Path, query: dict[str, Any]) -> None:
 
 
 def _is_one(value: Any) -> bool:
-    """Text, or a number that an index holds; NaN is not below its limit."""
+    """Return whether a value is text or a number that an index can hold; NaN is not."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, str) or (number and abs(value) < 2**53)
 
 
 def _is_list(values: list[Any]) -> bool:
-    """Of texts or of numbers, which pybids compares as one kind, and perhaps null."""
+    """Return whether all values are texts, or all numbers, except null."""
     given = [value for value in values if value is not None]
     texts = [isinstance(value, str) for value in given]
     return all(map(_is_one, given)) and "*" not in given and len(set(texts)) == 1

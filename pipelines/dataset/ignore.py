@@ -1,8 +1,10 @@
 """Patterns of .bidsignore: files that are not part of the dataset.
 
-The syntax is that of .gitignore, as in the BIDS validator: the last matching pattern decides, ``!``
-includes a file again, a trailing slash matches folders, a slash elsewhere anchors the pattern at
-the root, and files in an ignored folder are ignored.
+The syntax is that of .gitignore, as in the BIDS validator:
+
+* the last matching pattern decides, and ``!`` includes a file again;
+* a trailing slash matches folders only; a slash elsewhere anchors the pattern at the root;
+* files in an ignored folder are ignored.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from pathlib import Path
 
 __all__ = ["BidsIgnore"]
 
-FILE = ".bidsignore"
-TOKEN = re.compile(
+IGNORE_FILE = ".bidsignore"
+TOKEN_PATTERN = re.compile(
     r"\\(?P<literal>.)|(?P<deep>(?<![^/])\*\*/)|(?P<rest>\*\*)|(?P<star>\*)|(?P<one>\?)"
     r"|\[(?P<negation>[!^]?)(?P<set>\]?[^\]]*)\]|(?P<other>.)", re.DOTALL)
 
@@ -29,7 +31,7 @@ class BidsIgnore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        path = root / FILE
+        path = root / IGNORE_FILE
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         self._rules = [rule for line in text.splitlines() if (rule := _rule(line))]
 
@@ -58,7 +60,8 @@ def _rule(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
     folders_only, line = line.endswith("/"), line.rstrip("/")
     anchored, line = "/" in line, line.lstrip("/")
     try:
-        pattern = re.compile(("" if anchored else "(?:.*/)?") + TOKEN.sub(_translated, line))
+        prefix = "" if anchored else "(?:.*/)?"
+        pattern = re.compile(prefix + TOKEN_PATTERN.sub(_translated, line))
     except re.error:  # a set such as [z-a] fits nothing
         return None
     return (pattern, not taken_back, folders_only) if line else None

@@ -22,7 +22,7 @@ from harmonizer.errors import InputError, UsageError
 from harmonizer.files import write_json
 
 from ..settings import Settings
-from .annex import FETCH, is_unfetched
+from .annex import FETCH_REMEDY, is_unfetched
 from .checks import check_header, check_name, duplicate_names, same_content
 from .choice import choose_images
 from .derivatives import check_derivatives, find_precomputed
@@ -51,7 +51,7 @@ UNIT1_REMEDY = (
     "Their background is noise and their contrast another one: remove the background (for example "
     "with 3dMPRAGEise of AFNI, or the scanner's denoised reconstruction) and add the result to the "
     "dataset as sub-X_acq-mp2rage_T1w.nii.gz.")
-HIDDEN = re.compile(r"/\.")
+HIDDEN_FOLDER_PATTERN = re.compile(r"/\.")
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _sidecar_problem(path: Path, error: InputError, settings: Settings) -> Findi
     """Describe why the sidecars of an image cannot be read."""
     absent = [s for s in applicable_sidecars(path, settings.bids_dir) if is_unfetched(s)]
     if absent:
-        return Finding(path, f"its sidecar {absent[0]} was not fetched", FETCH)
+        return Finding(path, f"its sidecar {absent[0]} was not fetched", FETCH_REMEDY)
     return Finding(path, f"its sidecar is broken ({error})", "Repair the sidecar.")
 
 
@@ -324,7 +324,7 @@ def _index(
     from bids import BIDSLayout
     from bids.layout import BIDSLayoutIndexer
 
-    ignore = [NOT_SUBJECTS, NOT_ANAT, HIDDEN]
+    ignore = [NOT_SUBJECTS, NOT_ANAT, HIDDEN_FOLDER_PATTERN]
     ignore += [_all_but("sub", subjects)] if subjects else []
     ignore += [_all_but("ses", sessions)] if sessions else []
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)

@@ -1,8 +1,8 @@
 """Sidecar fields of one image, merged by the BIDS inheritance principle.
 
-A JSON file applies to an image if it lies in a folder between the root and the image, has the same
-suffix, and all its entities occur in the name of the image; the deeper file overrides
-(BIDS specification, Common principles, "The Inheritance Principle").
+A JSON file applies to an image if three conditions hold: it lies in a folder between the root and
+the image, it has the same suffix, and all its entities occur in the name of the image. The deeper
+file overrides (BIDS specification, Common principles, "The Inheritance Principle").
 
 pybids can do this while indexing, but there one broken JSON file stops the whole index. Here it
 excludes one scan.

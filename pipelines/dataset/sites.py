@@ -8,7 +8,7 @@ With ``--site-from auto`` the first source that has a value is used:
 4. The sidecar: InstitutionName, Manufacturer, ManufacturersModelName, MagneticFieldStrength and
    DeviceSerialNumber (else StationName), as far as they exist.
 
-The session label is used as a site only with ``--site-from ses``: in a longitudinal study ses-01
+The session label is used as a site only with ``--site-from ses``. In a longitudinal study ses-01
 and ses-02 are time points, and harmonizing them would remove the effect of interest. Datasets of
 traveling subjects with one session for each scanner can use that flag or, better, sessions.tsv.
 

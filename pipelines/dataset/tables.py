@@ -16,16 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harmonizer.cohort import COLUMNS
+from harmonizer.cohort import COLUMNS, MISSING_TEXTS
 from harmonizer.errors import InputError
 from harmonizer.files import decode_text, read_json
 
-from .annex import FETCH, is_unfetched
+from .annex import FETCH_REMEDY, is_unfetched
 from .records import Covariate, Finding
 
 __all__ = ["Tables", "parse_age", "parse_sex", "read_table"]
 
-MISSING = ("", "n/a", "na", "nan", "none", "null")
 MAX_AGE_YEARS = 130.0
 YEARS_PER = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
 DICOM_AGE_UNITS = {"Y": "year", "M": "month", "W": "week", "D": "day"}  # DICOM PS3.5, value type AS
@@ -41,7 +40,7 @@ Row = dict[str, str]
 def read_table(path: Path, key: str) -> tuple[list[Row], list[Finding]]:
     """Read the rows of a BIDS table with a `key` column, and findings; both empty if absent."""
     if is_unfetched(path):
-        return [], [Finding(path, "was not fetched", FETCH)]
+        return [], [Finding(path, "was not fetched", FETCH_REMEDY)]
     if not path.is_file():
         return [], []
     try:
@@ -231,9 +230,9 @@ class Tables:
         changed = {old: new for old, new in kept_as.items() if old != new}
         if not changed:
             return []
-        finding = (f"columns {', '.join(changed)} are kept as {', '.join(changed.values())}, "
-                   "because cohort.tsv has columns of these names")
-        return [Finding(self.participants_path, finding, "Use the new names in --covariates and "
+        pairs = ", ".join(f"{old!r} as {new!r}" for old, new in changed.items())
+        finding = f"keeps {pairs}, because cohort.tsv has a column of that name"
+        return [Finding(self.participants_path, finding, "Use the new name in --covariates and "
                         "--fit-participants.")]
 
     def _by_label(self, path: Path, rows: list[Row], key: str, prefix: str) -> dict[str, Row]:
@@ -251,7 +250,7 @@ class Tables:
         path = self.root / "participants.json"
         if is_unfetched(path):
             self.findings.append(Finding(path, "was not fetched, so units and levels are unknown",
-                                         FETCH))
+                                         FETCH_REMEDY))
             return {}
         try:
             content = read_json(path) if path.is_file() else {}
@@ -322,7 +321,7 @@ def _covariate_names(columns: list[str]) -> dict[str, str]:
 
 def is_missing(text: str) -> bool:
     """Return whether a cell is a missing value."""
-    return text.strip().lower() in MISSING
+    return text.strip().lower() in MISSING_TEXTS
 
 
 def cell(row: Row, column: str) -> str | None:

@@ -62,7 +62,7 @@ class ExplainedInterface(SimpleInterface):
         return runtime
 
     def _work(self, folder: Path) -> None:
-        raise NotImplementedError  # an abstract method; nipype's metaclass leaves no room for ABC
+        raise NotImplementedError  # abstract; nipype's metaclass is incompatible with ABC
 
 
 def _leave(folder: Path, message: str) -> None:

@@ -10,10 +10,11 @@ from nipype.interfaces.base import File, traits
 
 from harmonizer.evaluation.paired_metrics import label_tissues
 from harmonizer.reports.figures import ScanImages, scan_figures
+from harmonizer.reports.slices import scan_slices
 from harmonizer.template import load_template, tissue_priors
 from harmonizer.volume import read_volume
 
-from ..outputs.figures import save_figures
+from ..outputs.figures import save_figures, save_slices
 from ..outputs.names import ScanPaths
 from ..outputs.tissues import probabilities_of_scan
 from .base import ExplainedInterface, InputSpec, OutputSpec
@@ -69,7 +70,7 @@ class _DrawHarmonizedInputSpec(_DrawInputSpec):
 
 
 class DrawHarmonized(ExplainedInterface):
-    """Draw before, after, their difference, and tissue histograms with those of the target."""
+    """Draw before, after, their difference, tissue histograms, and the slices of the viewer."""
 
     input_spec = _DrawHarmonizedInputSpec
     output_spec = _DrawOutputSpec
@@ -77,15 +78,21 @@ class DrawHarmonized(ExplainedInterface):
     def _work(self, folder: Path) -> None:
         paths, inputs = _paths(self.inputs), self.inputs
         before = read_volume(paths.image("preproc", template=True), paths.mask(template=True))
+        after = read_volume(inputs.harmonized, paths.mask(template=True))
+        probabilities, own = probabilities_of_scan(paths)
         bands = {name: np.asarray(rows) for name, rows in inputs.target_quantiles.items()}
         images = ScanImages(
             registered=before,
-            harmonized=read_volume(inputs.harmonized, paths.mask(template=True)),
-            tissues=label_tissues(probabilities_of_scan(paths)[0], before.mask),
+            harmonized=after,
+            tissues=label_tissues(probabilities, before.mask),
             target_quantiles=bands or None,
         )
         figures = scan_figures(images, target=inputs.target)
-        self._results["figures"] = save_figures(paths, f"harmonize-{inputs.desc}", figures)
+        stage = f"harmonize-{inputs.desc}"
+        brain = load_template(paths.resolution).require_mask()
+        save_slices(paths, stage, scan_slices(before, after, brain,
+                                              images.tissues if own else None))
+        self._results["figures"] = save_figures(paths, stage, figures)
 
 
 def _paths(inputs: Any) -> ScanPaths:

@@ -43,9 +43,9 @@ class _SegmentOutputSpec(OutputSpec):
 class Segment(ExplainedInterface):
     """Segment CSF, GM and WM inside the brain mask; write probabilities on both grids.
 
-    If the contrast-to-noise ratio of the segmentation is low and the T1w image of the session has a
-    reliable segmentation, that one is transferred, unless its contrast-to-noise ratio in this image
-    is much lower.
+    If the contrast-to-noise ratio is low and the T1w image of the session has a reliable
+    segmentation, the latter is transferred. It is not used if its contrast-to-noise ratio in this
+    image is much lower.
     """
 
     input_spec = _SegmentInputSpec

@@ -19,7 +19,7 @@ from .names import ScanPaths, node_name, sidecar
 
 __all__ = ["Preprocessed", "find_preprocessed", "preprocessed_paths", "cohort_of"]
 
-NAME = re.compile(
+PREPROCESSED_NAME = re.compile(
     rf"(?P<stem>sub-.+)_space-{TEMPLATE}_res-\d_desc-preproc_(?P<suffix>[A-Za-z0-9]+)\.json"
 )
 
@@ -101,7 +101,7 @@ def preprocessed_paths(out: Path, resolution: int, modalities: Collection[str]
                        ) -> Iterator[ScanPaths]:
     """Yield the paths of every finished scan in `out`, from file names alone."""
     for path in sorted(out.glob(f"sub-*/**/anat/*_res-{resolution}_desc-preproc_*.json")):
-        match = NAME.fullmatch(path.name)
+        match = PREPROCESSED_NAME.fullmatch(path.name)
         if match is not None and match["suffix"] in modalities:
             yield ScanPaths(out, path.parent.relative_to(out), match["stem"], match["suffix"],
                             resolution)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
 from harmonizer import __version__
 from harmonizer.files import atomic_path, decode_text, read_json, write_json, write_text
 
-__all__ = ["NAME", "CODE_URL", "dataset_link", "generated_by", "write_dataset_files"]
+__all__ = ["PIPELINE_NAME", "code_url", "dataset_link", "generated_by", "write_dataset_files"]
 
-NAME = "harmonizer"
-CODE_URL = "https://github.com/brain-harmonizer/harmonizer"
+PIPELINE_NAME = "harmonizer"
+DISTRIBUTION = "brain-harmonizer"
 BIDS_VERSION = "1.10.0"
 
-IGNORED = (
+IGNORED_PATTERNS = (
     "*.html", "**/figures", "**/figures/**", "**/*_xfm.*", "*_xfm.*", "cohort.*", "metrics*",
     "group_*", "models", "models/**", "**/.tmp-*",
     "**/*_anatomychange.*", "**/*_std.*",
@@ -68,7 +69,7 @@ def write_dataset_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "dataset_description.json", _description(out, raw, derivatives))
-    write_text(out / ".bidsignore", "\n".join(IGNORED) + "\n")
+    write_text(out / ".bidsignore", "\n".join(IGNORED_PATTERNS) + "\n")
     write_text(out / "README.md", README)
     _write_descriptions(out, descs)
     if raw is not None:
@@ -127,9 +128,22 @@ def dataset_link(out: Path, folder: Path) -> str:
     return relative if relative.count("..") <= 2 else folder.resolve().as_uri()
 
 
+def code_url() -> str | None:
+    """Return the URL of the source code, ``project_urls`` of setup.cfg; None if there is none."""
+    try:
+        entries = metadata(DISTRIBUTION).get_all("Project-URL") or []
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return None
+    urls = dict(entry.split(", ", 1) for entry in entries)
+    return urls.get("Source")
+
+
 def generated_by() -> dict[str, Any]:
     """Return this pipeline's GeneratedBy entry; the container is read from the environment."""
-    entry: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
+    entry: dict[str, Any] = {"Name": PIPELINE_NAME, "Version": __version__}
+    url = code_url()
+    if url:
+        entry["CodeURL"] = url
     kind, tag = os.environ.get("HARMONIZER_CONTAINER"), os.environ.get("HARMONIZER_CONTAINER_TAG")
     if kind and tag:
         entry["Container"] = {"Type": kind, "Tag": tag}

@@ -1,20 +1,21 @@
 """Reportlets on disk: ``sub-X/figures/<scan_id>_<stage>.json`` and one PNG for each frame.
 
-Reports are assembled from these files without reading images. The index is written last: if it
-exists, all figures exist.
+``<scan_id>_<stage>_slices.json`` lists the slices of the viewer, WebP images. Reports are assembled
+from these files without reading images. The index is written last: if it exists, all files exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from harmonizer.files import atomic_path, read_json, write_json
 from harmonizer.reports.figures import Figure
+from harmonizer.reports.slices import ScanSlices, SliceStack
 
 from .names import ScanPaths
 
-__all__ = ["figures_index", "save_figures", "load_figures"]
+__all__ = ["figures_index", "save_figures", "load_figures", "save_slices", "load_slices"]
 
 
 def figures_index(paths: ScanPaths, stage: str) -> Path:
@@ -48,3 +49,37 @@ def load_figures(paths: ScanPaths, stage: str) -> tuple[Figure, ...]:
                tuple(entry["labels"]))
         for entry in read_json(path)
     )
+
+
+def save_slices(paths: ScanPaths, stage: str, slices: ScanSlices) -> None:
+    """Write the slices of a scan's stage, then their index."""
+    stacks = []
+    for stack in slices.stacks:
+        names = {name: f"{paths.scan_id}_{stage}_slices-{stack.plane}-{name}.webp"
+                 for name in stack.images}
+        for name, data in stack.images.items():
+            with atomic_path(paths.figures / names[name]) as temporary:
+                temporary.write_bytes(data)
+        stacks.append({"plane": stack.plane, "positions": list(stack.positions),
+                       "width": stack.width, "height": stack.height, "images": names})
+    write_json(_slices_index(paths, stage), {
+        "stacks": stacks, "windows": {name: list(ends) for name, ends in slices.windows.items()}})
+
+
+def load_slices(paths: ScanPaths, stage: str, planes: Collection[str] = ()) -> ScanSlices | None:
+    """Read the slices of a scan's stage, of some planes only or all; None if there are none."""
+    path = _slices_index(paths, stage)
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    stacks = tuple(
+        SliceStack(entry["plane"], tuple(entry["positions"]), entry["width"], entry["height"],
+                   {name: (paths.figures / file).read_bytes()
+                    for name, file in entry["images"].items()})
+        for entry in content["stacks"] if not planes or entry["plane"] in planes)
+    return ScanSlices(stacks, {name: (low, high)
+                               for name, (low, high) in content["windows"].items()})
+
+
+def _slices_index(paths: ScanPaths, stage: str) -> Path:
+    return paths.figures / f"{paths.scan_id}_{stage}_slices.json"

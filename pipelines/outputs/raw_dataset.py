@@ -23,7 +23,7 @@ __all__ = ["exported_name", "exported_sidecar", "prepare_folder", "raw_folder",
 
 AFTER_REC = ("dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "recording", "chunk")
 """Entities that follow ``rec`` in a name (BIDS specification, appendix on entities)."""
-PROVENANCE = (
+PROVENANCE_FIELDS = (
     "HarmonizationMethod", "HarmonizationMethodVersion", "HarmonizationReference", "SourceSite",
     "Target", "TargetKind", "TargetScans", "TargetSHA256", "ModelSHA256", "RandomSeed", "Detail",
     "Region", "AnatomyGuard", "PipelineVersion",
@@ -103,7 +103,7 @@ def exported_sidecar(
         "Description": f"Harmonized image ({target}), bias-corrected (N4), not resampled",
         "Sources": list(sources),
         "SkullStripped": bool(harmonized["SkullStripped"]),
-        **{key: harmonized[key] for key in PROVENANCE if key in harmonized},
+        **{key: harmonized[key] for key in PROVENANCE_FIELDS if key in harmonized},
         "ImageSHA256": sha256,
     }
 
@@ -134,7 +134,7 @@ def prepare_folder(folder: Path, wanted: Collection[Path]) -> None:
         raise UsageError(
             f"export folder {folder}: holds {len(extra)} images that this run does not export "
             f"({names}): of other participants or modalities, or under other names. Delete the "
-            "folder to export anew, select them as well, or give another with --export-dir."
+            "folder to export again, select them as well, or give another with --export-dir."
         )
     (folder / "dataset_description.json").unlink(missing_ok=True)
     write_text(readme, README)

@@ -8,16 +8,20 @@ select among the scans of OUTPUT_DIR.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from harmonizer.cohort import Cohort, Scan
+from harmonizer.errors import InputError
 from harmonizer.files import read_json, write_json
 
 from ..dataset.filters import fits_query, load_queries
+from ..dataset.ratings import read_excluded
 from ..dataset.records import ScanRecord, covariate_texts, entities_of, split_name
 from ..settings import Settings
 from . import sidecars
@@ -77,6 +81,39 @@ class Selection:
             self.settings.include_existing and not self._is_in_bids_dir(paths)
             and self._is_requested(paths.scan_id))
 
+    @cached_property
+    def excluded(self) -> dict[str, str]:
+        """Return scan_id -> comment of scans that ``--exclude`` leaves out of fit and evaluation.
+
+        Raises
+        ------
+        InputError
+            If the table is invalid, or names a scan that neither BIDS_DIR nor OUTPUT_DIR has.
+        """
+        table = self.settings.exclude
+        if table is None:
+            return {}
+        rated = read_excluded(table)
+        for scan_id in rated:
+            if scan_id not in self.selected_ids | self.refused and not self._exists(scan_id):
+                near = difflib.get_close_matches(scan_id, self.selected_ids, 1, 0.5)
+                guess = f"Did you mean {near[0]!r}? " if near else ""
+                raise InputError(
+                    f"--exclude {table}: no scan {scan_id!r} in {self.settings.bids_dir} or "
+                    f"{self.settings.output_dir}. {guess}A scan_id is the name of the image "
+                    "without its extension, such as sub-01_T1w.")
+        return {scan_id: comment for scan_id, comment in rated.items() if self.concerns(scan_id)}
+
+    def _exists(self, scan_id: str) -> bool:
+        """Return whether BIDS_DIR or OUTPUT_DIR holds an image of this name."""
+        stem, modality, _ = split_name(scan_id)
+        entities = entities_of(stem)
+        session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+        folder = Path(f"sub-{entities.get('sub', '')}", *session, "anat")
+        paths = ScanPaths(self.settings.output_dir, folder, stem, modality,
+                          resolution_of(self.settings.sloppy))
+        return self._is_in_bids_dir(paths) or paths.image("preproc", template=True).is_file()
+
     def concerns(self, scan_id: str) -> bool:
         """Return whether this run includes a scan, which may have failed."""
         if not self.reads_bids_dir or self.settings.include_existing:
@@ -90,6 +127,16 @@ class Selection:
         return find_preprocessed(
             settings.output_dir, resolution_of(settings.sloppy),
             modalities or settings.modalities, region=region, wanted=self.uses)
+
+    def find_included(self, modalities: Collection[str] = (), region: str = "brain"
+                      ) -> tuple[Preprocessed, ...]:
+        """Read the preprocessed scans of this run that ``--exclude`` does not leave out."""
+        return tuple(item for item in self.find(modalities, region)
+                     if item.scan_id not in self.excluded)
+
+    def included_cohort(self, modality: str) -> Cohort:
+        """Return `cohort` without the scans that ``--exclude`` leaves out."""
+        return self.cohort(modality).where(lambda scan: scan.scan_id not in self.excluded)
 
     def cohort(self, modality: str) -> Cohort:
         """Return the scans of a modality as they will be when all of them are preprocessed.

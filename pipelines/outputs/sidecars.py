@@ -112,7 +112,8 @@ def probability(sources: list[str], tissue: str, template: bool, resolution: int
     weights : str
         Name of the segmentation network's weights.
     contrast_to_noise : float
-        Contrast-to-noise ratio between the tissues; docs/segmentation.md explains low values.
+        Contrast-to-noise ratio between the tissues; docs/concepts/segmentation.md explains low
+        values.
     fallback : str
         Scan of the same session that was segmented instead of this image; empty: this image.
     """

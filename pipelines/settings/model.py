@@ -116,6 +116,8 @@ class Settings:
     """Participants to fit on: labels without 'sub-', or column=value; empty means all."""
     fit_low_confidence_masks: bool = option(as_boolean, False)
     """Also fit on scans whose brain mask has low confidence."""
+    exclude: Path | None = option(as_path, None)
+    """Table of ratings; scans rated 'exclude' enter neither the model nor the statistics."""
     covariates: tuple[str, ...] = option(as_columns, ())
     """Age, sex and columns of participants.tsv whose effects are evaluated; empty: age, sex."""
     reference_site: str | None = option(as_text, None)

@@ -24,6 +24,7 @@ from harmonizer.evaluation.run import EvaluationResult
 from harmonizer.evaluation.run import evaluate as evaluate_methods
 from harmonizer.evaluation.statistics.resampling import Statistics
 from harmonizer.evaluation.table import Metrics
+from harmonizer.evaluation.verdicts import QUESTIONS, compute_verdicts
 from harmonizer.files import read_json, write_json
 from harmonizer.methods.model_folder import is_model, model_hash
 from harmonizer.progress import phases
@@ -32,22 +33,26 @@ from harmonizer.reports.anatomy_change import anatomy_change_figure
 from harmonizer.reports.figures import Figure
 from harmonizer.reports.group import Failure as FailureRow
 from harmonizer.reports.group import GroupReport, ScanRow, render_group_report
+from harmonizer.reports.wall import WallSlice, wall_slice
 from harmonizer.segmentation.predict import NetworkSegmenter
 from harmonizer.template import tissue_priors
 from harmonizer.volume import load_nifti, write_volume
 
+from ..dataset.records import split_name
 from ..outputs.collect import Preprocessed, cohort_of
+from ..outputs.figures import load_slices
 from ..outputs.names import MODELS, resolution_of, sidecar
 from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection
 from ..outputs.sidecars import space
 from ..settings import Settings
+from .citations import readable
 from .design_warnings import checked_columns, design_warnings
 from .methods_text import methods_text, software_versions
-from .reports import write_subject_reports
+from .reports import study_name, write_subject_reports
 from .site_effect_maps import site_effect_figures
 
-__all__ = ["evaluate", "rewrite_group_report", "variants_of"]
+__all__ = ["Variant", "answer_lines", "evaluate", "rewrite_group_report", "variants_of"]
 
 LOGGER = logging.getLogger("pipelines")
 MAX_LISTED = 10  # flagged images named in the summary
@@ -101,9 +106,11 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
         If a covariate or the reference site does not exist.
     """
     out = settings.output_dir
-    found = selection.find()
+    found = selection.find_included()
     if not found:
-        raise InputError(f"{out}: holds no preprocessed scan. Run the participant level first.")
+        raise InputError(f"{out}: holds no preprocessed scan"
+                         f"{' that is not excluded' if selection.excluded else ''}. Run the "
+                         "participant level first.")
     cohort_of(found).to_tsv(out / "cohort.tsv")
     results = {}
     for modality in settings.modalities:
@@ -129,13 +136,24 @@ def evaluate(settings: Settings, selection: Selection) -> tuple[str, ...]:
     evaluated = {modality: variants for modality, (variants, _) in results.items()}
     path = render_group_report(out / "group.html", _group_report(
         settings, selection, found, evaluated, result, warnings))
-    return (f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
+    return (*answer_lines(evaluated, result.statistics),
+            f"Metrics: {out / 'metrics.tsv'}; tests: {out / 'group_statistics.tsv'}",
             _guard_line(flagged, sum(len(v.items) for v in everything)),
             f"Group report: {path}")
 
 
-def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
+def rewrite_group_report(settings: Settings, selection: Selection, folder: Path | None = None
+                         ) -> Path:
     """Write ``group.html`` again from the tables of the last evaluation; measure nothing.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    selection : Selection
+        Its scans.
+    folder : Path, optional
+        Folder of the report, with the reports of subjects that it links to; default: OUTPUT_DIR.
 
     Raises
     ------
@@ -143,7 +161,7 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
         If a table is missing or broken.
     """
     out = settings.output_dir
-    found = selection.find()
+    found = selection.find_included()
     metrics = Metrics.from_tsv(out / "metrics.tsv")
     statistics = Statistics.from_tsv(out / "group_statistics.tsv")
     quantiles = QuantileTable.from_tsv(out / "metrics_quantiles.tsv")
@@ -156,8 +174,11 @@ def rewrite_group_report(settings: Settings, selection: Selection) -> Path:
     if not evaluated:
         raise InputError(f"{out}: holds no image desc-{settings.desc}. Run the group level, or "
                          "name another with --desc.")
-    return render_group_report(out / "group.html", _group_report(
-        settings, selection, found, evaluated, result, _design_warnings(settings, found)))
+    report = _group_report(settings, selection, found, evaluated, result,
+                           _design_warnings(settings, found))
+    folder = out if folder is None else folder
+    links = {subject: page for subject, page in report.links.items() if (folder / page).is_file()}
+    return render_group_report(folder / "group.html", replace(report, links=links))
 
 
 def _design_warnings(settings: Settings, found: Sequence[Preprocessed]) -> tuple[str, ...]:
@@ -287,7 +308,12 @@ def _fit_lines(settings: Settings, own: Mapping[str, Variant]) -> tuple[str, ...
     lines = []
     for modality, variant in own.items():
         facts = _model_cohort(settings, variant, modality)
-        lines += [f"{modality}, covariate {row['Summary']}." for row in facts.get("Covariates", ())]
+        rows = facts.get("Covariates", ())
+        named = {row["Name"] for row in rows}
+        lines += [f"{modality}, covariate {row['Summary']}." for row in rows]
+        lines += [f"{modality}, covariate {name}: evaluated, but not preserved, because "
+                  "--backend-option covariates of the fit does not name it."
+                  for name in settings.covariates if rows and name not in named]
         lines += [f"{modality}: the fit used no scan of {site}."
                   for site in facts.get("SitesLeftOut", ())]
         lines += [f"{modality}: {scan} was left out of the fit: {why}."
@@ -339,6 +365,29 @@ def _write_anatomy_change_maps(variants: Sequence[Variant], result: EvaluationRe
                     **space(True, item.paths.resolution)})
 
 
+def answer_lines(evaluated: Mapping[str, Sequence[Variant]], statistics: Statistics
+                  ) -> tuple[str, ...]:
+    """Return the answers of the run's own method, one line per modality.
+
+    Parameters
+    ----------
+    evaluated : mapping of str to sequence of Variant
+        Modality to variants, the run's own first.
+    statistics : Statistics
+        Tests of all modalities.
+
+    Returns
+    -------
+    tuple of str
+        One line per modality.
+    """
+    return tuple(
+        f"{modality}, {variants[0].name}: " + "; ".join(
+            f"{QUESTIONS[found.question]} {found.words}"
+            for found in compute_verdicts(statistics, variants[0].name, modality)) + "."
+        for modality, variants in evaluated.items())
+
+
 def _guard_line(flagged: Sequence[str], total: int) -> str:
     if not flagged:
         return f"Anatomy guard: none of {total} harmonized images is flagged."
@@ -379,12 +428,26 @@ def _group_report(
                        if selection.concerns(log.scan_id)),
         warnings=warnings, critical_warnings=tuple(doubts), covariates=named,
         fit=_fit_lines(settings, own),
-        links=links, methods=methods_text(settings, found),
+        links=links, methods=readable(methods_text(settings, found)),
         software=software_versions(), provenance=_provenance(settings, evaluated),
         statistics=result.statistics, verdicts=result.anatomy_checks,
         anatomy_changes=tuple(figure for v in own.values()
                               for figure in _anatomy_change_figures(v, result)),
-        site_effects=_site_effect_figures(settings, own))
+        site_effects=_site_effect_figures(settings, own), slices=_wall_slices(own),
+        excluded={scan: comment for scan, comment in selection.excluded.items()
+                  if split_name(scan)[1] in own},
+        study=study_name(settings))
+
+
+def _wall_slices(own: Mapping[str, Variant]) -> dict[str, WallSlice]:
+    """Return the slice of each scan that was drawn when it was harmonized."""
+    found = {}
+    for variant in own.values():
+        for item in variant.items:
+            slices = load_slices(item.paths, f"harmonize-{variant.desc}", ("axial",))
+            if slices is not None:
+                found[item.scan_id] = wall_slice(slices)
+    return found
 
 
 def _changed_sites(evaluated: Mapping[str, Sequence[Variant]]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ..outputs.names import MODELS, resolution_of
 from ..outputs.selection import Selection
 from ..settings import Settings
 from ..workflows.harmonization import device_of
-from .fit_selection import FitSelection, chosen, select_fit_scans
+from .fit_selection import FitSelection, chosen, rating_words, select_fit_scans
 from .targets import require_fit_target
 
 if TYPE_CHECKING:
@@ -36,11 +36,15 @@ def check_fit(settings: Settings, selection: Selection) -> None:
     UsageError
         If --fit-participants selects no scan, or the target is not a site of the scans.
     InputError
-        If all scans are of one site and no reference is given.
+        If all scans are of one site and no reference is given, or all are excluded.
     """
-    modalities = [m for m in settings.modalities if len(selection.cohort(m))]
-    for modality in modalities:
-        _check_cohort(settings, modality, selection.cohort(modality))
+    for modality in settings.modalities:
+        everything, included = selection.cohort(modality), selection.included_cohort(modality)
+        if len(everything) and not len(included):
+            raise InputError(f"--exclude {settings.exclude}: all {len(everything)} {modality} "
+                             "scans are rated 'exclude'. Keep some, or drop the flag.")
+        if len(everything):
+            _check_cohort(settings, modality, included)
 
 
 def _check_cohort(settings: Settings, modality: str, everything: Cohort) -> Cohort:
@@ -140,11 +144,16 @@ def resources_of(settings: Settings, name: str) -> Resources:
 
 def select_scans_to_fit(settings: Settings, selection: Selection, modality: str) -> FitSelection:
     """Select the scans to fit on; also write OUT/cohort.tsv."""
-    everything = selection.find()
-    cohort_of(everything).to_tsv(settings.output_dir / "cohort.tsv")
-    found = tuple(item for item in everything if item.scan.modality == modality)
-    _check_cohort(settings, modality, cohort_of(found))
-    selected = select_fit_scans(settings, found)
+    cohort_of(selection.find_included()).to_tsv(settings.output_dir / "cohort.tsv")
+    found = selection.find((modality,))
+    included = tuple(item for item in found if item.scan_id not in selection.excluded)
+    _check_cohort(settings, modality, cohort_of(included))
+    selected = select_fit_scans(settings, included)
+    rated = {item.scan_id: rating_words(selection.excluded[item.scan_id]) for item in found
+             if item.scan_id in selection.excluded}
+    lost = [site for site in cohort_of(found).sites if site not in cohort_of(included).sites]
+    selected = replace(selected, sites=tuple(dict.fromkeys((*selected.sites, *lost))),
+                       scans={**selected.scans, **rated})
     if (region := region_of(settings)) != "brain":
         wanted = {scan.scan_id for scan in selected.cohort}
         selected = replace(selected, cohort=cohort_of(

@@ -16,7 +16,7 @@ from ..outputs.names import sidecar
 from ..settings import Settings
 
 __all__ = ["FitSelection", "select_fit_scans", "chosen", "sites_left_out",
-           "low_confidence_masks"]
+           "low_confidence_masks", "rating_words"]
 
 LOGGER = logging.getLogger("pipelines")
 MAX_LISTED_VALUES = 10
@@ -31,9 +31,9 @@ class FitSelection:
     cohort : Cohort
         Scans to fit on.
     sites : tuple of str
-        Sites without a scan among ``--fit-participants``.
+        Sites without a scan among ``--fit-participants``, or with excluded scans only.
     scans : dict of str to str
-        Scans that are excluded because of their brain mask, with the reason.
+        Scans that are excluded because of their brain mask or by ``--exclude``, with the reason.
     """
 
     cohort: Cohort
@@ -81,6 +81,11 @@ def low_confidence_masks(found: Sequence[Preprocessed]) -> dict[str, str]:
             reasons[item.scan_id] = (
                 f"its brain mask has low confidence ({'; '.join(check.get('reasons', ()))})")
     return reasons
+
+
+def rating_words(comment: str) -> str:
+    """Return the reason for which a rated scan is left out, in words."""
+    return "it is rated 'exclude'" + (f" ({comment})" if comment else "")
 
 
 def sites_left_out(settings: Settings, cohort: Cohort) -> tuple[str, ...]:

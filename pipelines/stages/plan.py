@@ -1,7 +1,7 @@
 """Plan of a run for ``--dry-run``: scans, steps, reused results, time, memory and disk.
 
-The time of preprocessing is the median of the logs in OUTPUT_DIR, if it has any; other times are
-CPU seconds of one core from docs/benchmarks.md.
+The time of preprocessing is the median of the logs in OUTPUT_DIR, if there are any. Other times are
+CPU seconds of one core, measured by the benchmarks.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def describe_plan(settings: Settings, selection: Selection) -> tuple[str, ...]:
     if "harmonize" in stages:
         lines += _harmonize_lines(settings, selection)
     if "evaluate" in stages:
-        count = sum(len(selection.cohort(modality)) for modality in settings.modalities)
+        count = sum(len(selection.included_cohort(modality)) for modality in settings.modalities)
         lines.append(f"evaluate: {count} scans before and after.")
     if "export" in stages:
         lines.append(f"export: the harmonized images, as a raw BIDS dataset in "
@@ -108,7 +108,7 @@ def _scans_lines(settings: Settings, selection: Selection, modality: str) -> lis
 def _describe_target(settings: Settings, selection: Selection, modality: str) -> str:
     """Describe the target and where it comes from."""
     if "fit" in settings.planned_stages:
-        sites = chosen(selection.cohort(modality), settings.fit_participants).sites
+        sites = chosen(selection.included_cohort(modality), settings.fit_participants).sites
     else:
         folder = model_folder_of(settings, modality)
         if folder is None:
@@ -140,7 +140,7 @@ def _preprocess_lines(settings: Settings, selection: Selection) -> tuple[list[st
 def _fit_lines(settings: Settings, selection: Selection) -> list[str]:
     lines = []
     for modality in settings.modalities:
-        count = len(chosen(selection.cohort(modality), settings.fit_participants))
+        count = len(chosen(selection.included_cohort(modality), settings.fit_participants))
         replaced = model_folder_of(settings, modality) is not None
         lines.append(f"fit: {modality} on {count} scans"
                      f"{', replacing the model in OUTPUT_DIR' if replaced else ''}.")
@@ -252,7 +252,8 @@ def _cost_lines(settings: Settings, selection: Selection, jobs: Sequence[ScanJob
 def _duration(hours: float) -> str:
     if hours >= 1:
         return f"about {hours:.1f} hours"
-    return f"about {max(1, math.ceil(hours * 60))} minutes"
+    minutes = max(1, math.ceil(hours * 60))
+    return f"about {minutes} {'minute' if minutes == 1 else 'minutes'}"
 
 
 def _free_gb(folder: Path) -> float:

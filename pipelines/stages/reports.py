@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harmonizer.evaluation.questions.anatomy import GUARDED
 from harmonizer.files import read_json
 from harmonizer.preprocessing.brain import LIMITS
 from harmonizer.reports.subject import Check, ScanReport, SubjectReport, render_subject_report
 
 from ..outputs.collect import Preprocessed
-from ..outputs.figures import load_figures
+from ..outputs.figures import load_figures, load_slices
 from ..outputs.names import sidecar
 from ..outputs.scanlog import ScanLog, failed_logs, read_log
 from ..outputs.selection import Selection
 from ..settings import Settings
+from .citations import readable
 from .methods_text import methods_text, software_versions
 
-__all__ = ["write_subject_reports"]
+__all__ = ["anatomy_checks", "study_name", "write_subject_reports"]
 
-PROVENANCE = {
+PROVENANCE_LABELS = {
     "HarmonizationMethod": "method", "HarmonizationMethodVersion": "version of the method",
     "HarmonizationReference": "reference", "Target": "target", "TargetKind": "kind of target",
     "TargetScans": "scans of the target", "ModelSHA256": "model (SHA-256)",
     "TargetSHA256": "site card (SHA-256)", "RandomSeed": "random seed", "Device": "device",
     "Precision": "precision",
 }
-QUALITY = {  # key -> (name, unit)
+QUALITY_MEASURES = {  # key -> (name, unit)
     "volume_l": ("volume of the brain mask", "liters"),
     "overlap": ("overlap of the mask with the template's (Dice)", ""),
     "network_dice": ("agreement of the mask with the network's (Dice)", ""),
@@ -35,8 +39,7 @@ QUALITY = {  # key -> (name, unit)
     "edge_fraction": ("fraction of the mask's border on an edge", ""),
     "cut_fraction": ("fraction of the mask's border at the edge of the image", ""),
 }
-STRUCTURE_LIMIT = 0.9  # below it an image is flagged; Caldera et al. 2024 report 0.96
-GRADIENT_LIMIT = 0.9
+LIMITS_UNKNOWN = "learned by the evaluation"  # of the anatomy guard, see evaluation.md
 
 
 def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Path, ...]:
@@ -45,7 +48,7 @@ def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Pat
     subjects = {item.scan.subject for item in found} | {r.subject for r in selection.records}
     failed = [log for log in failed_logs(settings.output_dir, subjects)
               if selection.concerns(log.scan_id)]
-    methods, software = methods_text(settings, found), software_versions()
+    methods, software = readable(methods_text(settings, found)), software_versions()
     pages = []
     for subject in sorted(subjects):
         scans = [scan_report(settings, item) for item in found if item.scan.subject == subject]
@@ -56,8 +59,13 @@ def write_subject_reports(settings: Settings, selection: Selection) -> tuple[Pat
             pages.append(render_subject_report(
                 settings.output_dir / f"sub-{subject}.html",
                 SubjectReport(subject, tuple(scans), methods, software,
-                              group_report="group.html")))
+                              group_report="group.html", study=study_name(settings))))
     return tuple(pages)
+
+
+def study_name(settings: Settings) -> str:
+    """Return the name under which a browser stores ratings: it identifies OUTPUT_DIR."""
+    return hashlib.sha256(os.fsencode(settings.output_dir)).hexdigest()[:12]
 
 
 def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
@@ -70,19 +78,16 @@ def scan_report(settings: Settings, item: Preprocessed) -> ScanReport:
     if after is not None and after.status == "failed":
         error = after.message
     elif after is not None:
-        checks += _anatomy_checks(after.facts)
         content = _harmonized_sidecar(settings, item)
-        provenance = {words: str(content[key]) for key, words in PROVENANCE.items()
+        checks += anatomy_checks(content.get("AnatomyGuard", {}), after.facts)
+        provenance = {words: str(content[key]) for key, words in PROVENANCE_LABELS.items()
                       if key in content}
         warnings += [f"Anatomy guard: {reason}" for reason in
                      content.get("AnatomyGuard", {}).get("Reasons", ())]
-        warnings += [f"{check.name} is {check.value:.3f}, expected {check.limits}: check whether "
-                     "anatomy changed." for check in checks if check.flagged
-                     and check.name in ("SSIM structure", "gradient agreement")]
     figures = load_figures(item.paths, "preprocess") + load_figures(item.paths, stage)
     return ScanReport(
         item.scan.scan_id, _facts(item, log.facts.get("Input", {})), figures, tuple(checks),
-        tuple(warnings), provenance, log.seconds, error)
+        tuple(warnings), provenance, log.seconds, error, slices=load_slices(item.paths, stage))
 
 
 def _failed_report(log: ScanLog) -> ScanReport:
@@ -115,7 +120,7 @@ def _facts(item: Preprocessed, given: Mapping[str, Any]) -> dict[str, str]:
 def _quality_checks(quality: Mapping[str, Any]) -> list[Check]:
     """Return the measures of mask and registration with their limits."""
     checks = [_held(name, float(quality[key]), unit, *LIMITS[key])
-              for key, (name, unit) in QUALITY.items() if key in quality]
+              for key, (name, unit) in QUALITY_MEASURES.items() if key in quality]
     if quality.get("low_confidence"):
         checks.append(
     Check(
@@ -135,12 +140,36 @@ def _held(name: str, value: float, unit: str, low: float | None, high: float | N
     return Check(name, value, unit, words, broken)
 
 
-def _anatomy_checks(facts: Mapping[str, Any]) -> list[Check]:
-    """Return the measures of anatomical preservation with their limits."""
-    rows = (("SSIM structure", facts.get("SSIMStructure"), STRUCTURE_LIMIT),
-            ("gradient agreement", facts.get("GradientAgreement"), GRADIENT_LIMIT))
-    return [Check(name, value, "", f"at least {limit}", value is not None and value < limit)
-            for name, value, limit in rows]
+def anatomy_checks(guard: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Check]:
+    """Return the measures of anatomical change with the limits of the anatomy guard.
+
+    Parameters
+    ----------
+    guard : mapping
+        ``AnatomyGuard`` of the image's sidecar; empty before the evaluation, which learns the
+        limits from rescans of the cohort.
+    facts : mapping
+        Facts of the harmonize stage, with ``SSIMStructure`` and ``GradientAgreement``.
+
+    Returns
+    -------
+    list of Check
+        One per measure; without limits before the evaluation.
+    """
+    if not guard.get("Limits"):
+        measured = (("structure (SSIM)", facts.get("SSIMStructure")),
+                    ("direction of edges", facts.get("GradientAgreement")))
+        return [Check(name, value, "", LIMITS_UNKNOWN) for name, value in measured
+                if value is not None]
+    checks = []
+    for key, (words, higher) in GUARDED.items():
+        if key not in guard["Limits"] or key not in guard.get("Measures", {}):
+            continue
+        value, limit = guard["Measures"][key], guard["Limits"][key]
+        broken = value is None or (value < limit if higher else value > limit)
+        checks.append(Check(words, value, "", f"at {'least' if higher else 'most'} {limit:.3g}",
+                            broken))
+    return checks
 
 
 def _harmonized_sidecar(settings: Settings, item: Preprocessed) -> dict[str, Any]:

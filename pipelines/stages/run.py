@@ -20,6 +20,7 @@ from ..outputs.scanlog import failed_logs
 from ..outputs.selection import Selection, update_scan_facts
 from ..settings import Settings
 from ..workflows.engine import RunResult, ScanFailure
+from .citations import bibliography
 from .design_warnings import warn_before_work
 from .fit import check_fit
 from .methods_text import methods_text
@@ -58,7 +59,10 @@ def run(settings: Settings, records: tuple[ScanRecord, ...], refused: Collection
     for line in selection.unselected_lines() if _needs_cohort(settings) else ():
         LOGGER.warning("%s", line)
     check_request(settings, selection)
-    warn_before_work(settings, records)
+    for line in _excluded_lines(selection):
+        LOGGER.warning("%s", line)
+    warn_before_work(settings, [record for record in records
+                                if record.scan_id not in selection.excluded])
     if existing := selection.existing_ids():
         LOGGER.info("--include-existing: %d scans whose image is not in BIDS_DIR are used.",
                     len(existing))
@@ -142,6 +146,18 @@ def _check_model_target(settings: Settings) -> None:
             planned_target(settings, modality, {s: facts["Scans"] for s, facts in sites.items()})
 
 
+def _excluded_lines(selection: Selection) -> tuple[str, ...]:
+    """Name the scans that ``--exclude`` leaves out of the model and the statistics."""
+    excluded = selection.excluded
+    if not excluded:
+        return ()
+    some = [f"{scan} ({comment})" if comment else scan for scan, comment in excluded.items()]
+    more = len(some) - MAX_LISTED_SCANS
+    count = f"{len(some)} scan{'s are' if len(some) > 1 else ' is'}"
+    return (f"--exclude: {count} rated 'exclude' and left out of the model and the statistics: "
+            f"{', '.join(some[:MAX_LISTED_SCANS])}{f' and {more} more' if more > 0 else ''}.",)
+
+
 def _needs_cohort(settings: Settings) -> bool:
     """Return whether a stage processes all selected scans together."""
     return bool({"fit", "evaluate", "export"} & set(settings.planned_stages))
@@ -189,8 +205,10 @@ def _write_dataset_files(settings: Settings, selection: Selection) -> None:
 
 def _write_methods(settings: Settings, selection: Selection) -> Path:
     """Write the methods text of the scans of this run, so that each job reads few files."""
+    text = methods_text(settings, selection.find())
+    write_text(settings.output_dir / "logs" / "CITATION.bib", bibliography(text))
     return write_text(settings.output_dir / "logs" / "CITATION.md",
-                      methods_text(settings, selection.find()))
+                      f"---\nbibliography: CITATION.bib\n---\n\n{text}")
 
 
 def _harmonizes(settings: Settings) -> bool:

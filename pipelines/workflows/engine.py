@@ -29,7 +29,8 @@ LOGGER = logging.getLogger("pipelines")
 SCANS_PER_PROCESS = 8  # in one workflow; workers are restarted after each
 PROBE_BYTES = 1 << 20
 GPU_NODES = 1  # at once: all nodes of a run use one device (`device_of`)
-WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "evaluation", "sampling", "training")
+WORK_FOLDERS = ("harmonize_wf", "nipype", "preprocess_wf", "evaluation", "sampling", "tmp",
+                "training")
 PRELOAD = ["ants", "nipype.interfaces.base", "scipy.ndimage", "nibabel"]
 
 
@@ -173,13 +174,13 @@ def require_disk_space(*folders: Path) -> None:
     """
     for folder in folders:
         try:
-            with atomic_path(folder / "room") as probe, open(probe, "wb") as stream:
+            with atomic_path(folder / "disk-space-probe") as probe, open(probe, "wb") as stream:
                 stream.write(bytes(PROBE_BYTES))
         except OSError as error:
             raise OutputError(
     f"{folder}: cannot be written any more ({error.strerror}). Free disk space or repair "
     "the permissions, then run the same command again; finished results are kept." ) from error
-        (folder / "room").unlink(missing_ok=True)
+        (folder / "disk-space-probe").unlink(missing_ok=True)
 
 
 def _remove_intermediate(folder: Path, batch: Sequence[Any], monitor: Monitor) -> None:

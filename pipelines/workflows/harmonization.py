@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,11 +143,23 @@ def device_of(settings: Settings) -> str:
     """Return the device of the networks; ``cpu`` for methods without training."""
     if not registry.get(settings.backend).capabilities.trained or settings.device == "cpu":
         return "cpu"
+    return _first_device() if settings.device == "auto" else settings.device
+
+
+@lru_cache(maxsize=1)
+def _first_device() -> str:
+    """Return ``cuda:0`` if torch can use it, else ``cpu``; warn once of a GPU that is not used."""
     import torch
 
-    if settings.device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    return settings.device
+    if not torch.cuda.is_available():
+        return "cpu"
+    from harmonizer.deep.processor import gpu_problem
+
+    problem = gpu_problem()
+    if problem:
+        LOGGER.warning("The networks use the CPU: %s. See docs/how-to/containers.md, GPUs and "
+                       "drivers.", problem)
+    return "cpu" if problem else "cuda:0"
 
 
 def _scratch(settings: Settings, item: Preprocessed, key: dict[str, Any]) -> Path:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -332,11 +333,52 @@ def test_a_device_that_was_asked_for(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
     if there:
         checked(world, f"--device {device}")
     else:
         with pytest.raises(UnavailableError, match=f"sees {count} CUDA devices"):
             checked(world, f"--device {device}")
+
+
+def test_a_gpu_that_torch_is_not_built_for_is_refused_before_work(
+    world: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    pascal_with(monkeypatch, torch, ["sm_75", "sm_80", "sm_90", "compute_90"])
+    with pytest.raises(UnavailableError, match=r"P100 has compute capability 6\.0.*sm_75, sm_80"):
+        checked(world, "--device cuda")
+    pascal_with(monkeypatch, torch, ["sm_60", "sm_70"])
+    checked(world, "--device cuda")
+
+
+def test_auto_uses_the_cpu_with_a_warning_where_torch_is_not_built_for_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from pipelines.workflows import harmonization
+
+    pascal_with(monkeypatch, torch, ["sm_75"])
+    for _ in range(2):
+        harmonization._first_device.cache_clear()
+        assert harmonization._first_device() == "cpu"
+    assert "P100 has compute capability 6.0" in caplog.text
+    pascal_with(monkeypatch, torch, ["sm_60"])
+    harmonization._first_device.cache_clear()
+    assert harmonization._first_device() == "cuda:0"
+    harmonization._first_device.cache_clear()
+
+
+def pascal_with(monkeypatch: pytest.MonkeyPatch, torch: ModuleType, built_for: list[str]) -> None:
+    """Pretend to have a Pascal GPU and a torch that is built for some architectures."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
 
 
 def test_plugin_file(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def ways() -> list[list[str]]:
 def by_participant(
     full_run: FullRun, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """Output folder and logs of the second way, participants side by side."""
+    """Output folder and logs of the second way, with participants in parallel."""
     folder = tmp_path_factory.mktemp("participants")
     flags = ("--sloppy", "--nprocs", 1, "--target", "birch")
 

@@ -1,5 +1,5 @@
-"""The commands that write docs/benchmarks.md: sections replaced in place, nobody judged by a model
-that saw him or her."""
+"""Tests of the benchmark commands: sections are replaced in place, folds are by subject."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,4 @@
-"""docs/writing-a-backend.md is run as it stands: the page's own files make a working plug-in."""
+"""docs/extend/backend.md is run as it stands: the page's own files make a working plug-in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from harmonizer.methods import registry
 from tests.contract.brains import brain_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "writing-a-backend.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend" / "backend.md"
 
 
 @pytest.fixture

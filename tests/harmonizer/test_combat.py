@@ -12,7 +12,11 @@ import pytest
 
 from harmonizer.combat import ComBat
 from harmonizer.errors import InputError, UsageError
-from harmonizer.evaluation.statistics.combat import cross_fitted_combat
+from harmonizer.evaluation.statistics.combat import (
+    age_spline,
+    cross_fitted_combat,
+    subject_intercepts,
+)
 
 SITES = list("AAAABBBBBCCC")
 AGES = np.array([20, 34, 51, 62, 25, 33, 48, 57, 70, 29, 44, 66.0])
@@ -207,3 +211,54 @@ def test_a_data_frame_comes_back_as_one():
     assert done.to_numpy() == pytest.approx(NEUROCOMBAT, abs=2e-5)
     with pytest.raises(InputError, match="features of the fit"):
         ComBat().fit(frame, SITES).transform(frame[list("zyxwv")], SITES)
+
+
+def test_intercepts_are_those_of_a_mixed_model():
+    """The variance ratio and the predictions of statsmodels' MixedLM, up to the grid."""
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(np.arange(20), [2, 3] * 10)
+    design = np.column_stack([np.ones(50), rng.normal(size=50)])
+    y = 2 * rng.normal(size=20)[subjects] + design @ [1.0, 0.5] + rng.normal(size=50)
+    found, ratios = subject_intercepts(y[:, None], design, subjects.astype(str))
+    fit = MixedLM(y, design, groups=subjects).fit(reml=True)
+    wanted = np.array([float(fit.random_effects[who].iloc[0]) for who in subjects])
+    assert ratios[0] == pytest.approx(float(fit.cov_re[0, 0]) / fit.scale, rel=0.25)
+    assert found[:, 0] == pytest.approx(wanted, abs=0.1)
+    assert np.corrcoef(found[:, 0], wanted)[0, 1] > 0.9999
+
+
+def test_longitudinal_combat_keeps_the_change_within_subjects():
+    """Subjects change the scanner between visits: their change is kept, the site effect not."""
+    rng = np.random.default_rng(1)
+    subjects = np.repeat(np.arange(40), 2)
+    visit = np.tile([0.0, 1.0], 40)
+    sites = np.where((subjects % 2 == 0) == (visit == 0), "A", "B")
+    truth = (3 * rng.normal(size=(40, 5)))[subjects] - 0.5 * visit[:, None]
+    truth += 0.1 * rng.normal(size=truth.shape)
+    raw = truth + 2.0 * (sites == "B")[:, None]
+    done = cross_fitted_combat(raw, sites, subjects.astype(str), visit[:, None], longitudinal=True)
+    change = done[visit == 1] - done[visit == 0]
+    assert change.mean(axis=0) == pytest.approx(-0.5, abs=0.1)
+    wanted = truth[visit == 1] - truth[visit == 0]
+    plain = cross_fitted_combat(raw, sites, subjects.astype(str), visit[:, None])
+    error = [np.abs(table[visit == 1] - table[visit == 0] - wanted).mean()
+             for table in (done, plain)]
+    assert error[0] < 0.5 * error[1] and error[0] < 0.15
+
+
+def test_a_spline_keeps_a_curve_of_age_that_a_line_takes_for_the_site():
+    """Site B has the oldest subjects; the feature is level until 55 and then falls."""
+    rng = np.random.default_rng(2)
+    sites = np.array(["A"] * 60 + ["B"] * 60)
+    ages = np.concatenate([rng.uniform(20, 65, 60), rng.uniform(45, 90, 60)])
+    truth = -0.08 * np.maximum(ages - 55, 0)[:, None] + 0.1 * rng.normal(size=(120, 4))
+    raw = truth + 1.0 * (sites == "B")[:, None]
+    subjects = [str(i) for i in range(120)]
+    error = []
+    for table in (ages[:, None], age_spline(ages)):
+        done = cross_fitted_combat(raw, sites, subjects, table, reference="A")
+        error.append(np.abs(done - truth).mean())
+    assert error[1] < 0.6 * error[0]
+    assert age_spline(ages).shape == (120, 3)

@@ -1,9 +1,9 @@
 """Changes of contrast that keep anatomy: GIN, gamma, bias field, blur and Rician noise.
 
-GIN is a random shallow network, drawn anew for every view. CACD uses its views as unseen scanners.
-`GIN_CACD` has the settings of the CACD authors' code (two 3x3 convolutions without bias: a curve
-with one knee), `GIN` those of the original method (four layers, kernels 1 and 3, random shifts,
-preserved norm).
+GIN is a shallow network with random weights, which are drawn for every view. CACD uses its views as
+simulated scanners. `GIN_CACD` has the settings of the CACD authors' code: two 3x3 convolutions
+without bias. `GIN` has those of the original method: four layers, kernels 1 and 3, random shifts,
+preserved norm.
 
 References
 ----------
@@ -83,12 +83,11 @@ GIN_CACD = GinSettings(layers=2, kernels=(3,), shift=False, min_side=2048, keep_
 
 @dataclass(frozen=True)
 class Gin(ContrastChange):
-    """Mix of an image with a random network of it, rescaled to [-1, 1].
+    """Mix an image with the output of a random network, rescaled to [-1, 1].
 
-    The 0.5 and 99.5 % quantiles of the brain become -1 and 1. They are taken over all N images
-    together: a view is one scanner, and the order of brightness between its subjects is part of
-    what it shows. The CACD authors' code uses minimum and maximum (`full_range`), which one vessel
-    decides.
+    The 0.5 and 99.5 % quantiles of the brain become -1 and 1. They are computed over all N images
+    together, because a view is one scanner and preserves the differences between subjects. The CACD
+    authors' code uses minimum and maximum (`full_range`), which depend on single vessels.
 
     Attributes
     ----------

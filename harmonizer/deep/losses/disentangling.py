@@ -1,8 +1,8 @@
 """Adversarial losses of disentangling networks (DISARM, after DRIT++ and MDMM).
 
-All classification losses are binary cross-entropies on logits, as in the authors' code: a scanner
-is c yes-or-no questions, so that "none of them" (a label of zeros) can be expressed. Losses are
-means over images, so that a weight does not depend on the batch size (the authors' code: sums).
+All classification losses are binary cross-entropies on logits, as in the authors' code. A label has
+one binary entry per scanner; zeros stand for none of them. Losses are means over images, so a
+weight does not depend on the batch size; the authors' code uses sums.
 """
 
 from __future__ import annotations

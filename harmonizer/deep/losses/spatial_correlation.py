@@ -1,11 +1,10 @@
-"""Anatomy loss of IHF-Harmony: the correlations between positions of an image must stay.
+"""Anatomy loss of IHF-Harmony: preserve the correlations between positions of an image.
 
     L_ac = | G(x) - G(x_hat) |_1,   G = f^T f
 
-f are the (C, N_p) features at N_p points of a patch, normalized to unit length (otherwise G would
-be brightness as much as anatomy). Points are drawn once and shared by both images. Features still
-change with contrast, so images are equalized first: an image and any monotone curve of it are then
-the same, and the loss ignores every monotone change of contrast, and nothing else.
+f are the (C, N_p) features at N_p points of a patch, normalized to unit length, so that G does not
+depend on brightness. The points are the same in both images. Features still change with contrast.
+Images are therefore equalized first, so that the loss ignores all monotone changes of contrast.
 
 References
 ----------

@@ -8,16 +8,16 @@ all remainders are kept,
 Artifact-aware normalization turns z into b = [b_1, ..., b_n], and the reverse pass adds:
 
     r_n = b_n + a_n
-    exact   r_i = a_i + alpha_i b_i + (1 - alpha_i) r_(i+1)         ours: r_i = h_(i-1) if b = h
-    paper   r_i = alpha (a_i + b_i) + (1 - alpha) r_(i+1)           as printed
+    exact   r_i = a_i + alpha_i b_i + (1 - alpha_i) r_(i+1)         r_i = h_(i-1) if b = h
+    paper   r_i = alpha (a_i + b_i) + (1 - alpha) r_(i+1)
 
-The image is r_1. As printed, the reverse pass is not the inverse of the forward pass: with b = h it
-omits sum_k (1 - alpha)^k a_k over k = 1..n-1, which vanishes only at alpha = 1, where a_2..a_n have
-neither effect nor gradient. The exact fusion moves one term and is the inverse for every alpha.
+The image is r_1. The reverse pass of the paper is not the inverse of the forward pass. With b = h
+it omits sum_k (1 - alpha)^k a_k over k = 1..n-1. This term is zero only at alpha = 1, where
+a_2..a_n have neither effect nor gradient. The exact fusion is the inverse for every alpha.
 
-Sums are float32 under any autocast, since bfloat16 would lose 1e-2. Statistics are taken over the
-brain of a whole volume: `moments` are sums, so slices of one volume are pooled by addition, and a
-volume needs two passes.
+Sums are float32 under any autocast, because bfloat16 has errors of 1e-2. Statistics are computed
+over the brain of a whole volume. `moments` are sums, so slices of one volume are pooled by
+addition, and a volume needs two passes.
 
 References
 ----------

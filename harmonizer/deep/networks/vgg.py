@@ -28,7 +28,7 @@ LAYERS = ((0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), 
           (14, 256, 256), (16, 256, 256), (19, 256, 512))  # torchvision's number, channels in, out
 POOLED_LAYERS = (5, 10, 19)  # convolutions after a pooling by 2
 FEATURE_LAYERS = (0, 5, 10, 19)  # convolutions whose rectified outputs are returned
-HELP = "docs/usage.md says how to make it."
+HELP = "docs/how-to/method-options.md says how to make it."
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of photographs in [0, 1]
 
 

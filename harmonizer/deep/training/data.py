@@ -1,6 +1,6 @@
 """Training data: volumes scaled once into memory-mapped arrays, and samplers of slabs and patches.
 
-What a sampler draws in a step is a pure function of (seed, step, rank). Sites are drawn evenly,
+The batch of a step depends only on (seed, step, rank). Sites are drawn evenly,
 then a subject of the site, then a scan, then a position in the brain.
 """
 

@@ -1,8 +1,8 @@
 """Distributed training: one process for each device, started by Lightning Fabric.
 
-Lightning's Trainer is not used, because its checkpoints are pickles, its `ddp` strategy runs the
-whole command line again in every process, and a task of several optimizers with several forward
-passes each does not go through one DDP module. Fabric finds the ranks of SLURM and torchrun,
+Lightning's Trainer is not used: its checkpoints are pickles, and its `ddp` strategy runs the whole
+command line in every process. A task with several optimizers and forward passes also does not fit
+into one DDP module. Fabric finds the ranks of SLURM and torchrun,
 spawns processes and creates process groups. Gradients are averaged in one flat buffer after the
 backward pass, so any number of networks may take part. Training on one device imports nothing of
 Lightning.

@@ -219,7 +219,7 @@ def eta_squared(values: Sequence[float], groups: Sequence[str]) -> float:
         return float("nan")
     within = sum(np.sum((part - part.mean()) ** 2)
                  for part in (numbers[labels == name] for name in names))
-    return float(1.0 - within / total)
+    return max(float(1.0 - within / total), 0.0)  # rounding can give -1e-16
 
 
 @dataclass(frozen=True)

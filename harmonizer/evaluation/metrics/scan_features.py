@@ -23,11 +23,11 @@ from ...files import atomic_path, read_json, write_json
 from ...segmentation.segmentations import Segment, Summary, name_of, summary_of
 from ...tissues import TISSUES
 from ...volume import Volume
-from ..cache import array_key, file_key, with_nan, without_nan
+from ..cache import array_key, cached_summary, file_key, with_nan, without_nan
 from ..questions.anatomy import compare_anatomy
 from ..questions.scanner import texture_features
 from ..questions.subject import fingerprint
-from ..table import MEASURES, Metric
+from ..table import MEASURES, RESCALED, Metric
 
 __all__ = ["Progress", "ScanJob", "ScanMeasurements", "measure_scan", "process_pool",
            "texture_rows"]
@@ -39,6 +39,8 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class ScanMeasurements:
     """Measurements of one scan by method; the key "" is the unharmonized image.
+
+    `RESCALED` is the linearly rescaled image in `texture` and `ratios`.
 
     Attributes
     ----------
@@ -79,6 +81,10 @@ class ScanJob:
         Segmenter of a volume.
     cache : Path or None
         Folder of the cache.
+    linear : tuple of float
+        Gain and offset that give the scan the target's mean and standard deviation.
+    limits : mapping of str to float, optional
+        Limits of the anatomy guard, see `compare_anatomy`.
     """
 
     scan: Scan
@@ -87,6 +93,8 @@ class ScanJob:
     gray_range: tuple[float, float]
     segment: Segment | None = None
     cache: Path | None = None
+    linear: tuple[float, float] = (1.0, 0.0)
+    limits: Mapping[str, float] | None = None
 
 
 def measure_scan(job: ScanJob) -> ScanMeasurements:
@@ -110,8 +118,9 @@ def measure_scan(job: ScanJob) -> ScanMeasurements:
     images = [job.scan.image, job.scan.mask,
               *(path for scan in job.variants.values() for path in (scan.image, scan.mask)),
               *job.scan.tissues.values()]
-    key = file_key(images, "scan with noise", sorted(job.variants), job.gray_range,
-                   array_key(job.labels), job.segment and name_of(job.segment))
+    key = file_key(images, "scan with noise", sorted(job.variants), job.gray_range, job.linear,
+                   sorted((job.limits or {}).items()), array_key(job.labels),
+                   job.segment and name_of(job.segment))
     path = None if job.cache is None else Path(job.cache) / f"{key}.npz"
     if path is not None and path.is_file() and path.with_suffix(".json").is_file():
         found = with_nan(read_json(path.with_suffix(".json")))
@@ -144,18 +153,20 @@ def _measure(job: ScanJob) -> tuple[dict[str, dict[str, dict[str, float]]], dict
         raise InputError(f"{job.scan.scan_id}: expected an image on the grid of the tissue labels "
                          f"{labels.shape}, got {source.shape}.")
     numbers: dict[str, dict[str, dict[str, float]]] = {"texture": {}, "ratios": {}, "anatomy": {}}
-    before = summary_of(source, job.segment)
+    before = cached_summary(job.cache, source, (job.scan.image, job.scan.mask), job.segment)
     _add(numbers, "", source, before, job)
+    _add_rescaled(numbers, source, before, job)
     fingerprints = {"": fingerprint(source)}
     for backend, scan in job.variants.items():
         result = scan.read()
         if not source.same_grid(result):
             raise InputError(f"{job.scan.scan_id}: expected the image of {backend} on the grid of "
                              f"the preprocessed one {source.shape}, got {result.shape}.")
-        after = summary_of(result, job.segment)
+        after = cached_summary(job.cache, result, (scan.image, scan.mask), job.segment)
         _add(numbers, backend, result, after, job)
         numbers["anatomy"][backend] = compare_anatomy(
-            source, result, job.segment, of_source=before, of_result=after)
+            source, result, job.segment, of_source=before, of_result=after,
+            limits=job.limits)
         fingerprints[backend] = fingerprint(result)
     return numbers, fingerprints
 
@@ -166,6 +177,20 @@ def _add(numbers: dict[str, dict[str, dict[str, float]]], backend: str, volume: 
                                    **_noise_and_blur(volume, job)}
     if found is not None:
         numbers["ratios"][backend] = found.ratios
+
+
+def _add_rescaled(numbers: dict[str, dict[str, dict[str, float]]], source: Volume,
+                  before: Summary | None, job: ScanJob) -> None:
+    """Add the linearly rescaled image; what gain and offset do not change is taken from before."""
+    gain, offset = job.linear
+    rescaled = source.with_data(gain * source.data + offset)
+    numbers["texture"][RESCALED] = {**numbers["texture"][""],
+                                    **texture_features(rescaled, job.labels, job.gray_range)}
+    if before is not None:
+        same = getattr(job.segment, "ignores_linear_maps", False)
+        found = before if same else summary_of(rescaled, job.segment)
+        if found is not None:
+            numbers["ratios"][RESCALED] = found.ratios
 
 
 def _noise_and_blur(volume: Volume, job: ScanJob) -> dict[str, float]:

@@ -12,20 +12,24 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from ...cohort import Cohort, Scan
 from ...errors import InputError
-from ...segmentation.segmentations import Segment, summary_of
+from ...segmentation.segmentations import Segment
+from ..cache import cached_summary
+from ..statistics.equivalence import DETECTION_POWER
 from .anatomy import GUARDED, compare_anatomy
 from .rescans import REGISTRATION_ERROR_DEGREES, REGISTRATION_ERROR_MM, simulated_rescan
 from .traveling import Pair, rescans
 
-__all__ = ["AnatomyCheck", "Tolerance", "chance_of_flags", "check_anatomy", "learn_tolerance",
-           "misses_a_voxel", "tolerance_from_pairs"]
+__all__ = ["AnatomyCheck", "Tolerance", "chance_of_flags", "check_anatomy",
+           "detectable_flags", "learn_tolerance", "misses_a_voxel", "tolerance_from_pairs"]
 
 ROUNDING_TOLERANCE = 1e-3  # in the unit of any measure
+SIGNIFICANCE_LEVEL = 0.05
 FLAGGED_FRACTION = 0.05  # expected fraction of rescans beyond the limits
 MAX_RESCAN_PAIRS = 20
 MIN_RESCAN_PAIRS = 3  # with fewer real rescans, simulated ones are used
@@ -136,6 +140,31 @@ def chance_of_flags(flagged: int, images: int, tolerance: Tolerance) -> float:
     return float(betabinom.sf(flagged - 1, images, rank, tolerance.pairs + 1 - rank))
 
 
+def detectable_flags(images: int, tolerance: Tolerance) -> float | None:
+    """Return the smallest fraction of changed images that is distinguished from faithful ones.
+
+    Parameters
+    ----------
+    images : int
+        Number of images.
+    tolerance : Tolerance
+        Limits.
+
+    Returns
+    -------
+    float or None
+        Fraction that is found at 5 % with a probability of 80 %; None if no number of flags is
+        unlikely among faithful images.
+    """
+    from scipy.stats import beta
+
+    counts = (count for count in range(1, images + 1)
+              if chance_of_flags(count, images, tolerance) < SIGNIFICANCE_LEVEL)
+    least = next(counts, None)
+    return None if least is None else float(
+        beta.ppf(DETECTION_POWER, least, images - least + 1))
+
+
 def learn_tolerance(
     cohort: Cohort,
     segment: Segment | None = None,
@@ -143,6 +172,7 @@ def learn_tolerance(
     seed: int = 0,
     most: int = MAX_RESCAN_PAIRS,
     mapper: Callable[..., Iterable] = map,
+    cache: Path | None = None,
 ) -> Tolerance:
     """Learn the within-scanner variation of a cohort from unharmonized images.
 
@@ -161,6 +191,8 @@ def learn_tolerance(
         Maximum number of pairs.
     mapper : callable
         ``map``, or a parallel replacement; each job holds two volumes in memory.
+    cache : Path, optional
+        Folder for the segmentations of the scans.
 
     Returns
     -------
@@ -168,11 +200,12 @@ def learn_tolerance(
         Limits with their origin.
     """
     real = rescans(cohort)
-    reason = f"the cohort has {len(real)} real ones"
+    reason = (f"the cohort has {len(real) or 'no'} {'pair' if len(real) == 1 else 'pairs'} of real "
+              f"rescans and {MIN_RESCAN_PAIRS} are needed")
     if len(real) >= MIN_RESCAN_PAIRS:
         chosen = [real[i] for i in np.linspace(0, len(real) - 1, min(most, len(real))).astype(int)]
         found = tolerance_from_pairs(
-            list(mapper(partial(_rescanned, segment=segment), chosen)),
+            list(mapper(partial(_rescanned, segment=segment, cache=cache), chosen)),
             f"{len(chosen)} pairs of rescans of one subject on one scanner")
         if not misses_a_voxel(cohort, found, mapper):
             return found
@@ -182,7 +215,8 @@ def learn_tolerance(
              np.linspace(0, len(cohort) - 1, min(most, len(cohort))).astype(int)]
     jobs = [(scan, range(seed + number, seed + most, len(scans)))
             for number, scan in enumerate(scans)]
-    pairs = [pair for found in mapper(partial(_simulated, segment=segment), jobs) for pair in found]
+    pairs = [pair for found in mapper(partial(_simulated, segment=segment, cache=cache), jobs)
+             for pair in found]
     return tolerance_from_pairs(
         pairs, f"{len(pairs)} simulated rescans ({REGISTRATION_ERROR_MM} mm, "
         f"{REGISTRATION_ERROR_DEGREES} degrees, the scan's own noise), because {reason}")
@@ -218,17 +252,23 @@ def _shifted(job: tuple[Scan, int]) -> dict[str, float]:
     return compare_anatomy(volume, volume.with_data(np.roll(volume.data, 1, axis)))
 
 
-def _rescanned(pair: Pair, segment: Segment | None) -> dict[str, float]:
-    return compare_anatomy(pair.first.read(), pair.second.read(), segment)
+def _rescanned(pair: Pair, segment: Segment | None, cache: Path | None = None
+               ) -> dict[str, float]:
+    one, two = (scan.read() for scan in (pair.first, pair.second))
+    known = [cached_summary(cache, volume, (scan.image, scan.mask), segment)
+             for volume, scan in ((one, pair.first), (two, pair.second))]
+    return compare_anatomy(one, two, segment, of_source=known[0], of_result=known[1],
+                           same_contrast=True)
 
 
-def _simulated(job: tuple[Scan, Sequence[int]], segment: Segment | None) -> list[dict[str, float]]:
+def _simulated(job: tuple[Scan, Sequence[int]], segment: Segment | None,
+               cache: Path | None = None) -> list[dict[str, float]]:
     """Compare one scan with simulated rescans of it, one for each seed."""
     scan, seeds = job
     volume = scan.read()
-    known = summary_of(volume, segment)
-    return [compare_anatomy(volume, simulated_rescan(volume, seed), segment, of_source=known)
-            for seed in seeds]
+    known = cached_summary(cache, volume, (scan.image, scan.mask), segment)
+    return [compare_anatomy(volume, simulated_rescan(volume, seed), segment, of_source=known,
+                            same_contrast=True) for seed in seeds]
 
 
 @dataclass(frozen=True)

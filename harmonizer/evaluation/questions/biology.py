@@ -7,7 +7,8 @@ one mean image removes the site effect and fails here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,17 @@ from ..statistics.design import (
     partial_eta_squared_test,
     residual_squares,
 )
-from ..statistics.resampling import NO_SUBJECT_INFORMATION, Test, bootstrap_interval, not_possible
+from ..statistics.equivalence import RETENTION_MARGIN, smallest_detectable
+from ..statistics.resampling import (
+    NO_SUBJECT_INFORMATION,
+    Test,
+    bootstrap_interval,
+    not_possible,
+    resample_subjects,
+)
 
-__all__ = ["age_by_scanner", "age_tests", "effect_size", "effect_tests", "predict_age"]
+__all__ = ["age_by_scanner", "age_loss", "age_tests", "effect_losses", "effect_size",
+           "effect_tests", "predict_age"]
 
 MIN_TRAIN_SUBJECTS = 8  # with an age, at the target site
 MIN_TEST_SUBJECTS = 5  # with an age, at other sites
@@ -151,9 +160,128 @@ def _count_subjects(train: np.ndarray, test: np.ndarray, design: Design, target:
     return len(set(subjects[known & at])), len(set(subjects[known & ~at]))
 
 
+def _r2_of_rows(ages: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> float:
+    return _r2(ages[rows], predicted[rows])
+
+
 def _r2(ages: np.ndarray, predicted: np.ndarray) -> float:
     total = np.sum((ages - ages.mean()) ** 2)
     return float(1 - np.sum((ages - predicted) ** 2) / total) if total > 0 else math.nan
+
+
+def age_loss(train: np.ndarray, bases: Mapping[str, np.ndarray], after: np.ndarray, design: Design,
+             target: str, seed: int = 0) -> Test:
+    """Compute the fraction of the R2 of age that is lost by harmonization.
+
+    Parameters
+    ----------
+    train, after : ndarray, shape (n, F)
+        As `train` and `test` of `age_tests`.
+    bases : mapping of str to ndarray, shape (n, F)
+        Features of unharmonized and of linearly rescaled images. The loss is against the first from
+        which age can be predicted: the interval of R2 lies above 0.
+    design, target, seed
+        As in `age_tests`.
+
+    Returns
+    -------
+    Test
+        ``age_r2_loss``; a row without a number if age cannot be predicted from any base.
+    """
+    context: dict[str, Any] = {"question": "biology", "reference": "age"}
+    for name, base in bases.items():
+        before = age_tests(train, base, design, target, seed)[0]
+        if not before.known:
+            return not_possible("age_r2_loss", before.note, before.n, **context)
+        if before.low is None or not before.low > 0:
+            continue
+        predicted = [predict_age(train, table, design, target, seed) for table in (base, after)]
+        rows = np.flatnonzero(np.isfinite(predicted[0]) & np.isfinite(predicted[1]))
+        before_r2, after_r2 = (partial(_r2_of_rows, design.ages[rows], one[rows])
+                               for one in predicted)
+        return _loss_test("age_r2_loss", before_r2, after_r2,
+                          [design.subjects[i] for i in rows], name, context, seed)
+    return not_possible("age_r2_loss", "age cannot be predicted before harmonization (the interval "
+                        "of R2 contains 0)", design.n_subjects, **context)
+
+
+def _loss_test(name: str, before: Callable[[np.ndarray], float],
+               after: Callable[[np.ndarray], float], subjects: Sequence[str], base: str,
+               context: Mapping[str, Any], seed: int) -> Test:
+    """Return 1 - after / before of two statistics of the same rows."""
+    every = np.arange(len(subjects))
+    draws = np.array([1 - after(rows) / before(rows) if before(rows) else math.nan
+                      for rows, _ in resample_subjects(subjects, BOOTSTRAP_DRAWS, seed)])
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) > 1 else (math.nan, math.nan)
+    return Test(name, len(set(subjects)), 1 - after(every) / before(every), float(low), float(high),
+                margin=RETENTION_MARGIN, detectable=smallest_detectable(
+                    float(np.diff(np.quantile(known, [0.16, 0.84]))[0]) / 2
+                    if len(known) > 1 else math.nan),
+                method=f"1 - after / {base}; paired bootstrap over subjects", **context)
+
+
+def effect_losses(bases: Mapping[str, Mapping[str, Sequence[float]]],
+                  after: Mapping[str, Sequence[float]], design: Design, covariates: Sequence[str],
+                  *, seed: int = 0) -> tuple[Test, ...]:
+    """Compute the fraction of each effect of a covariate on a feature that is lost.
+
+    Parameters
+    ----------
+    bases : mapping of str to mapping of str to sequence of float
+        Features before, by stage ("before", "rescaled"). The loss is against the first whose effect
+        is established: its interval excludes zero.
+    after : mapping of str to sequence of float
+        Features of harmonized images.
+    design, covariates, seed
+        As in `effect_tests`.
+
+    Returns
+    -------
+    tuple of Test
+        ``effect_loss`` of the effects that are established before.
+    """
+    tests = []
+    for covariate in covariates:
+        known = design.known(covariate)
+        for feature in after:
+            tests += _effect_loss(bases, after, feature, covariate, design, known, seed)
+    return tuple(tests)
+
+
+def _effect_loss(bases: Mapping[str, Mapping[str, Sequence[float]]],
+                 after: Mapping[str, Sequence[float]], feature: str, covariate: str,
+                 design: Design, known: np.ndarray, seed: int) -> list[Test]:
+    for base, features in bases.items():
+        if feature not in features:
+            continue
+        one, two = (np.asarray(table[feature], float) for table in (features, after))
+        rows = np.flatnonzero(known & np.isfinite(one))
+        if not len(rows):
+            continue
+        test = _effect_test(one[rows], design.select_rows(rows), covariate, feature, seed)
+        if not test.known or test.name == "partial_eta_squared" or not test.excludes_zero:
+            continue
+        rows = rows[np.isfinite(two[rows])]
+        part = design.select_rows(rows)
+        if part.n_subjects < MIN_EFFECT_SUBJECTS:
+            return [Test("effect_loss", test.n, 1.0, 1.0, 1.0, margin=RETENTION_MARGIN,
+                         question="biology", reference=test.reference,
+                         method=f"{part.n_subjects} subjects have the feature after harmonization, "
+                         "so the effect is lost")]
+        blocks = _blocks(part, covariate)
+        return [_loss_test(
+            "effect_loss", partial(_effect_of_rows, one[rows], blocks),
+            partial(_effect_of_rows, two[rows], blocks), part.subjects, base,
+            {"question": "biology", "reference": test.reference}, seed)]
+    return []
+
+
+def _effect_of_rows(y: np.ndarray, blocks: tuple[str, np.ndarray, np.ndarray], rows: np.ndarray
+                    ) -> float:
+    """Return the effect in some rows; 0 for a feature that is constant."""
+    kind, x, rest = blocks
+    return _effect(kind, y[rows], x[rows], rest[rows]) if np.ptp(y[rows]) > 0 else 0.0
 
 
 def age_by_scanner(volume: Sequence[float], design: Design, reference: str) -> tuple[Test, ...]:

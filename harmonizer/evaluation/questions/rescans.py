@@ -16,6 +16,7 @@ __all__ = ["REGISTRATION_ERROR_DEGREES", "REGISTRATION_ERROR_MM", "noise_level",
 
 REGISTRATION_ERROR_MM = 0.3  # between two registrations of one brain
 REGISTRATION_ERROR_DEGREES = 0.3
+SPLINE_MARGIN_VOXELS = 12  # beyond it, a voxel has no influence on a cubic spline
 
 
 def noise_level(data: np.ndarray, mask: np.ndarray) -> float:
@@ -117,11 +118,13 @@ def simulated_rescan(volume: Volume, seed: int, *, shift_mm: float = REGISTRATIO
     motion[:3, :3], motion[:3, 3] = turn, center - turn @ center + shift_mm * direction
     step = np.linalg.inv(volume.affine) @ motion @ volume.affine
     box = ndimage.find_objects(volume.mask.astype(np.uint8))[0]
-    first = np.array([part.start for part in box])
+    wide = tuple(slice(max(part.start - SPLINE_MARGIN_VOXELS, 0), part.stop + SPLINE_MARGIN_VOXELS)
+                 for part in box)
+    first, origin = (np.array([part.start for part in one]) for one in (box, wide))
     moved = volume.data.copy()
     moved[box] = ndimage.affine_transform(
-        volume.data, step[:3, :3], step[:3, :3] @ first + step[:3, 3], order=3, mode="nearest",
-        output_shape=volume.mask[box].shape)
-    level = math.sqrt(2) * noise_level(volume.data, volume.mask)
-    noise = level * resampled_noise(volume.shape, rng)
-    return volume.with_data(np.where(volume.mask, moved + noise, volume.data))
+        volume.data[wide], step[:3, :3], step[:3, :3] @ first + step[:3, 3] - origin, order=3,
+        mode="nearest", output_shape=volume.mask[box].shape)
+    level = math.sqrt(2) * noise_level(volume.data[box], volume.mask[box])
+    moved[box] += (level * resampled_noise(volume.mask[box].shape, rng)).astype(np.float32)
+    return volume.with_data(np.where(volume.mask, moved, volume.data))

@@ -23,7 +23,22 @@ import numpy as np
 from ...errors import InputError, NotEstimableError
 from ...tissues import TISSUE_LABELS
 from ...volume import Volume
-from ..statistics.resampling import Chance, Test, bootstrap_interval, chance_level, not_possible
+from ..statistics.equivalence import (
+    CLASSIFICATION_MARGIN,
+    interval_of_draws,
+    needed_words,
+    smallest_detectable,
+    subjects_needed,
+)
+from ..statistics.resampling import (
+    Chance,
+    Test,
+    bootstrap_interval,
+    chance_level,
+    not_possible,
+    resample_subjects,
+)
+from ..table import stage_of
 
 __all__ = ["SiteClassification", "classify_sites", "macro_f1", "reason_not_classifiable",
            "site_tests", "texture_features"]
@@ -33,6 +48,7 @@ MIN_SUBJECTS_PER_SITE = 3  # with fewer, a fold would train on one subject
 MIN_TISSUE_VOXELS = 50
 FOLDS = 5
 PERMUTATIONS = 200
+BOOTSTRAP_FITS = 100  # for the standard error of the F1
 TEXTURES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation")
 
 
@@ -274,7 +290,8 @@ def site_tests(
     Returns
     -------
     tuple of Test
-        ``site_f1_retrained``, ``site_chance``, ``site_f1_trained_on_raw``, ``target_fidelity``.
+        ``site_f1_retrained``, ``site_chance``, ``site_f1_excess``, ``site_f1_trained_on_raw``,
+        ``target_fidelity``.
     """
     tests = _before_tests(np.asarray(before), sites, subjects, permutations, seed)
     for backend, features in after.items():
@@ -283,8 +300,8 @@ def site_tests(
     return tuple(tests)
 
 
-def _context(stage: str, backend: str = "") -> dict[str, Any]:
-    return {"question": "scanner", "stage": stage, "backend": backend}
+def _context(method: str) -> dict[str, Any]:
+    return {"question": "scanner", **stage_of(method)}
 
 
 def _before_tests(before: np.ndarray, sites: Sequence[str], subjects: Sequence[str],
@@ -292,9 +309,9 @@ def _before_tests(before: np.ndarray, sites: Sequence[str], subjects: Sequence[s
     rows, who, where = _complete(before, before, sites, subjects)
     reason = reason_not_classifiable(where, who)
     if reason:
-        return [not_possible("site_f1_retrained", reason, len(set(who)), **_context("before"))]
+        return [not_possible("site_f1_retrained", reason, len(set(who)), **_context(""))]
     return _f1_tests(before[rows], before[rows], where, who, "site_f1_retrained",
-                    _context("before"), permutations, seed)
+                    _context(""), permutations, seed)
 
 
 def _after_tests(before: np.ndarray, after: np.ndarray, sites: Sequence[str],
@@ -302,7 +319,7 @@ def _after_tests(before: np.ndarray, after: np.ndarray, sites: Sequence[str],
                  ) -> list[Test]:
     rows, who, where = _complete(before, after, sites, subjects)
     reason = reason_not_classifiable(where, who)
-    context = _context("after", backend)
+    context = _context(backend)
     if reason:
         return [not_possible(name, reason, len(set(who)), **context)
                 for name in ("site_f1_trained_on_raw", "site_f1_retrained", "target_fidelity")]
@@ -338,7 +355,30 @@ def _f1_tests(train: np.ndarray, test: np.ndarray, sites: Sequence[str], subject
     return [Test(name, n, result.f1, low, high, chance.p, method=f"{method}; p: {words}",
                  **context),
             Test("site_chance", n, chance.mean, chance.low, chance.high, method=words,
-                 reference=name, **context)]
+                 reference=name, **context),
+            _excess_test(train, sites, subjects, result.f1, chance, context, seed)]
+
+
+def _excess_test(features: np.ndarray, sites: Sequence[str], subjects: Sequence[str], f1: float,
+                 chance: Chance, context: Mapping[str, Any], seed: int) -> Test:
+    """Return the F1 beyond chance with an interval from classifiers of resampled subjects."""
+    if not chance.permutations:
+        return not_possible("site_f1_excess", "no permutation leaves enough subjects at each site",
+                            len(set(subjects)), **context)
+    names, who = np.asarray(sites), np.asarray(subjects)
+    draws = []
+    for rows, _ in resample_subjects(subjects, min(BOOTSTRAP_FITS, chance.permutations), seed):
+        part = names[rows].tolist(), who[rows].tolist()
+        draws.append(float("nan") if reason_not_classifiable(*part) else
+                     classify_sites(features[rows], *part, seed=seed).f1)
+    effect, n = f1 - chance.mean, len(set(subjects))
+    low, high = interval_of_draws(effect, draws, chance.std)
+    needed = subjects_needed(n, (high - low) / 2 / 1.96, CLASSIFICATION_MARGIN)
+    return Test("site_f1_excess", n, effect, low, high, margin=CLASSIFICATION_MARGIN,
+                detectable=smallest_detectable(chance.std),
+                method="macro F1 minus the mean of permuted labels; interval: standard error of "
+                f"{len(draws)} classifiers of resampled subjects, and at least that of the "
+                "permutations" + needed_words(needed), **context)
 
 
 def _f1_of_rows(true: np.ndarray, predicted: np.ndarray

@@ -17,21 +17,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ...cohort import Scan
 from ...volume import Volume
-from ..statistics.resampling import NO_SUBJECT_INFORMATION, Test, bootstrap_interval, not_possible
+from ..statistics.equivalence import (
+    DETECTION_POWER,
+    IDENTITY_MARGIN,
+    exact_fraction_interval,
+    interval_of_mean,
+    smallest_detectable,
+)
+from ..statistics.resampling import (
+    CONFIDENCE_LEVEL,
+    NO_SUBJECT_INFORMATION,
+    Test,
+    bootstrap_interval,
+    not_possible,
+)
 
-__all__ = ["fingerprint", "identify", "source_identity", "traveling_identity"]
+__all__ = ["fingerprint", "identify", "identity_changes", "source_identity",
+           "traveling_identity"]
 
 BLOCK_MM = 8.0
 MIN_SUBJECTS = 3  # to identify a subject among
 MIN_BLOCKS = 20
 MIN_BETWEEN_SUBJECT_STD = 1e-3  # relative to that within a fingerprint
-NAMES = ("identification", "identifiability")
+NAMES = ("identification", "identifiability", "own_to_others")
+_Group = tuple[list[str], list[str], list[str]]
+"""Subjects, and the keys of their first and second fingerprints."""
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores of `identify`, shape (subjects, 3), and the chance of identification."""
+
+    subjects: tuple[str, ...]
+    table: np.ndarray
+    chance: float
 
 
 def fingerprint(volume: Volume, block_mm: float = BLOCK_MM) -> np.ndarray:
@@ -64,7 +91,8 @@ def _block_numbers(shape: Sequence[int], factor: Sequence[int]) -> np.ndarray:
     return (i[:, None, None] * (j[-1] + 1) + j[None, :, None]) * (k[-1] + 1) + k
 
 
-def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def identify(first: np.ndarray, second: np.ndarray
+             ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Identify each row of one table of fingerprints among the rows of another.
 
     Parameters
@@ -75,9 +103,10 @@ def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
     Returns
     -------
     tuple of ndarray, shape (n,), or None
-        Whether the own row is the most similar (0 or 1; a fraction for ties), and the own
-        correlation minus the mean correlation with other subjects, -2 to 2. None if the subjects of
-        a table do not differ, or fewer than 20 blocks are common to all.
+        Whether the own row is the most similar (0 or 1; a fraction for ties), the own correlation
+        minus the mean correlation with other subjects, -2 to 2, and the distance (1 - correlation)
+        to the own row over that to others, 0 or more. None if the subjects of a table do not
+        differ, or fewer than 20 blocks are common to all.
     """
     common = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
     if common.sum() < MIN_BLOCKS:
@@ -89,7 +118,8 @@ def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
     best = likeness >= likeness.max(axis=1, keepdims=True) - 1e-9
     own = np.diag(likeness)
     found = np.where(np.diag(best), 1 / best.sum(axis=1), 0.0)
-    return found, own - (likeness.sum(axis=1) - own) / (len(own) - 1)
+    others = (likeness.sum(axis=1) - own) / (len(own) - 1)
+    return found, own - others, (1 - own) / np.maximum(1 - others, 1e-6)
 
 
 def _deviations(table: np.ndarray) -> np.ndarray | None:
@@ -125,19 +155,9 @@ def traveling_identity(fingerprints: Mapping[str, np.ndarray], scans: Sequence[S
     -------
     tuple of Test
         ``identification``, the fraction of identified subjects, 0 to 1; ``identifiability``, -2 to
-        2.
+        2; ``own_to_others``, 0 or more.
     """
-    at: dict[str, dict[str, str]] = {}
-    for scan in scans:
-        at.setdefault(scan.site, {}).setdefault(scan.subject, scan.scan_id)
-    pairs = []
-    for one in sorted(at):
-        for two in sorted(at):
-            shared = sorted(set(at[one]) & set(at[two]))
-            if one != two and len(shared) >= MIN_SUBJECTS:
-                pairs.append((shared, [at[one][who] for who in shared],
-                              [at[two][who] for who in shared]))
-    return _tests(pairs, fingerprints, fingerprints, NAMES, "across sites", seed)
+    return _tests(_site_groups(scans), fingerprints, fingerprints, NAMES, "across sites", seed)
 
 
 def source_identity(sources: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray],
@@ -156,7 +176,8 @@ def source_identity(sources: Mapping[str, np.ndarray], results: Mapping[str, np.
     Returns
     -------
     tuple of Test
-        ``source_identification`` and ``source_identifiability``, ranges as in `traveling_identity`.
+        ``source_identification``, ``source_identifiability`` and ``source_own_to_others``, ranges
+        as in `traveling_identity`.
     """
     at: dict[str, dict[str, str]] = {}
     for scan in scans:
@@ -170,15 +191,76 @@ def source_identity(sources: Mapping[str, np.ndarray], results: Mapping[str, np.
                   "among the sources of the site", seed)
 
 
-def _tests(pairs: Sequence[tuple[list[str], list[str], list[str]]],
-           first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray],
-           names: tuple[str, ...], words: str, seed: int) -> tuple[Test, ...]:
-    """Average over the pairs of sites of each subject, then over subjects."""
+def identity_changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray],
+                     scans: Sequence[Scan]) -> tuple[Test, ...]:
+    """Compare the identification of traveling subjects across sites with that before.
+
+    Fingerprints have neither gain nor offset, so images before and linearly rescaled images give
+    the same numbers.
+
+    Parameters
+    ----------
+    before, after : mapping of str to ndarray, shape (blocks,)
+        Fingerprints by scan identifier.
+    scans : sequence of Scan
+        Scans to compare.
+
+    Returns
+    -------
+    tuple of Test
+        ``identification_change``, the change of the fraction of identified subjects, and
+        ``own_to_others_change``, that of the distance to the own image at another site over the
+        distance to other subjects, each with its margin.
+    """
+    pairs = _site_groups(scans)
+    names = ("identification_change", "own_to_others_change")
+    first, second = (_scores(pairs, one, one, names) for one in (before, after))
+    if isinstance(first, tuple):
+        return first
+    if isinstance(second, tuple):
+        return second
+    change = second.table - first.table
+    n = len(change)
+    low, high, error = interval_of_mean(change[:, 0])
+    exact = 1 - ((1 - CONFIDENCE_LEVEL) / 2) ** (1 / n)  # upper end for no loss in n subjects
+    mean, half = float(change[:, 0].mean()), max((high - low) / 2, exact)
+    ratio = interval_of_mean(change[:, 2])
+    context: dict[str, Any] = {"question": "subject", "reference": "rescaled",
+                               "margin": IDENTITY_MARGIN}
+    return (Test(names[0], n, mean, mean - half, mean + half,
+                 detectable=1 - (1 - DETECTION_POWER) ** (1 / n), **context,
+                 method="mean over subjects of the change; t interval, and at least the exact one "
+                 "of no change; detectable: loss of which one subject at least would be seen"),
+            Test(names[1], n, float(change[:, 2].mean()), *ratio[:2],
+                 detectable=smallest_detectable(ratio[2]), **context,
+                 method="mean over subjects of the change of the ratio of distances (1 - "
+                 "correlation of fingerprints); t interval"))
+
+
+def _site_groups(scans: Sequence[Scan]) -> list[_Group]:
+    """Return each ordered pair of sites: common subjects, and their scans at both."""
+    at: dict[str, dict[str, str]] = {}
+    for scan in scans:
+        at.setdefault(scan.site, {}).setdefault(scan.subject, scan.scan_id)
+    pairs = []
+    for one in sorted(at):
+        for two in sorted(at):
+            shared = sorted(set(at[one]) & set(at[two]))
+            if one != two and len(shared) >= MIN_SUBJECTS:
+                pairs.append((shared, [at[one][who] for who in shared],
+                              [at[two][who] for who in shared]))
+    return pairs
+
+
+def _scores(pairs: Sequence[_Group], first: Mapping[str, np.ndarray],
+            second: Mapping[str, np.ndarray], names: tuple[str, ...]
+            ) -> _Scores | tuple[Test, ...]:
+    """Average the scores of each subject over its pairs; rows with the reason if there are none."""
     subjects = sorted({who for pair in pairs for who in pair[0]})
     if not pairs:
         return _not_possible(names, f"{MIN_SUBJECTS} subjects are needed, at one site or "
                              "at the same two sites", 0)
-    scores: dict[str, list[tuple[float, float]]] = {who: [] for who in subjects}
+    scores: dict[str, list[np.ndarray]] = {who: [] for who in subjects}
     chance = []
     for group, ones, twos in pairs:
         tables = [[first[key] for key in ones], [second[key] for key in twos]]
@@ -190,16 +272,27 @@ def _tests(pairs: Sequence[tuple[list[str], list[str], list[str]]],
                                  f"{NO_SUBJECT_INFORMATION}", len(subjects))
         chance.append(1 / len(group))
         for i, who in enumerate(group):
-            scores[who].append((found[0][i], found[1][i]))
-    means = np.array([np.mean(scores[who], axis=0) for who in subjects])
-    method = (f"fingerprints of {BLOCK_MM:g} mm blocks, {words}; chance {np.mean(chance):.2g}; "
-              "bootstrap over subjects")
-    return tuple(
-        Test(name, len(subjects), float(column.mean()),
-             *bootstrap_interval(partial(_mean_of_rows, column), subjects, seed=seed),
-             method=method if i == 0 else method.replace(f"; chance {np.mean(chance):.2g}", ""),
-             question="subject")
-        for i, (name, column) in enumerate(zip(names, means.T)))
+            scores[who].append(np.array([column[i] for column in found]))
+    return _Scores(tuple(subjects), np.array([np.mean(scores[who], axis=0) for who in subjects]),
+                   float(np.mean(chance)))
+
+
+def _tests(pairs: Sequence[_Group], first: Mapping[str, np.ndarray],
+           second: Mapping[str, np.ndarray], names: tuple[str, ...], words: str, seed: int
+           ) -> tuple[Test, ...]:
+    """Average over the pairs of sites of each subject, then over subjects."""
+    scores = _scores(pairs, first, second, names)
+    if isinstance(scores, tuple):
+        return scores
+    method = f"fingerprints of {BLOCK_MM:g} mm blocks, {words}; bootstrap over subjects"
+    tests = [Test(name, len(scores.subjects), float(column.mean()),
+                  *bootstrap_interval(partial(_mean_of_rows, column), scores.subjects, seed=seed),
+                  method=method, question="subject")
+             for name, column in zip(names, scores.table.T)]
+    first_method = f"{method}; chance {scores.chance:.2g}"
+    exact = exact_fraction_interval(round(float(scores.table[:, 0].sum())), len(scores.subjects))
+    return (replace(tests[0], method=f"{first_method}; exact interval over subjects".replace(
+        "; bootstrap over subjects", ""), low=exact[0], high=exact[1]), *tests[1:])
 
 
 def _mean_of_rows(values: np.ndarray, rows: np.ndarray, who: np.ndarray) -> float:

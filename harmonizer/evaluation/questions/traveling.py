@@ -22,6 +22,7 @@ from ...cohort import ACQUISITION_TIME, DAYS_PER_YEAR, Cohort, Scan, years_betwe
 from ...errors import InputError, NotEstimableError
 from ...volume import Volume
 from ..metrics import image as near
+from ..statistics.equivalence import IDENTITY_MARGIN, interval_of_mean, smallest_detectable
 from ..statistics.resampling import (
     NO_SUBJECT_INFORMATION,
     Labels,
@@ -31,13 +32,12 @@ from ..statistics.resampling import (
     not_possible,
     paired_wilcoxon,
 )
-from ..table import MEASURES, Metric, Metrics
+from ..table import MEASURES, RESCALED, Metric, Metrics, stage_of
 
 __all__ = ["PAIR_MEASURES", "RESCALED", "Icc", "Pair", "agreement_tests", "compare_images",
            "compare_methods", "complete_table", "icc", "pair_metrics", "rescans", "site_pairs",
            "subject_means", "within_subject_cov"]
 
-RESCALED = "rescaled"
 PAIR_MEASURES = ("psnr", "ssim", "ms_ssim", "rmse", "mae")
 MIN_SUBJECTS = 3
 MAX_RESCAN_DAYS = 30  # two sessions at most this far apart can be rescans
@@ -289,7 +289,8 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
     Returns
     -------
     tuple of Test
-        Means (``traveling_pair``) and paired tests (``traveling_wilcoxon``).
+        Means (``traveling_pair``), paired tests (``traveling_wilcoxon``), and the change of the
+        error against linear rescaling with its margin (``pair_error_change``).
     """
     tests: list[Test] = []
     for measure in PAIR_MEASURES:
@@ -298,22 +299,36 @@ def compare_methods(tables: Mapping[str, Metrics], *, target: str = "", seed: in
         names = list(means)
         family = [
             replace(paired_wilcoxon(means[one], means[two], "traveling_wilcoxon", seed=seed),
-                    unit=MEASURES[measure].unit, question="subject", **_stage_of(two),
+                    unit=MEASURES[measure].unit, question="subject", **stage_of(two),
                     reference=f"{measure} | {one or 'unharmonized'}")
             for i, one in enumerate(names) for two in names[i + 1:]]
         tests += corrected(family)
+        if measure == "rmse" and RESCALED in means:
+            tests += [_error_change(means[RESCALED], values, name) for name, values in
+                      means.items() if name not in ("", RESCALED)]
     return tuple(tests)
 
 
-def _stage_of(name: str) -> dict[str, Any]:
-    """Return stage and backend for a key of the tables of `compare_methods`."""
-    stage = {"": "before", RESCALED: "rescaled"}.get(name, "after")
-    return {"stage": stage, "backend": name if stage == "after" else ""}
+def _error_change(rescaled: Mapping[str, float], after: Mapping[str, float], backend: str) -> Test:
+    """Return the relative change of RMSE against linear rescaling alone, with its margin."""
+    context: dict[str, Any] = {"question": "subject", "reference": f"rmse | {RESCALED}",
+                               **stage_of(backend)}
+    common = [who for who in rescaled if after.get(who, 0) > 0 and rescaled[who] > 0]
+    if len(common) < MIN_SUBJECTS:
+        return not_possible("pair_error_change", f"{len(common)} subjects have both numbers; "
+                            f"{MIN_SUBJECTS} are needed", len(common), **context)
+    ratios = np.log([after[who] / rescaled[who] for who in common])
+    low, high, error = interval_of_mean(ratios)
+    return Test("pair_error_change", len(common), math.expm1(float(ratios.mean())),
+                math.expm1(low), math.expm1(high), margin=IDENTITY_MARGIN,
+                detectable=math.expm1(smallest_detectable(error)),
+                method="geometric mean over subjects of RMSE after over RMSE of linearly rescaled "
+                "images, minus 1; t interval", **context)
 
 
 def _mean_test(measure: str, backend: str, means: Mapping[str, float], seed: int) -> Test:
-    context = {**_stage_of(backend), "question": "subject", "reference": measure,
-               "unit": MEASURES[measure].unit}
+    context: dict[str, Any] = {"question": "subject", "reference": measure,
+                               "unit": MEASURES[measure].unit, **stage_of(backend)}
     if not means:
         return not_possible("traveling_pair", "no traveling subject has both images of a pair",
                             **context)

@@ -422,9 +422,12 @@ def _untested(check: ConfoundingCheck) -> str:
     words = f"It is unknown whether {check.variable} differs between sites: "
     if not check.missing:
         return words + "there are too few subjects per site, or all have the same value."
+    if check.missing == check.n_subjects:
+        return (f"{words}no subject has a value. Add a column '{check.variable}' to "
+                "participants.tsv to check it.")
     return (f"{words}the value is missing for {check.missing} of {check.n_subjects} "
-            f"subjects, and the others are too few or have the same value. Add "
-            f"a column '{check.variable}' to participants.tsv to check it.")
+            "subjects, counted once per site, and the others are too few or have the same value. "
+            f"Fill the column '{check.variable}' of participants.tsv to check it.")
 
 
 def _beyond_chance(check: ConfoundingCheck, variance_fraction: float) -> float:

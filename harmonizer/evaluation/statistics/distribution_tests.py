@@ -8,15 +8,24 @@ subjects of different sites; its p value should be preferred.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..metrics.distribution import LEVELS, site_distances, site_means
-from .resampling import Test, bootstrap_interval, chance_level, not_possible
+from .equivalence import (
+    INTENSITY_MARGIN,
+    interval_of_draws,
+    needed_words,
+    smallest_detectable,
+    subjects_needed,
+)
+from .resampling import Test, bootstrap_interval, chance_level, not_possible, resample_subjects
 
-__all__ = ["anderson_darling", "density", "distance_between_sites"]
+__all__ = ["anderson_darling", "density", "distance_between_sites", "excess_distance"]
 
 ANDERSON_DARLING_RESAMPLES = 999
 PERMUTATIONS = 500
@@ -105,11 +114,8 @@ def distance_between_sites(
         mean under permutation.
     """
     context: dict[str, Any] = {"question": "scanner", "unit": "R"}
-    at_site = {site: {w for w, s in zip(subjects, sites) if s == site} for site in set(sites)}
-    small = sorted(site for site, who in at_site.items() if len(who) < MIN_SUBJECTS_PER_SITE)
-    if len(at_site) < 2 or small:
-        why = (f"fewer than {MIN_SUBJECTS_PER_SITE} subjects at {', '.join(small)}" if small
-               else "one site only")
+    why = _too_few(sites, subjects)
+    if why:
         return not_possible("distribution_distance", why, len(set(subjects)), **context)
 
     def score(labels: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
@@ -125,6 +131,88 @@ def distance_between_sites(
     return Test("distribution_distance", len(set(subjects)), observed, low, high, chance.p,
                 method=f"{permutations} permutations of the subjects' sites (mean "
                 f"{chance.mean:.4f}); bootstrap over subjects", **context)
+
+
+def _too_few(sites: Sequence[str], subjects: Sequence[str]) -> str:
+    """Return why sites cannot be compared, or ""."""
+    at_site = {site: {w for w, s in zip(subjects, sites) if s == site} for site in set(sites)}
+    small = sorted(site for site, who in at_site.items() if len(who) < MIN_SUBJECTS_PER_SITE)
+    if small:
+        return f"fewer than {MIN_SUBJECTS_PER_SITE} subjects at {', '.join(small)}"
+    return "one site only" if len(at_site) < 2 else ""
+
+
+def excess_distance(
+    quantiles: np.ndarray,
+    sites: Sequence[str],
+    subjects: Sequence[str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Test:
+    """Compute the distance between sites beyond chance, over that between subjects within a site.
+
+    The numerator is the mean Wasserstein-1 distance between the sites' mean quantile functions,
+    minus its mean over permutations of the sites after all sites were given one mean. It is zero
+    without a site effect for any number of subjects. The ratio has no unit, so it can be compared
+    between uncalibrated and harmonized images.
+
+    Parameters
+    ----------
+    quantiles : ndarray, shape (n, 200)
+        Quantile functions at `LEVELS`.
+    sites, subjects : sequence of str, length n
+        Site and subject of each scan.
+    permutations : int
+        Permutations of the sites, see `shuffle_labels`, and bootstrap samples.
+    seed : int
+        Seed of both.
+
+    Returns
+    -------
+    Test
+        ``distribution_excess`` with margin and smallest detectable effect.
+    """
+    context: dict[str, Any] = {"question": "scanner"}
+    why = _too_few(sites, subjects)
+    labels, n = np.array(sites), len(set(subjects))
+    within = math.nan if why else _within_sites(quantiles, labels)
+    if why or not within > 1e-9 * float(np.ptp(quantiles)):
+        return not_possible("distribution_excess", why or "the subjects of a site have the same "
+                            "intensities", n, **context)
+
+    def score(rows: np.ndarray, names: np.ndarray) -> float:
+        found, matrix = site_distances(rows, names.tolist())
+        return float(matrix[np.triu_indices(len(found), 1)].mean()) if len(found) > 1 else math.nan
+
+    means = site_means(quantiles, sites)
+    centered = quantiles - np.stack([means[site] for site in sites])
+    chance = chance_level(partial(score, centered), labels, subjects, 0.0,
+                          permutations=permutations, seed=seed)
+    effect = (score(quantiles, labels) - chance.mean) / within
+    draws = [score(quantiles[rows], labels[rows]) / within
+             for rows, _ in resample_subjects(subjects, permutations, seed)]
+    null_std = chance.std / within
+    low, high = interval_of_draws(effect, draws, null_std)
+    needed = subjects_needed(n, (high - low) / 2 / 1.96, INTENSITY_MARGIN)
+    return Test("distribution_excess", n, effect, low, high, margin=INTENSITY_MARGIN,
+                detectable=smallest_detectable(null_std),
+                method="mean Wasserstein-1 distance between sites minus its mean under "
+                f"{permutations} permutations of the subjects' sites, over that between subjects "
+                "of a site; interval: standard error of the bootstrap over subjects, and at least "
+                "that of the permutations" + needed_words(needed), **context)
+
+
+def _within_sites(quantiles: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean Wasserstein-1 distance between two scans of a site, over all sites."""
+    distances = []
+    for site in np.unique(labels):
+        ordered = np.sort(quantiles[labels == site], axis=0)
+        n = len(ordered)
+        if n > 1:  # the mean absolute difference of n sorted numbers, at every level
+            weights = (2 * np.arange(1, n + 1) - n - 1)[:, None]
+            distances.append(float((2 * weights * ordered).sum(axis=0).mean() / (n * (n - 1))))
+    return float(np.mean(distances)) if distances else math.nan
 
 
 def density(quantiles: np.ndarray, grid: np.ndarray, bandwidth: float) -> np.ndarray:

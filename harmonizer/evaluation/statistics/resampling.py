@@ -46,6 +46,10 @@ COLUMNS = {
     "unit": "Unit of the effect",
     "low": "Lower end of the 95 % interval (for a chance level, of its band)",
     "high": "Upper end of the 95 % interval (for a chance level, of its band)",
+    "margin": "Margin of an equivalence test, stated before the data are seen: the largest effect "
+    "that is negligible, or the largest negligible loss",
+    "detectable": "Smallest true effect that a test at 5 % on these subjects finds with a "
+    "probability of 80 %",
     "p": "p value, not corrected",
     "p_corrected": "p value corrected over the family of tests that the method names",
     "method": "Estimator, test, interval and correction in words",
@@ -55,7 +59,7 @@ COLUMNS = {
 }
 Labels = Sequence[str] | np.ndarray
 CORRECTIONS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}  # statsmodels'
-_NUMBERS = ("effect", "low", "high", "p", "p_corrected")
+_NUMBERS = ("effect", "low", "high", "margin", "detectable", "p", "p_corrected")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Test:
     fitted_on: str = ""
     computed_on: str = ""
     note: str = ""
+    margin: float | None = None
+    detectable: float | None = None
 
     @property
     def known(self) -> bool:
@@ -380,6 +386,8 @@ class Chance:
         One-sided p value of the observed score, above 0.
     permutations : int
         Permutations that have a score.
+    std : float
+        Standard deviation of the score.
     """
 
     mean: float
@@ -387,6 +395,7 @@ class Chance:
     high: float
     p: float
     permutations: int
+    std: float = math.nan
 
 
 def shuffle_labels(labels: Labels, subjects: Labels, rng: np.random.Generator
@@ -477,4 +486,5 @@ def chance_level(
     low, high = np.quantile(drawn, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     count = np.count_nonzero(drawn >= observed - 1e-12)  # equal up to rounding
     return Chance(float(drawn.mean()), float(low), float(high),
-                  float((1 + count) / (1 + drawn.size)), drawn.size)
+                  float((1 + count) / (1 + drawn.size)), drawn.size,
+                  float(drawn.std(ddof=1)) if drawn.size > 1 else math.nan)

@@ -20,14 +20,13 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from ...cohort import Scan
+from ...cohort import MISSING_TEXTS, Scan
 from ...errors import UsageError, did_you_mean
 
 __all__ = ["Column", "Covariate", "code_covariates", "covariates_of", "within_sites"]
 
 MAX_MISSING_FRACTION = 0.2
 MAX_LEVELS = 10  # a category with more levels is an identifier
-MISSING = ("", "n/a", "na", "nan", "none", "null")
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def within_sites(scans: Sequence[Scan], covariates: Sequence[Covariate]
 def _text(value: Any) -> str:
     """Return a value as text; empty if it is missing."""
     text = "" if value is None else str(value).strip()
-    return "" if text.lower() in MISSING else text
+    return "" if text.lower() in MISSING_TEXTS else text
 
 
 def _number(name: str, value: Any) -> float | None:

@@ -1,10 +1,12 @@
 """Histogram matching: map the scan's quantile function to the target's.
 
-y = Q_target(F_scan(x)), with the target's quantile function the mean over its scans, each divided
-by its own median first (a scan's gain is arbitrary) and multiplied by the mean median after.
-With ``method="landmarks"`` only p1, the deciles and p99 are kept and each scan is scaled by its
-p1..p99 range. Nyul, Udupa and Zhang fix the scale at 1..99 of an arbitrary standard; here it is the
-target's own.
+y = Q_target(F_scan(x)). The quantile function of the target is the mean over its scans. Because the
+gain of a scan is arbitrary, each scan is first divided by its median, and the mean is multiplied by
+the mean median.
+
+With ``method="landmarks"`` the quantile functions have only p1, the deciles and p99, and each scan
+is scaled by its p1 to p99 range. Nyul, Udupa and Zhang use an arbitrary standard scale; here the
+scale is that of the target.
 
 References
 ----------

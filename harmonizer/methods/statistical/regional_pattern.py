@@ -12,7 +12,7 @@ ComBat [1]_).
 
 Only half of this shrinkage is applied, because an unusual scanner does not follow the distribution
 of the others and would be shrunk too far (limited translation [2]_). Offsets are not changed.
-docs/tissue-matching.md describes the method.
+docs/concepts/tissue-matching.md describes the method.
 
 References
 ----------

@@ -1,11 +1,13 @@
 """Local tissue matching: give each tissue, at each place, the brightness it has at the target.
 
 The map is `harmonizer.contrast.tissue_map.TissueMap`. The fit stores, for each site, the local
-means and standard deviations of CSF, GM and WM on a lattice of 4 mm, averaged over the scans of the
-site after division by each scan's gain. docs/tissue-matching.md describes method and results.
+means and standard deviations of CSF, GM and WM on a lattice of 4 mm. They are averaged over the
+scans of the site after division by each scan's gain. docs/concepts/tissue-matching.md describes
+method and results.
 
-**Source maps.** The source of a map is a weighted mean of the site's maps (weight 0), which
-preserve the regional intensities of the subject, and the scan's own maps (weight 1), which do not.
+**Source maps.** The source of a map is a weighted mean of the site's maps and the scan's own maps.
+The site's maps (weight 0) preserve the regional intensities of the subject; the scan's own maps
+(weight 1) do not.
 Let tau^2 be the variance between subjects. The mean over n subjects has the error variance
 tau^2 / n as an estimate of the site, and one scan has tau^2. The combination
 (1 - w) site + w scan with the smallest error has w = 1 / (n + 1), as in empirical Bayes [1]_. If a
@@ -14,8 +16,8 @@ is to be removed: w = (q + 1/n) / (1 + 1/n). An unseen site has n = 0 and w = 1.
 target site has w = 0: only its gain changes.
 
 **Outlying scans.** Let d^2 be the mean squared distance of a scan from its site's maps, and
-e^2 = tau^2 (1 + 1/n) its expected value. A scan farther than `OUTLIER_DISTANCE` times e was hardly
-acquired with the protocol of the site. Its weight is then at least
+e^2 = tau^2 (1 + 1/n) its expected value. A scan farther than `OUTLIER_DISTANCE` times e was
+probably acquired with another protocol. Its weight is then at least
 1 - OUTLIER_DISTANCE^2 e^2 / d^2 (positive-part James-Stein estimator [2]_). With few degrees of
 freedom, e^2 is raised.
 
@@ -32,8 +34,8 @@ all sites add no error to the differences between sites and do not count in 1/n.
 Site maps are compared at the same covariates, and a scan is compared with what is expected at its
 own (`harmonizer.methods.statistical.covariates`).
 
-**Sites without scans in the fit.** If the subjects of a fit are selected (for example controls) and
-a site has none, all its scans are of subjects unlike those of the fit. Regional matching would
+**Sites without scans in the fit.** The subjects of a fit may be selected, for example controls. If
+a site has none, all its scans are of other subjects, such as patients. Regional matching would
 remove the differences that the selection protects. Such a scan is given the regional pattern of the
 average site, and the overall mean of each tissue is matched to the target. The setting
 ``left_out_sites="regional"`` requests regional matching.
@@ -192,7 +194,7 @@ class TissueMatching(StatisticsBackend):
 
     name = "tissue_matching"
     version = "4"
-    reference = "local tissue matching, this project (docs/benchmarks.md)"
+    reference = "local tissue matching, brain-harmonizer"
     summary = ("Local means and standard deviations of cerebrospinal fluid, gray and white matter "
                "were mapped to those of the target by smooth maps, applied to the scan's own "
                "voxels.")

@@ -1,4 +1,4 @@
-"""The Python interface: docs/python.md runs as it stands; wrong input is refused with a remedy."""
+"""The Python interface: docs/how-to/python.md runs as it is; wrong input gives a clear error."""
 from __future__ import annotations
 
 import re
@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The names that the code of docs/python.md leaves behind."""
-    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    """The names that the code of docs/how-to/python.md leaves behind."""
+    text = (ROOT / "docs" / "how-to" / "python.md").read_text(encoding="utf-8")
     names = {"work": tmp_path_factory.mktemp("work"), "__name__": "page"}
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, "docs/python.md", "exec"), names)  # the page's own code
+        exec(compile(block, "docs/how-to/python.md", "exec"), names)  # the page's own code
     return names
 
 

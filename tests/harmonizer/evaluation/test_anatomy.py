@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from harmonizer.cohort import Cohort, Scan
 from harmonizer.errors import InputError
+from harmonizer.evaluation.cache import cached_summary
 from harmonizer.evaluation.questions import anatomy
 from harmonizer.evaluation.questions.anatomy import (
     GUARDED,
@@ -155,7 +156,7 @@ def test_without_rescans_the_cohort_simulates_them(tmp_path):
     cohort = Cohort(tuple(scan(tmp_path, brain(p), str(p), "1") for p in range(3)))
     found = learn_tolerance(cohort, most=6)
     assert found.origin.startswith("6 simulated rescans")
-    assert "the cohort has 0 real ones" in found.origin
+    assert "the cohort has no pairs of real rescans and 3 are needed" in found.origin
     assert found.limits["ssim_structure"] == pytest.approx(0.93, abs=0.03)
     source = brain(8)
     assert verdict(source, 3 * source.data, found, segmented=False).ok
@@ -367,3 +368,40 @@ def test_verdicts_are_plain_values_for_a_sidecar():
 def test_other_grids_are_refused():
     with pytest.raises(InputError, match="on one grid"):
         compare_anatomy(brain(0), Volume(np.ones((5, 5, 5)), AFFINE))
+
+
+def counting(calls: list[Volume]):
+    """`segment`, which notes every image that it is given."""
+    def noted(volume: Volume) -> np.ndarray:
+        calls.append(volume)
+        return segment(volume)
+
+    return noted
+
+
+def test_the_source_is_segmented_in_the_other_contrast_only_if_a_limit_is_exceeded(tolerance):
+    """The verdict is the same as with three segmentations of every image."""
+    source = brain(3)
+    images = {"contrast": np.where(MASK, 100 * (source.data / 100) ** 0.7, 0),
+              "moved": np.roll(source.data, 2, axis=0)}
+    for name, data in images.items():
+        result, few, many = source.with_data(data), [], []
+        quick = compare_anatomy(source, result, counting(few), limits=tolerance.limits)
+        full = compare_anatomy(source, result, counting(many))
+        assert (len(few), len(many)) == ((2 if name == "contrast" else 3), 3)
+        one, two = (check_anatomy(values, tolerance) for values in (quick, full))
+        assert one.ok == two.ok == (name == "contrast")
+    calls: list[Volume] = []
+    compare_anatomy(source, source.with_data(images["moved"]), counting(calls), same_contrast=True)
+    assert len(calls) == 2
+
+
+def test_an_image_is_segmented_once_and_its_labels_are_kept(tmp_path):
+    volume, calls = brain(3), []
+    noted, image = counting(calls), write_volume(tmp_path / "image.nii.gz", volume)
+    first, again = (cached_summary(tmp_path / "cache", volume, [image], noted) for _ in range(2))
+    assert len(calls) == 1 and (first.labels == again.labels).all()
+    assert first.ratios == again.ratios and list(again.ratios) == ["CSF", "GM", "WM"]
+    write_volume(image, brain(4))
+    cached_summary(tmp_path / "cache", brain(4), [image], noted)
+    assert len(calls) == 2

@@ -50,7 +50,11 @@ def test_unknown_ages_are_said():
     assert check.missing == 2
     assert check.by_site["A"] == "unknown"
     assert check.warning.startswith("It is unknown whether age differs between sites: the value is "
-                                    "missing for 2 of 4 subjects")
+                                    "missing for 2 of 4 subjects, counted once per site")
+    assert check.warning.endswith("Fill the column 'age' of participants.tsv to check it.")
+    nobody = sex_by_site([None] * 4, ["A", "A", "B", "B"])
+    assert nobody.warning.endswith("no subject has a value. Add a column 'sex' to "
+                                   "participants.tsv to check it.")
 
 
 def test_one_site_needs_no_warning():

@@ -1,6 +1,8 @@
 """Statistics that cannot be estimated are reported as rows; faults propagate."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from harmonizer.errors import InputError, NotEstimableError
 from harmonizer.evaluation import group_tests
 from harmonizer.evaluation.inputs import EvaluationInput, Features
 from harmonizer.evaluation.statistics.design import Design
+from harmonizer.evaluation.statistics.resampling import Test
 
 
 @pytest.fixture
@@ -46,3 +49,21 @@ def test_the_rows_of_computed_statistics_are_returned():
     row = group_tests.not_possible("a", "b")
     assert group_tests.tests_or_reason("x", "scanner", lambda: row) == [row]
     assert group_tests.tests_or_reason("x", "scanner", lambda: (row, row)) == [row, row]
+
+
+def test_another_covariate_classifies_no_site_again(inputs, monkeypatch, tmp_path):
+    """A row without a p value reads from the cache as it was written."""
+    calls = []
+
+    def classify(*args, **kwargs):
+        calls.append(args)
+        return (Test("site_f1_retrained", 6, 0.5, 0.4, 0.6, note="ä"),)
+
+    monkeypatch.setattr(group_tests, "site_tests", classify)
+    inputs = replace(inputs, cache=tmp_path)
+    first = group_tests._site_tests(inputs, {})
+    again = group_tests._site_tests(replace(inputs, covariates=("sex",)), {})
+    assert first == again == list(classify()) and len(calls) == 2
+    changed = Features(inputs.features[""].texture + 1, {}, {})
+    group_tests._site_tests(replace(inputs, features={"": changed}), {})
+    assert len(calls) == 3

@@ -1,4 +1,4 @@
-"""Fingerprints: subjects told apart, scanners ignored, and nobody left where all look alike."""
+"""Tests of fingerprints: subjects are identified, scanners are ignored, similarity is reported."""
 from __future__ import annotations
 
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 from harmonizer.evaluation.questions.subject import (
     fingerprint,
     identify,
+    identity_changes,
     source_identity,
     traveling_identity,
 )
@@ -45,10 +46,12 @@ def test_a_fingerprint_is_the_mean_of_blocks_inside_the_mask():
 
 def test_subjects_are_found_across_scanners_whatever_the_contrast(roaming):
     scans, fingerprints = roaming
-    found, margin = traveling_identity(fingerprints, scans)
+    found, margin, ratio = traveling_identity(fingerprints, scans)
     assert (found.name, found.n, found.effect) == ("identification", 6, 1.0)
     assert "chance 0.17" in found.method
     assert margin.effect > 0.7 and margin.low > 0.5
+    assert ratio.name == "own_to_others" and ratio.high < 0.5
+    assert found.low == pytest.approx(0.025 ** (1 / 6))  # exact: six of six
 
 
 def test_labels_of_strangers_are_found_by_chance_only(roaming):
@@ -56,17 +59,18 @@ def test_labels_of_strangers_are_found_by_chance_only(roaming):
     rng = np.random.default_rng(0)
     strangers = {name: rng.normal(size=value.size).astype(np.float32)
                  for name, value in fingerprints.items()}
-    found, margin = traveling_identity(strangers, scans)
+    found, margin, ratio = traveling_identity(strangers, scans)
+    assert ratio.effect == pytest.approx(1.0, abs=0.15)
     assert found.effect < 0.45
     assert margin.effect == pytest.approx(0.0, abs=0.1)
 
 
-def test_one_mean_image_tells_nobody_apart_though_gains_differ(roaming):
+def test_one_mean_image_identifies_no_subject_though_gains_differ(roaming):
     scans, fingerprints = roaming
     mean = np.mean([value for value in fingerprints.values()], axis=0)
     alike = {name: (1 + 0.1 * i) * mean + i for i, name in enumerate(fingerprints)}
     tests = traveling_identity(alike, scans)
-    assert [test.known for test in tests] == [False, False]
+    assert [test.known for test in tests] == [False] * 3
     assert "information about subjects is lost" in tests[0].note
     assert not source_identity(fingerprints, alike, scans)[0].known
 
@@ -97,3 +101,17 @@ def test_two_subjects_are_too_few():
     scans, fingerprints = prints_of(cohorts.traveling_plan(2))
     tests = traveling_identity(fingerprints, scans)
     assert not tests[0].known and tests[0].note.startswith("3 subjects are needed")
+
+
+def test_a_loss_of_identity_is_told_from_a_change_of_contrast(roaming):
+    """A gain and an offset change nothing; half of another subject's image is a loss."""
+    scans, fingerprints = roaming
+    gained = {name: 3 * value + 40 for name, value in fingerprints.items()}
+    same, distance = identity_changes(fingerprints, gained, scans)
+    assert same.effect == 0.0 and same.low == pytest.approx(0.025 ** (1 / 6) - 1)
+    assert same.detectable == pytest.approx(1 - 0.2 ** (1 / 6))
+    assert distance.high < distance.margin == 0.05
+    rng = np.random.default_rng(1)
+    spoiled = {name: value + 2 * np.nanstd(value) * rng.normal(size=value.size).astype(np.float32)
+               for name, value in fingerprints.items()}
+    assert identity_changes(fingerprints, spoiled, scans)[1].low > 0.05

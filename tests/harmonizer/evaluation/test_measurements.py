@@ -1,4 +1,4 @@
-"""Scans are measured side by side, and an interrupt does not wait for them."""
+"""Tests that scans are measured in parallel, and that an interrupt does not wait for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_an_interrupt_ends_the_processes_at_once():
         jobs = mapped("sleep")(time.sleep, [0.0, 60.0, 60.0, 60.0])
         assert next(iter(jobs)) is None  # they have started
         raise Terminated
-    assert threading.active_count() == threads  # the pool's has ended: nobody asks for them later
+    assert threading.active_count() == threads  # those of the pool have ended
     while active_children():  # they are reaped by the pool's thread
         assert time.monotonic() - began < 30
         time.sleep(0.05)

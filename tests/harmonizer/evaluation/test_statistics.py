@@ -44,7 +44,7 @@ def test_holm_by_hand_and_missing_values_stay_missing():
 
 
 def test_a_family_names_its_correction():
-    done = corrected([Test("a", 5, 1.0, p=0.01), not_possible("b", "nobody"),
+    done = corrected([Test("a", 5, 1.0, p=0.01), not_possible("b", "no subjects"),
                       Test("c", 5, 1.0, p=0.04)], "bh")
     assert [test.p_corrected for test in done] == [pytest.approx(0.02), None, pytest.approx(0.04)]
     assert done[0].method.endswith("Benjamini-Hochberg over 2 tests")

@@ -45,7 +45,7 @@ def cohort() -> Cohort:
 
 def test_who_travels(cohort):
     assert cohort.traveling().subjects == ("1",)  # 4 was elsewhere with another modality only
-    assert not rescans(cohort)  # nobody says how far apart the sessions b1 and b2 are
+    assert not rescans(cohort)  # the time between the sessions b1 and b2 is not known
 
 
 def test_longitudinal_scans_across_a_change_of_scanner_do_not_travel():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harmonizer.errors import UsageError
-from harmonizer.phantom import TISSUES, make_deformation, make_subject
+from harmonizer.phantom import PHANTOM_TISSUES, make_deformation, make_subject
 from harmonizer.phantom.anatomy import (
     DEFORMATION_LATTICE_MM,
     _exponential,
@@ -17,7 +17,7 @@ from harmonizer.phantom.anatomy import (
 
 
 def _fraction(subject, name):
-    return subject.fractions[TISSUES.index(name)]
+    return subject.fractions[PHANTOM_TISSUES.index(name)]
 
 
 def _volumes_ml(subject):
@@ -60,7 +60,7 @@ def test_the_head_has_a_skull_between_brain_and_scalp(young):
 
 
 def _sum(ray, *names):
-    return sum(ray[TISSUES.index(name)] for name in names)
+    return sum(ray[PHANTOM_TISSUES.index(name)] for name in names)
 
 
 def test_the_same_seed_is_the_same_person_bit_by_bit(young):

@@ -10,7 +10,7 @@ import pytest
 from harmonizer.errors import UsageError
 from harmonizer.phantom import SCANNERS, UNSEEN, Sequence
 from harmonizer.phantom.physics import (
-    TISSUES,
+    PHANTOM_TISSUES,
     Relaxation,
     relaxation_of,
     signal,
@@ -23,7 +23,7 @@ ALL_SCANNERS = pytest.mark.parametrize("scanner", (*SCANNERS, UNSEEN), ids=lambd
 
 def _brain(scanner, modality: str) -> dict[str, float]:
     table = np.abs(signals(scanner.tesla, scanner.sequence(modality))[:, 0])
-    return dict(zip(TISSUES, table))
+    return dict(zip(PHANTOM_TISSUES, table))
 
 
 def test_the_ernst_angle_is_the_brightest_flip_of_a_spoiled_gradient_echo():

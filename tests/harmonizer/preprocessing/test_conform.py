@@ -60,6 +60,35 @@ def test_sound_header_needs_no_repair(tmp_path):
     assert conformed.original_axes == "LPS"
 
 
+def head_in_air(background=0.0):
+    """A bright block in noise that is never below zero, whose faces are air."""
+    data = np.random.default_rng(1).integers(0, 12, (20, 24, 18)).astype(np.float32)
+    data[5:15, 6:18, 4:14] += 600
+    data[:6, 0, 0] = 0
+    return data + np.float32(background)
+
+
+@pytest.mark.parametrize("offset", [-200, -500, -1000, -32768])
+def test_a_negative_offset_is_removed_and_reported(tmp_path, offset):
+    """All that follows sees the same image with and without the offset."""
+    plain = conform(save(tmp_path / "a.nii.gz", head_in_air(), GRIDS["LPS"]))
+    shifted = conform(save(tmp_path / "b.nii.gz", head_in_air(offset), GRIDS["LPS"]))
+    np.testing.assert_array_equal(shifted.volume.data, plain.volume.data)
+    assert plain.repairs == () and len(shifted.repairs) == 1
+    assert f"; {-offset} was added to all voxels" in shifted.repairs[0]
+
+
+def test_other_negative_values_stay(tmp_path):
+    """Undershoot of resampling, a standardized brain in zeros, and an offset above zero."""
+    ringing = head_in_air(-5)
+    standardized = np.where(head_in_air() > 100, (head_in_air() - 606) / 3, 0).astype(np.float32)
+    assert standardized.min() < -1
+    for data in (ringing, standardized, head_in_air(1000)):
+        conformed = conform(save(tmp_path / "a.nii.gz", data, GRIDS["RAS"]))
+        np.testing.assert_array_equal(conformed.volume.data, data)
+        assert conformed.repairs == ()
+
+
 def test_disagreeing_forms_take_the_sform_and_say_so(tmp_path):
     path = save(tmp_path / "in.nii.gz", blob(), GRIDS["RAS"], 2, 1, GRIDS["LPS"])
     conformed = conform(path)

@@ -29,8 +29,12 @@ NOTHING = (not_possible("traveling_pair", "no subject was scanned at two sites",
 def statistics(*more: Test) -> Statistics:
     rows = [row("site_f1_retrained", "", 0.9, 0.005), row("site_f1_retrained", "x", 0.3, 0.4),
             row("site_f1_retrained", COMBAT, 0.35, 0.3), row("site_chance", "x", 0.3, std=0.15),
+            row("site_f1_retrained", "", 0.6, 0.005, stage="rescaled"),
+            row("site_f1_excess", "", 0.6, margin=0.1), row("site_f1_excess", "x", -0.01, std=0.05,
+                                                           margin=0.1),
             row("anatomy_limit", reference="ssim_structure", effect=0.9, question="anatomy"),
-            row("anatomy_flagged", "x", 0.5, method="limits from 5 pairs of rescans; more")]
+            row("anatomy_flagged", "x", 0.5, 0.001, margin=0.05,
+                method="limits from 5 pairs of rescans; more")]
     return Statistics((*rows, *(more or NOTHING)))
 
 
@@ -40,12 +44,12 @@ def verdict(structure: float, edges: float) -> AnatomyCheck:
     return AnatomyCheck(ok, () if ok else ("structure (SSIM): low",), values, LIMITS)
 
 
-VERDICT_WORDS = {"x": {"a": verdict(0.99, 0.1), "b": verdict(0.8, 0.1), "c": verdict(0.95, 0.6)}}
+CHECKS = {"x": {"a": verdict(0.99, 0.1), "b": verdict(0.8, 0.1), "c": verdict(0.95, 0.6)}}
 
 
 @pytest.fixture(scope="module")
 def evidence():
-    return evidence_of(statistics(), "T1w", ["x"], VERDICT_WORDS)
+    return evidence_of(statistics(), "T1w", ["x"], CHECKS)
 
 
 def circles(chart, look: str) -> list[float]:
@@ -58,12 +62,15 @@ def test_a_card_per_question_with_verdict_number_and_picture(evidence):
     cards = {card.question: card for card in evidence.cards}
     assert list(cards) == ["scanner", "subject", "biology", "anatomy"]
     assert [c.verdict for c in evidence.cards] == ["yes", "unknown", "unknown", "no"]
-    assert cards["scanner"].number == "0.3" and cards["anatomy"].number == "50 %"
+    assert [c.verdict_words for c in evidence.cards] == [
+        "Removed", "Cannot be told", "Cannot be told", "Changed"]
+    assert cards["scanner"].number == "-0.01" and cards["anatomy"].number == "50 %"
     assert "no subject was scanned at two sites" in cards["subject"].sentence
     assert cards["subject"].number == "" and cards["subject"].chart is None
     drawn = str(cards["scanner"].chart)
-    assert "chance" in drawn and "ComBat (features)" in drawn
-    assert circles(drawn, "before")[0] > circles(drawn, "other")[0] > circles(drawn, "after")[0]
+    assert "chance" in drawn and "ComBat (features)" in drawn and "only rescaled" in drawn
+    rescaled, combat = circles(drawn, "other")
+    assert circles(drawn, "before")[0] > rescaled > combat > circles(drawn, "after")[0]
 
 
 def test_images_beyond_the_limit_stand_beyond_the_line_and_are_named(evidence):
@@ -77,10 +84,11 @@ def test_images_beyond_the_limit_stand_beyond_the_line_and_are_named(evidence):
 
 def test_tables_hold_numbers_or_the_reason_why_not(evidence):
     guesses, levels, *_ = evidence.tables["scanner"]
-    assert [r[0].text for r in guesses.rows] == ["before", "x", "ComBat (features)"]
-    assert guesses.rows[1][1].text == "0.3 (0.2 to 0.4)" and guesses.rows[1][1].order == 0.3
+    assert [r[0].text for r in guesses.rows] == [
+        "before", "only rescaled", "x", "ComBat (features)"]
+    assert guesses.rows[2][1].text == "0.3 (0.2 to 0.4)" and guesses.rows[2][1].order == 0.3
     assert guesses.rows[0][2].text == "0.005"
-    assert guesses.rows[1][3].text == "0.15 to 0.45"
+    assert guesses.rows[2][3].text == "0.15 to 0.45"
     assert levels.rows == () and levels.reason == "not measured"
     pairs = evidence.tables["subject"][0]
     assert pairs.rows == () and pairs.reason == "no subject was scanned at two sites"
@@ -89,11 +97,13 @@ def test_tables_hold_numbers_or_the_reason_why_not(evidence):
 
 
 def test_methods_side_by_side():
-    table = evidence_of(statistics(row("site_f1_retrained", "y", 0.75, 0.005)), "T1w", ["x", "y"],
-                        VERDICT_WORDS).methods
-    assert [r[0].text for r in table.rows] == ["before", "x", "y", "ComBat (features)"]
-    assert table.rows[1][1].text == "Yes" and table.rows[2][1].text == "Partly"
-    assert [r[5].text for r in table.rows] == ["0.9", "0.3", "0.75", "0.35"]
+    more = (row("site_f1_retrained", "y", 0.75, 0.005),
+            row("site_f1_excess", "y", 0.45, margin=0.1))
+    table = evidence_of(statistics(*more), "T1w", ["x", "y"], CHECKS).methods
+    assert [r[0].text for r in table.rows] == ["before", "only rescaled", "x", "y",
+                                               "ComBat (features)"]
+    assert table.rows[2][1].text == "Removed" and table.rows[3][1].text == "Reduced"
+    assert [r[5].text for r in table.rows] == ["0.9", "0.6", "0.3", "0.75", "0.35"]
 
 
 def test_travelling_pairs_biology_and_volumes_are_told():
@@ -102,14 +112,16 @@ def test_travelling_pairs_biology_and_volumes_are_told():
                                         ("x", 27.0, "after"))]
     changes = [row("traveling_wilcoxon", "x", value, 0.03, unit="dB", reference=f"psnr | {other}")
                for value, other in ((7.0, "unharmonized"), (3.0, "rescaled"))]
+    changes.append(row("pair_error_change", "x", -0.3, std=0.1, margin=0.05))
     rest = [row("age_r2", name, value) for name, value in (("", 0.4), ("x", 0.5))]
+    rest.append(row("age_r2_loss", "x", -0.25, std=0.2, margin=0.1, reference="age"))
     rest += [row("standardized_beta", name, 0.4, 0.02, reference="GM ratio | age", std=0.2)
              for name in ("", "x")]
     rest += [row("marginal_r2", name, 0.3, tissue="GM") for name in ("", "x")]
-    found = evidence_of(statistics(*pairs, *changes, *rest), "T1w", ["x"], VERDICT_WORDS)
+    found = evidence_of(statistics(*pairs, *changes, *rest), "T1w", ["x"], CHECKS)
     cards = {card.question: card for card in found.cards}
-    assert cards["subject"].number == "+3 dB" and len(circles(cards["subject"].chart, "other")) == 1
-    assert cards["biology"].verdict == "yes" and cards["biology"].number == "0.5"
+    assert cards["subject"].number == "-30 %" and len(circles(cards["subject"].chart, "other")) == 1
+    assert cards["biology"].verdict == "yes" and cards["biology"].number == "+25 %"
     table = found.tables["subject"][0]
     assert [cell.text for cell in table.rows[-1]][3:7] == [
         "7 (6.9 to 7.1)", "0.030", "3 (2.9 to 3.1)", "0.030"]
@@ -119,7 +131,7 @@ def test_travelling_pairs_biology_and_volumes_are_told():
 
 def test_a_prediction_that_failed_altogether_is_told_in_words():
     rows = [row("age_r2", "", -1.2e5, std=1e5), row("age_r2", "x", 0.8)]
-    found = evidence_of(statistics(*rows), "T1w", ["x"], VERDICT_WORDS)
+    found = evidence_of(statistics(*rows), "T1w", ["x"], CHECKS)
     assert [r[1].text for r in found.tables["biology"][0].rows] == ["< -10", "0.8 (0.7 to 0.9)"]
     drawn = str(found.cards[2].chart)
     assert "&lt; -10" in drawn and "120000" not in drawn and "-1.2" not in drawn
@@ -129,18 +141,20 @@ def test_a_prediction_that_failed_altogether_is_told_in_words():
 def test_without_age_the_card_draws_effects():
     effects = [row("standardized_beta", name, value, 0.02, reference="GM ratio | age", std=0.2)
                for name, value in (("", -0.6), ("x", -0.5))]
-    card = evidence_of(statistics(*effects), "T1w", ["x"], VERDICT_WORDS).cards[2]
-    assert card.verdict == "yes" and "GM, age" in str(card.chart)
+    loss = row("effect_loss", "x", 0.17, std=0.5, margin=0.1, reference="GM ratio | age")
+    card = evidence_of(statistics(*effects, loss), "T1w", ["x"], CHECKS).cards[2]
+    assert card.verdict_words == "Not detectable with n = 20" and "GM, age" in str(card.chart)
     assert circles(card.chart, "before")[0] < circles(card.chart, "after")[0]
-    assert (card.number, card.number_words) == (
-        "-0.5", "effect of age on the GM ratio (standardized slope)")
+    assert (card.number, card.number_words) == ("-17 %", "change of the effect of age on the GM "
+                                                "ratio")
 
 
 def test_the_picture_is_of_what_the_answer_rests_on():
     rows = [row("age_r2", name, -0.5) for name in ("", "x")]
     rows += [row("standardized_beta", name, -0.6, 0.02, reference="GM ratio | age", std=0.2)
              for name in ("", "x")]
-    card = evidence_of(statistics(*rows), "T1w", ["x"], VERDICT_WORDS).cards[2]
+    rows.append(row("effect_loss", "x", 0.0, std=0.05, margin=0.1, reference="GM ratio | age"))
+    card = evidence_of(statistics(*rows), "T1w", ["x"], CHECKS).cards[2]
     assert card.verdict == "yes" and "GM, age" in str(card.chart)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from harmonizer.evaluation.metrics.distribution import QuantileRow, QuantileTable
 from harmonizer.evaluation.table import Metric, Metrics
+from harmonizer.reports.charts import on_one_axis
 from harmonizer.reports.figures import Figure, ScanImages, density, scan_figures
 from harmonizer.reports.group import (
     Failure,
@@ -20,7 +21,7 @@ from harmonizer.reports.group import (
     render_group_report,
     target_curve,
 )
-from harmonizer.reports.html import markdown, number_words, relative_link
+from harmonizer.reports.html import markdown, number_words, relative_link, script_hash
 from harmonizer.reports.subject import (
     Check,
     ScanReport,
@@ -78,7 +79,7 @@ def assert_self_contained(page: Page, scripts: int = 0) -> None:
     leave the file only on a click."""
     assert page.all("script") == [{}] * scripts
     assert not page.all("link") and not page.all("iframe")
-    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert all(re.match("data:image/(png|webp);base64,", image["src"]) for image in page.all("img"))
     assert all(image["alt"] for image in page.all("img"))
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert not [attrs for attrs in page.all("a") if attrs["href"].startswith("javascript:")]
@@ -101,7 +102,7 @@ def test_subject_report_shows_every_scan_and_loads_nothing(tmp_path):
     path = render_subject_report(tmp_path / "sub-01.html", SubjectReport(
         "01", scans, "# How\nWith **N4**.", {"ants": "0.6"}, group_report="group_report.html"))
     page = read(path)
-    assert_self_contained(page)
+    assert_self_contained(page, scripts=1)
     ids = [attrs["id"] for attrs in page.all("h2")]
     assert ids[:3] == [scan.scan_id for scan in scans]
     assert {f"#{name}" for name in ids} <= {attrs["href"] for attrs in page.all("a")}
@@ -121,6 +122,17 @@ def test_flicker_controls_belong_to_their_own_figure(tmp_path):
     assert len({attrs["name"] for attrs in page.all("input")}) == 2
 
 
+def test_a_figure_of_three_frames_has_a_button_for_each(tmp_path):
+    figure = Figure("Tissues", "Three.", "A picture", (PIXEL,) * 3, ("fluid", "gray", "white"))
+    page = read(render_subject_report(tmp_path / "s.html", SubjectReport(
+        "1", (scan_report(figures=(figure,)),))))
+    buttons = page.all("input")
+    assert ["checked" in attrs for attrs in buttons] == [True, False, False]
+    assert len({attrs["name"] for attrs in buttons}) == 1
+    assert [attrs["for"] for attrs in page.all("label")] == [attrs["id"] for attrs in buttons]
+    assert [attrs.get("class") for attrs in page.all("figure")] == ["choice"]
+
+
 def test_subject_report_escapes_every_text(tmp_path):
     figure = Figure(EVIL, EVIL, EVIL, (PIXEL, PIXEL), (EVIL, EVIL))
     scan = ScanReport(EVIL, {EVIL: EVIL}, (figure,), (Check(EVIL, 1.0, EVIL, EVIL, True),), (EVIL,),
@@ -129,7 +141,7 @@ def test_subject_report_escapes_every_text(tmp_path):
         EVIL, (scan,), f"# {EVIL}\n\n{EVIL}\n\n- **{EVIL}**", {EVIL: EVIL}, {EVIL: EVIL},
         "javascript:alert(1)"))
     page = read(path)
-    assert_self_contained(page)
+    assert_self_contained(page, scripts=1)
     assert page.text.count("<script>alert('x')</script>") >= 20
     links = {attrs["href"] for attrs in page.all("a") if not attrs["href"].startswith("#")}
     assert links == {"javascript%3Aalert%281%29",  # a file name now, not a script
@@ -266,18 +278,38 @@ def test_the_policy_knows_the_script_by_its_hash_and_no_other(tmp_path):
     assert f"script-src 'sha256-{known}'" in text and "unsafe-inline' 's" not in text
     assert "http" not in code and "innerHTML" not in code
     subject = render_subject_report(tmp_path / "s.html", SubjectReport("1", ()))
-    assert "script" not in subject.read_text(encoding="utf-8")
+    text = subject.read_text(encoding="utf-8")
+    code = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    assert script_hash(code) in text and "innerHTML" not in code
 
 
 def test_group_report_tells_sites_confounding_distances_and_failures(group_page):
     text = group_page.text
     for words in ("9 scans of 9 subjects from 3 sites", "1 failure", "1 not finished.",
-                  "Age differs between sites", "fell from 1.000 R to 0.020 R",
-                  "would reach 0.050 R", "Distance between sites by tissue",
+                  "Age differs between sites", "histograms is 0.020 R",
+                  "deviation alone reaches 0.050 R", "Distance between sites by tissue",
                   "Look at the image.", "Outliers", "All well."):
         assert words in text, words
     assert len(group_page.all("img")) == 5  # all sites, two frames site by site, maps, scans
     assert "sub-0.html" in [attrs["href"] for attrs in group_page.all("a")]
+
+
+def test_noise_before_harmonization_is_shown_for_the_method(tmp_path):
+    """Noise is measured once for all methods, so its rows before harmonization name none."""
+    metrics, quantiles, scans = tables()
+    rows = [replace(row, backend="x", target="A") for row in metrics]
+    for stage, backend, value in (("before", "", 0.02), ("after", "x", 0.01)):
+        rows += [Metric("noise_wm", value, "1", stage, scan.subject, "", scan.scan_id, "T1w",
+                        scan.site, "brain", backend=backend) for scan in scans]
+        rows.append(Metric("site_eta_squared", 40 * value, "1", stage, modality="T1w",
+                           reference="noise_wm", backend=backend))
+    page = render_group_report(tmp_path / "g.html", GroupReport(
+        scans, Metrics(tuple(rows)), quantiles, "x", {"T1w": "A"})).read_text(encoding="utf-8")
+    effects = page.partition("Site effect on each feature")[2].partition("</table>")[0]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", effects.partition("noise_wm")[2])
+    assert cells[:2] == ["0.8", "0.4"]
+    sites = page.partition("Features per site")[2].partition("</table>")[0]
+    assert "0.02 \u00b1 0" in sites and "0.01 \u00b1 0" in sites
 
 
 def test_what_cannot_be_told_comes_before_every_result(tmp_path):
@@ -294,6 +326,15 @@ def test_what_cannot_be_told_comes_before_every_result(tmp_path):
     assert first < text.index("Something less.") < text.index("fell from 1.000 R")
     assert "Confounding of the site with age, sex and diagnosis" in text
     assert "covariate age: modeled (number)" in text and "No difference of" not in text
+
+
+def test_rated_scans_are_listed_as_excluded(tmp_path):
+    metrics, quantiles, scans = tables()
+    page = read(render_group_report(tmp_path / "g.html", GroupReport(
+        scans[1:], metrics, quantiles, "x", {"T1w": "A"},
+        excluded={scans[0].scan_id: EVIL, "sub-x_T1w": ""})))
+    start = page.text.index("Scans rated “exclude”")
+    assert page.text.index(scans[0].scan_id, start) < page.text.index("sub-x_T1wn/a", start)
 
 
 def test_confounding_table_counts_each_traveling_subject_once(tmp_path):
@@ -337,6 +378,24 @@ def test_headline_does_not_praise_what_rescaling_does_alone():
                           for stage, value in (("before", 1.0), ("rescaled", 0.1), ("after", 0.2))))
     assert "no better than linear rescaling" in headline(worse, "x", "A")
     assert "no better" not in headline(metrics, "x", "A")
+
+
+def test_headline_states_no_number_in_units_of_uncalibrated_images():
+    metrics, _, _ = tables()
+    raw = Metrics(tuple(replace(row, value=64.31) if (row.measure, row.stage) == (
+        "wasserstein_between_sites", "before") else row for row in metrics))
+    assert headline(raw, "x", "A") == headline(metrics, "x", "A")
+    assert "64" not in headline(raw, "x", "A")
+
+
+def test_sites_in_different_units_share_an_axis_only_after_scaling():
+    target = np.linspace(0, 100, 200)
+    alike = {"A": target, "B": 1.5 * target}
+    title, same = on_one_axis("before", alike, target)
+    assert title == "before" and same["B"][-1] == 150
+    title, scaled = on_one_axis("before", {**alike, "C": 64 * target}, target)
+    assert title == "before, each site in its own unit"
+    assert [mean[-1] for mean in scaled.values()] == pytest.approx([100, 100, 100])
 
 
 def test_headline_warns_of_faded_images():

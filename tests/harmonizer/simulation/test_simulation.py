@@ -92,7 +92,7 @@ def test_anatomies_hold_detail_that_no_label_map_has(anatomy):
 
 
 def test_a_label_map_becomes_an_anatomy_and_the_cache_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(anatomy_module, "STEPS", 4)
+    monkeypatch.setattr(anatomy_module, "ALIGNMENT_STEPS", 4)
     anatomy_module._aligned_map.cache_clear()
     size = np.array([100, 120, 90])
     axes = [np.arange(n) - (n - 1) / 2 for n in size]

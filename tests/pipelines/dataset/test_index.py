@@ -56,6 +56,18 @@ def test_every_image_is_its_own_record(make_tree: Any) -> None:
     assert ids(make_tree(TREE)) == ALL_T1W
 
 
+def test_only_runs_of_one_session_become_rescans(make_tree: Any) -> None:
+    """A reconstruction (rec-norm) and another session set no limits of the anatomy guard."""
+    from harmonizer.evaluation.questions.traveling import rescans
+    from pipelines.outputs.selection import Selection
+
+    given = settings(make_tree(TREE))
+    cohort = Selection.of(given, collect(given).records).cohort("T1w")
+    assert [scan.scan_id for scan in cohort] == ALL_T1W
+    assert [(pair.first.scan_id, pair.second.scan_id) for pair in rescans(cohort)] == [
+        ("sub-01_ses-A_acq-hi_run-1_T1w", "sub-01_ses-A_acq-hi_run-2_T1w")]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

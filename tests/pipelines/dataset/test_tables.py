@@ -165,4 +165,5 @@ def test_columns_named_like_those_of_cohort_tsv_get_other_names(make_tree: Any) 
     assert covariates == {
         "age": None, "sex": None, "participants_site": "North", "participants_Image": "yes",
         "participants_mask_": "lesion", "participants_scan_id": "X1", "participants_mask": "no"}
-    assert ["are kept as participants_site" in str(note) for note in notes] == [True]
+    assert ["keeps 'site' as 'participants_site', 'Image' as" in str(note)
+            for note in notes] == [True]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harmonizer.errors import InputError
 from harmonizer.volume import Volume, write_mask, write_volume
 from pipelines.dataset.filters import fits_query
 from pipelines.dataset.records import ScanRecord
@@ -74,6 +75,28 @@ def test_a_scan_that_a_filter_excludes_is_left_out_although_it_is_preprocessed(s
     (line,) = selection.unselected_lines()
     assert "1 preprocessed scan in" in line and "sub-01_ce-gad_T1w" in line
     assert "does not select" in line and "change the labels or the filter" in line
+
+
+def rate(study: Study, text: str) -> Path:
+    path = study.raw.with_name("ratings.tsv")
+    path.write_text(text)
+    return path
+
+
+def test_rated_scans_leave_model_and_statistics_and_nothing_else(study):
+    table = rate(study, "scan_id\trating\tcomment\nsub-01_T1w\texclude\tmoved a lot\n"
+                        "sub-02_T1w\tunsure\tn/a\nsub-03_T1w\texclude\tn/a\n")
+    selection = study.select(["sub-01", "sub-02"], exclude=table)
+    assert selection.excluded == {"sub-01_T1w": "moved a lot"}  # sub-03 is not of this run
+    assert [item.scan_id for item in selection.find_included()] == ["sub-02_T1w"]
+    assert selection.included_cohort("T1w").sites == {"A": 1}
+    assert used(selection) == ["sub-01", "sub-02"]
+
+
+def test_a_rated_scan_that_does_not_exist_is_named_with_a_similar_one(study):
+    table = rate(study, "scan_id\trating\nsub-02_T1\texclude\n")
+    with pytest.raises(InputError, match="no scan 'sub-02_T1'.*Did you mean 'sub-02_T1w'"):
+        _ = study.select(["sub-01", "sub-02"], exclude=table).excluded
 
 
 def test_a_withdrawn_participant_is_left_out_until_asked_for(study):

@@ -17,8 +17,9 @@ from pipelines.outputs.collect import find_preprocessed
 from pipelines.outputs.names import ScanPaths, sidecar
 from pipelines.outputs.selection import Selection
 from pipelines.settings import Settings
+from pipelines.stages import evaluation
 from pipelines.stages.design_warnings import design_warnings, warn_before_work
-from pipelines.stages.fit import fit
+from pipelines.stages.fit import check_fit, fit, select_scans_to_fit
 from pipelines.stages.fit_selection import select_fit_scans
 
 REASON = "overlap 0.40 is below 0.85"
@@ -84,6 +85,42 @@ def test_the_model_says_who_was_left_out(out, caplog):
     assert "* site B: the selection of the fit took none of its scans" in card
 
 
+def test_a_scan_rated_exclude_does_not_enter_the_fit(out, tmp_path):
+    table = tmp_path / "ratings.tsv"
+    table.write_text("scan_id\trating\tcomment\nsub-a1_T1w\tkeep\tn/a\n"
+                     "sub-b1_T1w\texclude\tmoved\n")
+    asked = settings(out, exclude=table, fit_low_confidence_masks=True, target=("A",))
+    selection = Selection(asked, reads_bids_dir=False)
+    assert [item.scan_id for item in selection.find_included()] == ["sub-a1_T1w", "sub-a2_T1w"]
+    assert len(selection.find()) == 3  # it is harmonized
+    with pytest.raises(InputError, match="all 2 T1w scans are of one site"):
+        fit(asked, selection)
+    preprocessed(out, "b2", "B", group="patient")
+    line, = fit(asked, Selection(asked, reads_bids_dir=False))
+    assert "Model (T1w, 3 scans of 2 sites)" in line
+    card = (out / "models" / "histogram_matching" / "T1w" / "card.md").read_text()
+    assert "* sub-b1_T1w: it is rated 'exclude' (moved)" in card
+    assert "sub-b1_T1w" not in (out / "cohort.tsv").read_text()
+
+
+def test_a_site_whose_scans_are_all_rated_exclude_is_named(out, tmp_path):
+    preprocessed(out, "c1", "C", group="patient")
+    table = tmp_path / "ratings.tsv"
+    table.write_text("scan_id\trating\nsub-c1_T1w\texclude\n")
+    asked = settings(out, exclude=table)
+    found = select_scans_to_fit(asked, Selection(asked, reads_bids_dir=False), "T1w")
+    assert found.sites == ("C",) and found.scans["sub-c1_T1w"] == "it is rated 'exclude'"
+
+
+def test_a_study_of_excluded_scans_is_refused_before_work(out, tmp_path):
+    table = tmp_path / "ratings.tsv"
+    table.write_text("scan_id\trating\n" + "".join(
+        f"sub-{name}_T1w\texclude\n" for name in ("a1", "a2", "b1")))
+    asked = settings(out, exclude=table)
+    with pytest.raises(InputError, match="all 3 T1w scans are rated 'exclude'"):
+        check_fit(asked, Selection(asked, reads_bids_dir=False))
+
+
 def records(**columns) -> tuple[ScanRecord, ...]:
     """Three subjects at A, three at B; `columns`: name -> six values."""
     return tuple(
@@ -147,9 +184,22 @@ def test_a_covariate_that_the_fit_cannot_model_is_said_before_work(tmp_path, cap
     one = settings(tmp_path, backend="tissue_matching")
     for name, found in zip(("age", "sex"), messages(caplog, one, given), strict=True):
         assert found.startswith(f"T1w, covariate {name}: not model")
-        assert "unknown for 2 of 6 scans" in found
+        assert "missing for 2 of 6 scans" in found
     assert messages(caplog, settings(tmp_path), given) == []  # a method without covariates
     assert messages(caplog, replace(one, stages=("evaluate",)), given) == []
+
+
+def test_the_report_of_an_evaluation_alone_says_what_the_fit_did_not_keep(tmp_path, monkeypatch):
+    """The evaluate job of a cluster knows the model only, not the options of the fit."""
+    facts = {"Covariates": [{"Name": "age", "Summary": "age: modeled (number)"}]}
+    monkeypatch.setattr(evaluation, "_model_cohort", lambda *_: facts)
+    one = settings(tmp_path, covariates=("age", "group"), stages=("evaluate",))
+    own = {"T1w": evaluation.Variant("x", "harmonized", "x", "A", "hash", ())}
+    kept, lost = evaluation._fit_lines(one, own)
+    assert kept == "T1w, covariate age: modeled (number)."
+    assert lost.startswith("T1w, covariate group: evaluated, but not preserved")
+    facts.clear()  # a method that models no covariate
+    assert evaluation._fit_lines(one, own) == ()
 
 
 def test_scans_years_apart_are_said(out):

@@ -25,7 +25,7 @@ class Disarm(LearnedBackend):
     reference = ("Caldera et al. 2024, DISARM: Disentangled Scanner-Free Image Generation via "
                  "Unsupervised Image2Image Translation, doi:10.1007/978-3-031-78761-4_10")
     summary = ("Images were encoded into anatomy and scanner codes by adversarially trained "
-               "networks, and generated anew from their own anatomy and the mean scanner code of "
+               "networks, and generated from their own anatomy and the mean scanner code of "
                "the target, or, scanner-free, one code that belongs to no scanner.")
     capabilities = Capabilities(trained=True, scanner_free=True)
     Config = DisarmConfig

@@ -40,8 +40,9 @@ class Ihf(LearnedBackend):
         if values.get("preset") == "paper" and "vgg" not in values:
             raise UsageError(
                 "ihf: the preset paper uses features of VGG-19, whose weights are not part of this "
-                "package. Name their file with --backend-option vgg=FILE (docs/usage.md says how "
-                f"to make it), or use random filters instead with vgg={NONE}.")
+                "package. Name their file with --backend-option vgg=FILE "
+                "(docs/how-to/method-options.md says how to make it), or use random filters "
+                f"instead with vgg={NONE}.")
         return super().config_from(values)
 
     def check_settings_files(self) -> None:

@@ -9,7 +9,7 @@ scans of traveling subjects; here the training pairs are simulated, and the targ
 The weight of the residual is zero
 
 * for scans of the target site,
-* if the cards of scan and target differ no more than those of two scans of one scanner,
+* if the cards of scan and target differ only as much as those of two scans of one scanner,
 * for modalities on which the weights were not validated.
 
 References
@@ -75,7 +75,7 @@ class UNet(TissueMatching):
 
     name = "unet"
     version = "1"
-    reference = ("residual U-Net on simulated scanner pairs, this project; after Dewey et al. "
+    reference = ("residual U-Net on simulated scanner pairs, brain-harmonizer; after Dewey et al. "
                  "2019, doi:10.1016/j.mri.2019.05.041")
     summary = ("Local tissue matching to the target was corrected by a residual U-Net, trained on "
                "simulated scanners, with descriptors of the scan's and of the target's noise and "

@@ -51,7 +51,7 @@ A residual 3D U-Net ({parameters:.2f} M parameters) that corrects tissue matchin
   mean square error in the brain against the noise-free truth, {gain:+.2f} dB over tissue matching,
   better in {better:.0f} % of {count} pairs. On other modalities the residual is not used.
 
-What it reaches on data that neither training nor selection saw: `docs/unet.md`.
+What it reaches on data that neither training nor selection saw: `docs/research/2026-12-unet.md`.
 """
 
 
