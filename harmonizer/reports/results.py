@@ -14,7 +14,8 @@ from ..evaluation.verdicts import MIN_SHOWN_R2
 from .html import number_words
 
 __all__ = ["COMBAT", "COMBAT_WORDS", "EFFECT_SYMBOLS", "RESCALED", "ModalityResults",
-           "effect_row", "limit_fraction", "method_words", "pair_rows", "strongest_effects", "value_words"]
+           "effect_row", "limit_fraction", "method_words", "pair_rows",
+           "strongest_effects", "value_words"]
 
 COMBAT_WORDS = {COMBAT: "ComBat (features)", COMBAT_GAM: "ComBat-GAM (features)",
                 COMBAT_LONGITUDINAL: "longitudinal ComBat (features)"}
