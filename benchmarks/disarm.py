@@ -153,10 +153,15 @@ def codes_of(model: Disarm, volume: Volume) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield anatomy code (1, channels, i/2, j/2, k/2) and mask (i, j, k) of patches with brain."""
     import torch
 
+    from harmonizer.deep.patches import PatchGrid, fit_patch
+
     scan = model.inference.network_input(volume)
-    for x, m in model.model_.brain_patches(scan.image, scan.mask):
-        with torch.no_grad():
-            yield model.model_.networks["anatomy"].code(model.model_.tensor(x[None, None])), m
+    patch = fit_patch(model.config.patch, scan.image.shape)
+    grid = PatchGrid(scan.image.shape, patch, patch)
+    for x, m in zip(grid.cut(scan.image), grid.cut(scan.mask)):
+        if m.any():
+            with torch.no_grad():
+                yield model.model_.networks["anatomy"].code(model.model_.tensor(x[None, None])), m
 
 
 def found_from(model: Disarm, cohort: Cohort, scans: Scans, free: Target) -> dict[str, float]:

@@ -126,9 +126,11 @@ def fit_once(given: argparse.Namespace) -> dict[str, Any]:
     from pipelines.settings import named_value
 
     kind: Any = registry.get(given.backends[0])
+    random_filters = {"vgg": "none"} if kind.name == "ihf" else {}
     backend = kind(kind.config_from({
         "preset": given.presets[0], "baseline": "none", "validation_fraction": 0.0, "steps": 1,
-        "validate_every": 0, **dict(map(named_value, given.set))}))
+        "validate_every": 0, "weight_residual": False, **random_filters,
+        **dict(map(named_value, given.set))}))
     backend.resources = Resources(device=given.devices[0], threads=given.threads)
     backend.fit(cohort_in(given.work, given.resolution), seed=1)
     backend.save(_folder(given))

@@ -132,13 +132,14 @@ def resources_of(settings: Settings, name: str) -> Resources:
     """Return devices and checkpoint folder of a training; `name` is part of the folder."""
     from harmonizer.deep.training.settings import Resources
 
-    device = device_of(settings)
+    device, processors = device_of(settings), max(1, settings.nprocs // settings.devices)
     return Resources(
         folder=settings.work_dir / "training" / settings.backend / name,
         device=device, devices=settings.devices, num_nodes=settings.num_nodes,
         precision=settings.precision,  # type: ignore[arg-type]
         max_minutes=settings.max_minutes,
-        threads=max(1, settings.nprocs // settings.devices) if device == "cpu" else None)
+        threads=processors if device == "cpu" else None,
+        workers=0 if device == "cpu" else max(1, processors - 1))
 
 
 def select_scans_to_fit(settings: Settings, selection: Selection, modality: str) -> FitSelection:

@@ -146,7 +146,7 @@ class _Made:
         if self.baseline != "none":
             words.append(f"Images were first harmonized to the target by {self.baseline}; the "
                          f"networks' residual was added with a weight of "
-                         f"{self.residual_weight:.2f}, its benefit on validation subjects.")
+                         f"{self.residual_weight:.2f}; the model card says how it was chosen.")
         if self.texture == "match" and self.detail == "direct":
             words.append("Noise above the level of the target was removed, and part of the "
                          "difference in blur was corrected, in bands of spatial frequency; "

@@ -26,7 +26,9 @@ from tests.contract.brains import at_site_b, brain_of, scan_of
 
 def new(kind: type[Backend]) -> Backend:
     """A backend that is fitted in no time: methods with networks have a preset for tests."""
-    return kind(kind.config_from({"preset": "tiny"} if kind.capabilities.trained else {}))
+    # a few steps, and no validation subject that could tell whether their residual is of use
+    quick = {"preset": "tiny", "weight_residual": False, "learning_rate": 1e-4}
+    return kind(kind.config_from(quick if kind.capabilities.trained else {}))
 
 
 @pytest.fixture(scope="module", params=sorted(registry.BUILT_IN))

@@ -18,7 +18,7 @@ LEARNED = sorted(name for name in registry.BUILT_IN if registry.get(name).capabi
 def fitted(name, cohort, device):
     kind = registry.get(name)
     backend = kind(kind.config_from({"preset": "tiny", "steps": 2, "validate_every": 2,
-                                     "validation_cases": 1}))
+                                     "validation_cases": 1, "learning_rate": 1e-4}))
     backend.resources = dataclasses.replace(backend.resources, device=device, precision="bf16")
     backend = backend.fit(cohort, seed=1)
     backend.residual_weight_ = 1.0

@@ -37,7 +37,7 @@ from tests.hostile.strategies import (
 
 BACKENDS = ("histogram_matching", "moment_matching", "spectrum_swap", "tissue_matching")
 LEARNED = ("cacd", "disarm", "ihf", "patch_diffusion")
-ONE_STEP = {"preset": "tiny", "steps": 1, "validate_every": 0}
+ONE_STEP = {"preset": "tiny", "steps": 1, "validate_every": 0, "weight_residual": False}
 STRANGER = brain_of(50)
 
 

@@ -24,7 +24,7 @@ __all__ = ["ContrastChange", "GinSettings", "GIN", "GIN_CACD", "Gin", "Gamma", "
            "Rician", "ContrastSettings", "View", "draw_view"]
 
 BACKGROUND = -1.0
-LOW_QUANTILE, HIGH_QUANTILE = 0.005, 0.995  # of the brain, mapped to -1 and 1
+BRAIN_QUANTILES = (0.005, 0.995)  # mapped to -1 and 1
 MAX_QUANTILE_VALUES = 200_000
 BIAS_NODE_FRACTION = 0.025  # nodes of a bias field along an axis, of its voxels
 
@@ -63,6 +63,8 @@ class GinSettings:
         2D images are enlarged to this side first, so that 3x3 kernels do not blur; 0 = not.
     keep_norm : bool
         Scale the network's output to the norm of its input before they are mixed.
+    full_range : bool
+        Rescale by minimum and maximum of the brain instead of by its quantiles.
     """
 
     layers: int = 4
@@ -71,10 +73,12 @@ class GinSettings:
     shift: bool = True
     min_side: int = 0
     keep_norm: bool = True
+    full_range: bool = False
 
 
 GIN = GinSettings(kernels=(1, 1, 1, 3))
-GIN_CACD = GinSettings(layers=2, kernels=(3,), shift=False, min_side=2048, keep_norm=False)
+GIN_CACD = GinSettings(layers=2, kernels=(3,), shift=False, min_side=2048, keep_norm=False,
+                       full_range=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Gin(ContrastChange):
 
     The 0.5 and 99.5 % quantiles of the brain become -1 and 1. They are computed over all N images
     together, because a view is one scanner and preserves the differences between subjects. The CACD
-    authors' code uses minimum and maximum, which depend on single vessels.
+    authors' code uses minimum and maximum (`full_range`), which depend on single vessels.
 
     Attributes
     ----------
@@ -105,7 +109,7 @@ class Gin(ContrastChange):
         if self.settings.keep_norm:
             y = y * (image.norm() / (y.norm() + 1e-6))
         y = self.alpha * y + (1 - self.alpha) * image
-        return rescale(y, mask)
+        return rescale(y, mask, (0.0, 1.0) if self.settings.full_range else BRAIN_QUANTILES)
 
     def _network(self, image: torch.Tensor) -> torch.Tensor:
         dims = image.ndim - 2
@@ -137,14 +141,14 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (functional.conv2d if dims == 2 else functional.conv3d)(x, weight)
 
 
-def rescale(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Map the brain's 0.5 and 99.5 % quantiles over a batch to -1 and 1, and clip there."""
+def rescale(image: torch.Tensor, mask: torch.Tensor,
+            quantiles: tuple[float, float] = BRAIN_QUANTILES) -> torch.Tensor:
+    """Map two quantiles of the brain over a batch to -1 and 1, and clip there."""
     values = image[mask > 0].float()
     if values.numel() < 2:
         return torch.full_like(image, BACKGROUND)
     step = max(1, values.numel() // MAX_QUANTILE_VALUES)
-    low, high = torch.quantile(values[::step], torch.tensor([LOW_QUANTILE, HIGH_QUANTILE],
-                                                            device=image.device))
+    low, high = torch.quantile(values[::step], torch.tensor(quantiles, device=image.device))
     y = (2 * (image - low) / (high - low).clamp(min=1e-6) - 1).clamp(-1, 1)
     return torch.where(mask > 0, y, torch.full_like(y, BACKGROUND))
 

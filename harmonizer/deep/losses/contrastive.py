@@ -5,7 +5,10 @@ Views are numbered subject by subject: view j of subject i is row i V + j of a (
     anatomy:  positives = same subject, other view;  negatives = other subject, same view
     contrast: positives = same view, other subject;  negatives = same subject, other view
 
-Pairs in neither set (another subject under another view) are ignored.
+Pairs in neither set (another subject under another view) are ignored. One view of scans of two
+scanners has two contrasts: with scanners given, two subjects are compared only within a scanner, as
+in the authors' code. Positives across scanners would teach a contrast code to ignore the scanner,
+and anatomy negatives across scanners an anatomy code to know it.
 
 References
 ----------
@@ -22,9 +25,14 @@ __all__ = ["view_pairs", "contrastive_loss"]
 TEMPERATURE = 0.07  # of the authors' code; the paper does not state it
 
 
-def view_pairs(subjects: int, views: int, device: torch.device | str = "cpu"
-               ) -> tuple[torch.Tensor, torch.Tensor]:
+def view_pairs(subjects: int, views: int, device: torch.device | str = "cpu",
+               scanners: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pairs of one subject under two views, and of one view of two subjects.
+
+    Parameters
+    ----------
+    scanners : Tensor, shape (subjects,), int64, optional
+        Scanner of each subject's scan; two subjects of different scanners are no pair.
 
     Returns
     -------
@@ -34,6 +42,10 @@ def view_pairs(subjects: int, views: int, device: torch.device | str = "cpu"
     view = torch.arange(views, device=device).repeat(subjects)
     same_subject = subject[:, None] == subject[None]
     same_view = view[:, None] == view[None]
+    if scanners is not None:
+        scanner = scanners.to(device).repeat_interleave(views)
+        return same_subject & ~same_view, (same_view & ~same_subject
+                                           & (scanner[:, None] == scanner[None]))
     return same_subject & ~same_view, same_view & ~same_subject
 
 

@@ -42,6 +42,7 @@ __all__ = ["AnatomyEncoder", "ScannerEncoder", "Generator", "ImageDiscriminator"
            "CodeDiscriminator"]
 
 MAX_LOG_VARIANCE = 10.0
+RESIDUAL_SCALE = 0.1  # order of magnitude of a residual in [-1, 1]; the first steps stay small
 
 
 class AnatomyEncoder(nn.Module):
@@ -149,12 +150,15 @@ def _halved(x: torch.Tensor) -> torch.Tensor:
 class Generator(nn.Module):
     """Generator of images from anatomy code, scanner code and label.
 
-    The image lies in (-1, 1), and is 0 everywhere before training.
+    The image lies in (-1, 1), and is 0 everywhere before training. A second output, `residual`, is
+    a change to be added to the image that was encoded; it is 0 before training too.
 
     Parameters
     ----------
     dims, code, unshuffle
         As in `AnatomyEncoder`.
+    residual : bool
+        Whether the second output exists.
     style, labels : int
         Lengths of scanner code and label.
     width, blocks : int
@@ -162,7 +166,8 @@ class Generator(nn.Module):
     """
 
     def __init__(self, dims: int = 3, code: int = 8, style: int = 8, labels: int = 2,
-                 width: int = 24, blocks: int = 4, *, unshuffle: bool = False) -> None:
+                 width: int = 24, blocks: int = 4, *, unshuffle: bool = False,
+                 residual: bool = False) -> None:
         super().__init__()
         self.factor = 2 if unshuffle else 1
         conditioning: dict[str, Any] = dict(style=style + labels, style_shift=True)
@@ -173,8 +178,10 @@ class Generator(nn.Module):
         if not unshuffle:
             channels = max(4, width // 2)
             self.blocks.append(ResidualBlock(dims, width, channels, resample="up", **conditioning))
-        self.exit = nn.Sequential(norm(channels), nn.SiLU(),
-                                  zero_module(conv(dims, channels, self.factor ** dims)))
+        exits = [nn.Sequential(norm(channels), nn.SiLU(),
+                               zero_module(conv(dims, channels, self.factor ** dims)))
+                 for _ in range(1 + residual)]
+        self.exit, self.residual_exit = exits[0], exits[1] if residual else None
 
     def forward(self, anatomy: torch.Tensor, scanner: torch.Tensor, label: torch.Tensor
                 ) -> torch.Tensor:
@@ -190,11 +197,23 @@ class Generator(nn.Module):
         -------
         Tensor, shape (N, 1, ...)
         """
+        return pixel_shuffle(self.exit(self._features(anatomy, scanner, label)),
+                             self.factor).tanh()
+
+    def residual(self, anatomy: torch.Tensor, scanner: torch.Tensor, label: torch.Tensor
+                 ) -> torch.Tensor:
+        """Return the change of the encoded images, (N, 1, ...); parameters as in `forward`."""
+        assert self.residual_exit is not None
+        features = self._features(anatomy, scanner, label)
+        return RESIDUAL_SCALE * pixel_shuffle(self.residual_exit(features), self.factor)
+
+    def _features(self, anatomy: torch.Tensor, scanner: torch.Tensor, label: torch.Tensor
+                  ) -> torch.Tensor:
         conditioning = torch.cat([scanner.float(), label.float()], dim=1)
         h = self.entrance(anatomy)
         for block in self.blocks:
             h = block(h, style=conditioning)
-        return pixel_shuffle(self.exit(h), self.factor).tanh()
+        return h
 
 
 class ImageDiscriminator(nn.Module):

@@ -96,9 +96,10 @@ class TokenUNet(UNet):
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, widths: tuple[int, ...],
                  blocks: int, *, time: int, style: int, attention: tuple[bool, ...],
-                 unshuffle: int = 1) -> None:
+                 unshuffle: int = 1, checkpointing: bool = False) -> None:
         super().__init__(dims, in_channels, out_channels, widths, blocks, time=time, style=style,
-                         style_shift=True, attention=attention, unshuffle=unshuffle)
+                         style_shift=True, attention=attention, unshuffle=unshuffle,
+                         checkpointing=checkpointing)
         self.cross = nn.ModuleDict()
         for name, step in self._steps():
             if step.attention is not None:

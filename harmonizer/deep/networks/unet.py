@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .blocks import (
     Attention,
@@ -51,14 +52,19 @@ class UNet(nn.Module):
         For each level, whether its blocks are followed by self-attention.
     unshuffle : int
         Factor of the pixel unshuffling at the input.
+    checkpointing : bool
+        In training, store the features between blocks alone and compute those within blocks again
+        for the gradient: less memory, more time, the same result.
     """
 
     def __init__(self, dims: int = 2, in_channels: int = 1, out_channels: int = 1,
                  widths: tuple[int, ...] = (32, 64, 128, 256), blocks: int = 2, *, time: int = 512,
                  style: int = 0, style_shift: bool = False, dropout: float = 0.0,
-                 attention: tuple[bool, ...] = (), unshuffle: int = 1) -> None:
+                 attention: tuple[bool, ...] = (), unshuffle: int = 1,
+                 checkpointing: bool = False) -> None:
         super().__init__()
         self.dims, self.unshuffle, self.levels = dims, unshuffle, len(widths)
+        self.checkpointing = checkpointing
         attends = (*attention, *[False] * len(widths))
         inner = unshuffle ** dims
         self.time = TimeEmbedding(widths[0], time) if time else None
@@ -126,8 +132,17 @@ class UNet(nn.Module):
         h = self.entrance(pixel_unshuffle(x, self.unshuffle))
         skips = [h]
         for name, step in self._steps():
-            h = step(torch.cat([h, skips.pop()], dim=1) if step.has_skip else h, time, style)
-            h = after_step(name, h)
+            inputs = [h, skips.pop()] if step.has_skip else [h]
+
+            def advance(*parts: torch.Tensor, name: str = name, step: nn.Module = step
+                        ) -> torch.Tensor:
+                x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+                return after_step(name, step(x, time, style))
+
+            if self.checkpointing and self.training:
+                h = checkpoint(advance, *inputs, use_reentrant=False)
+            else:
+                h = advance(*inputs)
             if name.startswith("down"):
                 skips.append(h)
         return pixel_shuffle(self.exit(h), self.unshuffle)

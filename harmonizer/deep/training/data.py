@@ -236,7 +236,7 @@ def _scaled(scan: Scan, volume: Volume, box: BoundingBox) -> tuple[np.ndarray, n
 
 
 def sample_scans(rng: np.random.Generator, scans: Sequence[Scan], count: int, *,
-                 distinct: bool = False) -> list[int]:
+                 distinct: bool = False, per_site: int = 1) -> list[int]:
     """Draw indices of scans, balanced over sites.
 
     Sites come in random order, each as often as the others; then a subject, then a scan.
@@ -247,6 +247,8 @@ def sample_scans(rng: np.random.Generator, scans: Sequence[Scan], count: int, *,
         Number of indices.
     distinct : bool
         Draw no subject twice; fewer indices are returned if there are too few subjects.
+    per_site : int
+        Number of scans that are drawn from a site before the next site follows.
     """
     by_subject: dict[str, dict[str, list[int]]] = {}
     for index, scan in enumerate(scans):
@@ -255,7 +257,7 @@ def sample_scans(rng: np.random.Generator, scans: Sequence[Scan], count: int, *,
     used: set[str] = set()
     while len(drawn) < count:
         before = len(drawn)
-        for site in rng.permutation(sorted(by_subject)):
+        for site in np.repeat(rng.permutation(sorted(by_subject)), per_site):
             free = sorted(set(by_subject[site]) - (used if distinct else set()))
             if free and len(drawn) < count:
                 subject = str(rng.choice(free))
@@ -286,6 +288,8 @@ class SlabSampler:
         Draw only slices within so many of the brain's middle. Default: all.
     distinct : bool
         Draw no subject twice in a batch.
+    per_site : int
+        See `sample_scans`.
     """
 
     store: VolumeStore
@@ -295,6 +299,7 @@ class SlabSampler:
     neighbors: int = 0
     max_offset: int | None = None
     distinct: bool = False
+    per_site: int = 1
 
     def __call__(self, step: int, rank: int = 0) -> dict[str, Any]:
         """Draw a batch.
@@ -308,7 +313,8 @@ class SlabSampler:
         rng = np.random.default_rng([self.seed, step, rank, 1])
         pool = [self.store.scans[i] for i in self.scans]
         drawn = [self.scans[i]
-                 for i in sample_scans(rng, pool, self.count, distinct=self.distinct)]
+                 for i in sample_scans(rng, pool, self.count, distinct=self.distinct,
+                                       per_site=self.per_site)]
         places = [int(rng.choice(self.slices(index))) for index in drawn]
         slabs = [self.store.slab(index, place, self.neighbors)
                  for index, place in zip(drawn, places)]

@@ -31,6 +31,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .history import History
+from .loader import BatchLoader
 from .processes import DistributedContext
 from .settings import Resources, TrainingSchedule
 from .signals import StopSignal
@@ -65,6 +66,8 @@ class TrainingOutcome:
         Validation metrics of the weights; empty without a validation.
     history : list of dict
         Rows of history.tsv.
+    waiting_fraction : float
+        Fraction of the time of all steps in which the training waited for data, 0 to 1.
     """
 
     weights: dict[str, torch.Tensor]
@@ -74,6 +77,7 @@ class TrainingOutcome:
     stop_reason: str
     metrics: dict[str, float]
     history: list[dict[str, Any]] = field(default_factory=list)
+    waiting_fraction: float = 0.0
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -134,26 +138,36 @@ class _Trainer:
         self.best: dict[str, torch.Tensor] = {}
         self.metrics: dict[str, float] = {}
         self.step = self.best_step = self.validations_without_gain = 0
-        self.minutes = 0.0
+        self.minutes = self.seconds_waited = self.seconds_of_steps = 0.0
 
     def run(self, stop: StopSignal, progress: Progress) -> str:
         """Make steps until something ends the training; return the reason."""
         started, before = time.monotonic(), self.minutes
         limit = self.resources.max_minutes
-        while True:
-            self.minutes = before + (time.monotonic() - started) / 60
-            timed_out = limit is not None and self.minutes - before >= limit
-            reason = self._stop_reason(stop, timed_out)
-            if reason:
-                break
-            self._train_step()
-            if self.distributed.is_first:
-                progress(self.step, self.schedule.steps)
-            self.minutes = before + (time.monotonic() - started) / 60
-            self._validate_and_save()
+        with BatchLoader(self.task, self.step, self.schedule.steps, self.distributed.rank,
+                         self.resources.workers) as loader:
+            while True:
+                self.minutes = before + (time.monotonic() - started) / 60
+                timed_out = limit is not None and self.minutes - before >= limit
+                reason = self._stop_reason(stop, timed_out)
+                if reason:
+                    break
+                self._train_step(loader)
+                if self.distributed.is_first:
+                    progress(self.step, self.schedule.steps)
+                self.minutes = before + (time.monotonic() - started) / 60
+                self._validate_and_save()
         if reason != "steps" or self.step % self.schedule.save_every:
             self._save()
+        LOGGER.info("training: %d steps in %.1f minutes; %.0f %% of the time of the steps was "
+                    "spent waiting for data", self.step, self.minutes,
+                    100 * self.waiting_fraction)
         return reason
+
+    @property
+    def waiting_fraction(self) -> float:
+        """Fraction of the time of all steps in which the training waited for data."""
+        return self.seconds_waited / max(self.seconds_of_steps, 1e-9)
 
     def _stop_reason(self, stop: StopSignal, timed_out: bool) -> str:
         """Return why the training ends here, or an empty string."""
@@ -166,11 +180,10 @@ class _Trainer:
             return "signal"
         return "time" if self.distributed.any(timed_out) else ""
 
-    def _train_step(self) -> None:
+    def _train_step(self, loader: BatchLoader) -> None:
         torch.manual_seed(step_seed(self.seed, self.step, self.distributed.rank))
         started = time.perf_counter()
-        batch = _to_device(self.task.batch(self.step, self.distributed.rank),
-                           self.distributed.device)
+        batch = _to_device(loader.batch(self.step), self.distributed.device)
         waited = time.perf_counter() - started
         terms: dict[str, float] = {}
         for group in self.groups:
@@ -183,6 +196,8 @@ class _Trainer:
             torch._foreach_lerp_([self.average[k] for k in weights], list(weights.values()),
                                  1 - decay)
         terms |= {"seconds/data": waited, "seconds/step": time.perf_counter() - started}
+        self.seconds_waited += terms["seconds/data"]
+        self.seconds_of_steps += terms["seconds/step"]
         self.history.add(terms)
 
     def _update(self, group: OptimizerGroup, batch: Batch) -> dict[str, float]:
@@ -285,6 +300,7 @@ class _Trainer:
             "best_step": self.best_step, "metrics": self.metrics,
             "validations_without_gain": self.validations_without_gain,
             "history": self.history.rows,
+            "seconds": [self.seconds_waited, self.seconds_of_steps],
         })
 
     def restore(self) -> None:
@@ -308,6 +324,7 @@ class _Trainer:
         self.best_step, self.metrics = facts["best_step"], facts["metrics"]
         self.validations_without_gain = facts["validations_without_gain"]
         self.history.rows = facts["history"]
+        self.seconds_waited, self.seconds_of_steps = facts["seconds"]
         LOGGER.info("training: resuming from step %d of %d", self.step, self.schedule.steps)
 
     def outcome(self, stop_reason: str) -> TrainingOutcome:
@@ -315,7 +332,8 @@ class _Trainer:
         weights = self.best or self.average
         return TrainingOutcome({k: v.cpu() for k, v in weights.items()}, self.step,
                                self.best_step if self.best else self.step, self.minutes,
-                               stop_reason, dict(self.metrics), self.history.table())
+                               stop_reason, dict(self.metrics), self.history.table(),
+                               self.waiting_fraction)
 
 
 def _to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

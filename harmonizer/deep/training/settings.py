@@ -65,6 +65,8 @@ class Resources:
         Time limit of this call. Default: none.
     threads : int, optional
         CPU threads of torch. Default: unchanged.
+    workers : int
+        Processes that prepare batches ahead of each training process; see `loader`.
     """
 
     folder: Path | None = None
@@ -74,11 +76,14 @@ class Resources:
     precision: Precision = "auto"
     max_minutes: float | None = None
     threads: int | None = None
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision: expected one of {get_args(Precision)}, "
                              f"got {self.precision!r}.")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected 0 or more, got {self.workers}.")
         if self.devices < 1 or self.num_nodes < 1:
             raise ValueError("devices and num_nodes: expected 1 or more, got "
                              f"{self.devices} and {self.num_nodes}.")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -83,10 +83,14 @@ class TrainingTask:
         The loop moves them to the device and averages their weights.
     identity : dict
         JSON types that must be equal for a checkpoint to be resumed (config, seed, data).
+    supports_workers : bool
+        Whether `batch` may be called in other processes: it uses neither networks on a GPU nor
+        torch's global generator, changes nothing, and its values are tensors and plain values.
     """
 
     networks: dict[str, Any]
     identity: dict[str, Any]
+    supports_workers: ClassVar[bool] = False
 
     def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
         """Return the groups in the order in which they are updated within a step."""

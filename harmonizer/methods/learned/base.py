@@ -20,7 +20,8 @@ backend declares
 added as a residual. An untrained network changes nothing.
 
 **Residual weight.** The residual is weighted by its benefit on validation subjects, from 0 to 1
-(`residual_weight_`; not in any of the papers). If nothing was validated the weight is 1.
+(`residual_weight_`). If nothing was validated the weight is 0. The papers have no such weight: with
+``weight_residual=false``, as in the presets ``paper``, it is 1.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class LearnedBackend(Backend):
         Training history, and facts about the training; None after `load`.
     """
 
-    version = "4"
+    version = "5"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     Model: ClassVar[type[LearnedModel]]
 
@@ -127,7 +128,7 @@ class LearnedBackend(Backend):
         self.model_.load_weights(result.weights)
         self.box_, self.grid_shape_ = result.box, result.grid_shape
         self.history_, self.training_ = result.history, result.summary
-        self.residual_weight_ = result.residual_weight(self.modality_)
+        self.residual_weight_ = result.residual_weights[self.modality_]
         summaries: dict[str, list[Summary]] = {}
         for scan in cohort:
             summaries.setdefault(scan.site, []).append(self._summary_of(scan))
@@ -155,7 +156,8 @@ class LearnedBackend(Backend):
     # Styles ---------------------------------------------------------------------------------
 
     def _summary_of(self, scan: Scan) -> Summary:
-        return self.inference.describe(read_scan(scan), ScanContext(tissues=scan.read_tissues()))
+        return self.inference.describe(read_scan(scan),
+                                       ScanContext(scan.site, tissues=scan.read_tissues()))
 
     def _pool(self, summaries: list[Summary], baseline: Mapping[str, np.ndarray]) -> Summary:
         """Make a style: that of the baseline, the scans' percentiles, and the model's own."""
@@ -247,16 +249,27 @@ class LearnedBackend(Backend):
         together = f" on {', '.join(modalities)} together" if len(modalities) > 1 else ""
         lines = [f"Trained{together} for {facts.steps} steps in {facts.minutes:.1f} minutes on "
                  f"{facts.device} (ended by: {facts.stop_reason}); the weights are averages of "
-                 f"step {facts.best_step}."]
+                 f"step {facts.best_step}. Of the time of the steps "
+                 f"{facts.waiting_fraction:.0%} was spent waiting for data."]
+        lines.append(self._weight_fact(facts))
         if facts.error is None:
-            lines.append("No subject was kept for validation: the error is unknown.")
+            lines.append("No subject was kept for a test: the error is unknown.")
         else:
             lines.append(
-                f"Simulated scanners on {facts.validation_scans} validation scans: error "
-                f"{facts.error:.4f} of the intensity range; {self.config.baseline} alone "
-                f"{facts.baseline_error:.4f}. Residual weight: {self.residual_weight_:.2f}, which "
-                "minimizes this error.")
+                f"Simulated scanners on {facts.test_scans} scans of subjects used neither for "
+                f"training nor for validation: error {facts.error:.4f} of the intensity range; "
+                f"{self.config.baseline} alone {facts.baseline_error:.4f}.")
         return lines
+
+    def _weight_fact(self, facts: TrainingSummary) -> str:
+        """Say how the residual weight was chosen."""
+        if not self.config.weight_residual:
+            return "The networks' residual is added in full, as published."
+        if not facts.validation_scans:
+            return ("No subject was kept for validation, so the residual weight is 0: results are "
+                    f"those of {self.config.baseline}.")
+        return (f"Residual weight: {self.residual_weight_:.2f}, which minimizes the error on "
+                f"{facts.validation_scans} validation scans.")
 
 
 def fit_together(backends: Mapping[str, LearnedBackend], cohort: Cohort, *, seed: int = 0,

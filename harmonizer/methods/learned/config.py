@@ -8,12 +8,14 @@ from pathlib import Path
 from ...deep.training.settings import TrainingSchedule
 from ..config import Settings, setting
 
-__all__ = ["LearnedConfig", "InferenceOptions", "PRESETS", "NONE", "TINY_BASELINE", "PREDICTIONS",
-           "SPACINGS", "check_sampling"]
+__all__ = ["LearnedConfig", "InferenceOptions", "PRESETS", "NONE", "TINY_BASELINE", "AS_PUBLISHED",
+           "PREDICTIONS", "SPACINGS", "check_sampling"]
 
 PRESETS = ("tiny", "small", "paper")
 NONE = "none"
 TINY_BASELINE = "histogram_matching"  # baseline of the presets `tiny`
+AS_PUBLISHED = dict(  # shared by the presets `paper`; 1e6 does not clip gradients
+    baseline=NONE, weight_residual=False, validate_every=0, ema=0.0, clip=1e6)
 PREDICTIONS = ("eps", "x0", "v")
 SPACINGS = ("leading", "even", "quadratic")
 MEMORY_REDUCTION = 4  # times fewer slices at once after a device ran out of memory
@@ -31,11 +33,15 @@ class LearnedConfig(Settings):
         Training-free method whose result the networks correct, or ``none``. Training on slabs or
         patches uses a simpler method of its kind (`harmonizer.methods.learned.patch_baseline`).
     validation_fraction : float
-        Fraction of each site's subjects that is kept for validation, in [0, 1).
+        Fraction of each site's subjects that is kept from training, in [0, 1). Half of them choose
+        the weights (validation), the others measure the error of the result (test).
+    weight_residual : bool
+        Weight the networks' residual by its benefit on validation subjects; 0 without any.
+        Otherwise the residual is added in full (the papers).
     steps, ema, log_every, validate_every, patience, save_every
         See `harmonizer.deep.training.settings.TrainingSchedule`.
     validation_cases : int
-        Number of simulated scanners that the validation error is measured on.
+        Number of simulated scanners that each of the two errors is measured on.
     validation_depth : int
         Axial slices of each of them; 0 = all.
     clip : float
@@ -45,6 +51,7 @@ class LearnedConfig(Settings):
     preset: str = "small"
     baseline: str = "tissue_matching"
     validation_fraction: float = setting(0.1, low=0, below=1)
+    weight_residual: bool = True
     steps: int = setting(20_000, low=0)
     ema: float = setting(0.999, low=0, below=1)
     log_every: int = setting(50, low=1)
@@ -54,6 +61,11 @@ class LearnedConfig(Settings):
     validation_cases: int = setting(4, low=0)
     validation_depth: int = setting(8, low=0)
     clip: float = setting(1.0, above=0)
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation subjects choose the weights of networks or residual."""
+        return self.weight_residual or self.validate_every > 0
 
     def training_schedule(self) -> TrainingSchedule:
         """Return the part of the config that the training loop reads."""

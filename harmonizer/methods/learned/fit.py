@@ -13,10 +13,10 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from .validation import (
     RESIDUAL_WEIGHT,
     ValidationCase,
     make_cases,
+    measure_error,
     residual_weight_key,
     validate,
 )
@@ -67,10 +68,12 @@ class TrainingSummary:
         ``steps``, ``patience``, ``time``, ``signal`` or ``divergence``.
     device : str
         Number and kind of devices.
-    validation_scans : int
-        Scans of validation subjects.
+    validation_scans, test_scans : int
+        Scans that the residual weight was chosen on, and scans that the error was measured on.
     error, baseline_error : float, optional
-        Validation errors with and without the networks; see `validation.score`.
+        Test errors with and without the networks; see `validation.measure_error`. None if unknown.
+    waiting_fraction : float
+        Fraction of the time of the steps that was spent waiting for data.
     is_first_process : bool
         Whether this process saves the model.
     """
@@ -81,8 +84,10 @@ class TrainingSummary:
     stop_reason: str
     device: str
     validation_scans: int
+    test_scans: int
     error: float | None
     baseline_error: float | None
+    waiting_fraction: float
     is_first_process: bool
 
 
@@ -104,8 +109,8 @@ class FitResult:
         Rows of history.tsv.
     summary : TrainingSummary
         Facts about the training.
-    metrics : dict of str to float
-        See `validation.validate`; empty if nothing was validated.
+    residual_weights : dict of str to float
+        Weight of the residual of each modality.
     """
 
     name: str
@@ -116,12 +121,7 @@ class FitResult:
     grid_shape: tuple[int, ...]
     history: list[dict[str, Any]]
     summary: TrainingSummary
-    metrics: dict[str, float]
-
-    def residual_weight(self, modality: str) -> float:
-        """Return the weight of the residual; 1 if nothing was validated."""
-        return self.metrics.get(residual_weight_key(modality),
-                                self.metrics.get(RESIDUAL_WEIGHT, 1.0))
+    residual_weights: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -230,32 +230,41 @@ def _fit_in_process(distributed: DistributedContext, task: _FitTask, progress: P
     baseline = baseline_of(config.baseline)
     store = _build_store(distributed, task, model, baseline)
     inference = Inference(task.name, model, baseline, store.box, store.grid_shape)
-    trained, validated = _split(cohort, config.validation_fraction, seed)
+    parts = _split(cohort, config, seed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model.networks = model.build_networks()
         model.load_user_weights()
-    training = model.training_task(store, trained, seed)
+    training = model.training_task(store, parts.trained, seed)
     training.identity = {
         "backend": task.name, "version": task.version, "seed": seed,
         "config": {k: v for k, v in vars(config).items() if k not in RESUMABLE_SETTINGS},
         "scans": [[*scan_identity(scan), scan.site] for scan in cohort]}
-    cases = []
-    if validated and config.validation_cases and distributed.is_first:
-        cases = _make_cases(cohort, trained, validated, config, seed)
+    cases: list[ValidationCase] = []
+    if distributed.is_first:
+        _warn_without_validation(task.name, config, parts)
+        cases = _make_cases(cohort, parts.trained, parts.validation, config, seed)
+    if cases:
         training.validate = lambda: validate(inference, cases)  # type: ignore[method-assign]
     outcome = _train(distributed, task, training, resources, progress)
     weights = {k: v.float().numpy() for k, v in outcome.weights.items()}
-    metrics = outcome.metrics
-    if cases and not metrics:  # the training ended before the first validation
+    metrics, errors = outcome.metrics, {}
+    if distributed.is_first:
         model.load_weights(weights)
-        metrics = validate(inference, cases)
+        if cases and not metrics:  # the training ended before the first validation
+            metrics = validate(inference, cases)
+    residual_weights = _residual_weights(config, model.modalities, metrics)
+    test_cases = _make_cases(cohort, parts.trained, parts.test, config, seed + 1) \
+        if distributed.is_first else []
+    if test_cases:
+        errors = measure_error(inference, test_cases, residual_weights)
     summary = TrainingSummary(
         outcome.steps, outcome.best_step, outcome.minutes, outcome.stop_reason,
-        f"{distributed.size} x {distributed.device}", len(validated), metrics.get(ERROR),
-        metrics.get(BASELINE_ERROR), distributed.is_first)
+        f"{distributed.size} x {distributed.device}", len(parts.validation), len(parts.test),
+        errors.get(ERROR), errors.get(BASELINE_ERROR), outcome.waiting_fraction,
+        distributed.is_first)
     return FitResult(task.name, weights, model.sites, model.modalities, store.box,
-                     store.grid_shape, outcome.history, summary, metrics)
+                     store.grid_shape, outcome.history, summary, residual_weights)
 
 
 def _build_store(distributed: DistributedContext, task: _FitTask, model: LearnedModel,
@@ -301,7 +310,9 @@ def _train(distributed: DistributedContext, task: _FitTask, training: Any, resou
 def _make_cases(cohort: Cohort, trained: tuple[int, ...], validated: tuple[int, ...], config: Any,
                 seed: int) -> list[ValidationCase]:
     """Make the same number of cases for each modality, with a baseline fitted within it."""
-    cases = []
+    cases: list[ValidationCase] = []
+    if not validated or not config.validation_cases:
+        return cases
     for modality in modalities_of(cohort):
         train_part, validation_part = (
             tuple(i for i in some if cohort.scans[i].modality == modality)
@@ -311,13 +322,53 @@ def _make_cases(cohort: Cohort, trained: tuple[int, ...], validated: tuple[int, 
     return cases
 
 
-def _split(cohort: Cohort, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the indices of training and validation scans; no subject is in both."""
-    _, held = cohort.split(fraction, seed)
-    subjects = set(held.subjects)
-    indices = range(len(cohort.scans))
-    return (tuple(i for i in indices if cohort.scans[i].subject not in subjects),
-            tuple(i for i in indices if cohort.scans[i].subject in subjects))
+class _Parts(NamedTuple):
+    """Indices of the scans of three groups of subjects; no subject is in two of them.
+
+    Attributes
+    ----------
+    trained, validation, test : tuple of int
+        Scans that networks are trained on, that weights are chosen on, and that the error of the
+        result is measured on.
+    """
+
+    trained: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def _split(cohort: Cohort, config: Any, seed: int) -> _Parts:
+    """Split the scans by subject; of two subjects kept from training one is for validation."""
+    _, kept = cohort.split(config.validation_fraction, seed)
+    site_of = {s: min(scan.site for scan in kept if scan.subject == s) for s in kept.subjects}
+    ordered = sorted(kept.subjects, key=lambda s: (site_of[s], s))
+    validation = set(ordered[::2]) if config.uses_validation else set()
+    test_subjects = set(ordered) - validation
+
+    def scans_of(included: Callable[[str], bool]) -> tuple[int, ...]:
+        return tuple(i for i, scan in enumerate(cohort.scans) if included(scan.subject))
+
+    return _Parts(scans_of(lambda s: s not in site_of), scans_of(lambda s: s in validation),
+                  scans_of(lambda s: s in test_subjects))
+
+
+def _warn_without_validation(name: str, config: Any, parts: _Parts) -> None:
+    """Say before the training that its result will not be used."""
+    if config.weight_residual and not (parts.validation and config.validation_cases):
+        LOGGER.warning(
+            "%s: no subject is kept for validation (validation_fraction=%g, validation_cases=%d), "
+            "so the networks' residual gets the weight 0 and results are those of the baseline %s. "
+            "Fit on more subjects, or set a larger validation_fraction with --backend-option.",
+            name, config.validation_fraction, config.validation_cases, config.baseline)
+
+
+def _residual_weights(config: Any, modalities: tuple[str, ...], metrics: Mapping[str, float]
+                      ) -> dict[str, float]:
+    """Return the weight of each modality's residual: 1 as published, 0 if nothing was validated."""
+    if not config.weight_residual:
+        return dict.fromkeys(modalities, 1.0)
+    shared = metrics.get(RESIDUAL_WEIGHT, 0.0) if len(modalities) == 1 else 0.0
+    return {m: metrics.get(residual_weight_key(m), shared) for m in modalities}
 
 
 def with_tissues(cohort: Cohort, baseline: StatisticsBackend, folder: Path) -> Cohort:

@@ -28,7 +28,8 @@ from ..target import Target
 from .baseline import match_percentiles
 from .inference import Inference
 
-__all__ = ["ValidationCase", "make_cases", "score", "validate", "residual_weight_key"]
+__all__ = ["ValidationCase", "make_cases", "score", "validate", "measure_error",
+           "residual_weight_key"]
 
 MAX_REFERENCES = 8  # scans of other subjects that represent a site
 MIN_MEAN_SQUARE = 1e-8  # of the range; a smaller change is rounding
@@ -125,18 +126,41 @@ def validate(inference: Inference, cases: list[ValidationCase]) -> dict[str, flo
     return metrics
 
 
+def measure_error(inference: Inference, cases: list[ValidationCase],
+                  residual_weights: Mapping[str, float]) -> dict[str, float]:
+    """Measure the error of a finished model on cases that had no part in its choice.
+
+    Parameters
+    ----------
+    residual_weights : mapping of str to float
+        Weight of the residual of each modality, already chosen.
+
+    Returns
+    -------
+    dict
+        ``error`` and ``baseline_error``; see `score`.
+    """
+    changes = [np.float32(residual_weights[case.modality]) * _residual(inference, case, number)
+               for number, case in enumerate(cases)]
+    metrics = score(cases, changes, weight=1.0)
+    return {name: metrics[name] for name in (ERROR, BASELINE_ERROR)}
+
+
 def residual_weight_key(modality: str) -> str:
     """Return the name of the residual weight of one of several modalities."""
     return f"{RESIDUAL_WEIGHT} {modality}"
 
 
-def score(cases: list[ValidationCase], changes: list[np.ndarray]) -> dict[str, float]:
+def score(cases: list[ValidationCase], changes: list[np.ndarray], weight: float | None = None
+          ) -> dict[str, float]:
     """Find the weight of the residuals that minimizes the error, and that error.
 
     Parameters
     ----------
     changes : list of ndarray, shape (I, J, K)
         Residual of the networks for each case.
+    weight : float, optional
+        A weight that was chosen before. Default: the best one for these cases.
 
     Returns
     -------
@@ -148,20 +172,26 @@ def score(cases: list[ValidationCase], changes: list[np.ndarray]) -> dict[str, f
     """
     errors = [case.error() for case in cases]
     residuals = [change[case.truth.mask] / case.range for case, change in zip(cases, changes)]
+    if weight is None:
+        weight = _best_weight(errors, residuals)
+    return {ERROR: _rms([e - np.float32(weight) * r for e, r in zip(errors, residuals)]),
+            BASELINE_ERROR: _rms(errors), RESIDUAL_WEIGHT: weight}
+
+
+def _best_weight(errors: list[np.ndarray], residuals: list[np.ndarray]) -> float:
+    """Return the weight in [0, 1] that minimizes the relative errors; 0 without any change."""
     weights = [1 / max(_mean_square(e), MIN_MEAN_SQUARE) for e in errors]
     along = sum(w * np.mean(e * r, dtype=np.float64)
                 for w, e, r in zip(weights, errors, residuals))
     length = sum(w * _mean_square(r) for w, r in zip(weights, residuals))
     any_change = any(_mean_square(r) > MIN_MEAN_SQUARE for r in residuals)
-    weight = float(np.clip(along / length, 0, 1)) if any_change else 0.0
-    return {ERROR: _rms([e - np.float32(weight) * r for e, r in zip(errors, residuals)]),
-            BASELINE_ERROR: _rms(errors), RESIDUAL_WEIGHT: weight}
+    return float(np.clip(along / length, 0, 1)) if any_change else 0.0
 
 
 def _residual(inference: Inference, case: ValidationCase, number: int) -> np.ndarray:
     """Return the residual of one case, with the style of its site."""
     context = ScanContext(tissues=case.tissues, modality=case.modality)
-    references = [inference.network_input(volume, ScanContext(tissues=tissues))
+    references = [inference.network_input(volume, ScanContext(case.site, tissues=tissues))
                   for volume, tissues in case.references]
     model = inference.model
     summaries = [model.describe(scan, model.options) for scan in references]

@@ -78,7 +78,8 @@ def test_guided_is_near_direct_and_the_residual_is_reported(tmp_path, monkeypatc
 
 def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_stays(tmp_path):
     drawn = PatchDiffusion(PatchDiffusion.config_from({
-        "preset": "tiny", "steps": 1, "validation_fraction": 0.0, "begin": "noise", "seeds": 2}))
+        "preset": "tiny", "steps": 1, "validation_fraction": 0.0, "weight_residual": False,
+        "begin": "noise", "seeds": 2}))
     paths, inputs = prepared(tmp_path, drawn)
     Harmonize(**inputs).run(cwd=str(tmp_path / "node"))
     uncertainty_map = read_volume(paths.uncertainty_map("harmonized"), paths.mask(template=True))
@@ -92,7 +93,7 @@ def test_how_far_drawn_images_are_apart_is_a_derivative_and_nothing_unfinished_s
 @pytest.mark.parametrize("region", ["brain", "head"])
 def test_the_head_gets_the_overall_gain_or_is_harmonized_as_the_brain_is(tmp_path, region):
     disarm = Disarm(Disarm.config_from({"preset": "tiny", "steps": 1, "validation_fraction": 0.0,
-                                        "region": region}))
+                                        "weight_residual": False, "region": region}))
     paths, inputs = prepared(tmp_path, disarm, stripped=False)
     before = read_volume(paths.image("preproc"))
     brain = before.data > GAIN * 80 + OFFSET  # the dark rim stands for skull and scalp
@@ -115,7 +116,7 @@ def test_the_head_gets_the_overall_gain_or_is_harmonized_as_the_brain_is(tmp_pat
 
 def test_a_brain_without_a_head_is_refused_by_a_model_of_heads(tmp_path):
     disarm = Disarm(Disarm.config_from({"preset": "tiny", "steps": 1, "validation_fraction": 0.0,
-                                        "region": "head"}))
+                                        "weight_residual": False, "region": "head"}))
     paths, inputs = prepared(tmp_path, disarm)
     with pytest.raises(InputError, match="is brain only, and this model was fitted on whole heads"):
         Harmonize(**inputs).run(cwd=str(tmp_path / "node"))

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config import setting
-from ..config import NONE, PREDICTIONS, SPACINGS, TINY_BASELINE, LearnedConfig, check_sampling
+from ..config import (
+    AS_PUBLISHED,
+    PREDICTIONS,
+    SPACINGS,
+    TINY_BASELINE,
+    LearnedConfig,
+    check_sampling,
+)
 
 __all__ = ["CacdConfig", "PRESETS"]
 
@@ -35,10 +42,17 @@ class CacdConfig(LearnedConfig):
         Diffusion timesteps, and prediction type of the denoiser.
     subjects, views : int
         Subjects of a batch, and contrast views of each slice.
+    subjects_per_site : int
+        Subjects that are drawn from a site before the next site follows; contrast vectors of two
+        subjects are compared within a site.
+    anatomy_across_sites : bool
+        Whether anatomy vectors are compared across sites too (the authors' code).
     max_offset : int, optional
         Train on slices within so many of the middle one (the paper: 10). None: all.
     gin : {"ours", "release"}
         Settings of GIN; ``release`` are those of the paper's code.
+    volume_contrast : bool
+        z_c is one vector for a volume; in the paper one for each slice.
     gamma, bias : float
         Strengths of the contrast views.
     temperature, contrast_weight, anatomy_weight : float
@@ -70,9 +84,12 @@ class CacdConfig(LearnedConfig):
     timesteps: int = setting(1000, low=2)
     prediction: str = setting("v", choices=PREDICTIONS)
     subjects: int = setting(4, low=1)
+    subjects_per_site: int = setting(4, low=1)
+    anatomy_across_sites: bool = False
     views: int = setting(3, low=1)
     max_offset: int | None = setting(None, low=1)
     gin: str = setting("ours", choices=("ours", "release"))
+    volume_contrast: bool = True
     gamma: float = 0.5
     bias: float = 0.5
     temperature: float = setting(0.07, above=0)
@@ -98,16 +115,18 @@ class CacdConfig(LearnedConfig):
 TINY = dict(
     baseline=TINY_BASELINE,
     widths=(8, 16), encoder_widths=(8, 16), contrast=8, anatomy=8, timesteps=50, subjects=2,
-    views=2, sampling_steps=3, corrections=1, steps=20, log_every=10, validate_every=20,
-    validation_cases=1, save_every=100, unshuffle=1, learning_rate=1e-3,
+    subjects_per_site=2, views=2, sampling_steps=3, corrections=1, steps=20, log_every=10,
+    validate_every=20, validation_cases=1, save_every=100, unshuffle=1, learning_rate=1e-3,
 )
 PAPER = dict(
+    AS_PUBLISHED,
     widths=(32, 64, 128, 256), encoder_widths=(32, 64, 128, 256, 256), blocks=2, unshuffle=1,
     contrast=256, anatomy=256, dropout=0.1, masked_pool=False, prediction="eps", subjects=9,
-    views=9, max_offset=10, learning_rate=1e-4, steps=2_500_000, sampling_steps=20,
-    spacing="leading", strength=1.0, corrections=0, clip_inversion=True, clip_sampling=True,
-    residual=False, anatomy_smoothing=0.0, change_smoothing=0.0, baseline=NONE,
-    validate_every=10_000, save_every=5_000, log_every=500,
+    subjects_per_site=3, anatomy_across_sites=True, views=9, max_offset=10, gin="release",
+    volume_contrast=False, learning_rate=1e-4, clip=1.0, ema=0.999, steps=2_500_000,
+    sampling_steps=250, spacing="leading", strength=1.0, corrections=0, clip_inversion=True,
+    clip_sampling=True, residual=False, anatomy_smoothing=0.0, change_smoothing=0.0,
+    save_every=5_000, log_every=500,
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},

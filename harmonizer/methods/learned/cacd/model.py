@@ -13,7 +13,7 @@ from ....deep.diffusion.samplers import Denoiser, ddim, ddim_inversion, denoiser
 from ....deep.diffusion.schedules import Schedule
 from ....deep.networks.encoder import SemanticEncoder
 from ....deep.networks.unet import UNet
-from ....deep.training.data import VolumeStore
+from ....deep.training.data import BACKGROUND, VolumeStore
 from ....deep.training.task import TrainingTask
 from ..config import InferenceOptions
 from ..model import LearnedModel, Residual
@@ -60,8 +60,9 @@ class CacdModel(LearnedModel):
     # Styles ---------------------------------------------------------------------------------
 
     def describe(self, scan: NetworkInput, options: InferenceOptions) -> dict[str, np.ndarray]:
-        """Return the contrast vector z_c of a scan."""
-        return {"contrast": self.vectors(scan, options)[0]}
+        """Return the contrast vector z_c of a scan: the mean over brain slices by area."""
+        contrast, area = self.vectors(scan, options)[0], scan.mask.sum(axis=(0, 1))
+        return {"contrast": np.average(contrast, axis=0, weights=area).astype(np.float32)}
 
     def pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Return the mean z_c, and the mean resultant length of the scans' z_c, 0 to 1."""
@@ -83,8 +84,9 @@ class CacdModel(LearnedModel):
 
         Returns
         -------
-        contrast : ndarray, shape (contrast,)
-            Mean z_c over brain slices, weighted by area.
+        contrast : ndarray, shape (K, contrast)
+            z_c of every slice: its own, or, with `volume_contrast`, the mean over brain slices,
+            weighted by area.
         anatomy : ndarray, shape (K, anatomy)
             z_a of every slice; zeros where there is no brain.
         """
@@ -97,7 +99,9 @@ class CacdModel(LearnedModel):
                 vectors = encoder(x, mask if self.config.masked_pool else None)
             contrast[at] = vectors["contrast"].cpu().numpy()
             anatomy[at] = vectors["anatomy"].cpu().numpy()
-        return np.average(contrast, axis=0, weights=area).astype(np.float32), anatomy
+        if self.config.volume_contrast:
+            contrast[:] = np.average(contrast, axis=0, weights=area)
+        return contrast, anatomy
 
     def slices(self, scan: NetworkInput, options: InferenceOptions
                ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
@@ -119,22 +123,28 @@ class CacdModel(LearnedModel):
                                  self.config.anatomy_smoothing)
         change = np.zeros(scan.image.shape, np.float32)
         for at, x, _ in self.slices(scan, options):
-            source = self.condition(contrast, anatomy[at])
-            target = self.condition(style["contrast"], anatomy[at])
+            source = self.condition(contrast[at], anatomy[at])
+            target = self.condition(np.repeat(style["contrast"][None], len(at), 0), anatomy[at])
             after = self.swap(x, source, target).cpu().numpy()
             change[:, :, at] = after[:, 0].transpose(1, 2, 0)
         return Residual(smooth_across_slices(change, scan.mask, self.config.change_smoothing))
 
     def condition(self, contrast: np.ndarray, anatomy: np.ndarray) -> torch.Tensor:
         """Concatenate z_c and z_a, (n, contrast + anatomy), in the order of the authors' code."""
-        return self.tensor(np.concatenate([np.repeat(contrast[None], len(anatomy), 0), anatomy],
-                                          axis=1))
+        return self.tensor(np.concatenate([contrast, anatomy], axis=1))
 
     def swap(self, x: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the change of (n, 1, I, J) slices when one condition is replaced by another."""
+        """Return the change of (n, 1, I, J) slices when one condition is replaced by another.
+
+        Decoded under its own condition a slice is itself again but for the error of inversion and
+        sampling, whatever the networks learned. With `residual` this error is subtracted; without,
+        voxels at -1 are kept, as in the authors' code.
+        """
         latent = self.invert(x, source)
         after = self.decode(latent, target)
-        return after - (self.decode(latent, source) if self.config.residual else x)
+        if self.config.residual:
+            return after - self.decode(latent, source)
+        return torch.where(x > BACKGROUND, after - x, torch.zeros_like(x))
 
     def invert(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Invert slices to noise maps at timestep `strength` T."""

@@ -56,7 +56,10 @@ class Disarm(LearnedBackend):
         return {**super()._enroll(scans), "label": label}
 
     def _scanner_free_style(self) -> dict[str, np.ndarray]:
-        """Return code 0 without label, over the mean baseline of the sites in their own units."""
+        """Return code 0 without label, over the mean baseline of the sites in their own units.
+
+        With `sample_codes`, as in the paper, each image draws its code from N(0, 1).
+        """
         styles = [self.styles_[site] for site in self.sites_]
         percentiles = np.array([style[PERCENTILES] for style in styles])
         gains = percentiles[:, 1].mean() / percentiles[:, 1]
@@ -65,4 +68,5 @@ class Disarm(LearnedBackend):
         zeros = np.zeros(self.config.style, np.float32)
         return {**with_prefix(baseline),
                 PERCENTILES: (percentiles * gains[:, None]).mean(axis=0), "code": zeros,
-                "std": zeros, "label": np.zeros(len(self.model_.sites), np.float32)}
+                "std": zeros + np.float32(self.config.sample_codes),
+                "label": np.zeros(len(self.model_.sites), np.float32)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config import setting
-from ..config import NONE, TINY_BASELINE, LearnedConfig
+from ..config import AS_PUBLISHED, TINY_BASELINE, LearnedConfig
 
 __all__ = ["DisarmConfig", "PRESETS", "REGIONS"]
 
@@ -33,14 +33,16 @@ class DisarmConfig(LearnedConfig):
         Standard deviation of the noise on the anatomy code in training.
     patch : tuple of int, optional
         Even sides of what the networks see at once, voxels. None: the whole box.
-    batch : int
-        Images of a step.
+    batch, simulated : int
+        Images of a step, and how many of them are put under simulated scanners too.
+    elastic : float
+        Largest displacement of elastic augmentation, voxels; 0 for none.
     label_dropout : float
         Probability that an image comes without its label, 0..1.
     self_weight, cycle_weight : float
         L1 of reconstruction, and of exchange there and back.
-    realness_weight, content_weight : float
-        Adversarial losses of images and of codes.
+    realness_weight, content_weight, critic_weight : float
+        Adversarial losses of images and of codes, and of the discriminators of images.
     generated_label_weight, real_label_weight : float
         Naming the scanner of generated and of real images.
     kl_weight, latent_weight : float
@@ -51,7 +53,10 @@ class DisarmConfig(LearnedConfig):
         Use the authors' target against the code discriminator.
     learning_rate, content_rate : float
         Of Adam, and of Adam for the code discriminator.
-    residual, label_at_target : bool
+    alternate : bool
+        Update the code discriminator in even steps and the other networks in odd ones (the
+        authors' code). Otherwise all of them in every step.
+    residual, label_at_target, sample_codes : bool
         See the package.
     window : int
         Steps of the running means that detect divergence.
@@ -72,11 +77,14 @@ class DisarmConfig(LearnedConfig):
     noise: float = setting(0.1, low=0)
     patch: tuple[int, int, int] | None = (40, 48, 40)
     batch: int = setting(4, low=1)
+    simulated: int = setting(1, low=1)
+    elastic: float = setting(4.0, low=0)
     label_dropout: float = setting(0.5, low=0, high=1)
     self_weight: float = 10.0
     cycle_weight: float = 10.0
     realness_weight: float = 0.3
     content_weight: float = 0.3
+    critic_weight: float = 0.5
     generated_label_weight: float = 1.0
     real_label_weight: float = 3.0
     kl_weight: float = 0.01
@@ -88,8 +96,10 @@ class DisarmConfig(LearnedConfig):
     learning_rate: float = setting(5e-4, low=0)
     content_rate: float = setting(2e-4, low=0)
     clip: float = setting(5.0, above=0)
+    alternate: bool = False
     residual: bool = True
     label_at_target: bool = False
+    sample_codes: bool = False
     window: int = setting(200, low=1)
     patience: int = setting(10, low=0)
     region: str = setting("brain", choices=REGIONS)
@@ -98,6 +108,9 @@ class DisarmConfig(LearnedConfig):
         super().__post_init__()
         if self.patch is not None and any(side < 2 or side % 2 for side in self.patch):
             raise ValueError(f"patch: expected three even sides of 2 or more, got {self.patch}.")
+        if self.residual and not self.simulated_weight:
+            raise ValueError("residual: is learned from simulated scanners; expected a "
+                             "simulated_weight above 0, or residual=false.")
         if self.region == "head" and self.baseline == "tissue_matching":
             raise ValueError("baseline: whole heads have other tissues than brains; with "
                              "region=head use histogram_matching, moment_matching or none.")
@@ -107,17 +120,18 @@ TINY = dict(
     baseline=TINY_BASELINE,
     width=8, blocks=1, generator_width=8, generator_blocks=1, code=4, style=4,
     scanner_widths=(4, 8), image_widths=(4, 8), content_widths=(4,), patch=(12, 12, 8), batch=2,
-    steps=12, log_every=6, validate_every=12, validation_cases=1, save_every=100, window=50,
-    learning_rate=1e-3,
+    elastic=0.0, steps=12, log_every=6, validate_every=12, validation_cases=1, save_every=100,
+    window=50, learning_rate=1e-3,
 )
-PAPER = dict(
+PAPER = dict(  # adversarial losses and KL are summed over the batch of 2 in the authors' code
+    AS_PUBLISHED,
     width=8, blocks=4, generator_width=24, generator_blocks=4, unshuffle=False,
     image_widths=(8, 16, 32, 64, 128, 128), content_widths=(6, 6, 6, 6, 8), noise=1.0, patch=None,
-    batch=2, label_dropout=0.15, realness_weight=1.0, content_weight=1.0,
-    generated_label_weight=10.0, latent_weight=8.0, anatomy_weight=0.0, same_weight=0.0,
-    simulated_weight=0.0, inverse_content=True, learning_rate=1e-4, content_rate=4e-5,
-    residual=False, label_at_target=True, baseline=NONE, steps=100_000, validate_every=2_000,
-    save_every=1_000, log_every=200, patience=0,
+    batch=2, elastic=8.0, label_dropout=0.0, realness_weight=2.0, content_weight=1.0,
+    critic_weight=2.0, generated_label_weight=10.0, kl_weight=0.02, latent_weight=8.0,
+    anatomy_weight=0.0, same_weight=0.0, simulated_weight=0.0, inverse_content=True,
+    learning_rate=1e-4, content_rate=4e-5, clip=5.0, alternate=True, residual=False,
+    label_at_target=True, sample_codes=True, steps=200_000, save_every=1_000, log_every=200,
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},

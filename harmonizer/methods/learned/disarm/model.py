@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class DisarmModel(LearnedModel):
                                       unshuffle=c.unshuffle),
             "scanner": ScannerEncoder(3, n, c.scanner_widths, code=c.style),
             "generator": Generator(3, c.code, c.style, n, c.generator_width, c.generator_blocks,
-                                   unshuffle=c.unshuffle),
+                                   unshuffle=c.unshuffle, residual=c.residual),
             "exemplar": ImageDiscriminator(3, n, c.image_widths),
             "random": ImageDiscriminator(3, n, c.image_widths),
             "content": CodeDiscriminator(3, c.code, n, c.content_widths),
@@ -60,8 +60,9 @@ class DisarmModel(LearnedModel):
     # Styles ---------------------------------------------------------------------------------
 
     def describe(self, scan: NetworkInput, options: InferenceOptions) -> dict[str, np.ndarray]:
-        """Return the scanner code of a scan."""
-        return {"code": self.scanner_code(scan.image, scan.mask)}
+        """Return the scanner code of a scan; with `label_at_target` it depends on its site."""
+        label = self.label([scan.source] if scan.source else [])
+        return {"code": self.scanner_code(scan.image, scan.mask, label)}
 
     def pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Return mean and standard deviation of the scanner codes, and no label."""
@@ -95,48 +96,34 @@ class DisarmModel(LearnedModel):
     def predict_residual(self, scan: NetworkInput, style: Mapping[str, np.ndarray],
                          rng: np.random.Generator, options: InferenceOptions) -> Residual:
         """See `LearnedModel.predict_residual`."""
-        source = self.scanner_code(scan.image, scan.mask) if self.config.residual else None
+        code = style["code"]
+        if self.config.sample_codes:
+            code = (code + style["std"] * rng.standard_normal(code.shape)).astype(np.float32)
         grid = self._grid(scan.image.shape)
         return Residual(grid.blend(
-            self._patch_change(x, mask, source, style)
+            self._patch_change(x, mask, code, style["label"])
             for x, mask in zip(grid.cut(scan.image), grid.cut(scan.mask))))
 
-    def _patch_change(self, x: np.ndarray, mask: np.ndarray, source: np.ndarray | None,
-                      style: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _patch_change(self, x: np.ndarray, mask: np.ndarray, code: np.ndarray, label: np.ndarray
+                      ) -> np.ndarray:
         """Return the change of one patch; zeros where there is no brain."""
         if not mask.any():
             return np.zeros(x.shape, np.float32)
-        image = self.tensor(x[None, None])
+        image, generator = self.tensor(x[None, None]), self.networks["generator"]
         with torch.no_grad():
-            anatomy = self.networks["anatomy"].code(image)
-            after = self.generate(anatomy, style["code"], style["label"])
-            before = image if source is None else self.generate(anatomy, source,
-                                                                np.zeros_like(style["label"]))
-        return (after - before)[0, 0].cpu().numpy()
+            codes = (self.networks["anatomy"].code(image), self.tensor(code[None]),
+                     self.tensor(label[None]))
+            change = generator.residual(*codes) if self.config.residual else \
+                generator(*codes) - image
+        return change[0, 0].cpu().numpy()
 
-    def generate(self, anatomy: torch.Tensor, code: np.ndarray, label: np.ndarray) -> torch.Tensor:
-        """Generate an image from an anatomy code, a scanner code and a label."""
-        return self.networks["generator"](anatomy, self.tensor(code[None]),
-                                          self.tensor(label[None]))
+    def scanner_code(self, image: np.ndarray, mask: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Return the scanner code of a whole volume, as in training; shape (style,)."""
+        with torch.no_grad():
+            code, _ = self.networks["scanner"](*(self.tensor(a) for a in (
+                image[None, None], label[None], mask[None, None])))
+        return code[0].cpu().numpy()
 
-    def scanner_code(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Return the mean scanner code over patches, (style,), weighted by brain, without label."""
-        label = self.tensor(np.zeros((1, len(self.sites)), np.float32))
-        codes, weights = [], []
-        for x, m in self.brain_patches(image, mask):
-            with torch.no_grad():
-                code, _ = self.networks["scanner"](self.tensor(x[None, None]), label,
-                                                   self.tensor(m[None, None]))
-            codes.append(code[0].cpu().numpy())
-            weights.append(int(m.sum()))
-        return np.average(codes, axis=0, weights=weights).astype(np.float32)
-
-    def brain_patches(self, image: np.ndarray, mask: np.ndarray
-                      ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield adjacent patches with brain, and their masks."""
-        grid = self._grid(image.shape, overlap=False)
-        return ((x, m) for x, m in zip(grid.cut(image), grid.cut(mask)) if m.any())
-
-    def _grid(self, shape: tuple[int, ...], overlap: bool = True) -> PatchGrid:
+    def _grid(self, shape: tuple[int, ...]) -> PatchGrid:
         patch = fit_patch(self.config.patch, shape)
-        return PatchGrid(shape, patch, () if overlap and patch != shape else patch)
+        return PatchGrid(shape, patch, () if patch != shape else patch)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ....contrast.intensity import IntensityScale
 from ....deep.augmentation.contrast import ContrastSettings, draw_view
+from ....deep.augmentation.spatial import Elastic
 from ....deep.losses.disentangling import (
     adversarial_loss,
     code_l1,
@@ -18,7 +20,7 @@ from ....deep.losses.disentangling import (
     masked_l1,
     realness_accuracy,
 )
-from ....deep.patches import fit_patch
+from ....deep.patches import fit_patch, patch_slices
 from ....deep.training.data import BACKGROUND, PatchSampler, VolumeStore
 from ....deep.training.stability import StabilityMonitor
 from ....deep.training.task import Batch, OptimizerGroup, TrainingTask
@@ -26,10 +28,11 @@ from ..config import NONE
 from ..patch_baseline import match_patch
 from .config import DisarmConfig
 
-__all__ = ["DisarmTask", "match_patches"]
+__all__ = ["DisarmTask", "match_volumes"]
 
 ADAM_BETAS = (0.5, 0.999)
 WEIGHT_DECAY = 1e-4
+ELASTIC_PROBABILITY = 0.7
 CODE_SQUARE_WEIGHT = 0.01  # of the mean square of the anatomy code
 MAX_DISCRIMINATOR_ACCURACY = 0.995
 MIN_CODE_STD, MAX_CODE_STD = 0.01, 10.0
@@ -39,11 +42,21 @@ TARGET_SCANNER = ContrastSettings(bias=0.0)
 Generated = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class _Volume(NamedTuple):
+    """A whole scan: image in [-1, 1] and mask, (1, 1, I, J, K), and tissues, (3, I, J, K)."""
+
+    image: torch.Tensor
+    mask: torch.Tensor
+    tissues: torch.Tensor | None
+
+
 class DisarmTask(TrainingTask):
     """Five optimizer groups over six networks.
 
-    The authors update the code discriminator on a batch of its own between two full steps; here it
-    is updated first in every step, on the same batch.
+    With `alternate`, the code discriminator is updated in even steps and all others in odd ones, as
+    in the authors' code; otherwise it is updated first in every step, on the same batch. Scanner
+    codes of scans are those of whole volumes, as at inference; those of generated patches are all
+    that exists of a generated image.
 
     Parameters
     ----------
@@ -58,6 +71,8 @@ class DisarmTask(TrainingTask):
     seed : int
     """
 
+    supports_workers = True
+
     def __init__(self, config: DisarmConfig, networks: dict[str, Any],
                  sites: tuple[str, ...], store: VolumeStore, scans: tuple[int, ...], seed: int
                  ) -> None:
@@ -71,9 +86,11 @@ class DisarmTask(TrainingTask):
         """See `TrainingTask.optimizer_groups`; the order of the authors' full step."""
         c = self.config
         adam: dict[str, Any] = dict(betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, clip=c.clip)
+        content = {**adam, "every": 2} if c.alternate else adam
+        adam = {**adam, "every": 2, "offset": 1} if c.alternate else adam
         all_three = ("anatomy", "scanner", "generator")
         groups = (
-            OptimizerGroup("content", ("content",), self.content_loss, c.content_rate, **adam),
+            OptimizerGroup("content", ("content",), self.content_loss, c.content_rate, **content),
             OptimizerGroup("critics", ("exemplar", "random"), self.critics_loss, c.learning_rate,
                            **adam),
             OptimizerGroup("translation", all_three, self.translation_loss, c.learning_rate,
@@ -89,7 +106,7 @@ class DisarmTask(TrainingTask):
     # Data -----------------------------------------------------------------------------------
 
     def batch(self, step: int, rank: int) -> dict[str, Any]:
-        """Return patches, their labels, the labels that the networks see, and random labels.
+        """Return patches, their volumes, labels, the labels that are seen, and random labels.
 
         ``conditioning`` is ``label`` with some rows dropped; ``random_label`` goes with random
         styles.
@@ -100,58 +117,75 @@ class DisarmTask(TrainingTask):
         label = one_hot[[self.sites.index(site) for site in drawn["site"]]]
         random_label = one_hot[rng.integers(len(self.sites), size=n)]
         keep, keep_random = rng.random((2, n, 1)) >= self.config.label_dropout
-        batch = {"x": drawn["image"], "mask": drawn["mask"], "label": torch.from_numpy(label),
+        volumes = [self._draw_volume(rng, index) for index in drawn["scan"]]
+        image, mask = (torch.cat([getattr(v, name) for v in volumes]) for name in ("image", "mask"))
+        patches = [[self._cut(part, corner) for part in (v.image, v.mask)]
+                   for v, corner in zip(volumes, drawn["corner"])]
+        x, patch_mask = (torch.cat(parts) for parts in zip(*patches))
+        batch = {"x": x, "mask": patch_mask, "volume": image, "volume_mask": mask,
+                 "label": torch.from_numpy(label),
                  "conditioning": torch.from_numpy(label * keep),
                  "random_label": torch.from_numpy(random_label * keep_random)}
         if self.config.simulated_weight or self.config.same_weight:
-            batch |= self._simulate(rng, drawn["scan"], drawn["corner"])
+            rows = [self._simulate(rng, *row) for row in list(zip(
+                drawn["scan"], volumes, drawn["corner"]))[:self.config.simulated]]
+            batch |= {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         return batch
 
-    def _simulate(self, rng: np.random.Generator, scans: list[int],
-                  corners: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        """Simulate changes of scanner whose truth is known."""
-        rows = [self._simulate_one(rng, i, corner) for i, corner in zip(scans, corners)]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    def _draw_volume(self, rng: np.random.Generator, index: int) -> _Volume:
+        """Read a whole scan, warped in part of the cases."""
+        image, mask = (torch.from_numpy(array.astype(np.float32))[None, None]
+                       for array in (self.store.image(index), self.store.mask(index)))
+        tissues = None
+        if self.store.has_tissues and self.config.simulated_weight:
+            tissues = torch.from_numpy(self.store.patch_tissues(index, (0, 0, 0), image.shape[2:]))
+        warp = Elastic(int(rng.integers(2 ** 31)), self.config.elastic)
+        if not self.config.elastic or rng.random() >= ELASTIC_PROBABILITY:
+            return _Volume(image, mask, tissues)
+        mask = warp.apply(mask, fill=0.0, nearest=True)
+        image = torch.where(mask > 0, warp.apply(image), torch.full_like(image, BACKGROUND))
+        return _Volume(image, mask, None if tissues is None
+                       else warp.apply(tissues[None], fill=0.0)[0])
 
-    def _simulate_one(self, rng: np.random.Generator, index: int, corner: tuple[int, ...]
-                      ) -> dict[str, torch.Tensor]:
-        """Simulate one change of scanner, from two subjects of one site at one place.
+    def _simulate(self, rng: np.random.Generator, index: int, volume: _Volume,
+                  corner: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Simulate one change of scanner with known truth, from two subjects of one site.
+
+        Views and baseline are those of whole volumes, as at inference.
 
         Returns
         -------
         dict
-            ``before``: the subject under the source scanner; ``source``: the same after the
-            baseline; ``other``: another subject under the target scanner; ``truth``: the subject
-            under the target scanner; and masks.
+            Patches ``before``: the subject under the source scanner; ``source``: the same after the
+            baseline; ``truth``: the subject under the target scanner; ``source_mask``. Volumes
+            ``other``, ``other_mask``: another subject under the target scanner.
         """
-        image, mask = self._patch(index, corner)
-        neighbor = self._other_subject(rng, index)
-        other, other_mask = self._patch(neighbor, corner)
+        other = self._draw_volume(rng, self._other_subject(rng, index))
         source_view = draw_view(rng, SOURCE_SCANNER, 3)
         target_view = draw_view(rng, TARGET_SCANNER, 3)
-        before = source = source_view.apply(image, mask)
-        truth, target = target_view.apply(torch.cat([image, other]), torch.cat([mask, other_mask])
-                                          ).split(1)
+        before = source = source_view.apply(volume.image, volume.mask)
+        truth, target = target_view.apply(torch.cat([volume.image, other.image]),
+                                          torch.cat([volume.mask, other.mask])).split(1)
         if self.config.baseline != NONE and self.config.simulated_weight:
-            tissues = None
-            if self.store.has_tissues:
-                tissues = tuple(self.store.patch_tissues(i, corner, self.sampler.patch)
-                                for i in (index, neighbor))
-            source = match_patches(source, mask, target, other_mask, tissues)
-        return {"before": before, "source": source, "source_mask": mask, "other": target,
-                "other_mask": other_mask, "truth": truth}
+            tissues = None if volume.tissues is None or other.tissues is None else \
+                (volume.tissues.numpy(), other.tissues.numpy())
+            source = match_volumes(source, volume.mask, target, other.mask, tissues)
+            source, truth = _rescale(source, volume.mask, source, truth)
+            target, = _rescale(target, other.mask, target)
+        cut = {name: self._cut(part, corner) for name, part in (
+            ("before", before), ("source", source), ("truth", truth), ("source_mask", volume.mask))}
+        return {**cut, "other": target, "other_mask": other.mask}
 
     def _other_subject(self, rng: np.random.Generator, index: int) -> int:
-        """Draw a scan of another subject, of the same site if possible."""
+        """Draw a scan of another subject of the same site; the scan itself if there is none."""
         scans = self.store.scans
-        others = [j for j in self.scans if scans[j].subject != scans[index].subject]
-        near = [j for j in others if scans[j].site == scans[index].site] or others or [index]
-        return int(rng.choice(near))
+        near = [j for j in self.scans if scans[j].subject != scans[index].subject
+                and scans[j].site == scans[index].site]
+        return int(rng.choice(near or [index]))
 
-    def _patch(self, index: int, corner: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image and mask of a patch, (1, 1, i, j, k)."""
-        image, mask = self.store.patch(index, corner, self.sampler.patch)
-        return torch.from_numpy(image)[None, None], torch.from_numpy(mask)[None, None]
+    def _cut(self, volume: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:
+        """Return a patch of a (1, 1, I, J, K) volume."""
+        return volume[(..., *patch_slices(corner, self.sampler.patch))]
 
     # Losses ---------------------------------------------------------------------------------
 
@@ -173,7 +207,8 @@ class DisarmTask(TrainingTask):
         for name, image in generated.items():
             real, label_logits = self.networks[name](batch["x"], batch["mask"])
             fake, _ = self.networks[name](image, batch["mask"])
-            terms[name] = (adversarial_loss(real, True) + adversarial_loss(fake, False)) / 2
+            terms[name] = self.config.critic_weight * (adversarial_loss(real, True)
+                                                       + adversarial_loss(fake, False))
             terms[f"{name}_label"] = self.config.real_label_weight * label_loss(label_logits,
                                                                                 batch["label"])
             terms[f"{name}_accuracy"] = realness_accuracy(real, fake)
@@ -240,13 +275,12 @@ class DisarmTask(TrainingTask):
         if not c.simulated_weight:
             return same
         source, mask = batch["source"], batch["source_mask"]
-        label = torch.zeros_like(batch["label"])
-        code = self.networks["anatomy"](source)
+        label = torch.zeros(len(source), len(self.sites), device=source.device)
         target, _ = self.networks["scanner"](batch["other"], label, batch["other_mask"])
-        after = self.networks["generator"](code, target, label).float()
-        if c.residual:
-            style, _ = self.networks["scanner"](source, label, mask)
-            after = source + after - self.networks["generator"](code, style, label).float()
+        codes = self.networks["anatomy"](source), target, label
+        generator = self.networks["generator"]
+        after = source + generator.residual(*codes).float() if c.residual else \
+            generator(*codes).float()
         return {"truth": c.simulated_weight * masked_l1(after, batch["truth"], mask),
                 "baseline": c.simulated_weight * masked_l1(source, batch["truth"], mask), **same}
 
@@ -273,7 +307,7 @@ class DisarmTask(TrainingTask):
             Distribution and sample of the images' own styles.
         """
         label = batch["conditioning"]
-        styles, distribution = self.sample_style(batch["x"], label, batch["mask"])
+        styles, distribution = self.sample_style(batch["volume"], label, batch["volume_mask"])
         images = self.generate(code, styles.roll(1, 0), label.roll(1, 0), batch["mask"])
         return images, distribution, styles
 
@@ -291,16 +325,16 @@ class DisarmTask(TrainingTask):
         return self.generate(code, style, batch["random_label"], batch["mask"]), style
 
 
-def match_patches(image: torch.Tensor, mask: torch.Tensor, other: torch.Tensor,
+def match_volumes(image: torch.Tensor, mask: torch.Tensor, other: torch.Tensor,
                   other_mask: torch.Tensor, tissues: tuple[np.ndarray, ...] | None = None
                   ) -> torch.Tensor:
-    """Apply the patch baseline: match a patch to another subject's.
+    """Apply the baseline of training: match a volume to another subject's.
 
     Parameters
     ----------
-    image, mask, other, other_mask : Tensor, shape (1, 1, i, j, k)
+    image, mask, other, other_mask : Tensor, shape (1, 1, I, J, K)
         Images in [-1, 1].
-    tissues : (ndarray, ndarray), shape (3, i, j, k), optional
+    tissues : (ndarray, ndarray), shape (3, I, J, K), optional
         Tissue probabilities of both.
     """
     inside, there = (m[0, 0].numpy() > 0 for m in (mask, other_mask))
@@ -312,3 +346,14 @@ def match_patches(image: torch.Tensor, mask: torch.Tensor, other: torch.Tensor,
     result = image.clone()
     result[mask > 0] = torch.from_numpy(values - np.float32(1))
     return result
+
+
+def _rescale(reference: torch.Tensor, mask: torch.Tensor, *images: torch.Tensor
+             ) -> tuple[torch.Tensor, ...]:
+    """Bring images to the unit in which the networks see the reference; see `Inference`."""
+    values = reference[mask > 0].numpy()
+    if not len(values) or np.ptp(values) <= 0:
+        return images
+    scale = IntensityScale.of(values)
+    return tuple(torch.from_numpy(np.clip(scale.to_unit(image.numpy()), -1, 1).astype(np.float32)
+                                  ).where(mask > 0, torch.tensor(BACKGROUND)) for image in images)

@@ -5,10 +5,11 @@ Slabs of three slices pass forward through an invertible flow network
 standard deviation of the flow's features, as predicted from the target's feature statistics z_s.
 The backward pass then gives the harmonized slab.
 
-The preset ``paper`` has three slices as channels, Adam 1e-4, batch 32, unpaired images of different
-sites, and L = L_ac + 2 L_art with k = 0.9. In the paper VGG-19 gives z_s and features.
+The preset ``paper`` has three slices as channels, Adam 1e-4, batch 32, unpaired slabs of different
+sites with statistics of their own, VGG-19 features, the printed fusion, and L = L_ac + 2 L_art with
+k = 0.9. docs/research/2026-12-paper-presets.md lists what still differs.
 
-Differences from the paper, each with a reason:
+Differences of the other presets from the paper, each with a reason:
 
 * `fusion` ``exact``: the reverse pass in the paper is not the inverse of the forward pass.
 * Features are a pyramid of fixed random filters, because computers with patient data often cannot
@@ -19,12 +20,13 @@ Differences from the paper, each with a reason:
   has a few subjects with `slices` slices each, spread over the brain and at the same heights in
   source and target; a volume is harmonized in two passes. Statistics per slice make slices flicker.
 * `anchored`: the normalization depends on the difference of target and source. An image that has
-  the statistics of the target is not changed at all.
+  the statistics of the target is not changed at all. The change is decode(target) - image, not a
+  difference of two decoded images.
 * The three predictions of a slice (as lower, middle and upper one of a slab) are averaged.
 * Besides real pairs (`cross_site_fraction`) there are simulated pairs. A subject in one simulated
-  contrast is mapped to the same subject in the contrast of another one, so the truth is known
-  (`truth_weight`). For pairs of one site (`same_site_fraction`) the truth is the original scan
-  (`identity_weight`), also if the baseline changed it.
+  contrast is mapped to the same subject in the contrast of another subject of its site, so the
+  truth is known (`truth_weight`). For pairs of one site (`same_site_fraction`) the truth is the
+  original scan (`identity_weight`), also if the baseline changed it.
 * Anatomy is compared after equalization, so that L_ac and L_art do not compete for contrast.
 * The image is first harmonized by the baseline (`harmonizer.methods.learned.base`); slabs in
   training likewise (`harmonizer.methods.learned.patch_baseline`).

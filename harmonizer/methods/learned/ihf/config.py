@@ -7,11 +7,12 @@ from typing import Any
 
 from ....deep.networks.hierarchy_flow import FUSIONS
 from ...config import setting
-from ..config import NONE, TINY_BASELINE, LearnedConfig
+from ..config import AS_PUBLISHED, NONE, TINY_BASELINE, LearnedConfig
 
 __all__ = ["IhfConfig", "NEIGHBORS", "PRESETS"]
 
 NEIGHBORS = 1  # slices on either side of a slab
+MAX_HEIGHTS = 256  # of the slices of a target
 MAX_PYRAMID_WIDTH = 4096  # filters are drawn from a seed, whatever a config claims
 
 
@@ -28,7 +29,13 @@ class IhfConfig(LearnedConfig):
     instance : bool
         Instance norm in the affine-nets (the paper); otherwise a norm of each position.
     anchored : bool
-        The normalization is the identity for the image's own statistics (the paper: not).
+        The normalization is the identity for the image's own statistics, and a scan of the target
+        site is returned unchanged (the paper: neither).
+    heights : int
+        0: statistics of features are those of whole volumes. Otherwise they are those of each slab
+        (the paper), and a target has the mean z_s of its slabs at so many heights in the brain.
+    equalized : bool
+        The anatomy loss compares images after equalization (the paper: as they are).
     style : int
         Size of the normalization's projections.
     pyramid : tuple of int
@@ -61,6 +68,8 @@ class IhfConfig(LearnedConfig):
     fusion: str = setting("exact", choices=FUSIONS)
     instance: bool = False
     anchored: bool = True
+    heights: int = setting(0, low=0, high=MAX_HEIGHTS)
+    equalized: bool = True
     style: int = setting(64, low=1)
     pyramid: tuple[int, ...] = setting((16, 32, 48, 64), low=1, high=MAX_PYRAMID_WIDTH)
     vgg: str = NONE
@@ -99,11 +108,13 @@ TINY = dict(
     patches=2, points=8, steps=20, log_every=10, validate_every=20, validation_cases=1,
     save_every=100, learning_rate=1e-3,
 )
-PAPER = dict(
-    squeezes=(1, 2), splits=(10, 4), hidden=(64, 128), instance=True, anchored=False, style=128,
-    pyramid=(64, 128, 256, 512), pairs=4, slices=8, cross_site_fraction=1.0,
-    same_site_fraction=0.0, identity_weight=0.0, truth_weight=0.0, gradient_weight=0.0,
-    learning_rate=1e-4, steps=100_000, validate_every=2_000, save_every=2_000, log_every=200,
+PAPER = dict(  # 300 epochs of 50 volumes with 150 slices (SRPBS) are 70,000 steps
+    AS_PUBLISHED,
+    squeezes=(1, 2), splits=(10, 4), hidden=(64, 128), fusion="paper", instance=True,
+    anchored=False, heights=8, equalized=False, style=128, pyramid=(64, 128, 256, 512), pairs=32,
+    slices=1, cross_site_fraction=1.0, same_site_fraction=0.0, identity_weight=0.0,
+    truth_weight=0.0, gradient_weight=0.0, learning_rate=1e-4, steps=70_000, save_every=2_000,
+    log_every=200,
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from ....deep.networks.feature_pyramid import FeaturePyramid
@@ -11,7 +12,7 @@ from ....deep.networks.hierarchy_flow import mean_and_std, moments
 from ....deep.networks.vgg import VggFeatures
 
 __all__ = ["Features", "feature_moments", "modality_code", "artifact_statistics", "sum_slices",
-           "sum_volumes"]
+           "sum_volumes", "mean_by_height", "height_of"]
 
 Features = FeaturePyramid | VggFeatures
 
@@ -39,6 +40,32 @@ def artifact_statistics(sums: list[torch.Tensor]) -> torch.Tensor:
     """Concatenate the means of all levels, then their standard deviations: z_s, (N, 2 C)."""
     both = [mean_and_std(s) for s in sums]
     return torch.cat([mean for mean, _ in both] + [std for _, std in both], dim=1)
+
+
+def mean_by_height(z_s: np.ndarray, middles: np.ndarray, heights: int) -> np.ndarray:
+    """Average the (n, 2 C) statistics of slabs over equal parts of the brain's height.
+
+    Parameters
+    ----------
+    middles : ndarray, shape (n,)
+        Slices of the slabs, rising.
+
+    Returns
+    -------
+    ndarray, shape (heights, 2 C), float32
+        A part without a slab has the mean of the nearest slab.
+    """
+    at = height_of(middles, heights)
+    nearest = [np.abs(at - height).argmin() for height in range(heights)]
+    means = [z_s[at == height].mean(axis=0) if (at == height).any() else z_s[nearest[height]]
+             for height in range(heights)]
+    return np.stack(means).astype(np.float32)
+
+
+def height_of(middles: np.ndarray, heights: int) -> np.ndarray:
+    """Return which of `heights` equal parts of the brain's height slices lie in, lowest first."""
+    low, extent = middles[0], middles[-1] - middles[0] + 1
+    return (middles - low) * heights // extent
 
 
 def modality_code(modality: str | None, modalities: tuple[str, ...]) -> list[float]:

@@ -19,7 +19,15 @@ from ..config import NONE, InferenceOptions
 from ..model import LearnedModel, Residual
 from ..network_input import NetworkInput
 from .config import NEIGHBORS, IhfConfig
-from .features import Features, artifact_statistics, feature_moments, modality_code, sum_slices
+from .features import (
+    Features,
+    artifact_statistics,
+    feature_moments,
+    height_of,
+    mean_by_height,
+    modality_code,
+    sum_slices,
+)
 from .training import IhfTask
 
 __all__ = ["IhfModel"]
@@ -75,12 +83,16 @@ class IhfModel(LearnedModel):
     # Styles ---------------------------------------------------------------------------------
 
     def describe(self, scan: NetworkInput, options: InferenceOptions) -> dict[str, np.ndarray]:
-        """Return the artifact statistics z_s of a scan (eq. 1), shape (2 C,)."""
+        """Return the artifact statistics z_s of a scan (eq. 1), (2 C,) or (heights, 2 C)."""
         features = self.features
         with torch.no_grad():
-            sums = sum_slices(feature_moments(features(x), w) for _, x, w
-                              in self.slabs(scan, scan.weights(), options))
-        return {"z_s": artifact_statistics(sums)[0].cpu().numpy()}
+            sums = (feature_moments(features(x), w) for _, x, w
+                    in self.slabs(scan, scan.weights(), options))
+            if not self.config.heights:
+                return {"z_s": artifact_statistics(sum_slices(sums))[0].cpu().numpy()}
+            z_s = np.concatenate([artifact_statistics(s).cpu().numpy() for s in sums])
+        middles = np.flatnonzero(scan.mask.any(axis=(0, 1)))
+        return {"z_s": mean_by_height(z_s, middles, self.config.heights)}
 
     def pool(self, summaries: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Return the mean z_s."""
@@ -89,29 +101,43 @@ class IhfModel(LearnedModel):
 
     def check_style(self, style: Mapping[str, np.ndarray]) -> None:
         """See `LearnedModel.check_style`."""
-        z_s, size = np.asarray(style["z_s"]), 2 * sum(self.widths)
-        if z_s.shape != (size,) or not (np.abs(z_s) < MAX_INTENSITY).all():
+        z_s, size, heights = np.asarray(style["z_s"]), 2 * sum(self.widths), self.config.heights
+        shape = (heights, size) if heights else (size,)
+        if z_s.shape != shape or not (np.abs(z_s) < MAX_INTENSITY).all():
             raise ValueError(f"expected {size} statistics of features")
 
     # Inference ------------------------------------------------------------------------------
 
     def predict_residual(self, scan: NetworkInput, style: Mapping[str, np.ndarray],
                          rng: np.random.Generator, options: InferenceOptions) -> Residual:
-        """See `LearnedModel.predict_residual`; two passes over the slabs of the volume."""
-        flow = self.networks["flow"]
-        code = modality_code(scan.modality, self.modalities)
-        target_s, source_s = (self.tensor(np.asarray([*z, *code]))[None] for z in
+        """See `LearnedModel.predict_residual`.
+
+        With statistics of whole volumes, two passes over the slabs.
+        """
+        flow, heights = self.networks["flow"], self.config.heights
+        target_s, source_s = (self._with_code(z, scan.modality) for z in
                               (style["z_s"], self.describe(scan, options)["z_s"]))
         change, counts = np.zeros(scan.image.shape, np.float32), np.zeros(scan.image.shape[2])
+        at = np.zeros(scan.image.shape[2], int)
+        middles = np.flatnonzero(scan.mask.any(axis=(0, 1)))
+        at[middles] = height_of(middles, max(heights, 1))
         with torch.no_grad():
-            sums = sum_slices(flow.statistics(flow.encode(x), mask)
-                              for _, x, mask in self.slabs(scan, scan.mask, options))
-            for places, x, _ in self.slabs(scan, scan.mask, options):
-                n = len(x)
-                after = flow.decode(flow.encode(x), [s.expand(n, -1) for s in sums],
-                                    target_s.expand(n, -1), source_s.expand(n, -1))
+            pooled = None if heights else sum_slices(
+                flow.statistics(flow.encode(x), mask)
+                for _, x, mask in self.slabs(scan, scan.mask, options))
+            for places, x, mask in self.slabs(scan, scan.mask, options):
+                encoded, rows = flow.encode(x), at[places[:, NEIGHBORS]]
+                sums = flow.statistics(encoded, mask) if pooled is None else \
+                    [s.expand(len(x), -1) for s in pooled]
+                after = flow.decode(encoded, sums, target_s[rows], source_s[rows])
                 _add_slabs(change, counts, (after - x).cpu().numpy(), places)
         return Residual(change / np.maximum(counts, 1).astype(np.float32))
+
+    def _with_code(self, z_s: np.ndarray, modality: str | None) -> torch.Tensor:
+        """Return z_s with the code of a modality, (max(heights, 1), 2 C + m)."""
+        rows = np.atleast_2d(z_s)
+        code = modality_code(modality, self.modalities)
+        return self.tensor(np.concatenate([rows, np.tile(code, (len(rows), 1))], axis=1))
 
     def slabs(self, scan: NetworkInput, weights: np.ndarray, options: InferenceOptions
               ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:

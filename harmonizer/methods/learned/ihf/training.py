@@ -47,6 +47,8 @@ class IhfTask(TrainingTask):
     seed : int
     """
 
+    supports_workers = True
+
     def __init__(self, config: IhfConfig, networks: dict[str, Any], features: Features,
                  store: VolumeStore, scans: tuple[int, ...], seed: int) -> None:
         self.config, self.networks, self.identity = config, networks, {}
@@ -105,7 +107,8 @@ class IhfTask(TrainingTask):
         """Draw a kind of pair, and the indices of its source and target scans.
 
         The scans are of two subjects (if there are two) and of one modality, each modality equally
-        often.
+        often. The scans of a simulated pair are of one site: both are put under the same simulated
+        scanner, so the truth has the target's contrast only if they had one contrast before.
         """
         c, scans = self.config, self.store.scans
         # 0.9 and 0.1 leave -3e-17
@@ -117,7 +120,7 @@ class IhfTask(TrainingTask):
         others = [i for i in indices if scans[i].subject != scans[one].subject]
         away = [i for i in others if scans[i].site != scans[one].site]
         home = [i for i in others if scans[i].site == scans[one].site]
-        pool = {"view": others, "site": away or others, "same": home}[kind] or [one]
+        pool = {"view": home, "site": away or others, "same": home}[kind] or [one]
         if kind == "site" and not away:
             kind = "same"
         return kind, one, pool[sample_scans(rng, [scans[i] for i in pool], 1)[0]]
@@ -237,14 +240,15 @@ class IhfTask(TrainingTask):
 
     def _anatomy_loss(self, x: torch.Tensor, output: torch.Tensor, mask: torch.Tensor, count: int
                       ) -> torch.Tensor:
-        """Compute L_ac of the second level and above, equalized volume by volume."""
+        """Compute L_ac of the second level and above, with `equalized` volume by volume."""
         c = self.config
         places = draw_points(mask[:, MIDDLE], c.patch, c.patches, c.points)
         features = []
         for image in (x, output):
-            even = torch.cat([equalize(i, m) for i, m in zip(image.chunk(count),
-                                                             mask.chunk(count))])
-            features.append(self.features(even)[1:])
+            if c.equalized:
+                image = torch.cat([equalize(i, m) for i, m in zip(image.chunk(count),
+                                                                  mask.chunk(count))])
+            features.append(self.features(image)[1:])
         return spatial_correlation_loss(features[0], features[1], places,
                                         (x.shape[2], x.shape[3]))
 

@@ -22,7 +22,7 @@ class PatchDiffusion(LearnedBackend):
     """Patch-level diffusion guided by anatomy and style (Hache 2026)."""
 
     name = "patch_diffusion"
-    version = "5"
+    version = "6"
     reference = "Hache et al. 2026, Patch-level anatomy- and style-guided 3D diffusion"
     summary = ("Volumes were inverted part of the way to noise by a 3D diffusion model that sees "
                "overlapping patches and a map of tissue borders, and sampled under the style of "

@@ -22,7 +22,7 @@ _coordinates = lru_cache(maxsize=1)(coordinate_maps)
 
 
 class ScanView(NamedTuple):
-    """A scan with its anatomical prior; float16 where views are cached.
+    """A scan with its anatomical prior.
 
     Attributes
     ----------
@@ -39,11 +39,6 @@ class ScanView(NamedTuple):
     mask: np.ndarray
     prior: np.ndarray
     coarse_prior: np.ndarray
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all arrays, bytes."""
-        return sum(array.nbytes for array in self)
 
 
 def make_view(config: PatchDiffusionConfig, image: np.ndarray, mask: np.ndarray,

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config import setting
-from ..config import NONE, PREDICTIONS, SPACINGS, TINY_BASELINE, LearnedConfig, check_sampling
+from ..config import (
+    AS_PUBLISHED,
+    PREDICTIONS,
+    SPACINGS,
+    TINY_BASELINE,
+    LearnedConfig,
+    check_sampling,
+)
 
 __all__ = ["PatchDiffusionConfig", "PRESETS"]
 
@@ -31,18 +38,20 @@ class PatchDiffusionConfig(LearnedConfig):
         Whether the network gets the position of a patch.
     gradient_fraction, sigma : float
         Of the anatomical prior; see `anatomy_prior.AnatomyPrior`.
-    views : int
-        Perturbations (and warps) of each scan; they are cached in memory.
     bins : tuple of float
         Log-gammas of the contrast bins; 0 must be among them.
     null_probability : float
         Probability that training hides the style, 0..1.
     warp : bool
-        Affine and elastic warps of all views but the first.
+        Spatial augmentation by one or two of affine, elastic warp and mirroring (the paper);
+        otherwise by mirroring alone.
     brain_only : bool
         Loss over the brain; known background in sampling.
     batch : int
         Patches of a step.
+    checkpointing : bool
+        Compute features within blocks again for the gradient instead of storing them; changes
+        memory and time alone.
     timesteps, schedule, prediction : int, {"linear", "cosine"}, {"eps", "x0", "v"}
         Of the diffusion.
     learning_rate : float
@@ -55,7 +64,8 @@ class PatchDiffusionConfig(LearnedConfig):
     guidance : float
         CFG++ scale at 50 even steps.
     residual : bool
-        Add decode(target) - decode(null) instead of decode(target) - image.
+        With ``begin=inversion``: add decode(target) - decode(null) instead of
+        decode(target) - image.
     clip_sampling : bool
         Whether x0 is clamped to [-1, 1].
     fusion : {"step", "end"}
@@ -79,12 +89,12 @@ class PatchDiffusionConfig(LearnedConfig):
     coordinates: bool = True
     gradient_fraction: float = setting(0.5, low=0, high=1)
     sigma: float = setting(1.5, above=0, high=MAX_SIGMA_VOXELS)
-    views: int = setting(4, low=1)
     bins: tuple[float, ...] = (-0.3, 0.0, 0.3)
     null_probability: float = setting(0.15, low=0, high=1)
     warp: bool = False
     brain_only: bool = True
     batch: int = setting(4, low=1)
+    checkpointing: bool = False
     timesteps: int = setting(1000, low=2)
     schedule: str = setting("linear", choices=("linear", "cosine"))
     prediction: str = setting("v", choices=PREDICTIONS)
@@ -119,17 +129,18 @@ class PatchDiffusionConfig(LearnedConfig):
 
 TINY = dict(
     baseline=TINY_BASELINE, widths=(8, 16), unshuffle=1, attention=(False, True), tokens=2,
-    token_width=8, patch=(12, 12, 8), overlap=0.0, views=1, batch=2, timesteps=50,
+    token_width=8, patch=(12, 12, 8), overlap=0.0, batch=2, timesteps=50,
     sampling_steps=2, enroll_steps=3, steps=10, log_every=5, validate_every=10,
     validation_cases=1, save_every=100,
 )
 PAPER = dict(
-    widths=(64, 128, 256, 512), blocks=2, unshuffle=1, attention=(False, False, True, True),
+    AS_PUBLISHED,
+    widths=(64, 128, 256, 512), blocks=2, unshuffle=1, attention=(False, True, True, False),
     tokens=1, token_width=512, patch=(80, 96, 80), overlap=0.5, coordinates=False, warp=True,
-    views=2, brain_only=False, batch=5, prediction="eps", learning_rate=1e-4, steps=411_600,
-    begin="noise", strength=1.0, sampling_steps=50, spacing="leading", corrections=0,
-    guidance=0.6, residual=False, clip_sampling=True, fusion="end", baseline=NONE,
-    validate_every=10_000, save_every=5_000, log_every=500,
+    brain_only=False, batch=5, checkpointing=True, prediction="eps", learning_rate=1e-4,
+    steps=411_600, begin="noise", strength=1.0, sampling_steps=50, spacing="leading",
+    corrections=0, guidance=0.6, residual=False, clip_sampling=True, fusion="end",
+    save_every=5_000, log_every=500,
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", **TINY}, "small": {"preset": "small"},

@@ -77,7 +77,8 @@ class PatchDiffusionModel(LearnedModel):
         return {
             "denoiser": TokenUNet(3, 3 + 3 * c.coordinates, 1, c.widths, c.blocks,
                                   time=max(4 * c.widths[0], c.token_width), style=c.token_width,
-                                  attention=c.attention, unshuffle=c.unshuffle),
+                                  attention=c.attention, unshuffle=c.unshuffle,
+                                  checkpointing=c.checkpointing),
             "style": StyleTokens(len(self.sites), c.tokens, c.token_width, len(c.bins)),
         }
 
@@ -213,6 +214,10 @@ class PatchDiffusionModel(LearnedModel):
              ) -> torch.Tensor:
         """Return the change of a volume when its style is replaced.
 
+        Inverted and sampled under one style, an image is itself again but for the error of both,
+        whatever was learned; with `residual` this error is subtracted. From noise it is not: then
+        the difference of two samples would cancel what the networks restore.
+
         Parameters
         ----------
         patched : PatchedVolume
@@ -240,7 +245,7 @@ class PatchDiffusionModel(LearnedModel):
         guided = cfg_plus(self.denoiser(patched, target, clip), self.denoiser(patched, null, clip),
                           guidance_scales(schedule, grid, c.guidance), schedule, clip)
         y = ddim(guided, schedule, latent, grid, runner)
-        if not c.residual:
+        if not c.residual or noise is not None:
             return y - x
         return y - ddim(self.denoiser(patched, source, clip), schedule, latent, grid, runner)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,16 @@ from ....deep.augmentation.spatial import WarpSettings, draw_warp
 from ....deep.patches import fit_patch
 from ....deep.training.data import PatchSampler, VolumeStore
 from ....deep.training.task import Batch, OptimizerGroup, TrainingTask
-from .conditioning import ScanView, cut_patch, denoising_loss, make_view
+from .conditioning import cut_patch, denoising_loss, make_view
 from .config import PatchDiffusionConfig
 
 __all__ = ["PatchDiffusionTask"]
 
-MAX_CACHE_BYTES = 1 << 30  # of images and priors
 MAX_PRIOR_LOG_GAMMA = 0.5  # perturbation of the prior
 FLIP_PROBABILITY = 0.5
+SPATIAL_CHANGES = ("affine", "elastic", "flip")
+NO_AFFINE: dict[str, Any] = dict(rotation=0.0, scale=0.0, shift=0.0)
+NO_ELASTIC: dict[str, Any] = dict(elastic=0.0)
 
 
 class PatchDiffusionTask(TrainingTask):
@@ -39,14 +40,15 @@ class PatchDiffusionTask(TrainingTask):
     seed : int
     """
 
+    supports_workers = True
+
     def __init__(self, config: PatchDiffusionConfig, networks: dict[str, nn.Module],
                  sites: tuple[str, ...], store: VolumeStore, scans: tuple[int, ...], seed: int
                  ) -> None:
         self.config, self.networks, self.identity = config, networks, {}
-        self.sites, self.store, self.seed = sites, store, seed
+        self.sites, self.store = sites, store
         self.sampler = PatchSampler(store, scans, config.batch, seed,
                                     fit_patch(config.patch, store.box.shape))
-        self._cache: OrderedDict[tuple[int, int], ScanView] = OrderedDict()
 
     def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
         """See `TrainingTask.optimizer_groups`."""
@@ -56,13 +58,13 @@ class PatchDiffusionTask(TrainingTask):
     def batch(self, step: int, rank: int) -> dict[str, Any]:
         """Return patches in a contrast bin each, their conditioning, sites and bins.
 
-        ``has_style`` is False where the null style is trained.
+        The prior's perturbation and the warp are drawn anew for every patch. ``has_style`` is False
+        where the null style is trained.
         """
         c = self.config
         drawn = self.sampler(step, rank)
         rng, count = drawn["rng"], len(drawn["scan"])
-        patches = [cut_patch(c, self.view(scan, int(rng.integers(c.views))), corner,
-                             bool(rng.uniform() < FLIP_PROBABILITY))
+        patches = [self._draw_patch(rng, scan, corner)
                    for scan, corner in zip(drawn["scan"], drawn["corner"])]
         image, mask, channels = (torch.from_numpy(np.stack(a)) for a in zip(*patches))
         bins = rng.integers(len(c.bins), size=count)
@@ -81,33 +83,27 @@ class PatchDiffusionTask(TrainingTask):
         return {"denoise": denoising_loss(c, self.networks["denoiser"], x, batch["mask"],
                                           batch["channels"], tokens, t, torch.randn_like(x))}
 
-    def view(self, scan: int, number: int) -> ScanView:
-        """Return one of a scan's views: drawn from the seed, and cached while there is memory."""
-        key = (scan, number)
-        if key not in self._cache:
-            self._cache[key] = self._make_view(scan, number)
-            while len(self._cache) > 1 and \
-                    sum(view.nbytes for view in self._cache.values()) > MAX_CACHE_BYTES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
-
-    def _make_view(self, scan: int, number: int) -> ScanView:
-        rng = np.random.default_rng([self.seed, scan, number, 4])
+    def _draw_patch(self, rng: np.random.Generator, scan: int, corner: tuple[int, ...]
+                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cut a patch from a warped scan with a perturbed prior; see `cut_patch`."""
         log_gamma = float(rng.uniform(-MAX_PRIOR_LOG_GAMMA, MAX_PRIOR_LOG_GAMMA))
         image = self.store.image(scan).astype(np.float32)
         mask = self.store.mask(scan) > 0
-        if self.config.warp and number:
-            image, mask = _warp(rng, image, mask)
+        flip = bool(rng.uniform() < FLIP_PROBABILITY)
+        if self.config.warp:
+            chosen = rng.choice(SPATIAL_CHANGES, size=rng.integers(1, 3), replace=False)
+            flip = "flip" in chosen
+            image, mask = _warp(rng, image, mask, WarpSettings(
+                flip=0.0, **({} if "affine" in chosen else NO_AFFINE),
+                **({} if "elastic" in chosen else NO_ELASTIC)))
         view = make_view(self.config, image, mask, self.sampler.patch, log_gamma)
-        return ScanView(view.image.astype(np.float16), mask, view.prior.astype(np.float16),
-                        view.coarse_prior.astype(np.float16))
+        return cut_patch(self.config, view, corner, flip)
 
 
-def _warp(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray
+def _warp(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, settings: WarpSettings
           ) -> tuple[np.ndarray, np.ndarray]:
     """Warp image and mask; unchanged if no brain would be left."""
-    warp = draw_warp(rng, WarpSettings(flip=0.0), 3)
+    warp = draw_warp(rng, settings, 3)
     inside = torch.from_numpy(mask.astype(np.float32))[None, None]
     moved = warp.apply(inside, fill=0.0, nearest=True)[0, 0].numpy() > 0.5
     if not moved.any():

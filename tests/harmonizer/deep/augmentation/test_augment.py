@@ -19,7 +19,7 @@ from harmonizer.deep.augmentation.contrast import (
     Rician,
     draw_view,
 )
-from harmonizer.deep.augmentation.spatial import Warp, WarpSettings, draw_warp
+from harmonizer.deep.augmentation.spatial import Elastic, Warp, WarpSettings, draw_warp
 
 ALL = ContrastSettings(blur=0.8, noise=0.05)
 
@@ -147,3 +147,30 @@ def test_drawn_warps_are_values_and_elastic_borders_stay(dims):
     assert field.abs().max() > 0.02
     for axis in range(dims):
         assert not field.select(axis, 0).any() and not field.select(axis, -1).any()
+
+
+def test_elastic_is_a_smooth_warp_that_hardly_moves_the_border():
+    """As TorchIO's: cubic B-splines, of which a sixth of the third control point is at the border.
+    """
+    warp, shape = Elastic(3, 4.0), (30, 26, 28)
+    field = warp.field(shape)
+    assert field.shape == (*shape, 3)
+    assert 0.5 < float(field.abs().max()) <= 4.0
+    assert float(field[0].abs().max()) <= 4 / 6 and float(field[-1].abs().max()) <= 4 / 6
+    assert float(field.diff(n=2, dim=0).abs().max()) < 1.0
+    image, mask = brain(3, 1)
+    warped = warp.apply(image)
+    assert not torch.allclose(warped, image)
+    torch.testing.assert_close(warped, Elastic(3, 4.0).apply(image))
+    torch.testing.assert_close(Elastic(3, 0.0).apply(image), image, atol=1e-5, rtol=1e-5)
+    assert set(warp.apply(mask, fill=0.0, nearest=True).unique().tolist()) <= {0.0, 1.0}
+
+
+def test_elastic_moves_what_it_samples():
+    """The value at a voxel is that of the voxel plus its displacement."""
+    ramp = torch.arange(40.0).reshape(1, 1, 40, 1, 1).expand(1, 1, 40, 20, 20).contiguous()
+    warp = Elastic(5, 2.0)
+    moved = warp.apply(ramp)[0, 0]
+    wanted = torch.arange(40.0)[:, None, None] + warp.field((40, 20, 20))[..., 0]
+    inner = np.s_[3:-3, 3:-3, 3:-3]  # nothing is sampled beyond the border
+    torch.testing.assert_close(moved[inner], wanted[inner], atol=1e-3, rtol=1e-3)

@@ -21,6 +21,15 @@ def test_counts_of_pairs(subjects, views):
     assert not same_subject.diagonal().any() and not same_view.diagonal().any()
 
 
+def test_two_scanners_show_one_view_in_two_contrasts():
+    """Subjects are compared within a scanner; the pairs of one subject stay."""
+    same_subject, same_view = view_pairs(3, 2, scanners=torch.tensor([0, 1, 0]))
+    everyone = view_pairs(3, 2)
+    assert torch.equal(same_subject, everyone[0])
+    assert same_view.nonzero().tolist() == [[0, 4], [1, 5], [4, 0], [5, 1]]
+    assert (everyone[1] & same_view).sum() == same_view.sum() < everyone[1].sum()
+
+
 def test_loss_of_perfect_clusters_is_zero_and_of_swapped_ones_large():
     same_subject, same_view = view_pairs(3, 4)
     clusters = torch.eye(3).repeat_interleave(4, 0)  # every subject its own direction

@@ -140,3 +140,13 @@ def test_intensity_scale_is_exactly_undone():
     np.testing.assert_allclose(scale.from_unit(unit), values, rtol=1e-5, atol=1e-4)
     other = IntensityScale.of(3 * values + 7).to_unit(3 * values + 7)
     np.testing.assert_allclose(other, unit, atol=1e-4)
+
+
+def test_scans_of_a_site_may_come_together(scans):
+    site = [scan.site for scan in scans]  # six subjects at A, two at B
+    for seed in range(5):
+        drawn = sample_scans(np.random.default_rng(seed), scans, 4, distinct=True, per_site=2)
+        assert sorted(Counter(site[i] for i in drawn).values()) == [2, 2]
+        assert len(set(drawn)) == 4
+    whole = sample_scans(np.random.default_rng(0), scans, 4, distinct=True, per_site=8)
+    assert len(set(whole)) == 4

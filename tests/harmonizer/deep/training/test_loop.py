@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,3 +191,65 @@ def test_two_processes_end_with_the_same_weights():
     assert "train: 4 of 4 steps" in answer.stderr
     assert "2 x cpu, 4 steps, finite: True" in answer.stdout
     assert "found by one that was started" in answer.stdout
+
+
+class Prepared(Duel):
+    """A task whose batches may be prepared in other processes, and say where they were."""
+
+    supports_workers = True
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.processes = set()
+
+    def batch(self, step, rank):
+        values = np.random.default_rng([step, rank]).standard_normal((4, 3)).astype(np.float32)
+        return {"x": torch.from_numpy(values), "step": step, "process": os.getpid()}
+
+    def critic(self, batch):
+        self.processes.add(batch["process"])
+        return super().critic(batch)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_prepare_the_same_batches(tmp_path, workers):
+    tasks = [Prepared(), Prepared()]
+    alone, together = (
+        train(task, TrainingSchedule(7, save_every=4), replace(FP32, workers=count),
+              tmp_path / str(count), 1) for task, count in zip(tasks, (0, workers)))
+    assert tasks[0].processes == {os.getpid()}
+    assert os.getpid() not in tasks[1].processes and len(tasks[1].processes) == workers
+    for name, weight in alone.weights.items():
+        assert torch.equal(together.weights[name], weight)
+
+
+def test_tasks_that_need_their_process_are_left_in_it(tmp_path):
+    task = Prepared()
+    task.supports_workers = False
+    train(task, TrainingSchedule(2), replace(FP32, workers=2), tmp_path, 1)
+    assert task.processes == {os.getpid()}
+
+
+def test_an_error_in_a_worker_ends_the_training(tmp_path):
+    class Broken(Prepared):
+        def batch(self, step, rank):
+            if step == 2:
+                raise UsageError("no such scan.")
+            return super().batch(step, rank)
+
+    with pytest.raises(UsageError, match="no such scan"):
+        train(Broken(), TrainingSchedule(5), replace(FP32, workers=2), tmp_path, 1)
+
+
+def test_the_fraction_of_waiting_is_logged(tmp_path, caplog):
+    class Slow(Duel):
+        def batch(self, step, rank):
+            time.sleep(0.05)
+            return super().batch(step, rank)
+
+    with caplog.at_level(logging.INFO, logger="harmonizer"):
+        outcome = train(Slow(), TrainingSchedule(4), FP32, tmp_path, 1)
+    assert 0.3 < outcome.waiting_fraction <= 1
+    assert "of the time of the steps was spent waiting for data" in caplog.text
+    resumed = train(Slow(), TrainingSchedule(4), FP32, tmp_path, 1)  # makes no step
+    assert resumed.waiting_fraction == pytest.approx(outcome.waiting_fraction)

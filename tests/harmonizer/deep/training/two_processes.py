@@ -82,7 +82,7 @@ def preempted(distributed, folder):
 def fitted(cohort, devices):
     """The quickest method with networks."""
     kind = registry.get("patch_diffusion")
-    backend = kind(kind.config_from({"preset": "tiny", "validation_cases": 0, "steps": 4}))
+    backend = kind(kind.config_from({"preset": "tiny", "weight_residual": False, "steps": 4}))
     backend.resources = dataclasses.replace(backend.resources, devices=devices, precision="fp32")
     return backend.fit(cohort, seed=1)
 

@@ -44,7 +44,8 @@ def blank(name: str, cohort: Cohort, **options):
     """A method whose networks have learned nothing yet."""
     kind = registry.get(name)
     config = kind.config_from({"preset": "tiny", "baseline": "tissue_matching", "steps": 1,
-                               "learning_rate": 0.0, "validation_cases": 0, **options})
+                               "learning_rate": 0.0, "validation_cases": 0,
+                               "weight_residual": False, **options})
     return kind(config).fit(cohort, seed=1)
 
 
@@ -90,7 +91,8 @@ def test_scanner_free_lies_between_the_sites(cohort, stranger):
 
 
 def test_held_out_people_decide_how_much_is_used(cohort, tmp_path):
-    backend = blank("ihf", cohort, validation_cases=1, validation_fraction=0.3)
+    backend = blank("ihf", cohort, validation_cases=1, validation_fraction=0.3,
+                    weight_residual=True)
     assert backend.residual_weight_ == 0.0, "a network that changes nothing is worth nothing"
     assert backend.training_.error == backend.training_.baseline_error > 0
     card = (backend.save(tmp_path) / "card.md").read_text()

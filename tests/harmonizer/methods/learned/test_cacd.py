@@ -44,7 +44,9 @@ def test_the_papers_preset_is_the_papers(tmp_path):
     assert (config.timesteps, config.prediction) == (1000, "eps")
     assert (config.temperature, config.contrast_weight, config.anatomy_weight) == (0.07, 0.5, 0.5)
     assert (config.learning_rate, config.clip, config.ema, config.steps) == (1e-4, 1, .999, 2500000)
-    assert (config.max_offset, config.sampling_steps, config.strength) == (10, 20, 1.0)
+    assert (config.max_offset, config.sampling_steps, config.strength) == (10, 250, 1.0)
+    assert config.gin == "release" and not config.volume_contrast
+    assert not (config.weight_residual or config.validate_every)
     assert config.clip_inversion and config.clip_sampling
     assert not (config.masked_pool or config.residual or config.corrections)
     assert config.baseline == "none"
@@ -72,7 +74,7 @@ def test_presets_and_options():
 def test_the_condition_is_contrast_first(trained):
     """Swapped halves are another condition."""
     contrast, anatomy = np.arange(8.0), np.arange(100.0, 116).reshape(2, 8)
-    condition = trained.model_.condition(contrast, anatomy).numpy()
+    condition = trained.model_.condition(np.repeat(contrast[None], 2, 0), anatomy).numpy()
     np.testing.assert_array_equal(condition[:, :8], [contrast, contrast])
     np.testing.assert_array_equal(condition[:, 8:], anatomy)
     x = torch.rand(2, 1, 24, 24) * 2 - 1
@@ -86,7 +88,7 @@ def slices_of(backend: Cacd, subject: int) -> tuple[torch.Tensor, torch.Tensor]:
     scan, model = backend.inference.network_input(brain_of(subject)), backend.model_
     contrast, anatomy = model.vectors(scan, model.options)
     at, x, _ = next(model.slices(scan, model.options))
-    return x, model.condition(contrast, anatomy[at])
+    return x, model.condition(contrast[at], anatomy[at])
 
 
 def test_the_same_condition_in_and_out_returns_the_slice(trained):
@@ -143,6 +145,36 @@ def test_views_are_shared_by_the_whole_batch(cohort, tmp_path):
     assert not torch.allclose(x[0, 0], x[0, 1]) and not torch.allclose(x[0], x[2])
 
 
+def test_contrast_is_compared_within_a_scanner(cohort, tmp_path):
+    """Subjects of one site fill a batch first; no pair of contrast vectors is of two sites."""
+    backend = tiny(subjects=4, subjects_per_site=2, views=2)
+    backend.model_.networks = backend.model_.build_networks()
+    store = VolumeStore.build(cohort, tmp_path, backend.model_.multiple)
+    task = backend.model_.training_task(store, tuple(range(12)), 1)
+    for step in range(5):
+        assert sorted(np.bincount(task.batch(step, 0)["site"])) == [2, 2]
+    one_each = tiny(subjects=2, subjects_per_site=1, views=2)
+    one_each.model_.networks = backend.model_.networks
+    task = one_each.model_.training_task(store, tuple(range(12)), 1)
+    batch = task.batch(0, 0)
+    assert sorted(batch["site"].tolist()) == [0, 1]
+    assert float(task.loss(batch)["contrast"].detach()) == 0, "contrast compared across scanners"
+
+
+def test_in_the_paper_each_slice_has_its_own_contrast(trained):
+    from copy import copy
+
+    model = copy(trained.model_)
+    model.config = dataclasses.replace(model.config, volume_contrast=False)
+    scan = trained.inference.network_input(brain_of(40))
+    own, shared = model.vectors(scan, model.options)[0], trained.model_.vectors(
+        scan, model.options)[0]
+    area = scan.mask.sum(axis=(0, 1))
+    assert np.ptp(own[area > 0], axis=0).max() > 1e-4
+    np.testing.assert_allclose(shared, np.tile(np.average(own, axis=0, weights=area),
+                                               (len(area), 1)), atol=1e-5)
+
+
 def test_pool_is_the_plain_mean_and_tells_homogeneity():
     z = [{"contrast": np.array(v, np.float32)} for v in ([1, 0], [0, 3])]
     plain = tiny().model_.pool(z)
@@ -176,7 +208,7 @@ def test_smoothing_across_slices_keeps_constants_and_ends():
 
 def test_the_error_is_reported_with_the_baselines(trained, tmp_path):
     facts = trained.training_
-    assert facts.validation_scans == 2 and facts.steps == 60
+    assert (facts.validation_scans, facts.test_scans, facts.steps) == (1, 1, 60)
     assert 0 < facts.error < 1 and 0 < facts.baseline_error < 1
     card = (trained.save(tmp_path) / "card.md").read_text()
     assert f"{facts.error:.4f} of the intensity range; histogram_matching alone" in card
@@ -223,7 +255,8 @@ def test_config_is_kept_in_the_model(trained, tmp_path):
     assert "Homogeneity" in trained.training_facts()[-1] and "A 0." in trained.training_facts()[-1]
 
 
-def test_after_the_memory_ended_a_quarter_of_the_slices_goes_at_once(trained):
+def test_after_the_memory_ended_a_quarter_of_the_slices_goes_at_once(trained, monkeypatch):
+    monkeypatch.setattr(trained, "residual_weight_", 1.0)
     brain, sizes, fewer = at_site_b(brain_of(50)), [], trained.config.batch_slices // 4
 
     def limited(_, inputs):

@@ -19,7 +19,7 @@ from harmonizer.methods.learned.ihf.backend import Ihf
 from harmonizer.methods.learned.ihf.config import IhfConfig
 from harmonizer.methods.learned.ihf.training import to_network_unit
 from harmonizer.methods.target import Target
-from harmonizer.volume import Volume
+from harmonizer.volume import Volume, write_mask
 from tests.contract.brains import at_site_b, brain_of, scan_of
 from tests.harmonizer.methods.learned import flows
 
@@ -31,7 +31,8 @@ def cohort(tmp_path_factory) -> Cohort:
 
 
 def tiny(**options) -> Ihf:
-    return Ihf(Ihf.config_from({"preset": "tiny", **options}))
+    """Whatever the networks do is used in full, without a validation."""
+    return Ihf(Ihf.config_from({"preset": "tiny", "weight_residual": False, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,39 @@ def test_pairs_are_as_asked_and_in_the_unit_of_the_network(cohort, tmp_path):
     assert all((batch[k] == again[k]).all() for k in batch if k != "pairs")
 
 
+def test_the_truth_of_a_simulated_pair_has_the_contrast_of_its_target(tmp_path):
+    """All subjects are one brain, which site B shows inverted: then truth and target are equal."""
+    from harmonizer.deep.training.data import VolumeStore
+    from harmonizer.volume import write_volume
+
+    brain, scans = brain_of(0), []
+    inverted = brain.with_data(np.where(brain.mask, 220 - brain.data, 0).astype(np.float32))
+    for subject in range(6):
+        scan = scan_of(tmp_path, subject, "A")
+        write_volume(scan.image, brain if subject < 3 else inverted)
+        write_mask(scan.mask, brain.mask, brain.affine)
+        scans.append(dataclasses.replace(scan, site="A" if subject < 3 else "B"))
+    backend = tiny(pairs=6, cross_site_fraction=0.0, same_site_fraction=0.0, baseline="none")
+    store = VolumeStore.build(Cohort(tuple(scans)), tmp_path / "store", backend.model_.multiple)
+    task = backend.model_.training_task(store, tuple(range(6)), 0)
+    for step in range(3):
+        batch = task.batch(step, 0)
+        torch.testing.assert_close(batch["truth"], batch["target"])
+        assert not torch.equal(batch["source"], batch["truth"])
+
+
+def test_a_subject_alone_at_its_site_is_its_own_target(cohort, tmp_path):
+    from harmonizer.deep.training.data import VolumeStore
+
+    few = Cohort((cohort.scans[0], cohort.scans[4]))  # one at each site
+    backend = tiny(cross_site_fraction=0.0, same_site_fraction=0.0)
+    store = VolumeStore.build(few, tmp_path, backend.model_.multiple)
+    task = backend.model_.training_task(store, (0, 1), 3)
+    for n in range(6):
+        kind, one, two = task.draw_pair(np.random.default_rng(n))
+        assert kind == "view" and one == two
+
+
 def test_the_baseline_of_a_batch_is_that_of_a_volume(cohort, tmp_path):
     """What the network sees in training is what it sees in use."""
     import torch
@@ -232,7 +266,12 @@ def test_settings_that_cannot_be_are_refused(options, message):
 
 
 def test_presets_build_and_the_paper_has_its_numbers():
-    paper = Ihf.config_from({"preset": "paper"})
+    with pytest.raises(UsageError, match="preset paper uses features of VGG-19.*vgg=FILE"):
+        Ihf.config_from({"preset": "paper"})
+    paper = Ihf.config_from({"preset": "paper", "vgg": "none"})
+    assert (paper.baseline, paper.fusion, paper.cross_site_fraction) == ("none", "paper", 1.0)
+    assert not (paper.weight_residual or paper.validate_every or paper.anchored or paper.equalized)
+    assert not (paper.truth_weight or paper.gradient_weight or paper.identity_weight or paper.ema)
     assert (paper.splits, paper.anatomy_weight, paper.artifact_weight, paper.kept_fraction) == (
         (10, 4), 1.0, 2.0, 0.9)
     assert paper.pairs * paper.slices == 32 and paper.learning_rate == 1e-4
@@ -240,6 +279,23 @@ def test_presets_build_and_the_paper_has_its_numbers():
     assert Ihf.config_from({"preset": "small"}) == IhfConfig()
     flow = Ihf(paper).model_.build_networks()["flow"]
     assert [f.affine.layers[-1].out_channels for f in flow.flows] == [30, 480]
+
+
+def test_statistics_of_each_slab_as_in_the_paper(cohort):
+    """A target has its mean z_s at several heights, and slabs are normalized one by one."""
+    backend = tiny(heights=3, anchored=False, fusion="paper", instance=True, pairs=4, slices=1,
+                   cross_site_fraction=1.0, same_site_fraction=0.0, equalized=False,
+                   baseline="none", steps=2, validation_cases=0, learning_rate=1e-2).fit(cohort)
+    target = backend.target("A")
+    assert target.style["z_s"].shape == (3, 24)
+    assert np.abs(np.diff(target.style["z_s"], axis=0)).max() > 1e-3
+    volume = at_site_b(brain_of(50))
+    whole = backend.harmonize(volume, target)
+    assert np.isfinite(whole.data).all() and not np.array_equal(whole.data, volume.data)
+    fewer = flows.with_config(backend, batch_slices=3)
+    assert rmse(fewer.harmonize(volume, fewer.target("A")), whole) < 1e-5
+    scan = brain_of(53)
+    assert not np.array_equal(backend.harmonize(scan, target, source="A").data, scan.data)
 
 
 def test_vggs_features_stay_in_the_model_and_the_fit_alone_reads_the_file(cohort, tmp_path):

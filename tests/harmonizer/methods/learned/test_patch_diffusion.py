@@ -31,7 +31,8 @@ def cohort(tmp_path_factory) -> Cohort:
 @pytest.fixture(scope="module")
 def fitted(cohort) -> PatchDiffusion:
     """Fitted for two steps, then given weights that do something."""
-    tiny = PatchDiffusion.config_from({"preset": "tiny", "steps": 2, "validate_every": 0})
+    tiny = PatchDiffusion.config_from({"preset": "tiny", "steps": 2, "validate_every": 0,
+                                       "weight_residual": False})
     backend = PatchDiffusion(tiny).fit(cohort, seed=1)
     draw = torch.Generator().manual_seed(0)
     for network in backend.model_.networks.values():
@@ -60,14 +61,23 @@ def change_of(backend: PatchDiffusion, volume, seed: int = 0) -> np.ndarray:
     return (backend.harmonize(volume, target, seed=seed).data - first.data)[volume.mask]
 
 
-@pytest.mark.parametrize("begin", ["inversion", "noise"])
-def test_guidance_0_with_residual_changes_nothing(fitted, stranger, begin):
-    assert not change_of(with_config(fitted, guidance=0.0, begin=begin), stranger).any()
-    assert np.abs(change_of(with_config(fitted, begin=begin), stranger)).max() > 0.01
+def test_guidance_0_with_residual_changes_nothing(fitted, stranger):
+    assert not change_of(with_config(fitted, guidance=0.0), stranger).any()
+    assert np.abs(change_of(fitted, stranger)).max() > 0.01
+
+
+def test_from_noise_the_result_itself_is_used(fitted, stranger):
+    """A difference of two samples would cancel what the networks restore."""
+    changes = [change_of(with_config(fitted, begin="noise", residual=residual), stranger)
+               for residual in (True, False)]
+    np.testing.assert_array_equal(*changes)
+    unguided = with_config(fitted, begin="noise", guidance=0.0)
+    assert np.abs(change_of(unguided, stranger)).max() > 0.01
 
 
 def test_network_that_knows_nothing_is_the_baseline(cohort, stranger):
-    tiny = PatchDiffusion.config_from({"preset": "tiny", "steps": 1, "learning_rate": 0.0})
+    tiny = PatchDiffusion.config_from({"preset": "tiny", "steps": 1, "learning_rate": 0.0,
+                                       "weight_residual": False})
     change = change_of(PatchDiffusion(tiny).fit(cohort), stranger)
     np.testing.assert_allclose(change, 0, atol=1e-4)  # of 150 gray levels: rounding
 
@@ -247,14 +257,40 @@ def test_presets_are_what_they_say():
         0.6,
     )
     assert (paper.patch, paper.sampling_steps, paper.tokens) == ((80, 96, 80), 50, 1)
+    assert paper.checkpointing and paper.warp and not (paper.residual or paper.coordinates)
+    assert not (paper.weight_residual or paper.validate_every or paper.ema)
     assert PatchDiffusion.config_from({}) == PatchDiffusion.Config()
+
+
+def test_the_prior_is_perturbed_anew_in_every_step(fitted, cohort, tmp_path):
+    from harmonizer.deep.training.data import VolumeStore
+
+    one = with_config(fitted, batch=1, patch=(64, 64, 64))  # at most the box: always one place
+    store = VolumeStore.build(Cohort(cohort.scans[:1]), tmp_path, fitted.model_.multiple)
+    task = one.model_.training_task(store, (0,), 3)
+    priors = {task.batch(step, 0)["channels"][0, 0].double().sum().item() for step in range(12)}
+    assert len(priors) == 12, "priors repeat"
+
+
+def test_worker_processes_and_checkpointing_change_no_bit(cohort, tmp_path):
+    def weights(workers: int, checkpointing: bool) -> dict[str, torch.Tensor]:
+        backend = PatchDiffusion(PatchDiffusion.config_from({
+            "preset": "tiny", "steps": 3, "validation_cases": 0, "warp": True, "ema": 0.0,
+            "learning_rate": 1e-2, "checkpointing": checkpointing}))
+        backend.resources = replace(backend.resources, workers=workers, precision="fp32")
+        return backend.fit(cohort, seed=1).model_.networks["denoiser"].state_dict()
+
+    alone = weights(0, False)
+    for workers, checkpointing in ((2, False), (0, True)):
+        other = weights(workers, checkpointing)
+        assert all(torch.equal(other[name], value) for name, value in alone.items())
 
 
 def test_training_draws_bins_flips_and_null_styles(fitted, cohort, tmp_path):
     from harmonizer.deep.training.data import VolumeStore
 
     store = VolumeStore.build(cohort, tmp_path, fitted.model_.multiple)
-    wide = with_config(fitted, batch=4, warp=True, views=2)
+    wide = with_config(fitted, batch=4, warp=True)
     task = wide.model_.training_task(store, tuple(range(5)), 3)
     batches = [task.batch(step, 0) for step in range(15)]
     known = torch.cat([b["has_style"] for b in batches])

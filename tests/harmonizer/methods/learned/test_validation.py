@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
 from harmonizer.cohort import Cohort
+from harmonizer.methods.learned import fit
+from harmonizer.methods.learned.ihf.backend import Ihf
 from harmonizer.methods.learned.validation import ValidationCase, make_cases, score
 from harmonizer.methods.statistical.histogram_matching import HistogramMatching
 from harmonizer.volume import Volume
@@ -103,3 +107,60 @@ def test_the_middle_slices_stay_where_they_were(cohort):
 
 def test_where_nobody_else_was_scanned_there_is_no_case(cohort):
     assert make_cases(cohort, (4, 5), (0, 3), HistogramMatching(), 4, 0, seed=0) == []
+
+
+def test_a_weight_that_was_chosen_before_is_not_chosen_again():
+    metrics = score([case_of([40, 50], [50, 40])], [change_of([20, -20])], weight=1.0)
+    assert metrics["residual_weight"] == 1.0
+    assert metrics["error"] == pytest.approx(metrics["baseline_error"])
+
+
+def quick(cohort: Cohort, **options) -> Ihf:
+    return Ihf(Ihf.config_from({"preset": "tiny", "steps": 1, **options})).fit(cohort, seed=1)
+
+
+def test_weights_and_error_are_of_different_subjects(cohort, monkeypatch):
+    made = []
+    usual = fit.make_cases
+
+    def recorded(cohort, trained, validated, *args):
+        made.append((trained, validated))
+        return usual(cohort, trained, validated, *args)
+
+    monkeypatch.setattr(fit, "make_cases", recorded)
+    fitted = quick(cohort, validation_fraction=0.5)
+    (trained, chosen), (again, measured) = made
+    assert trained == again and len(chosen) == len(measured) == 2
+    groups = [{cohort.scans[i].subject for i in some} for some in (trained, chosen, measured)]
+    assert len(set.union(*groups)) == sum(map(len, groups)) == len(cohort.subjects)
+    facts = fitted.training_
+    assert (facts.validation_scans, facts.test_scans) == (2, 2) and facts.error > 0
+    assert "2 scans of subjects used neither for training nor for validation" in " ".join(
+        fitted.training_facts())
+
+
+def test_one_validation_subject_chooses_and_no_error_is_stated(cohort):
+    one_site = Cohort(cohort.scans[:4])
+    fitted = quick(one_site, validation_fraction=0.25)
+    assert (fitted.training_.validation_scans, fitted.training_.test_scans) == (1, 0)
+    assert fitted.training_.error is None
+    assert "the error is unknown" in " ".join(fitted.training_facts())
+
+
+def test_nothing_validated_means_nothing_added_and_is_said(cohort, caplog):
+    with caplog.at_level(logging.WARNING, logger="harmonizer"):
+        fitted = quick(cohort, validation_fraction=0.0)
+    assert fitted.residual_weight_ == 0.0
+    assert "no subject is kept for validation" in caplog.text
+    assert "the residual weight is 0" in " ".join(fitted.training_facts())
+    scan, target = brain_of(50), fitted.target("B")
+    np.testing.assert_array_equal(fitted.harmonize(scan, target).data,
+                                  fitted.baseline_only(scan, target).data)
+
+
+def test_as_published_the_residual_is_added_in_full(cohort, caplog):
+    with caplog.at_level(logging.WARNING, logger="harmonizer"):
+        fitted = quick(cohort, validation_fraction=0.5, weight_residual=False, validate_every=0)
+    assert fitted.residual_weight_ == 1.0 and not caplog.text
+    assert (fitted.training_.validation_scans, fitted.training_.test_scans) == (0, 4)
+    assert "added in full, as published" in " ".join(fitted.training_facts())
