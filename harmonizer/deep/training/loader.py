@@ -81,7 +81,7 @@ def _start_worker(number: int) -> None:
     ignore_signals()
 
 
-def _as_arrays(batch: Batch) -> dict[str, Any]:
+def _as_arrays(batch: Any) -> dict[str, Any]:
     """Convert tensors to arrays, which reach the training through a pipe.
 
     Tensors would pass through shared memory, of which containers often have 64 MB.

@@ -185,7 +185,8 @@ class DisarmTask(TrainingTask):
 
     def _cut(self, volume: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:
         """Return a patch of a (1, 1, I, J, K) volume."""
-        return volume[(..., *patch_slices(corner, self.sampler.patch))]
+        x, y, z = patch_slices(corner, self.sampler.patch)
+        return volume[..., x, y, z]
 
     # Losses ---------------------------------------------------------------------------------
 
