@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .... import __version__
 from ....deep.training.checkpoint import read_checkpoint, with_prefix
 from ....deep.training.loop import CHECKPOINT
 from ....errors import InputError
@@ -38,28 +39,28 @@ A residual 3D U-Net ({parameters:.2f} M parameters) that corrects tissue matchin
   (the training label maps of SynthSeg, github.com/BBillot/SynthSeg, Apache-2.0; Billot et al.,
   Medical Image Analysis 86:102789, 2023) and phantom subjects bent from MNI152NLin2009aSym (ICBM,
   Fonov 2009, as bundled with nilearn). No scan of a subject was used. {pairs} pairs of {studies}
-  simulated studies; {held_out} other studies, with other label maps, phantom subjects and scanners,
-  chose the weights.
+  simulated studies. The weights are the averages at the last step: no data chose among steps.
 * **License** of the weights: that of this package; the label maps' license (Apache-2.0) asks for
   the notice above.
 * **Command**: `python -m harmonizer.methods.learned.unet train LABEL_MAPS OUT`; settings:
   `{settings}`
-* **Commit**: {commit}
-* **Steps**: {steps}; {minutes:.0f} minutes of a shared CPU, {precision}; weights of step {best}.
+* **Version** of the package: {version}
+* **Steps**: {steps}; {minutes:.0f} minutes of one CPU core, {precision}.
 * **SHA-256** of `{file}`: {sha256}
-* **Validated on** {modality}, weight of the residual {weight:.2f}: simulated validation pairs,
-  mean square error in the brain against the noise-free truth, {gain:+.2f} dB over tissue matching,
-  better in {better:.0f} % of {count} pairs. On other modalities the residual is not used.
+* **Validated on** {modality}, weight of the residual {weight:.2f}: {count} pairs of {held_out}
+  other simulated studies, with other label maps, phantom subjects and scanners. Mean square error
+  in the brain against the noise-free truth: {gain:+.2f} dB over tissue matching, better in
+  {better:.0f} % of the pairs. On other modalities the residual is not used.
 
 What it reaches on data that neither training nor selection saw: `docs/research/2026-12-unet.md`.
 """
 
 
 def network_of(folder: Path) -> tuple[ResidualUNet, dict[str, Any]]:
-    """Return the network with the best averaged weights of a training folder, and its facts."""
+    """Return the network with the averaged weights of the last step, and the training's facts."""
     tensors, facts = read_checkpoint(folder / CHECKPOINT)
     numbers = read_json(folder / NORMALIZATION)
-    weights = with_prefix(tensors, "best.") or with_prefix(tensors, "ema.")
+    weights = with_prefix(tensors, "ema.")
     settings = facts["identity"]["settings"]
     network = ResidualUNet(len(CHANNELS), len(CONDITIONS), tuple(settings["widths"]))
     network.load_state_dict({
@@ -68,7 +69,7 @@ def network_of(folder: Path) -> tuple[ResidualUNet, dict[str, Any]]:
     return network.eval(), facts
 
 
-def pack_weights(folder: Path, pairs: Path, path: Path, commit: str = "not recorded") -> Path:
+def pack_weights(folder: Path, pairs: Path, path: Path) -> Path:
     """Write the weights and their card; return the path of the weights.
 
     Raises
@@ -84,17 +85,17 @@ def pack_weights(folder: Path, pairs: Path, path: Path, commit: str = "not recor
                          "validation studies (--validation-studies).")
     weight, gains = validated_weight(network, usable)
     about = {"Modalities": {MODALITY: round(weight, 3)}, "CardStd": card_std(store),
-             "Steps": facts["step"], "BestStep": facts["best_step"],
-             "Minutes": round(facts["minutes"], 1), "Commit": commit,
+             "Steps": facts["step"],
+             "Minutes": round(facts["minutes"], 1), "Version": __version__,
              "ValidationGainDb": round(float(np.mean(gains)), 3)}
     write_weights(path, network, about)
     write_text(path.with_suffix(".md"), CARD.format(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6, pairs=len(store.training),
         studies=len({p.study for p in store.training}),
         held_out=len({p.study for p in store.validation}),
-        settings=json.dumps(facts["identity"]["settings"]), commit=commit, steps=facts["step"],
-        minutes=facts["minutes"], precision="bfloat16 autocast where the CPU has it",
-        best=facts["best_step"] or facts["step"], file=path.name, sha256=sha256_of(path),
+        settings=json.dumps(facts["identity"]["settings"]), version=__version__,
+        steps=facts["step"], minutes=facts["minutes"], precision="bfloat16 autocast where the CPU has it",
+        file=path.name, sha256=sha256_of(path),
         modality=MODALITY, weight=weight, gain=float(np.mean(gains)),
         better=100 * float(np.mean(np.array(gains) > 0)), count=len(gains)))
     return path
