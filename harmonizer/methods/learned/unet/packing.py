@@ -94,7 +94,8 @@ def pack_weights(folder: Path, pairs: Path, path: Path) -> Path:
         studies=len({p.study for p in store.training}),
         held_out=len({p.study for p in store.validation}),
         settings=json.dumps(facts["identity"]["settings"]), version=__version__,
-        steps=facts["step"], minutes=facts["minutes"], precision="bfloat16 autocast where the CPU has it",
+        steps=facts["step"], minutes=facts["minutes"],
+        precision="bfloat16 autocast where the CPU has it",
         file=path.name, sha256=sha256_of(path),
         modality=MODALITY, weight=weight, gain=float(np.mean(gains)),
         better=100 * float(np.mean(np.array(gains) > 0)), count=len(gains)))
