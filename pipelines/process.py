@@ -76,6 +76,7 @@ def temporary_files_in(work_dir: Path) -> Iterator[None]:
 
     util.get_temp_dir()  # sockets stay in /tmp: their paths have at most 107 bytes
     parent = Path(work_dir).resolve() / "tmp"
+    is_new = not parent.parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     before = tempfile.tempdir
     folder = tempfile.mkdtemp(dir=parent)
@@ -88,6 +89,8 @@ def temporary_files_in(work_dir: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another run uses it
             parent.rmdir()
+            if is_new:  # a request that was refused leaves no folder
+                parent.parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -362,7 +362,7 @@ ACCEPTED: dict[str, Callable[[Path], None]] = {
     "uint8": lambda path: save(path, np.clip(noise(), 0, 255).astype(np.uint8)),
     "float64": lambda path: save(path, noise().astype(np.float64)),
     "int32": lambda path: save(path, noise().astype(np.int32)),
-    "negative values": lambda path: save(path, noise() - 150),
+    "negative values": lambda path: save(path, np.pad(noise()[1:-1, 1:-1, 1:-1] - 150, 1)),
     "big-endian": lambda path: path.write_bytes(big_endian()),
 }
 

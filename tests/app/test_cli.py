@@ -94,6 +94,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--anatomy-change-maps all", "anatomy_change_maps", "all"),
     ("--fit-low-confidence-masks", "fit_low_confidence_masks", True),
     ("--fit-participants sub-01 group=HC", "fit_participants", ("01", "group=HC")),
+    ("--exclude /ratings.tsv", "exclude", Path("/ratings.tsv")),
     ("--desc toA", "desc", "toA"),
     ("--detail guided", "detail", "guided"),
     ("--texture keep", "texture", "keep"),

@@ -1,5 +1,5 @@
-"""The two ways of running that README.md shows give the same results: one command for everything
-(the fixture `full_run`), and `participant` for each subject followed by `group`."""
+"""Both ways of running give the same results: one command for everything (the fixture `full_run`),
+and the commands of docs/concepts/stages.md, `participant` for each subject followed by `group`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import pytest
 from tests.app.conftest import FullRun
 from tests.app.running import ROOT, command, results, run_app
 
-BEGINNING = ".venv/bin/python run.py /data/study /data/study-harmonized "
+BEGINNING = "run.py /data/study /data/out "
 TIMEOUT_S = 1800
 
 
-def ways() -> list[list[str]]:
-    """The command lines of each way in README.md, without program and folders."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    return [[line.removeprefix(BEGINNING) for line in block.splitlines()] for block in blocks
-            if block.startswith(BEGINNING)]
+def documented_lines() -> list[str]:
+    """Return the command lines of docs/concepts/stages.md, without program and folders."""
+    text = (ROOT / "docs" / "concepts" / "stages.md").read_text()
+    block = re.search(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    assert block, "docs/concepts/stages.md shows no commands"
+    return [line.removeprefix(BEGINNING) for line in block[1].splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +45,15 @@ def by_participant(
         assert job.returncode == 0, output
         return output
 
-    *participants, group = ways()[1]
+    *participants, group = documented_lines()
     jobs = [launch(line, number) for number, line in enumerate(participants)]
     logs = [finish(job) for job in jobs]
     return folder / "out", [*logs, finish(launch(group, len(jobs)))]
 
 
-def test_the_readme_shows_two_ways() -> None:
-    assert ways() == [["participant group"], ["participant --participant-label 01",
-                                              "participant --participant-label 02", "group"]]
+def test_the_documentation_shows_participants_and_then_the_group() -> None:
+    assert documented_lines() == ["participant --participant-label 01",
+                                  "participant --participant-label 02", "group"]
 
 
 def test_participants_one_by_one_and_then_group_give_what_one_command_gives(

@@ -309,7 +309,7 @@ def test_weights_that_do_not_fit(folder: Path, arrays: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.parametrize(("shape", "message"), [
-    ((17, 15, 11), "is no multiple of"), ((2048, 2048, 2048), "with sides"),
+    ((17, 15, 11), "is not a multiple of"), ((2048, 2048, 2048), "with sides"),
     ((-16, 16, 16), "with sides"),
 ])
 def test_a_box_that_networks_cannot_take(

@@ -26,6 +26,7 @@ EVERYTHING: dict[str, Any] = {
     "site_from": "sessions", "site_column": "scanner", "stages": ["preprocess", "evaluate"],
     "backend": "spectrum_swap", "target": ["/a.nii.gz", "/b.nii"], "model": "/model",
     "fit_participants": ["group=HC", "02"], "fit_low_confidence_masks": True,
+    "exclude": "/ratings.tsv",
     "skull_strip": "force", "desc": "toSiteA",
     "backend_option": ["band=0.02"], "covariates": ["age", "group"], "reference_site": "KKI",
     "traveling": "no", "compare": True, "detail": "guided", "texture": "keep",
