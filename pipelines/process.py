@@ -62,7 +62,8 @@ def temporary_files_in(work_dir: Path) -> Iterator[None]:
 
     ANTs writes transforms of up to 100 MB for each scan, and `/tmp` of a container may be small
     (64 MiB under `apptainer run --containall`). A `TMPDIR` that is set is respected: a scheduler
-    names the node's own disk.
+    names the node's own disk. A work folder that is new and stays empty is removed at the end, so
+    that a request that was refused leaves nothing.
 
     Parameters
     ----------
