@@ -21,7 +21,7 @@ from .draw import new_canvas, to_png
 from .figures import Figure, density, short_label
 
 __all__ = ["STAGE_TITLES", "distance_matrix", "histograms_figure", "sites_figure",
-           "heatmaps_figure", "on_one_axis", "scans_figure"]
+           "draw_heatmaps", "heatmaps_figure", "on_one_axis", "scans_figure"]
 
 STAGE_TITLES = {"before": "before", "rescaled": "only rescaled", "after": "after"}
 # Palette of Okabe and Ito, distinguishable for color-blind readers; line styles come after it
@@ -124,28 +124,48 @@ def heatmaps_figure(metrics: Metrics) -> Figure:
     """Draw Wasserstein distances between all pairs of sites, one panel per stage."""
     matrices = {stage: distance_matrix(metrics.select(stage=stage)) for stage in STAGE_TITLES
                 if len(metrics.select(stage=stage, measure="wasserstein_between_sites"))}
-    count = max(len(sites) for sites, _ in matrices.values())
     positive = np.concatenate([matrix[matrix > 0] for _, matrix in matrices.values()])
     ends = (float(positive.min()), float(positive.max())) if positive.size else (1e-3, 1.0)
-    scale = _log_scale(*ends)
-    height = int(min(540, 190 + 34 * count))
-    canvas = new_canvas(CHART_WIDTH, height)
-    axes = [canvas.add_subplot(1, len(matrices), n + 1) for n in range(len(matrices))]
-    for column, (axis, (stage, (sites, matrix))) in enumerate(zip(axes, matrices.items())):
-        drawn = axis.imshow(np.where(matrix > 0, matrix, np.nan), cmap="YlGnBu", norm=scale)
-        axis.set_title(STAGE_TITLES[stage], fontsize=10)
-        _name_cells(axis, sites, matrix, scale, show_names=column == 0)
-    canvas.subplots_adjust(left=0.1, right=0.92, top=0.9, bottom=0.24, wspace=0.06)
-    bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.94, 0.24, 0.012, 0.66)))
-    bar.ax.tick_params(labelsize=8)
-    bar.ax.set_title("R", fontsize=8)
+    panels = {STAGE_TITLES[stage]: found for stage, found in matrices.items()}
     return Figure(
         "Distances between sites",
         "Wasserstein distance between the sites' typical in-mask histograms in units of the "
         "target's intensity range R. All panels share one logarithmic color scale, because images "
         "before harmonization can be in other units.",
         "Heat maps of the distance between every two sites before and after harmonization",
-        (to_png(canvas),))
+        (draw_heatmaps(panels, _log_scale(*ends), "R"),))
+
+
+def draw_heatmaps(panels: Mapping[str, tuple[Sequence[str], np.ndarray]], scale: Any,
+                  unit: str = "") -> bytes:
+    """Draw matrices of distances between sites in adjacent panels, with one color scale.
+
+    Parameters
+    ----------
+    panels : mapping of str to (sequence of str, (sites, sites) ndarray)
+        Title -> names of the sites and their distances; NaN where there is none.
+    scale : matplotlib.colors.Normalize
+        Color scale.
+    unit : str
+        Title of the color bar.
+
+    Returns
+    -------
+    bytes
+        PNG file.
+    """
+    count = max(len(sites) for sites, _ in panels.values())
+    canvas = new_canvas(CHART_WIDTH, int(min(540, 190 + 34 * count)))
+    axes = [canvas.add_subplot(1, len(panels), n + 1) for n in range(len(panels))]
+    for column, (axis, (title, (sites, matrix))) in enumerate(zip(axes, panels.items())):
+        drawn = axis.imshow(matrix, cmap="YlGnBu", norm=scale)
+        axis.set_title(title, fontsize=10)
+        _name_cells(axis, sites, matrix, scale, show_names=column == 0)
+    canvas.subplots_adjust(left=0.1, right=0.92, top=0.9, bottom=0.24, wspace=0.06)
+    bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.94, 0.24, 0.012, 0.66)))
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.set_title(unit, fontsize=8)
+    return to_png(canvas)
 
 
 def scans_figure(metrics: Metrics) -> Figure:
@@ -253,7 +273,7 @@ def _name_cells(axes: Any, sites: Sequence[str], matrix: np.ndarray, scale: Any,
         return
     for i in places:
         for j in places:
-            if i != j:
+            if i != j and np.isfinite(matrix[i, j]):
                 dark = matrix[i, j] > 0 and scale(matrix[i, j]) > 0.55
                 axes.text(j, i, f"{matrix[i, j]:.2g}", ha="center", va="center", fontsize=7.5,
                           color="white" if dark else "black")

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..evaluation.statistics.equivalence import SITE_VARIANCE_MARGIN
 from ..evaluation.statistics.resampling import Test
-from ..evaluation.table import RESCALED, Metrics
-from .charts import CHART_WIDTH, MAX_SITES_WITH_CELL_NUMBERS, PALETTE
+from ..evaluation.table import RESCALED, Metrics, stage_of
+from .charts import CHART_WIDTH, PALETTE, draw_heatmaps
 from .draw import new_canvas, to_png
 from .figures import Figure, short_label
 from .results import ModalityResults, method_words
@@ -68,12 +68,8 @@ def _look(name: str) -> tuple[str, str]:
 
 def _by_feature(results: ModalityResults, name: str) -> dict[str, dict[str, Test]]:
     """Return the rows of a test by image and feature."""
-    found: dict[str, dict[str, Test]] = {}
-    for method in _stages(results):
-        rows = results.table.select(name=name, backend="" if method == RESCALED else method)
-        found[method] = {row.reference: row for row in rows if row.known and (
-            (row.stage == "rescaled") == (method == RESCALED))}
-    return found
+    return {method: {row.reference: row for row in results.rows(name, method) if row.known}
+            for method in _stages(results)}
 
 
 def _features_table(results: ModalityResults) -> Table:
@@ -117,9 +113,7 @@ def _components_table(results: ModalityResults) -> Table:
 
 def _mahalanobis_table(results: ModalityResults) -> Table:
     rows = [(Cell(row.site), Cell(row.reference), Cell(method_words(method)), interval_cell(row))
-            for method in results.images() for row in results.table.select(
-                name="site_mahalanobis", backend="" if method == RESCALED else method)
-            if (row.stage == "rescaled") == (method == RESCALED)]
+            for method in results.images() for row in results.rows("site_mahalanobis", method)]
     return make_table(
         "Mahalanobis distance between sites",
         "Distance between the means of two sites in standard deviations between the subjects of a "
@@ -244,10 +238,9 @@ def _components_figure(results: ModalityResults, metrics: Metrics,
 
 def _points(metrics: Metrics, method: str) -> list[tuple[str, str, float, float]]:
     """Return scan, site and both components of the scans of one kind of images."""
-    stage = {"": "before", RESCALED: "rescaled"}.get(method, "after")
-    first, second = ({row.scan: (row.site, row.value) for row in metrics.select(
-        measure=name, stage=stage, backend=method if stage == "after" else "")
-        if row.value is not None} for name in MEASURES)
+    first, second = ({row.scan: (row.site, row.value)
+                      for row in metrics.select(measure=name, **stage_of(method))
+                      if row.value is not None} for name in MEASURES)
     return [(scan, site, value, second[scan][1]) for scan, (site, value) in first.items()
             if scan in second]
 
@@ -256,48 +249,25 @@ def _distances_figure(results: ModalityResults) -> Figure | None:
     """Draw the Mahalanobis distance between every two sites, one panel per stage."""
     matrices = {}
     for method in _stages(results):
-        rows = [row for row in results.table.select(
-            name="site_mahalanobis", backend="" if method == RESCALED else method)
-            if row.known and (row.stage == "rescaled") == (method == RESCALED)]
+        rows = [row for row in results.rows("site_mahalanobis", method) if row.known]
         if rows:
             sites = sorted({row.site for row in rows} | {row.reference for row in rows})
             matrix = np.full((len(sites), len(sites)), np.nan)
             for row in rows:
                 i, j = sites.index(row.site), sites.index(row.reference)
                 matrix[i, j] = matrix[j, i] = row.effect
-            matrices[method] = (sites, matrix)
+            matrices[method_words(method)] = (sites, matrix)
     if not matrices:
         return None
+    from matplotlib.colors import Normalize
+
     top = max(float(np.nanmax(matrix)) for _, matrix in matrices.values()) or 1.0
-    count = max(len(sites) for sites, _ in matrices.values())
-    canvas = new_canvas(CHART_WIDTH, int(min(540, 190 + 34 * count)))
-    for column, (method, (sites, matrix)) in enumerate(matrices.items()):
-        axes = canvas.add_subplot(1, len(matrices), column + 1)
-        drawn = axes.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=top)
-        _dress_matrix(axes, sites, matrix, top, method_words(method), column == 0)
-    canvas.subplots_adjust(left=0.1, right=0.92, top=0.9, bottom=0.24, wspace=0.06)
-    bar = canvas.colorbar(drawn, cax=canvas.add_axes((0.94, 0.24, 0.012, 0.66)))
-    bar.ax.tick_params(labelsize=8)
     return Figure(
         "Mahalanobis distances between sites",
         "Distance between the means of two sites in standard deviations between the subjects of a "
         "site, over principal components of all features. The features have no unit, so all panels "
         "share one scale.", "Heat maps of the Mahalanobis distance between every two sites",
-        (to_png(canvas),))
-
-
-def _dress_matrix(axes: Any, sites: Sequence[str], matrix: np.ndarray, top: float, title: str,
-                  show_names: bool) -> None:
-    places = range(len(sites))
-    names = [short_label(site) for site in sites]
-    axes.set_title(title, fontsize=10)
-    axes.set_xticks(places, names, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(places, names if show_names else [""] * len(sites), fontsize=8)
-    axes.tick_params(length=0)
-    if len(sites) <= MAX_SITES_WITH_CELL_NUMBERS:
-        for i, j in np.argwhere(np.isfinite(matrix)):
-            axes.text(j, i, f"{matrix[i, j]:.2g}", ha="center", va="center", fontsize=7.5,
-                      color="white" if matrix[i, j] > 0.55 * top else "black")
+        (draw_heatmaps(matrices, Normalize(0, top)),))
 
 
 def _dress_rows(panels: Sequence[Any], features: Sequence[str], titles: Sequence[str]) -> None:

@@ -55,13 +55,17 @@ class ModalityResults:
         return ("", *((RESCALED,) if rescaled else ()), *self.methods,
                 *(self.combat if combat else ()))
 
-    def row(self, name: str, backend: str = "", **more: str) -> Test | None:
-        """Return the first matching row, or None; "" and `RESCALED` are images without a method."""
+    def rows(self, name: str, backend: str = "", **more: str) -> tuple[Test, ...]:
+        """Return the matching rows; "" and `RESCALED` are images without a method."""
         rows = self.table.select(name=name, backend="" if backend == RESCALED else backend,
                                  **more).rows
         if "stage" not in more and backend in ("", RESCALED):
             rows = tuple(row for row in rows if (row.stage == "rescaled") == (backend == RESCALED))
-        return rows[0] if rows else None
+        return rows
+
+    def row(self, name: str, backend: str = "", **more: str) -> Test | None:
+        """Return the first of `rows`, or None."""
+        return next(iter(self.rows(name, backend, **more)), None)
 
     def known(self, name: str, backend: str = "", **more: str) -> KnownTest | None:
         """Return the first matching row if it has a number, else None."""

@@ -1,8 +1,8 @@
 """Wall of brains: one slice of every scan before, only rescaled and after harmonization, by site.
 
 All tiles of a modality have one window, that of the target's scans. Before harmonization, all scans
-are multiplied by one common factor, or those of each site by one factor where the units of the
-sites differ; only rescaled, each scan has the target's mean and standard deviation.
+are multiplied by one common factor; if the units of the sites differ, each site has its own. Only
+rescaled, each scan has the target's mean and standard deviation.
 """
 
 from __future__ import annotations

@@ -199,15 +199,22 @@ def ms_ssim(first: np.ndarray, second: np.ndarray, mask: np.ndarray, data_range:
 def _ssim_means(inside: np.ndarray, one: np.ndarray, two: np.ndarray, data_range: float
                 ) -> tuple[float, float]:
     """Return the means of SSIM and of its contrast-structure term inside the mask, at one scale."""
-    one, two = one * inside, two * inside
-    weight = _window(inside.astype(np.float64))[inside]
-    mean_one, mean_two, square_one, square_two, product = (
-        _window(array)[inside] / weight for array in (one, two, one**2, two**2, one * two))
+    mean_one, mean_two, square_one, square_two, product = _window_moments(
+        inside, one * inside, two * inside)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     variance = square_one - mean_one**2 + square_two - mean_two**2
     contrast = (2 * (product - mean_one * mean_two) + c2) / (variance + c2)
     luminance = (2 * mean_one * mean_two + c1) / (mean_one**2 + mean_two**2 + c1)
     return float((luminance * contrast).mean()), float(contrast.mean())
+
+
+def _window_moments(inside: np.ndarray, one: np.ndarray, two: np.ndarray) -> list[np.ndarray]:
+    """Return both means, both mean squares and the mean product of the window at each voxel inside.
+
+    Only voxels inside count. Both images are 0 elsewhere.
+    """
+    weight = _window(inside.astype(np.float64))[inside]
+    return [_window(array)[inside] / weight for array in (one, two, one**2, two**2, one * two)]
 
 
 def _halved(array: np.ndarray) -> np.ndarray:
@@ -265,9 +272,7 @@ def _structure(first: np.ndarray, second: np.ndarray, mask: np.ndarray, first_ra
                second_range: float) -> np.ndarray:
     """Return the structure term of SSIM at each voxel of the mask, shape (voxels,)."""
     inside, one, two = _masked_box(mask, first / first_range, second / second_range)
-    weight = _window(inside.astype(np.float64))[inside]
-    mean_one, mean_two, square_one, square_two, product = (
-        _window(array)[inside] / weight for array in (one, two, one**2, two**2, one * two))
+    mean_one, mean_two, square_one, square_two, product = _window_moments(inside, one, two)
     std_product = np.sqrt(np.maximum(square_one - mean_one**2, 0)
                           * np.maximum(square_two - mean_two**2, 0))
     c3 = K2**2 / 2

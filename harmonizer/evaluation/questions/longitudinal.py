@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...cohort import Scan, years_of
+from ..statistics.design import first_rows
 from ..statistics.equivalence import (
     IDENTITY_MARGIN,
     RETENTION_MARGIN,
@@ -204,9 +205,7 @@ def order_tests(features: Mapping[str, Sequence[float]], scans: Sequence[Scan],
 
 def _pairs_between(scans: Sequence[Scan]) -> list[dict[str, tuple[int, int]]]:
     """Return the rows of the subjects that two sites share, for each pair of sites."""
-    at: dict[str, dict[str, int]] = {}
-    for i, scan in enumerate(scans):
-        at.setdefault(scan.site, {}).setdefault(scan.subject, i)
+    at = first_rows(scans)
     sites = sorted(at)
     pairs = [{who: (at[one][who], at[two][who]) for who in at[one] if who in at[two]}
              for n, one in enumerate(sites) for two in sites[n + 1:]]
@@ -221,8 +220,12 @@ def _mean_spearman(values: np.ndarray, pairs: Sequence[Mapping[str, tuple[int, i
         rows = np.array([pair[who] for who in chosen if who in pair])
         if len(rows) >= MIN_SUBJECTS:
             found.append(_spearman(values[rows[:, 0]], values[rows[:, 1]]))
-    known = [value for value in found if math.isfinite(value)]
-    return float(np.mean(known)) if known else math.nan
+    return _mean_of_finite(found)
+
+
+def _mean_of_finite(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
 
 
 def _spearman(one: np.ndarray, two: np.ndarray) -> float:
@@ -273,8 +276,7 @@ def _within_test(values: np.ndarray, base: np.ndarray, scans: Sequence[Scan],
     def order(rows: np.ndarray, who: np.ndarray) -> float:
         found = [_spearman(base[part], values[part]) for site in np.unique(sites)
                  if len(part := rows[(sites[rows] == site) & good[rows]]) >= MIN_SUBJECTS]
-        known = [value for value in found if math.isfinite(value)]
-        return float(np.mean(known)) if known else math.nan
+        return _mean_of_finite(found)
 
     every = np.arange(len(values))
     effect = order(every, every)

@@ -25,6 +25,7 @@ import numpy as np
 
 from ...cohort import Scan
 from ...volume import Volume
+from ..statistics.design import first_rows
 from ..statistics.equivalence import (
     DETECTION_POWER,
     IDENTITY_MARGIN,
@@ -179,14 +180,12 @@ def source_identity(sources: Mapping[str, np.ndarray], results: Mapping[str, np.
         ``source_identification``, ``source_identifiability`` and ``source_own_to_others``, ranges
         as in `traveling_identity`.
     """
-    at: dict[str, dict[str, str]] = {}
-    for scan in scans:
-        at.setdefault(scan.site, {}).setdefault(scan.subject, scan.scan_id)
     pairs = []
-    for here in at.values():
+    for here in first_rows(scans).values():
         shared = sorted(here)
         if len(shared) >= MIN_SUBJECTS:
-            pairs.append((shared, [here[who] for who in shared], [here[who] for who in shared]))
+            names = [scans[here[who]].scan_id for who in shared]
+            pairs.append((shared, names, names))
     return _tests(pairs, results, sources, tuple(f"source_{name}" for name in NAMES),
                   "among the sources of the site", seed)
 
@@ -239,16 +238,14 @@ def identity_changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.nd
 
 def _site_groups(scans: Sequence[Scan]) -> list[_Group]:
     """Return each ordered pair of sites: common subjects, and their scans at both."""
-    at: dict[str, dict[str, str]] = {}
-    for scan in scans:
-        at.setdefault(scan.site, {}).setdefault(scan.subject, scan.scan_id)
+    at = first_rows(scans)
     pairs = []
     for one in sorted(at):
         for two in sorted(at):
             shared = sorted(set(at[one]) & set(at[two]))
             if one != two and len(shared) >= MIN_SUBJECTS:
-                pairs.append((shared, [at[one][who] for who in shared],
-                              [at[two][who] for who in shared]))
+                pairs.append((shared, [scans[at[one][who]].scan_id for who in shared],
+                              [scans[at[two][who]].scan_id for who in shared]))
     return pairs
 
 

@@ -7,7 +7,7 @@ was scanned there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -131,15 +131,7 @@ def age_by_site(ages: Sequence[float | None], sites: Sequence[str]) -> Confoundi
     ConfoundingCheck
         The effect is eta squared.
     """
-    groups = _known(ages, sites)
-    missing = sum(_unknown(age) for age in ages)
-    values = [age for group in groups.values() for age in group]
-    labels = [site for site, group in groups.items() for _ in group]
-    effect = eta_squared(values, labels)
-    tests = _age_tests([group for group in groups.values() if len(group) >= MIN_SUBJECTS_PER_SITE])
-    by_site = {site: _age_words(groups.get(site, [])) for site in sorted(set(sites))}
-    check = ConfoundingCheck("age", "eta squared", effect, tests, by_site, len(ages), missing,
-                             is_site=_is_site(groups))
+    check, groups = _check_number("age", ages, sites, _age_words)
     return _with_warning(check, _age_warning(check, groups))
 
 
@@ -161,14 +153,23 @@ def number_by_site(variable: str, values: Sequence[float | None], sites: Sequenc
     ConfoundingCheck
         The effect is eta squared.
     """
+    check, _ = _check_number(variable, values, sites, _number_words)
+    return _with_warning(check, _named_warning(check, check.effect, LARGE_ETA_SQUARED))
+
+
+def _check_number(variable: str, values: Sequence[float | None], sites: Sequence[str],
+                  words: Callable[[Sequence[float]], str]
+                  ) -> tuple[ConfoundingCheck, dict[str, list[float]]]:
+    """Return the check of a number, without its warning, and the known values by site."""
     groups = _known(values, sites)
     known = [value for group in groups.values() for value in group]
     labels = [site for site, group in groups.items() for _ in group]
-    tests = _age_tests([group for group in groups.values() if len(group) >= MIN_SUBJECTS_PER_SITE])
-    by_site = {site: _number_words(groups.get(site, [])) for site in sorted(set(sites))}
+    tests = _number_tests([group for group in groups.values()
+                           if len(group) >= MIN_SUBJECTS_PER_SITE])
+    by_site = {site: words(groups.get(site, [])) for site in sorted(set(sites))}
     check = ConfoundingCheck(variable, "eta squared", eta_squared(known, labels), tests, by_site,
                              len(values), sum(map(_unknown, values)), is_site=_is_site(groups))
-    return _with_warning(check, _named_warning(check, check.effect, LARGE_ETA_SQUARED))
+    return check, groups
 
 
 def category_by_site(variable: str, values: Sequence[str | None], sites: Sequence[str],
@@ -306,7 +307,7 @@ def _known(values: Sequence, sites: Sequence[str]) -> dict[str, list]:
     return groups
 
 
-def _age_tests(groups: list[list[float]]) -> dict[str, float]:
+def _number_tests(groups: list[list[float]]) -> dict[str, float]:
     """Return p of one-way ANOVA and Kruskal-Wallis; empty with fewer than two sites or values."""
     from scipy import stats
 

@@ -11,8 +11,16 @@ import numpy as np
 from ...cohort import Cohort, Scan
 from ...errors import InputError, did_you_mean
 
-__all__ = ["Design", "dummies", "partial_eta_squared", "partial_eta_squared_test",
+__all__ = ["Design", "dummies", "first_rows", "partial_eta_squared", "partial_eta_squared_test",
            "residual_squares"]
+
+
+def first_rows(scans: Sequence[Scan]) -> dict[str, dict[str, int]]:
+    """Return the index of the first scan of each subject at each site, by site and subject."""
+    at: dict[str, dict[str, int]] = {}
+    for i, scan in enumerate(scans):
+        at.setdefault(scan.site, {}).setdefault(scan.subject, i)
+    return at
 
 
 @dataclass(frozen=True)
