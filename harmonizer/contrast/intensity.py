@@ -59,8 +59,8 @@ def trimmed_moments(values: np.ndarray, trim: float = 0.005) -> tuple[float, flo
     """
     values = np.asarray(values, dtype=np.float64)
     low, high = np.quantile(values, [trim, 1 - trim])
-    kept = values[(values >= low) & (values <= high)]
-    return float(kept.mean()), float(kept.std())
+    values = values[(values >= low) & (values <= high)]
+    return float(values.mean()), float(values.std())
 
 
 def strictly_increasing(values: np.ndarray, step: float) -> np.ndarray:

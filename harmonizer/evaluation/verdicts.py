@@ -1,7 +1,7 @@
 """Answers to the four questions of an evaluation, from intervals and margins stated in advance.
 
 A question is answered by "yes" only if an interval excludes every effect (or loss) beyond its
-margin. A difference that was not found is not called absent: the answer is then "not detectable",
+margin. A difference that was not found is not called absent. The answer is then "not detectable",
 with the number of subjects and the smallest effect that would have been found. The rules are
 defined here only; the margins are in `statistics.equivalence`.
 """

@@ -232,8 +232,8 @@ def _paint_brain(
     gm, wm = atlas.gm.at(here), atlas.wm.at(here)
     parenchyma = np.clip(gm + wm, 1e-6, 1)
     odds = np.exp(np.float32(thinning) * gm / parenchyma)
-    kept = parenchyma / (parenchyma + (1 - parenchyma) * odds)
-    share = brain[inside] * kept / parenchyma
+    thinned = parenchyma / (parenchyma + (1 - parenchyma) * odds)
+    share = brain[inside] * thinned / parenchyma
     deep = _deep(here)
     parts = {"gm": share * gm * (1 - deep), "wm": share * wm, "deep": share * gm * deep}
     for tissue, part in parts.items():

@@ -1,9 +1,9 @@
 """Conform an image: determine its affine and reorient it to RAS+; the inverse is exact.
 
 All later steps get a 3D float32 volume with RAS+ axes. Reorientation only flips and permutes axes
-and changes no voxel value. There is one exception: the air of a magnitude image is near
-zero, so a negative constant under the whole image (an unsigned image that was written as signed, a
-rescaled one) is removed and reported. N4 and the registration need intensities without an offset.
+and changes no voxel value. There is one exception. The air of a magnitude image is near zero, so a
+negative constant under the whole image is removed and reported. It occurs in rescaled images and in
+unsigned ones that were written as signed. N4 and the registration need intensities without it.
 
 Which affine is used
 --------------------

@@ -11,9 +11,9 @@ Whether white matter is bright or dark is a property of the whole image and chan
 decision. The mean of the deepest features therefore serves as a contrast code that scales and
 shifts the features of each decoder block.
 
-The network shares blocks with `harmonizer.deep.networks.unet.UNet` and is a class of its own: its
-levels have plain convolutions, max pooling and a fused upsampling instead of residual blocks, so
-its weights have no place in a `UNet`.
+The network shares blocks with `harmonizer.deep.networks.unet.UNet` and is a class of its own. Its
+levels have plain convolutions, max pooling and a fused upsampling instead of residual blocks.
+Trained weights can therefore not be converted.
 """
 
 from __future__ import annotations

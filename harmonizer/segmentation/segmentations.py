@@ -165,8 +165,8 @@ class CachedSegmenter:
         """Return the cached segmentation of a volume, or segment it and store the result."""
         path = Path(self.folder) / f"{self._key(volume)}.npz"
         if path.is_file():
-            with np.load(path, allow_pickle=False) as kept:
-                return {name: kept[name].astype(np.float32) / 255 for name in TISSUES}
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name].astype(np.float32) / 255 for name in TISSUES}
         found = self.segment(volume)
         if isinstance(found, Summary):
             found = found.labels

@@ -121,8 +121,8 @@ def _aligned_map(folder: str, index: int, spacing_mm: float, cache: str | None) 
     """Return an aligned label map, from the cache if it is there."""
     path = Path(cache or ".") / f"aligned_{index:02d}_{spacing_mm:g}mm.npz"
     if cache is not None and path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            return AlignedMap(kept["structures"], kept["soft"], kept["matrix"])
+        with np.load(path, allow_pickle=False) as stored:
+            return AlignedMap(stored["structures"], stored["soft"], stored["matrix"])
     made = _make_aligned(load_label_map(label_map_paths(Path(folder))[index]), spacing_mm)
     if cache is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ class SiteFinder:
         return next((site for name in order if (site := readers[name]())), None)
 
     def remedy(self, subject: str, session: str | None) -> str:
-        """Return what the user can do about a scan whose site is not known."""
+        """Return the advice for a scan of unknown site."""
         if self.site_from == "ses":
             return "Give its session a name (ses-<site>), or use another --site-from."
         table = "participants.tsv"

@@ -95,8 +95,8 @@ def sites_left_out(settings: Settings, cohort: Cohort) -> tuple[str, ...]:
     """
     if not settings.fit_participants:
         return ()
-    kept = chosen(cohort, settings.fit_participants, strict=False).sites
-    return tuple(site for site in cohort.sites if kept and site not in kept)
+    selected = chosen(cohort, settings.fit_participants, strict=False).sites
+    return tuple(site for site in cohort.sites if selected and site not in selected)
 
 
 def chosen(cohort: Cohort, wanted: tuple[str, ...], strict: bool = True) -> Cohort:
@@ -112,12 +112,12 @@ def chosen(cohort: Cohort, wanted: tuple[str, ...], strict: bool = True) -> Coho
     for label in sorted(labels - set(cohort.subjects)) if strict else ():
         raise UsageError(f"--fit-participants: no selected participant {label!r}. "
                          f"{did_you_mean(label, cohort.subjects)}")
-    kept = cohort.where(lambda s: (not labels or s.subject in labels)
+    selected = cohort.where(lambda s: (not labels or s.subject in labels)
                         and all(holds(s) for holds in conditions))
-    if strict and wanted and len(cohort) and not len(kept):
+    if strict and wanted and len(cohort) and not len(selected):
         raise UsageError(f"--fit-participants {' '.join(wanted)}: no scan matches. "
                          f"{_values_of(cohort, wanted)}")
-    return kept
+    return selected
 
 
 def _condition(cohort: Cohort, text: str, strict: bool) -> Callable[[Scan], bool]:

@@ -2,8 +2,9 @@
 
 A harmonized image may differ from its source in contrast. Its anatomy may differ only as much as
 that of two scans of one subject on one scanner. The limits come from the rescans of the cohort.
-Without rescans, or if their limits would not detect a shift of one voxel, rescans are simulated:
-the scan is moved by the registration error and gets the noise of a second visit.
+Rescans are simulated if there are none, or if their limits would not detect a shift of one voxel.
+In a simulated rescan, the scan is moved by the registration error and gets the noise of a second
+visit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Site effect on each feature: additive, multiplicative, and in combination.
 
-These are the diagnostics of ComBat papers [1]_, [2]_: the fraction of each feature's variance that
-the site explains beyond age and sex (additive effect), the ratio of the sites' standard deviations
-(multiplicative effect), principal components of all features, and the Mahalanobis distance between
-sites. Every number has an exact interval or test, so none needs resampling.
+These are the diagnostics of ComBat papers [1]_, [2]_. The additive effect is the fraction of each
+feature's variance that the site explains beyond age and sex. The multiplicative effect is the ratio
+of the sites' standard deviations. Principal components of all features and the Mahalanobis distance
+between sites follow. Every number has an exact interval or test, so none needs resampling.
 
 References
 ----------

@@ -76,9 +76,9 @@ def interval_of_draws(effect: float, draws: Sequence[float] | np.ndarray, null_s
                       ) -> tuple[float, float]:
     """Compute a 95 % interval of an effect from its bootstrap draws.
 
-    The draws give the standard error only. Their mean is not used: a classifier that is trained on
+    The draws give the standard error only. Their mean is biased: a classifier that is trained on
     resampled subjects sees fewer of them, and distances between means of resampled subjects are
-    larger, so draws are biased. The standard error is at least that without any effect.
+    larger. The standard error is at least that without any effect.
 
     Parameters
     ----------

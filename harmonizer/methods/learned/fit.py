@@ -322,7 +322,7 @@ def _make_cases(cohort: Cohort, trained: tuple[int, ...], validated: tuple[int, 
     return cases
 
 
-class _Parts(NamedTuple):
+class _SubjectSplit(NamedTuple):
     """Indices of the scans of three groups of subjects; no subject is in two of them.
 
     Attributes
@@ -337,22 +337,23 @@ class _Parts(NamedTuple):
     test: tuple[int, ...]
 
 
-def _split(cohort: Cohort, config: Any, seed: int) -> _Parts:
+def _split(cohort: Cohort, config: Any, seed: int) -> _SubjectSplit:
     """Split the scans by subject; of two subjects kept from training one is for validation."""
-    _, kept = cohort.split(config.validation_fraction, seed)
-    site_of = {s: min(scan.site for scan in kept if scan.subject == s) for s in kept.subjects}
-    ordered = sorted(kept.subjects, key=lambda s: (site_of[s], s))
+    _, held_out = cohort.split(config.validation_fraction, seed)
+    site_of = {s: min(scan.site for scan in held_out if scan.subject == s)
+               for s in held_out.subjects}
+    ordered = sorted(held_out.subjects, key=lambda s: (site_of[s], s))
     validation = set(ordered[::2]) if config.uses_validation else set()
     test_subjects = set(ordered) - validation
 
     def scans_of(included: Callable[[str], bool]) -> tuple[int, ...]:
         return tuple(i for i, scan in enumerate(cohort.scans) if included(scan.subject))
 
-    return _Parts(scans_of(lambda s: s not in site_of), scans_of(lambda s: s in validation),
+    return _SubjectSplit(scans_of(lambda s: s not in site_of), scans_of(lambda s: s in validation),
                   scans_of(lambda s: s in test_subjects))
 
 
-def _warn_without_validation(name: str, config: Any, parts: _Parts) -> None:
+def _warn_without_validation(name: str, config: Any, parts: _SubjectSplit) -> None:
     """Say before the training that its result will not be used."""
     if config.weight_residual and not (parts.validation and config.validation_cases):
         LOGGER.warning(

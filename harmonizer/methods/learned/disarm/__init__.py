@@ -11,9 +11,9 @@ The networks are
 Further losses are self-reconstruction, cross-cycle consistency (exchange of the codes of two images
 and back), and recovery of the random code.
 
-The preset ``paper`` has the paper's roles, the loss weights of the authors' code, Adam 1e-4 with
-betas (0.5, 0.999), 4e-5 for the code discriminator, elastic augmentation, 100,000 full steps that
-alternate with steps of the code discriminator, and batches of 2. Batches may have any size here:
+The preset ``paper`` has the paper's roles, the loss weights of the authors' code, elastic
+augmentation and batches of 2. The optimizer is Adam 1e-4 with betas (0.5, 0.999), and 4e-5 for the
+code discriminator. Its steps alternate with 100,000 full steps. Batches may have any size here:
 image i gets the style of image i - 1, the first that of the last.
 docs/research/2026-12-paper-presets.md lists what still differs.
 

@@ -54,9 +54,9 @@ class DisarmTask(TrainingTask):
     """Five optimizer groups over six networks.
 
     With `alternate`, the code discriminator is updated in even steps and all others in odd ones, as
-    in the authors' code; otherwise it is updated first in every step, on the same batch. Scanner
-    codes of scans are those of whole volumes, as at inference; those of generated patches are all
-    that exists of a generated image.
+    in the authors' code. Otherwise it is updated first in every step, on the same batch. Scanner
+    codes of scans are computed from whole volumes, as at inference. Those of generated images are
+    computed from patches, because only patches are generated.
 
     Parameters
     ----------

@@ -5,9 +5,10 @@ Slabs of three slices pass forward through an invertible flow network
 standard deviation of the flow's features, as predicted from the target's feature statistics z_s.
 The backward pass then gives the harmonized slab.
 
-The preset ``paper`` has three slices as channels, Adam 1e-4, batch 32, unpaired slabs of different
-sites with statistics of their own, VGG-19 features, the printed fusion, and L = L_ac + 2 L_art with
-k = 0.9. docs/research/2026-12-paper-presets.md lists what still differs.
+The preset ``paper`` has three slices as channels, Adam 1e-4 and batch 32. Slabs are unpaired, of
+different sites, with statistics of their own. Features are those of VGG-19, the fusion is the
+printed one, and L = L_ac + 2 L_art with k = 0.9. docs/research/2026-12-paper-presets.md lists what
+still differs.
 
 Differences of the other presets from the paper, each with a reason:
 

@@ -107,8 +107,8 @@ class IhfTask(TrainingTask):
         """Draw a kind of pair, and the indices of its source and target scans.
 
         The scans are of two subjects (if there are two) and of one modality, each modality equally
-        often. The scans of a simulated pair are of one site: both are put under the same simulated
-        scanner, so the truth has the target's contrast only if they had one contrast before.
+        often. The scans of a simulated pair are of one site, so they have one contrast. The same
+        simulated scanner then changes both, so the truth has the target's contrast.
         """
         c, scans = self.config, self.store.scans
         # 0.9 and 0.1 leave -3e-17

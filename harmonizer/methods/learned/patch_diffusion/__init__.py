@@ -8,8 +8,8 @@ The preset ``paper`` has the values of the paper:
 
 * patches of 80 x 96 x 80 in volumes of 160 x 192 x 160 voxels,
 * a U-Net with four levels, attention at two of them, and one style vector of 512 for each site,
-* training on noise (eps) with a null style at 15 % and contrast bins by log-gamma; the prior is
-  perturbed anew for every patch,
+* training on noise (eps) with a null style at 15 % and contrast bins by log-gamma; each patch has
+  its own perturbation of the prior,
 * 50 DDIM steps from noise, CFG++ 0.6, each patch sampled separately and blended at the end.
 
 The paper does not state widths (here 64, 128, 256, 512), schedule (T = 1000, linear), bins and

@@ -58,7 +58,7 @@ class PatchDiffusionTask(TrainingTask):
     def batch(self, step: int, rank: int) -> dict[str, Any]:
         """Return patches in a contrast bin each, their conditioning, sites and bins.
 
-        The prior's perturbation and the warp are drawn anew for every patch. ``has_style`` is False
+        Each patch has its own perturbation of the prior and its own warp. ``has_style`` is False
         where the null style is trained.
         """
         c = self.config

@@ -90,15 +90,15 @@ class ResidualUNet(nn.Module):
         code = self.embed(((condition - self.center) / self.scale).clamp(-4, 4))
         images, bands = detail_of(x)
         h = self.stem(pixel_unshuffle(torch.cat([images, x[:, 2:], bands], dim=1), BLOCK))
-        kept = []
+        skips = []
         for level, blocks in enumerate(self.encoder):
             for block in blocks.children():
                 h = block(h, code)
             if level < len(self.down):
-                kept.append(h)
+                skips.append(h)
                 h = self.down[level](h)
         for level in reversed(range(len(self.up))):
-            h = self.decoder[level](kept[level] + self.up[level](h), code)
+            h = self.decoder[level](skips[level] + self.up[level](h), code)
         out = pixel_shuffle(self.head(functional.silu(h)).float(), BLOCK)
         gains = self.gains(code).float()[..., None, None, None] + GAIN_SCALE * out[:, 1:]
         detail = (gains * bands[:, :GAINS] / FINE_GAIN).sum(dim=1, keepdim=True)

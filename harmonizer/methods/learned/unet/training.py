@@ -259,8 +259,9 @@ def train_unet(folder: Path, pairs: Path, settings: UNetSettings, resources: Res
     if not path.exists():
         center, scale = condition_statistics(store.training)
         write_json(path, {"center": center.tolist(), "scale": scale.tolist()})
-    kept = read_json(path)
-    task = ResidualTransfer(store, settings, np.array(kept["center"]), np.array(kept["scale"]))
+    normalization = read_json(path)
+    task = ResidualTransfer(store, settings, np.array(normalization["center"]),
+                            np.array(normalization["scale"]))
     schedule = TrainingSchedule(steps=settings.steps, ema=settings.ema, log_every=50,
                 validate_every=settings.validate_every, save_every=100)
     outcome = train(task, schedule, replace(resources, folder=folder), folder, settings.seed,
